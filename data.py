@@ -1,0 +1,250 @@
+"""Feature shards (write, index, read), deterministic length-sorted batches, and the one resumable download.
+
+A folder of features holds WebDataset tars (shard-000000.tar: per clip <key>.npy, float16 (T, n_taps, D), and
+<key>.json), index.json (a row per clip: shard, byte offset of its numbers, frames, info) and, written last,
+manifest.json (encoder and its weights' sha256, taps, D, counts, hours, bytes and sha256 of each shard).
+"""
+import hashlib
+import io
+import json
+import os
+import tarfile
+import time
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+CONNECT_S, READ_S = 5.0, 30.0  # a host is unreachable, a connection dead, after this long without a sign
+RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+
+class TryAgain(Exception):
+    """A passing failure of a download. args: reason; seconds to wait, or None when the server did not say."""
+
+
+def mismatch(path, sha256="", md5="", size=0):
+    """What is wrong with a file against its published size (bytes) and checksums (hex), or ''."""
+    if size and os.path.getsize(path) != size:
+        return f"{os.path.getsize(path):,} bytes instead of {size:,}"
+    for name, expected in (("sha256", sha256), ("md5", md5)):
+        with open(path, "rb") as f:
+            if expected and (found := hashlib.file_digest(f, name).hexdigest()) != expected.lower():
+                return f"{name} is {found[:16]} instead of {expected[:16]}"
+    return ""
+
+
+def fetch(session, url, part, min_bytes_s):
+    """One request for what `part` lacks. TryAgain: a passing failure; ValueError: this source won't do."""
+    import requests
+    from tqdm import tqdm
+    from urllib3.exceptions import HTTPError
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S))
+    except requests.RequestException as e:
+        cause = getattr(e.args[0], "reason", None) if e.args else None  # set when no connection came about: fail fast
+        is_passing = cause is None and isinstance(e, (requests.ConnectionError, requests.ReadTimeout))
+        reason = f"{type(e).__name__}: {str(cause or e).rsplit(': ', 1)[-1]}"
+        raise TryAgain(reason, None) if is_passing else ValueError(reason)
+    with response:
+        status, content_range = response.status_code, response.headers.get("Content-Range", "")
+        if status in RETRY_STATUS:
+            wait = response.headers.get("Retry-After", "")  # in seconds; a date counts as not said
+            raise TryAgain(f"HTTP {status} {response.reason}", float(wait) if wait.isdigit() else None)
+        if have and status == 416 and content_range == f"bytes */{have}":
+            return  # all of it was there already
+        if have and (status == 416 or (status == 206 and not content_range.startswith(f"bytes {have}-"))):
+            os.remove(part)
+            raise TryAgain(f"HTTP {status} with '{content_range}' to a Range from {have}", 0.0)
+        if status not in (200, 206):
+            raise ValueError(f"HTTP {status} {response.reason}")
+        n = have if status == 206 else 0  # 200: the server ignores Range, so from the start
+        total = n + int(response.headers.get("Content-Length", -n)) or None
+        window_n, window_end = n, time.monotonic() + READ_S
+        bar = tqdm(desc=os.path.basename(part)[:-5], total=total, initial=n, unit="B", unit_scale=True)
+        try:
+            with bar, open(part, "ab" if n else "wb") as f:
+                while block := response.raw.read1(1 << 18):  # read1 returns what has come, so a trickle is seen as one
+                    n += f.write(block)
+                    bar.update(len(block))
+                    if time.monotonic() > window_end:
+                        if n - window_n < min_bytes_s * READ_S:
+                            raise TryAgain(f"slower than {min_bytes_s:,} bytes a second", None)
+                        window_n, window_end = n, time.monotonic() + READ_S
+        except HTTPError as e:
+            raise TryAgain(f"cut after {n:,} of {total or 0:,} bytes ({type(e).__name__})", None) from e
+
+
+def download_from(session, url, part, checks, min_bytes_s, n_tries, max_wait_s):
+    """Fill `part` from one source and verify it -> '' or the reason why this source failed."""
+    n_failed, is_mixed = 0, os.path.exists(part)
+    while True:
+        had = os.path.getsize(part) if os.path.exists(part) else 0
+        try:
+            fetch(session, url, part, min_bytes_s)
+            wrong = mismatch(part, **checks)
+            if not wrong:
+                return ""
+            os.remove(part)
+            if not is_mixed:
+                return wrong
+            is_mixed = False  # its beginning came from elsewhere: once more, all from this source
+        except ValueError as e:
+            return str(e)
+        except TryAgain as e:
+            reason, asked_s = e.args
+            if os.path.exists(part) and os.path.getsize(part) > had:
+                n_failed = 0  # a line that drops often but moves on is not given up
+            n_failed += 1
+            wait_s = 2.0 ** (n_failed - 1) if asked_s is None else asked_s
+            if n_failed >= n_tries or wait_s > max_wait_s:
+                return f"{reason} ({n_failed} times; wait {wait_s:.0f} s)"
+            time.sleep(wait_s)
+
+
+def download(urls, path, sha256="", md5="", size=0, min_bytes_s=1000, session=None, n_tries=4, max_wait_s=60.0):
+    """Download a file from the first source that works: resumed in path + '.part', verified, then renamed.
+
+    urls: str or list of str, tried in order; sha256, md5: hex; size: bytes; min_bytes_s: slower counts as cut; n_tries:
+    failures in a row without progress before the next source; max_wait_s: the longest Retry-After waited for; session:
+    a requests.Session. -> the url that served, or path when it was there. OSError with each source's reason.
+    """
+    import requests
+    checks = {"sha256": sha256, "md5": md5, "size": size}
+    if os.path.exists(path) and not mismatch(path, **checks):
+        return path
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    part, reasons, session = path + ".part", "", session or requests.Session()
+    for url in [urls] if isinstance(urls, str) else urls:
+        if os.path.exists(part) and not (sha256 or md5):
+            os.remove(part)  # without a checksum, bytes of another source or version can't be told apart
+        reason = download_from(session, url, part, checks, min_bytes_s, n_tries, max_wait_s)
+        if not reason:
+            os.replace(part, path)
+            return url
+        reasons += f"; {url}: {reason}"
+    raise OSError(f"{path}: no source could be downloaded{reasons}")
+
+
+def write_json(path, value):
+    """Write JSON under a temporary name, then rename: the file is whole or not there."""
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(value, f, ensure_ascii=False)
+    os.replace(path + ".tmp", path)
+
+
+def write_shard(path, clips):
+    """Write one tar of clips (key, features float16 (T, n_taps, D), info) as .tmp, rename it, return its index rows."""
+    rows = []
+    with tarfile.open(path + ".tmp", "w", format=tarfile.GNU_FORMAT) as tar:
+        for key, features, info in clips:
+            if not key or "." in key or "/" in key:
+                raise ValueError(f"{path}: key {key!r} must not be empty or hold '.' or '/' (WebDataset splits there)")
+            info, npy = {"key": key} | info, io.BytesIO()
+            np.save(npy, np.ascontiguousarray(features, dtype=np.float16))
+            for name, data in ((f"{key}.json", json.dumps(info).encode()), (f"{key}.npy", npy.getvalue())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            offset = tar.offset - -len(data) % 512 - 2 * features.size  # its numbers' start; padded to 512
+            rows.append({"shard": os.path.basename(path), "offset": offset, "frames": len(features), "info": info})
+    os.replace(path + ".tmp", path)
+    return rows
+
+
+def write_index(folder, rows, shards, manifest):
+    """Write index.json (rows of all shards), then manifest.json; returns the manifest with totals added.
+
+    shards: {name: {"bytes": int, "sha256": hex}}; manifest: dict of at least encoder, encoder_sha256, taps, D.
+    """
+    seconds = {row["info"]["split"]: [] for row in rows}
+    for row in rows:
+        seconds[row["info"]["split"]].append(row["info"]["seconds"])
+    manifest = manifest | {"clips": {split: len(s) for split, s in seconds.items()}, "shards": shards,
+                           "seconds": {split: round(sum(s), 2) for split, s in seconds.items()},
+                           "hours": round(sum(map(sum, seconds.values())) / 3600, 4)}
+    write_json(os.path.join(folder, "index.json"), rows)
+    write_json(os.path.join(folder, "manifest.json"), manifest)
+    return manifest
+
+
+class Features:
+    """Random access to the clips of a split ('' for all); it holds no open file, so it can be forked and pickled.
+
+    encoder_sha256, taps: what the run needs. ValueError: no features, of other encoder or taps, a shard cut short.
+    """
+
+    def __init__(self, folder, split="", encoder_sha256="", taps=None):
+        self.folder, again = folder, "run prepare_librispeech.py"
+        try:
+            manifest, rows = (json.loads(Path(folder, name).read_bytes()) for name in ("manifest.json", "index.json"))
+        except (FileNotFoundError, ValueError) as e:
+            raise ValueError(f"{folder}: no whole manifest.json and index.json there ({e}): {again}") from None
+        for name, needed in (("encoder_sha256", encoder_sha256), ("taps", list(taps or []))):
+            if needed and manifest[name] != needed:
+                raise ValueError(f"{folder}: features of {name} {manifest[name]}, but the run needs {needed}: {again}")
+        for path, shard in ((Path(folder, name), shard) for name, shard in manifest["shards"].items()):
+            n = path.stat().st_size if path.exists() else 0
+            if n != shard["bytes"]:
+                raise ValueError(f"{path}: {n:,} bytes instead of {shard['bytes']:,}: delete it and {again}")
+        self.rows = [row for row in rows if split in ("", row["info"]["split"])]
+        if not self.rows:
+            raise ValueError(f"{folder}: no clip of split {split!r}, only {sorted(manifest['clips'])}")
+        self.manifest, self.shape = manifest, (len(manifest["taps"]), manifest["D"])  # shape: (n_taps, D)
+        self.infos = [row["info"] for row in self.rows]
+        self.keys, self.texts, self.seconds = ([i[name] for i in self.infos] for name in ("key", "text", "seconds"))
+        self.lengths = np.array([row["frames"] for row in self.rows], dtype=np.int32)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        """-> (float16 (T, n_taps, D), info)"""
+        return load_batch(self, [i])[0][0], self.infos[i]
+
+    def mean_std(self, n_clips, seed):
+        """Mean and standard deviation over the frames of n_clips clips drawn by seed: two float32 (n_taps, D)."""
+        n, total, squares = 0, 0.0, 0.0
+        for i in np.random.default_rng(seed).permutation(len(self))[:n_clips]:
+            x = self[i][0].astype(np.float64)  # (T, n_taps, D)
+            n, total, squares = n + len(x), total + x.sum(0), squares + (x * x).sum(0)
+        mean = total / n
+        return mean.astype(np.float32), np.sqrt(np.maximum(squares / n - mean**2, 0)).astype(np.float32)
+
+
+def load_batch(features, indices):
+    """Read clips -> (float16 (B, T_max, n_taps, D) zero padded, int64 (B,) frames). ValueError: a shard ends early."""
+    lens, by_shard = features.lengths[indices].astype(np.int64), {}
+    x = np.zeros((len(indices), lens.max(), *features.shape), dtype=np.float16)
+    for b, i in enumerate(indices):
+        by_shard.setdefault(features.rows[i]["shard"], []).append((features.rows[i]["offset"], x[b, : lens[b]]))
+    for name, reads in by_shard.items():
+        with open(os.path.join(features.folder, name), "rb", buffering=0) as f:
+            for offset, clip in reads:
+                if os.preadv(f.fileno(), [clip], offset) != clip.nbytes:  # from the page cache into the batch, no copy
+                    raise ValueError(f"{f.name}: ends before byte {offset + clip.nbytes:,}: make the features again")
+    return x, lens
+
+
+@lru_cache(maxsize=8)
+def epoch_batches(lengths, seed, split, epoch, batch_size, jitter):
+    """An epoch's batches, each clip once: a list of int64 arrays of indices; lengths: bytes of int32 (N,)."""
+    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), epoch])
+    lengths = np.frombuffer(lengths, dtype=np.int32)
+    shuffled = rng.permutation(len(lengths))  # clips of equal length meet others in each epoch
+    order = shuffled[np.argsort(lengths[shuffled] * rng.uniform(1 - jitter, 1 + jitter, len(lengths)))]
+    batches = np.array_split(order, -(-len(lengths) // batch_size))  # no small rest: sizes differ by one at most
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def batch_indices(lengths, seed, split, step, microbatch, batch_size, grad_accum=1, jitter=0.03):
+    """Clips of a microbatch, a function of its arguments alone: any rank may ask for any step, resume needs no state.
+
+    lengths: frames (N,); seed >= 0; microbatch: 0..grad_accum-1; jitter: share by which lengths move before sorting. An
+    epoch: ceil(N / batch_size) batches of similar length in random order, each clip once. -> int64 (<= batch_size,)
+    """
+    epoch, i = divmod(step * grad_accum + microbatch, -(-len(lengths) // batch_size))
+    return epoch_batches(np.asarray(lengths, np.int32).tobytes(), seed, split, epoch, batch_size, jitter)[i]

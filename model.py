@@ -1,0 +1,491 @@
+"""The GPT that reads and hears: nanochat's architecture, audio tokens among the text, a KV cache per row, checkpoints.
+
+One row is text alone, or text with one recording in it:  text[:audio_at], audio tokens, text[audio_at:].
+A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_model.py keeps its numbers).
+"""
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+SOFTCAP = 15.0         # logits stay within +-15 (Gemma 2, arXiv:2408.00118)
+QK_SCALE = 1.2         # after QK-norm, on queries and keys each: nanochat's sharper attention
+ROPE_BASE = 100_000
+SMEAR_CHANNELS = 24    # the first channels of a token decide how much of the token before it is mixed in
+GATE_CHANNELS = 12     # the first channels of x gate the value embeddings
+
+
+def pick_compute_dtype():
+    """Return the dtype of matmuls and activations: NANOCHAT_DTYPE, else bf16 where the hardware multiplies in it."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    name = os.environ.get("NANOCHAT_DTYPE", "")
+    if name:
+        if name not in names:
+            raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}")
+        return names[name]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # AMX bf16 is about 5x fp32 (2 cores, 2026-11)
+    return torch.bfloat16 if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else torch.float32
+
+
+COMPUTE_DTYPE = pick_compute_dtype()
+
+
+def pick_device(device):
+    """Turn the setting 'auto', 'cuda', 'mps' or 'cpu' into a torch.device; ValueError for what is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = device.split(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind):
+        raise ValueError(f"device={device} is not on this machine: use one of {[k for k in there if there[k]] + ['auto']}")
+    return torch.device(device)
+
+
+def norm(x):
+    return F.rms_norm(x, (x.size(-1),))
+
+
+class Linear(nn.Linear):
+    """A linear layer that keeps fp32 master weights and computes in its input's dtype; no bias by default."""
+
+    def __init__(self, in_features, out_features, bias=False):
+        super().__init__(in_features, out_features, bias=bias)
+
+    def forward(self, x):
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+# -----------------------------------------------------------------------------
+# the architecture
+
+
+@dataclass
+class GPTConfig:
+    sequence_len: int = 2048
+    vocab_size: int = 32768
+    n_layer: int = 12
+    n_head: int = 6
+    n_kv_head: int = 6
+    n_embd: int = 768
+    window_pattern: str = "SSSL"  # L: sequence_len back, S: a quarter of it; tiled over layers, the last is always L
+
+    @classmethod
+    def of_depth(cls, depth, vocab_size, sequence_len=2048, head_dim=128, window_pattern="SSSL"):
+        """The one dial: n_embd is 64*depth rounded up to a multiple of head_dim."""
+        n_embd = -(-64 * depth // head_dim) * head_dim
+        n_head = n_embd // head_dim
+        return cls(sequence_len, vocab_size, depth, n_head, n_head, n_embd, window_pattern)
+
+    def windows(self):
+        """Return each layer's window: a key j is seen from i when 0 <= i - j <= window."""
+        pattern = self.window_pattern.upper()
+        if not pattern or set(pattern) - set("SL"):
+            raise ValueError(f"window_pattern={self.window_pattern!r}: use the letters S and L only")
+        size = {"L": self.sequence_len, "S": -(-self.sequence_len // 4 // 128) * 128}
+        return [size[pattern[i % len(pattern)]] for i in range(self.n_layer - 1)] + [size["L"]]
+
+
+def has_value_embedding(layer, n_layer):
+    return layer % 2 == (n_layer - 1) % 2
+
+
+def rotate(x, cos, sin):
+    """Apply rotary positions to x (B, T, H, D); half-split, and nanochat's sign (by -theta)."""
+    x1, x2 = x.chunk(2, dim=3)
+    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=3)
+
+
+def attend(q, k, v, mask):
+    """Attention of q (B, T, H, D) over k, v (B, H_kv, S, D); mask is bool (B or 1, 1, T, S), or None for plain causal."""
+    q = q.transpose(1, 2)  # (B, H, T, D)
+    if mask is None:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.size(1) != q.size(1))
+    elif q.is_cuda:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.size(1) != q.size(1))
+    else:  # on a CPU plain matmuls, fused by torch.compile, beat SDPA at these lengths
+        if k.size(1) != q.size(1):
+            k, v = (t.repeat_interleave(q.size(1) // t.size(1), dim=1) for t in (k, v))
+        scores = (q @ k.transpose(2, 3)).float() * (q.size(3) ** -0.5)  # (B, H, T, S)
+        y = scores.masked_fill(~mask, -math.inf).softmax(dim=3).to(q.dtype) @ v
+    return y.transpose(1, 2).flatten(2)  # (B, T, H*D)
+
+
+class Attention(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.layer, self.n_head, self.n_kv_head = layer, config.n_head, config.n_kv_head
+        C, kv_dim = config.n_embd, config.n_embd // config.n_head * config.n_kv_head
+        self.c_q, self.c_k, self.c_v = Linear(C, C), Linear(C, kv_dim), Linear(C, kv_dim)
+        self.c_proj = Linear(C, C)
+        gated = has_value_embedding(layer, config.n_layer)
+        self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if gated else None
+
+    def forward(self, x, ve, cos, sin, mask, kv_cache):
+        B, T, _ = x.shape
+        q = self.c_q(x).view(B, T, self.n_head, -1)
+        k = self.c_k(x).view(B, T, self.n_kv_head, -1)
+        v = self.c_v(x).view(B, T, self.n_kv_head, -1)
+        if ve is not None:  # ResFormer's value residual (arXiv:2410.17897), gated per head
+            gate = 3 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, H_kv)
+            v = v + gate.unsqueeze(-1) * ve.view(B, T, self.n_kv_head, -1)
+        q = norm(rotate(q, cos, sin)) * QK_SCALE
+        k = norm(rotate(k, cos, sin)) * QK_SCALE
+        if kv_cache is None:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, H_kv, T, D)
+        else:
+            k, v = kv_cache.write(self.layer, k, v)
+        return self.c_proj(attend(q, k, v, mask))
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        return self.c_proj(F.relu(self.c_fc(x)).square())
+
+
+class Block(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x, *rest):
+        x = x + self.attn(norm(x), *rest)
+        return x + self.mlp(norm(x))
+
+
+def arrange(T, T_a, text_lens, audio_lens, audio_at):
+    """Say where each row's tokens go: left-aligned, text[:audio_at], audio, the other text, padding.
+
+    text_lens, audio_lens: (B,). Returns source (B, T_a + T), for each place the index into [T text, T_a audio, one
+    padding], and place (B, T), the place of each text token.
+    """
+    assert T >= audio_at, f"audio_at={audio_at} lies past the text's {T} tokens: give at least that many before audio"
+    p = torch.arange(T_a + T, device=text_lens.device)[None]  # (1, T_a + T)
+    n_audio, n_text = audio_lens[:, None], text_lens[:, None]
+    in_audio = (p >= audio_at) & (p < audio_at + n_audio)
+    source = torch.where(p < audio_at, p, p - n_audio)
+    source = torch.where(in_audio, T + p - audio_at, source)
+    source = torch.where(p < n_text + n_audio, source, T + T_a)
+    j = torch.arange(T, device=text_lens.device)[None]
+    return source, torch.where(j < audio_at, j, j + n_audio)
+
+
+def take(x, index):
+    """x (B, S, C) at index (B, T) -> (B, T, C)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.size(2)))
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.windows = config.windows()
+        C, head_dim = config.n_embd, config.n_embd // config.n_head
+        assert C % config.n_head == 0, f"n_embd={C} is no multiple of n_head={config.n_head}"
+        assert config.n_head % config.n_kv_head == 0, f"n_head={config.n_head} is no multiple of {config.n_kv_head=}"
+        padded = -(-config.vocab_size // 64) * 64  # rows beyond vocab_size are cut off in logits()
+        self.transformer = nn.ModuleDict({
+            "wte": nn.Embedding(padded, C),
+            "h": nn.ModuleList([Block(config, i) for i in range(config.n_layer)]),
+        })
+        self.lm_head = Linear(C, padded)
+        self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))
+        self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))
+        self.smear_gate = Linear(SMEAR_CHANNELS, 1)
+        self.smear_lambda = nn.Parameter(torch.zeros(1))
+        self.backout_lambda = nn.Parameter(0.2 * torch.ones(1))
+        layers = [i for i in range(config.n_layer) if has_value_embedding(i, config.n_layer)]
+        self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(padded, config.n_kv_head * head_dim) for i in layers})
+        # ten sequence lengths of positions, so that audio and a long chat find theirs
+        inv_freq = ROPE_BASE ** -(torch.arange(0, head_dim, 2).float() / head_dim)
+        angle = torch.outer(torch.arange(10 * config.sequence_len).float(), inv_freq)  # (S, D/2)
+        self.register_buffer("cos", angle.cos().to(COMPUTE_DTYPE), persistent=False)
+        self.register_buffer("sin", angle.sin().to(COMPUTE_DTYPE), persistent=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """nanochat's start: every block adds nothing, the logits are almost zero."""
+        n_layer, bound = self.config.n_layer, (3 / self.config.n_embd) ** 0.5  # uniform with std 1/sqrt(n_embd)
+        self.transformer.wte.weight.normal_(std=0.8)
+        self.lm_head.weight.normal_(std=0.001)
+        for block in self.transformer.h:
+            for linear, scale in ((block.attn.c_q, 1), (block.attn.c_k, 1), (block.attn.c_v, 1), (block.mlp.c_fc, 0.4)):
+                linear.weight.uniform_(-bound * scale, bound * scale)
+            block.attn.c_proj.weight.zero_()
+            block.mlp.c_proj.weight.zero_()
+            if block.attn.ve_gate is not None:
+                block.attn.ve_gate.weight.uniform_(0.0, 0.02)
+        for embedding in self.value_embeds.values():
+            embedding.weight.uniform_(-bound, bound)
+        depth = torch.arange(n_layer) / max(n_layer - 1, 1)
+        self.resid_lambdas.copy_(1.15 - 0.10 * depth)
+        self.x0_lambdas.copy_(0.20 - 0.15 * depth)
+        self.smear_gate.weight.uniform_(0.0, 0.02)
+
+    def flops_per_token(self, T):
+        """Training FLOPs a token at row length T, as nanochat counts: 6 a matmul weight and 12*H*D*keys a layer."""
+        n_matmul = sum(m.weight.numel() for m in self.modules() if isinstance(m, Linear))
+        return 6 * n_matmul + sum(12 * self.config.n_embd * min(T, window) for window in self.windows)
+
+    def embed(self, idx):
+        """Token ids (B, T) -> normed embeddings (B, T, C) in COMPUTE_DTYPE, before smear."""
+        return norm(self.transformer.wte(idx).to(COMPUTE_DTYPE))
+
+    def smear(self, x, previous):
+        """Mix into each text embedding (B, T, C) a little of the one before it; previous (B, 1, C) precedes the first."""
+        gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
+        return x + gate * torch.cat([previous, x[:, :-1]], dim=1)
+
+    def masks(self, q_pos, n_keys):
+        """Return each layer's bool mask (B or 1, 1, T, S); None where plain causal attention says the same on a GPU."""
+        if q_pos is None and self.cos.is_cuda and n_keys <= min(self.windows) + 1:
+            return [None] * len(self.windows)
+        key = torch.arange(n_keys, device=self.cos.device)
+        distance = (key[None] if q_pos is None else q_pos)[..., None] - key  # (B or 1, T, S)
+        by_window = {w: ((distance >= 0) & (distance <= w))[:, None] for w in set(self.windows)}
+        return [by_window[w] for w in self.windows]
+
+    def trunk(self, x, ve, cos, sin, masks, kv_cache=None):
+        """The Transformer over rows x (B, T, C); ve: {layer: (B, T, H_kv*D)}. The part that torch.compile pays for."""
+        x0, middle = x, None
+        for i, block in enumerate(self.transformer.h):
+            x = self.resid_lambdas[i].to(x.dtype) * x + self.x0_lambdas[i].to(x.dtype) * x0
+            x = block(x, ve.get(str(i)), cos, sin, masks[i], kv_cache)
+            if i == self.config.n_layer // 2:
+                middle = x
+        return norm(x - self.backout_lambda.to(x.dtype) * middle)  # (B, T, C)
+
+    def logits(self, x):
+        """Hidden states (..., C) -> softcapped logits (..., V) in fp32."""
+        z = self.lm_head(x)[..., :self.config.vocab_size].float()
+        return SOFTCAP * torch.tanh(z / SOFTCAP)
+
+    def forward(self, idx, targets=None, kv_cache=None, loss_reduction="mean",
+                audio_features=None, audio_lens=None, text_lens=None, audio_at=0):
+        """Logits of text, or its loss; audio tokens stand among the text, and nothing is predicted at them.
+
+        idx, targets: int64 (B, T); targets of -1 count nothing. kv_cache: a KVCache; this call's tokens are appended
+        to what each row holds. audio_features: (B, T_a, C), a projector's output; audio_lens, text_lens: (B,), true
+        lengths of padded rows (None: full). audio_at: text tokens that stand before the audio.
+        Returns logits (B, T, V) fp32, or with targets the loss: 'mean' and 'sum' a scalar, 'none' (B*T,), 0 where -1.
+        """
+        B, T = idx.shape
+        x = self.embed(idx)
+        previous = x.new_zeros(B, 1, x.size(2)) if kv_cache is None else kv_cache.previous
+        if kv_cache is not None:
+            kv_cache.previous = last_text(x, previous, text_lens)
+        x = self.smear(x, previous)
+        ve = {i: embedding(idx).to(x.dtype) for i, embedding in self.value_embeds.items()}
+        place, lens = None, text_lens
+        if audio_features is not None or text_lens is not None:
+            T_a = 0 if audio_features is None else audio_features.size(1)
+            full = lambda lens, n: torch.full((B,), n, device=idx.device) if lens is None else lens
+            text_lens, audio_lens = full(text_lens, T), full(audio_lens, T_a)
+            source, place = arrange(T, T_a, text_lens, audio_lens, audio_at if T_a else 0)
+            audio = x[:, :0] if audio_features is None else audio_features.to(x.dtype)
+            x = take(F.pad(torch.cat([x, audio], 1), (0, 0, 0, 1)), source)  # (B, T_a + T, C)
+            ve = {i: take(F.pad(e, (0, 0, 0, T_a + 1)), source) for i, e in ve.items()}  # zero at audio
+            lens = text_lens + audio_lens
+        x = self.run(x, ve, kv_cache, lens)
+        if targets is None:
+            return self.logits(x if place is None else take(x, place))
+        return self.loss(x, place, targets, loss_reduction)
+
+    def run(self, x, ve, kv_cache, lens):
+        """Positions, masks and the trunk over arranged rows x (B, T, C) of lengths lens ((B,), or None: all T)."""
+        T = x.size(1)
+        limit = self.cos.size(0)
+        if kv_cache is None:
+            assert T <= limit, f"a row of {T} tokens > {limit} positions (10 x sequence_len): use a shorter recording"
+            return self.trunk(x, ve, self.cos[None, :T, None], self.sin[None, :T, None], self.masks(None, T))
+        q_pos = kv_cache.begin(T, limit)  # (B, T)
+        cos, sin = self.cos[q_pos][:, :, None], self.sin[q_pos][:, :, None]  # (B, T, 1, D/2)
+        x = self.trunk(x, ve, cos, sin, self.masks(q_pos, kv_cache.n_keys), kv_cache)
+        kv_cache.advance(T, lens)
+        return x
+
+    def loss(self, x, place, targets, reduction):
+        """Cross entropy where a target is; logits are computed nowhere else."""
+        at = (targets.reshape(-1) >= 0).nonzero().squeeze(1)  # (N,)
+        if place is not None:
+            row = torch.arange(x.size(0), device=x.device)[:, None] * x.size(1)
+            x = x.flatten(0, 1)[(row + place).reshape(-1)[at]]
+        else:
+            x = x.flatten(0, 1)[at]
+        each = F.cross_entropy(self.logits(x), targets.reshape(-1)[at], reduction="none")  # (N,)
+        if reduction == "none":
+            return each.new_zeros(targets.numel()).index_put((at,), each)
+        return each.sum() if reduction == "sum" else each.mean()
+
+
+# -----------------------------------------------------------------------------
+# the KV cache and decoding
+
+
+def last_text(x, previous, text_lens):
+    """Return each row's last text embedding (B, 1, C): of x (B, T, C), or the previous one where the row has no text."""
+    if text_lens is None:
+        return x[:, -1:]
+    last = take(x, (text_lens - 1).clamp(min=0)[:, None])
+    return torch.where((text_lens > 0)[:, None, None], last, previous)
+
+
+class KVCache:
+    """Keys and values of B rows, each filled to its own length; a call appends at that length.
+
+    Rows may be padded: what a padded place writes lies past the row's length, is never seen (a query sees keys at or
+    before its own position) and is overwritten by the next call.
+    """
+
+    def __init__(self, config, batch_size, max_len, device="cpu"):
+        head_dim = config.n_embd // config.n_head
+        shape = (config.n_layer, batch_size, config.n_kv_head, max_len, head_dim)
+        self.k = torch.zeros(shape, dtype=COMPUTE_DTYPE, device=device)
+        self.v = torch.zeros_like(self.k)
+        self.lens = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.previous = torch.zeros(batch_size, 1, config.n_embd, dtype=COMPUTE_DTYPE, device=device)
+        self.longest = 0  # of lens, on the host
+        self.n_keys = 0   # keys that a query of this call may see
+
+    def begin(self, T, limit):
+        """Take T more places in every row; return their positions (B, T)."""
+        self.n_keys, max_len = self.longest + T, min(self.k.size(3), limit)
+        assert self.n_keys <= max_len, f"{self.n_keys} tokens > the cache's {max_len}: make max_len larger"
+        self.at = self.lens[:, None] + torch.arange(T, device=self.lens.device)
+        return self.at
+
+    def write(self, layer, k, v):
+        """Store k, v (B, T, H_kv, D) at begin()'s positions; return all keys and values (B, H_kv, n_keys, D)."""
+        row = torch.arange(k.size(0), device=k.device)[:, None]
+        self.k[layer][row, :, self.at] = k
+        self.v[layer][row, :, self.at] = v
+        return self.k[layer][:, :, :self.n_keys], self.v[layer][:, :, :self.n_keys]
+
+    def advance(self, T, lens):
+        """Count this call's tokens: T in every row, or lens (B,) of them."""
+        self.lens = self.lens + (T if lens is None else lens)
+        self.longest = self.longest + T if lens is None else int(self.lens.max())
+
+
+def sample(logits, temperature, top_k, top_p, generator):
+    """Choose a token a row: logits (B, V) -> ids (B,). temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+    if temperature == 0:
+        return logits.argmax(dim=1)
+    logits, order = (logits / temperature).sort(dim=1, descending=True)
+    if top_k > 0:
+        logits[:, top_k:] = -math.inf
+    probs = logits.softmax(dim=1)
+    before = probs.cumsum(dim=1) - probs  # mass of the tokens ahead of each; the first always stays
+    probs = probs.masked_fill(before >= top_p, 0.0) if top_p < 1 else probs
+    return order.gather(1, torch.multinomial(probs, 1, generator=generator)).squeeze(1)
+
+
+@torch.inference_mode()
+def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=0.0, top_k=0, top_p=1.0,
+             stop_ids=(), seed=0):
+    """Stream the continuation of B prompts, decoded together.
+
+    prompts: B lists of at least one id. audio: None, or B tensors (T_a, C). Yields, a step at a time, a list of B
+    entries: the token id, or None once that row has ended at one of stop_ids (which is not given out).
+    """
+    device = model.cos.device
+    text_lens = torch.tensor([len(p) for p in prompts], device=device)
+    rows = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True)
+    idx, features, audio_lens = rows.to(device), None, None
+    if audio is not None:
+        audio_lens = torch.tensor([len(a) for a in audio], device=device)
+        features = nn.utils.rnn.pad_sequence(list(audio), batch_first=True).to(device)
+    n_prefill = idx.size(1) + (0 if features is None else features.size(1))
+    cache = KVCache(model.config, len(prompts), n_prefill + max_tokens, device)
+    logits = model(idx, kv_cache=cache, audio_features=features, audio_lens=audio_lens, text_lens=text_lens,
+                   audio_at=audio_at)
+    logits = take(logits, (text_lens - 1)[:, None])[:, 0]  # (B, V)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    stopped = [False] * len(prompts)
+    for step in range(max_tokens):
+        ids = sample(logits, temperature, top_k, top_p, generator)
+        out = ids.tolist()
+        stopped = [done or token in stop_ids for done, token in zip(stopped, out)]
+        if all(stopped):
+            return
+        yield [None if done else token for done, token in zip(stopped, out)]
+        if step + 1 < max_tokens:
+            logits = model(ids[:, None], kv_cache=cache)[:, -1]
+
+
+# -----------------------------------------------------------------------------
+# checkpoints: model_000100.pt (the GPT alone) and meta_000100.json, which is written last
+
+
+def sha256_file(path):
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def load_tensors(path, device="cpu", sha256=""):
+    """torch.load with weights_only; ValueError in one line for a file that is missing, cut short or changed."""
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is missing: copy the run's folder whole, or train it again")
+    if sha256 and sha256_file(path) != sha256:
+        raise ValueError(f"{path} is cut short or changed (its sha256 is not the one in meta): copy it again")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as e:
+        raise ValueError(f"{path} can't be read, is it cut short? ({str(e).splitlines()[0][:100]})") from None
+
+
+def checkpoint_steps(folder):
+    """Return the steps that are whole in a run's folder (those with a meta_<step>.json), ascending."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(int(m[1]) for m in (re.fullmatch(r"meta_(\d+)\.json", name) for name in names) if m)
+
+
+def read_meta(folder, step=-1):
+    """Read meta_<step>.json (-1: the last) of a run's folder; returns the dict, with 'step' in it."""
+    steps = checkpoint_steps(folder)
+    if not steps:
+        raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): give the folder of a finished run")
+    if step != -1 and step not in steps:
+        raise ValueError(f"{folder} holds no step {step}: it has {', '.join(map(str, steps))}")
+    step = steps[-1] if step == -1 else step
+    path = os.path.join(folder, f"meta_{step:06d}.json")
+    try:
+        with open(path, encoding="utf-8") as f:
+            meta = json.load(f)
+        return {**meta, "step": step, "model_config": dict(meta["model_config"])}
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is no checkpoint's meta ({type(e).__name__}: {e})") from None
+
+
+def load_checkpoint(folder, step=-1, device="cpu"):
+    """Load a GPT of ours or of nanochat's: returns (model in eval mode, meta); ValueError says which file is wrong."""
+    meta = read_meta(folder, step)
+    path = os.path.join(folder, f"model_{meta['step']:06d}.pt")
+    state = load_tensors(path, device, meta.get("sha256", {}).get(os.path.basename(path), ""))
+    state = {k.removeprefix("_orig_mod."): v.float() for k, v in state.items()}
+    try:
+        config = GPTConfig(**{"window_pattern": "L", **meta["model_config"]})  # before windows there was only "L"
+        with torch.device(device):
+            model = GPT(config)
+        state.setdefault("resid_lambdas", torch.ones(config.n_layer, device=device))
+        state.setdefault("x0_lambdas", torch.zeros(config.n_layer, device=device))
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AssertionError) as e:
+        raise ValueError(f"{path} doesn't fit its meta's model_config: {' '.join(str(e).split())[:160]}") from None
+    return model.eval(), meta

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Sets itself up (.venv, requirements) and runs the tests: bash test.sh [what pytest takes, such as -m "not slow"]
+set -euo pipefail
+cd "$(dirname "$0")"
+source ./setup.sh
+setup requirements.txt requirements-demo.txt requirements-test.txt
+exec .venv/bin/python -m pytest "$@"

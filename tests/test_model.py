@@ -1,0 +1,223 @@
+"""The model against nanochat's own numbers, and every way through the cache against one uncached forward."""
+import json
+import os
+import shutil
+
+os.environ["NANOCHAT_DTYPE"] = "float32"
+import pytest
+import torch
+
+import model as M
+from model import GPT, GPTConfig, KVCache, generate, load_checkpoint, sample
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+NANOCHAT = os.path.join(HERE, "nanochat_d4")
+TINY = GPTConfig(sequence_len=64, vocab_size=50, n_layer=4, n_head=4, n_kv_head=2, n_embd=48, window_pattern="SL")
+
+
+@pytest.fixture
+def nanochat():
+    expected = torch.load(os.path.join(NANOCHAT, "expected_model.pt"), weights_only=True)
+    return load_checkpoint(NANOCHAT)[0], expected
+
+
+@pytest.fixture
+def tiny():
+    """A small model whose every part matters: the start's zeros are filled, windows are shorter than a row."""
+    torch.manual_seed(0)
+    model = GPT(TINY).eval()
+    for p in model.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    model.windows = [7, 64, 7, 64]
+    return model
+
+
+def row_forward(model, segments):
+    """Reference: one uncached forward over one row of segments, ids (lists) and audio (T_a, C), written out plainly.
+
+    Returns logits (T, V) at the text tokens.
+    """
+    ids = [i for s in segments if isinstance(s, list) for i in s]
+    text = model.embed(torch.tensor([ids]))
+    text = model.smear(text, torch.zeros(1, 1, text.size(2)))[0]
+    xs, places, n, at = [], [], 0, 0
+    for s in segments:
+        xs.append(text[at:at + len(s)] if isinstance(s, list) else s)
+        if isinstance(s, list):
+            places += range(n, n + len(s))
+            at += len(s)
+        n += len(s)
+    ve = {}
+    for layer, embedding in model.value_embeds.items():
+        ve[layer] = torch.zeros(1, n, embedding.weight.size(1))
+        ve[layer][0, places] = embedding(torch.tensor(ids))
+    x = model.run(torch.cat(xs)[None], ve, None, None)
+    return model.logits(x[0, places])
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_nanochat_logits_and_loss(nanochat):
+    """A nanochat checkpoint would load and compute something else: rotary sign, windows, smear, backout, padding."""
+    model, expected = nanochat
+    logits = model(expected["idx"])[0, expected["positions"]]
+    assert (logits - expected["logits"]).abs().max() < 2e-4
+    loss = model(expected["idx"][:, :-1], expected["idx"][:, 1:])
+    assert abs(loss.item() - expected["loss"]) < 1e-4
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_nanochat_greedy(nanochat, cached):
+    """The greedy continuation would leave nanochat's, with or without the cache."""
+    model, expected = nanochat
+    ids = list(expected["greedy_prompt"])
+    if cached:
+        out = [step[0] for step in generate(model, [ids], max_tokens=24)]
+    else:
+        for _ in range(24):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        out = ids[-24:]
+    assert out == list(expected["greedy_next"])
+
+
+def test_old_checkpoint(tmp_path, nanochat):
+    """A checkpoint from before windows and lambdas, saved from a compiled model, would not load."""
+    state = torch.load(os.path.join(NANOCHAT, "model_000010.pt"), weights_only=True)
+    drop = ("resid_lambdas", "x0_lambdas")
+    torch.save({"_orig_mod." + k: v for k, v in state.items() if k not in drop}, tmp_path / "model_000010.pt")
+    meta = json.load(open(os.path.join(NANOCHAT, "meta_000010.json")))
+    del meta["model_config"]["window_pattern"]
+    (tmp_path / "meta_000010.json").write_text(json.dumps(meta))
+    model, _ = load_checkpoint(str(tmp_path))
+    assert model.windows == [512] * 4
+    assert model.resid_lambdas.eq(1).all() and model.x0_lambdas.eq(0).all()
+
+
+def test_checkpoint_errors(tmp_path):
+    """A checkpoint cut short, changed or misnamed would end in a traceback or, worse, load."""
+    folder = shutil.copytree(NANOCHAT, tmp_path / "run")
+    with pytest.raises(ValueError, match="holds no step 7"):
+        load_checkpoint(str(folder), step=7)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        load_checkpoint(str(tmp_path))
+    weights = folder / "model_000010.pt"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="model_000010.pt"):
+        load_checkpoint(str(folder))
+    weights.unlink()
+    with pytest.raises(ValueError, match="missing"):
+        load_checkpoint(str(folder))
+    (folder / "meta_000010.json").write_text("{")
+    with pytest.raises(ValueError, match="meta_000010.json"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("audio_at", [0, 2])
+def test_audio_rows(tiny, audio_at):
+    """A clip would not be where audio_at says, see padding, or differ in a batch of unequal rows from alone."""
+    torch.manual_seed(1)
+    texts = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15]]
+    audio = [torch.randn(5, 48), torch.randn(11, 48), torch.randn(0, 48)]
+    idx = torch.full((3, 8), 3)
+    for row, text in zip(idx, texts):
+        row[:len(text)] = torch.tensor(text)
+    features = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
+    lens = torch.tensor([5, 11, 0]), torch.tensor([8, 3, 4])
+    targets = torch.full_like(idx, -1)
+    for b, text in enumerate(texts):
+        targets[b, :len(text) - 1] = idx[b, 1:len(text)]
+    args = dict(audio_features=features, audio_lens=lens[0], text_lens=lens[1], audio_at=audio_at)
+    out, losses = tiny(idx, **args), tiny(idx, targets, loss_reduction="none", **args).view(3, 8)
+    for b, text in enumerate(texts):
+        want = row_forward(tiny, [text[:audio_at], audio[b], text[audio_at:]])
+        close(out[b, :len(text)], want)
+        want = torch.nn.functional.cross_entropy(want[:-1], targets[b, :len(text) - 1], reduction="none")
+        close(losses[b, :len(text) - 1], want)
+        assert losses[b, len(text) - 1:].eq(0).all()
+
+
+@pytest.mark.parametrize("audio_at", [0, 2])
+def test_cached_turns(tiny, audio_at):
+    """A later recording, or a decode step of a row shorter than its neighbours, would read wrong places of the cache."""
+    torch.manual_seed(2)
+    draw = lambda n: torch.randint(0, 50, (n,)).tolist()
+    history = [[], [], []]
+    cache = KVCache(tiny.config, 3, 80)
+    for text_lens, audio_lens, at in (((6, 3, 2), (4, 9, 1), audio_at), ((1, 1, 1), None, 0), ((4, 2, 5), (3, 8, 0), 0),
+                                      ((1, 1, 1), None, 0), ((2, 5, 3), None, 0)):
+        texts = [draw(n) for n in text_lens]
+        idx = torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in texts], batch_first=True)
+        args = dict(text_lens=torch.tensor(text_lens))
+        audio = [torch.zeros(0, 48)] * 3
+        if audio_lens:
+            audio = [torch.randn(n, 48) for n in audio_lens]
+            args.update(audio_features=torch.nn.utils.rnn.pad_sequence(audio, batch_first=True),
+                        audio_lens=torch.tensor(audio_lens), audio_at=at)
+        out = tiny(idx, kv_cache=cache, **args)
+        for b, text in enumerate(texts):
+            history[b] += [text[:at], audio[b], text[at:]]
+            close(out[b, :len(text)], row_forward(tiny, history[b])[-len(text):])
+    assert cache.lens.tolist() == [sum(map(len, segments)) for segments in history]
+
+
+def test_batched_generation_equals_alone(tiny):
+    """A transcript would depend on what else is in the batch."""
+    torch.manual_seed(3)
+    prompts = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+    audio = [torch.randn(n, 48) for n in (6, 2, 9)]
+    together = list(generate(tiny, prompts, audio, audio_at=2, max_tokens=12))
+    for b in range(3):
+        alone = list(generate(tiny, [prompts[b]], [audio[b]], audio_at=2, max_tokens=12))
+        assert [s[b] for s in together] == [s[0] for s in alone]
+    stop = together[4][1]
+    first = next(i for i, s in enumerate(together) if s[1] == stop)
+    stopped = [s[1] for s in generate(tiny, prompts, audio, audio_at=2, max_tokens=12, stop_ids=(stop,))]
+    assert stopped[:first] == [s[1] for s in together[:first]] and not any(stopped[first:])
+
+
+def test_loss_reads_only_targets(tiny):
+    """Logits would be computed at places without a target (memory), or a pad would count in the loss."""
+    idx = torch.randint(0, 50, (2, 9))
+    targets = torch.full((2, 9), -1)
+    targets[0, 3], targets[1, 7] = 4, 5
+    seen = []
+    tiny.lm_head.register_forward_hook(lambda module, args, out: seen.append(args[0].numel() // 48))
+    loss = tiny(idx, targets)
+    assert seen == [2]
+    logp = tiny(idx).log_softmax(-1)
+    close(loss, -(logp[0, 3, 4] + logp[1, 7, 5]) / 2)
+    close(tiny(idx, targets, loss_reduction="sum"), 2 * loss)
+
+
+def test_sampling():
+    """top_k, top_p or temperature would let through, or shut out, the wrong tokens."""
+    logits = torch.log(torch.tensor([[0.1, 0.4, 0.3, 0.2]])).repeat(4000, 1)
+    draw = lambda *a: sample(logits, *a, torch.Generator().manual_seed(0))
+    assert set(draw(0, 0, 1.0).tolist()) == {1}
+    assert set(draw(1.0, 2, 1.0).tolist()) == {1, 2}
+    assert set(draw(1.0, 0, 0.5).tolist()) == {1, 2}
+    assert set(draw(1.0, 0, 0.0001).tolist()) == {1}
+    share = draw(1.0, 0, 1.0).bincount(minlength=4) / 4000
+    assert (share - torch.tensor([0.1, 0.4, 0.3, 0.2])).abs().max() < 0.03
+    assert torch.equal(draw(1.0, 0, 1.0), draw(1.0, 0, 1.0))
+
+
+def test_compute_dtype(monkeypatch):
+    """A misspelt NANOCHAT_DTYPE would silently run in another precision."""
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bfloat16")
+    assert M.pick_compute_dtype() == torch.bfloat16
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bf16")
+    with pytest.raises(ValueError, match="bf16"):
+        M.pick_compute_dtype()
+    with pytest.raises(ValueError, match="device=gpu"):
+        M.pick_device("gpu")
+
+
+def test_depth_is_the_one_dial():
+    """A depth would give other sizes than nanochat's."""
+    assert GPTConfig.of_depth(12, 100).n_embd == 768 and GPTConfig.of_depth(12, 100).n_head == 6
+    assert GPTConfig.of_depth(5, 100).n_embd == 384  # 320 rounded up to a multiple of 128
+    assert GPTConfig.of_depth(4, 100, head_dim=64).n_head == 4
+    assert GPTConfig(sequence_len=2048, n_layer=5, window_pattern="SSL").windows() == [512, 512, 2048, 512, 2048]
