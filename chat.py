@@ -1,0 +1,99 @@
+"""
+Talk to a checkpoint in the terminal: let it hear a recording, or let it continue a text.
+
+    python chat.py --ckpt=out/cpu_w2 --audio=clip.wav                        # wav, flac, ogg or mp3, 10 minutes at most
+    python chat.py --ckpt=out/cpu_base --prompt="the train" --temperature=0.8
+"""
+import os
+
+from configurator import configure, fail
+
+# config: every value here can be set from a config file or as --name=value
+ckpt = "out/cpu_w2"  # the run's folder
+step = -1            # which checkpoint of it; -1: the last
+audio = ""           # a recording to transcribe; '': continue `prompt` instead
+prompt = ""          # the text to continue; '': start from nothing
+max_tokens = 64      # of a continuation; a transcript ends by itself
+temperature = 0.8    # of a continuation, 0 is greedy; a transcript is always greedy
+top_k = 50           # of a continuation: only the k likeliest tokens are drawn; 0: all
+seed = 0             # of a continuation
+device = "auto"      # auto, cuda, mps, cpu
+config = configure(globals())  # prints each change
+# -----------------------------------------------------------------------------
+
+
+def stream(tok, tokens):
+    """Print token ids (an iterable of int) as text as they come; return the text. A half UTF-8 character waits."""
+    ids, shown, text = [], "", ""
+    for token in tokens:
+        ids.append(token)
+        text = tok.decode(ids)
+        if not text.endswith("\ufffd"):
+            print(text[len(shown):], end="", flush=True)
+            shown = text
+    print(text[len(shown):], end="", flush=True)
+    return text
+
+
+def transcribe(model, meta, tok):
+    """Print what the model hears in the setting `audio`, piece by piece; a piece is at most 15 s, cut at a pause."""
+    import torch
+    from audio import encode, load_ears, read_audio, split_at_pauses
+    from model import generate
+    wav = read_audio(audio)  # float32 (n,) at 16 kHz
+    encoder, projector = load_ears(ckpt, meta, model.cos.device)
+    for start, end in split_at_pauses(wav):
+        feats = torch.from_numpy(encode(encoder, [wav[start:end]], taps=tuple(meta["audio"]["taps"]))[0])
+        lens = torch.tensor([len(feats)], device=model.cos.device)
+        with torch.inference_mode():
+            x, _ = projector(feats[None].to(model.cos.device), lens)  # (1, T_a, C)
+        tokens = generate(model, [[tok.bos_id]], audio=x, audio_at=meta["audio"]["audio_at"],
+                          max_tokens=16 + len(feats) // 2, stop_ids=(tok.bos_id,))  # 25 tokens a second
+        heard = stream(tok, (row[0] for row in tokens))
+        print(end=" " if heard and end < len(wav) else "")
+    print()
+
+
+def continue_text(model, tok):
+    """Print `prompt` and what the model says after it."""
+    from model import generate
+    ids, room = [tok.bos_id, *tok.encode(prompt)], model.cos.size(0)
+    if len(ids) + max_tokens > room:
+        raise ValueError(f"{len(ids)} tokens of prompt and max_tokens={max_tokens} > the model's {room}: lower them")
+    print(prompt, end="", flush=True)
+    tokens = generate(model, [ids], max_tokens=max_tokens, temperature=temperature,
+                      top_k=top_k, stop_ids=(tok.bos_id,), seed=seed)
+    stream(tok, (row[0] for row in tokens))
+    print()
+
+
+def main():
+    if audio and not os.path.isfile(audio):
+        raise ValueError(f"audio: {audio}: no such file")
+    if max_tokens < 1 or temperature < 0 or top_k < 0:
+        raise ValueError(f"{max_tokens=}, {temperature=}, {top_k=}: at least 1, 0 and 0")
+    from model import load_checkpoint, pick_device, read_meta
+    from tokenizer import load_tokenizer
+    ears = read_meta(ckpt, step).get("audio")
+    if audio and not ears:
+        raise ValueError(f"{ckpt} takes no audio (its meta has no 'audio'): give a run of train_align.py")
+    if audio and ears["prompt"] != "transcript":
+        raise ValueError(f"{ckpt} is a '{ears['prompt']}' model: this script has no chat yet, only 'transcript' models")
+    if audio and prompt:
+        raise ValueError(f"{ckpt} is a 'transcript' model: it only transcribes, so leave out --prompt")
+    model, meta = load_checkpoint(ckpt, step, pick_device(device))
+    tok = load_tokenizer(ckpt)
+    if tok.vocab_size != model.config.vocab_size:
+        raise ValueError(f"{ckpt}/tokenizer.json has {tok.vocab_size} ids, its model {model.config.vocab_size}: "
+                         "copy the run's own tokenizer")
+    if audio:
+        transcribe(model, meta, tok)
+    else:
+        continue_text(model, tok)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        fail(e)

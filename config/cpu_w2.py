@@ -1,0 +1,12 @@
+"""
+    python train_align.py config/cpu_w2.py
+
+W2 of the CPU demo: synthetic speech, LM and Whisper frozen, only the projector moves; 2 cores.
+"""
+out_dir = "out/cpu_w2"
+data_dir = "data/synthetic/features"
+lm = "out/cpu_base"
+max_steps = 1500
+lr_decay_steps = 1500
+eval_every = 500
+save_every = 250

@@ -1,0 +1,7 @@
+"""
+    python prepare_librispeech.py config/quick_features.py
+
+The same as cpu_features.py at the toy size of `speedrun.sh --quick` (CI): seconds.
+"""
+source = "data/quick"
+clips_per_shard = 64

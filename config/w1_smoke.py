@@ -1,0 +1,25 @@
+"""
+    python train_align.py config/w1_smoke.py
+
+W1: five tones through frozen Whisper, a projector and a random d6 GPT on bytes; 50 steps, PASS when the loss fell by 0.5.
+"""
+out_dir = "out/w1_smoke"
+data_dir = "tones"
+lm = ""
+init_from = "scratch"
+depth = 6
+stack = 1
+hidden = 384            # n_embd
+zero_init = True
+dropout = 0.0
+batch_size = 5
+train_lm = True
+learning_rate = 1e-3
+lm_learning_rate = 1e-3
+max_steps = 50
+lr_decay_steps = 50
+warmup_steps = 5
+warmdown_share = 0.3
+eval_every = 0
+log_every = 5
+use_compile = False

@@ -1,0 +1,17 @@
+"""
+    torchrun --standalone --nproc_per_node=8 train_align.py config/w2_frozen.py      # or python, on one GPU
+
+W2 at its real size: LibriSpeech train-clean-100 as features on disk (prepare_librispeech.py), LM and Whisper frozen.
+Not run yet: the corpus and a d12 base model (train_base.py --depth=12) come first.
+"""
+out_dir = "out/w2_frozen"
+data_dir = "data/LibriSpeech/features"
+lm = "out/base_d12"
+hidden = 0              # 4 * n_embd
+batch_size = 32
+grad_accum = 8
+max_steps = 10_000
+lr_decay_steps = 10_000
+warmup_steps = 200
+eval_every = 500
+save_every = 500

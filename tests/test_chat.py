@@ -1,0 +1,110 @@
+"""chat.py: what a tiny run hears in every kind of file, what it continues, and what it refuses."""
+import os
+import subprocess
+import sys
+
+os.environ["NANOCHAT_DTYPE"] = "float32"
+import numpy as np
+import pytest
+import soundfile
+
+from audio import read_audio, split_at_pauses
+from test_eval import ROOT, make_run, run
+from tokenizer import ByteTokenizer
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("chat") / "run")
+
+
+def write_audio(path, seconds=0.5, rate=16000):
+    """Write noise, quiet for the second quarter of it; stereo where the rate is not 16 kHz."""
+    wav = np.random.default_rng(0).normal(0, 0.1, int(seconds * rate))
+    wav[len(wav) // 4:len(wav) // 2] *= 0.001
+    soundfile.write(path, wav if rate == 16000 else np.stack([wav, wav], axis=1), rate)
+    return str(path)
+
+
+def heard_by_evaluation(monkeypatch, ckpt, wavs):
+    """Return what eval_bench.py hears in each wav alone."""
+    monkeypatch.setattr(sys, "argv", ["eval_bench.py", f"--ckpt={ckpt}"])
+    monkeypatch.delitem(sys.modules, "eval_bench", raising=False)
+    import eval_bench
+    listener = eval_bench.load_listener()
+    return [eval_bench.transcribe(*listener, [wav])[0] for wav in wavs]
+
+
+def said(out):
+    """Return the words of stdout but for the lines in which the script lists its changed settings."""
+    return " ".join(line for line in out.splitlines(True) if not line.startswith("setting ")).split()
+
+
+def test_the_command_hears_a_recording(ckpt, tmp_path, monkeypatch):
+    """Broken: the README's command; or it hears in a clip what the evaluation doesn't."""
+    clip = write_audio(tmp_path / "clip.wav")
+    command = [sys.executable, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}", "--device=cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    expected = heard_by_evaluation(monkeypatch, ckpt, [read_audio(clip)])
+    assert expected[0] and said(done.stdout) == expected[0].split()
+
+
+def test_a_long_recording_is_heard_in_pieces(ckpt, tmp_path, monkeypatch, capsys):
+    """Broken: only the first 15 s are heard, or the pieces are out of order or run together."""
+    clip = write_audio(tmp_path / "long.wav", seconds=20)
+    wav = read_audio(clip)
+    pieces = heard_by_evaluation(monkeypatch, ckpt, [wav[a:b] for a, b in split_at_pauses(wav)])
+    capsys.readouterr()
+    code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
+    assert code == 0 and len(pieces) == 2 and all(pieces), err
+    assert said(out) == " ".join(pieces).split()
+
+
+@pytest.mark.parametrize("name", ["clip.flac", "clip.ogg", "clip.mp3"])
+def test_any_format(ckpt, tmp_path, monkeypatch, capsys, name):
+    """Broken: a format, stereo or another sample rate isn't read."""
+    clip = write_audio(tmp_path / name, rate=44100)
+    code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
+    assert code == 0 and said(out), err
+
+
+def test_continuing_text(ckpt, monkeypatch, capsys):
+    """Broken: the prompt isn't what is continued, a seed doesn't repeat its text, or the settings change nothing."""
+    def say(*args, prompt="the cat"):
+        code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--prompt={prompt}", *args)
+        assert code == 0, err
+        return out[out.index(f"\n{prompt}") + 1:]
+    text = say()
+    assert text.startswith("the cat") and len(text) > 20 and say() == text
+    others = [say("--seed=1"), say("--temperature=0.0"), say("--top_k=1"), say("--max_tokens=2")]
+    assert text not in others and others[1] == others[2] and len(others[3]) <= len("the cat") + 3
+    assert say("--top_k=1", prompt="a dog")[len("a dog"):] != others[1][len("the cat"):]
+
+
+def test_half_a_character_waits(monkeypatch, capsys):
+    """Broken: a UTF-8 character of two tokens is printed as a question mark, or what is shown is shown again."""
+    monkeypatch.setattr(sys, "argv", ["chat.py"])
+    monkeypatch.delitem(sys.modules, "chat", raising=False)
+    import chat
+    assert chat.stream(ByteTokenizer(), "né à".encode()) == "né à" and capsys.readouterr().out == "né à"
+    assert chat.stream(ByteTokenizer(), b"a\xffb\xff") == "a\ufffdb\ufffd"
+    assert capsys.readouterr().out == "a\ufffdb\ufffd"
+
+
+def test_wrong_input_is_one_line(ckpt, tmp_path, monkeypatch, capsys):
+    """Broken: a user's mistake ends in a traceback or in silence; --prompt is ignored by a model that transcribes."""
+    clip, deaf = write_audio(tmp_path / "clip.wav"), make_run(tmp_path / "deaf", has_ears=False)
+    other = make_run(tmp_path / "other")
+    ByteTokenizer([b"th"]).save(other)
+    corrupt, empty = tmp_path / "corrupt.wav", tmp_path / "empty.wav"
+    corrupt.write_bytes(b"RIFF nothing")
+    empty.write_bytes(b"")
+    cases = [([f"--audio={clip}", "--prompt=what is said?"], "only transcribes"), (["--audio=no.wav"], "no.wav"),
+             ([f"--audio={corrupt}"], "corrupt.wav"), ([f"--audio={empty}"], "empty.wav"), (["--step=8"], "no step 8"),
+             ([f"--audio={clip}", f"--ckpt={deaf}"], "takes no audio"), ([f"--ckpt={other}"], "has 258 ids"),
+             ([f"--ckpt={tmp_path}/none"], "none"),
+             (["--max_tokens=1000000"], "lower"), (["--temperature=-1"], "temperature"), (["--promt=x"], "prompt")]
+    for args, expected in cases:
+        code, _, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", *args)
+        assert code == 2 and err.startswith("chat.py: ") and err.count("\n") == 1 and expected in err, (args, err)

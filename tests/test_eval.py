@@ -1,0 +1,243 @@
+"""eval_bench.py: the counts, the shuffled control, the intervals, and the real command line on a tiny run."""
+import json
+import os
+import runpy
+import subprocess
+import sys
+
+os.environ["NANOCHAT_DTYPE"] = "float32"
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from audio import Projector, WhisperEncoder, save_encoder
+from model import GPT, GPTConfig
+from tokenizer import ByteTokenizer
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TEXTS = ["THE CAT SAT", "IT'S A DOG", "SOME MORE WORDS HERE", "GO HOME", "THE CAT SAT"]
+
+
+def make_run(folder, has_ears=True):
+    """Save a tiny random model with ears in a run's folder: what it says is nonsense that depends on the audio."""
+    torch.manual_seed(0)
+    os.makedirs(folder, exist_ok=True)
+    model = GPT(GPTConfig(sequence_len=512, vocab_size=257, n_layer=2, n_head=2, n_kv_head=2, n_embd=64))
+    for p in model.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    encoder = WhisperEncoder({"name": "tiny", "n_mels": 80, "n_layer": 2, "n_embd": 64, "n_head": 2}, torch.float32)
+    projector = Projector(64, 1, 5, 64)
+    projector.fc2.weight.data.mul_(20)
+    torch.save(model.state_dict(), os.path.join(folder, "model_000003.pt"))
+    ByteTokenizer().save(folder)
+    meta = {"step": 3, "model_config": vars(model.config), "user_config": {"learning_rate": 0.5}}
+    if has_ears:
+        save_encoder(encoder, os.path.join(folder, "encoder.pt"))
+        torch.save(projector.state_dict(), os.path.join(folder, "projector_000003.pt"))
+        meta["audio"] = {"projector": projector.config(), "encoder": encoder.name, "encoder_sha256": encoder.sha256,
+                         "taps": [-1], "stack": 5, "prompt": "transcript", "audio_at": 0}
+    with open(os.path.join(folder, "meta_000003.json"), "w") as f:
+        json.dump(meta, f)
+    with open(os.path.join(folder, "log.jsonl"), "w") as f:
+        f.write('{"step": 1, "loss": 5.5, "lr": 0.1}\n{"step": 3, "loss": 1.25, "lr": 0.1}\n')
+    return str(folder)
+
+
+def make_speech(folder, texts=TEXTS, seed=0):
+    """Write a folder in LibriSpeech's layout: noise bursts of 0.4 s and more, each text said by speaker 7."""
+    rng, chapter = np.random.default_rng(seed), os.path.join(folder, "7", "1")
+    os.makedirs(chapter)
+    for i, text in enumerate(texts):
+        wav = rng.normal(0, 0.1, 6400 + 1600 * i) * np.sin(np.arange(6400 + 1600 * i) / (200 + 50 * i))
+        soundfile.write(os.path.join(chapter, f"7-1-{i:04d}.{'wav' if i == 1 else 'flac'}"), wav, 16000)
+    with open(os.path.join(chapter, "7-1.trans.txt"), "w") as f:
+        f.writelines(f"7-1-{i:04d} {text}\n" for i, text in enumerate(texts))
+    return str(folder)
+
+
+def run(monkeypatch, capsys, script, *args):
+    """Run a script's command line in this process; returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", [script, *args])
+    code = 0
+    try:
+        runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+    except SystemExit as e:
+        code = e.code
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A run and two folders of speech: (ckpt, folder, folder)."""
+    root = tmp_path_factory.mktemp("eval")
+    return make_run(root / "run"), make_speech(root / "a"), make_speech(root / "b", TEXTS[:3], seed=1)
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The script as a module, with its settings at their defaults."""
+    monkeypatch.setattr(sys, "argv", ["eval_bench.py"])
+    monkeypatch.delitem(sys.modules, "eval_bench", raising=False)
+    import eval_bench
+    return eval_bench
+
+
+def test_counts_of_hand_made_pairs(bench):
+    """Broken: substitutions, deletions and insertions are mixed up, an empty text isn't counted, or the rate is not
+    errors over the reference's words, pooled over clips."""
+    counts = bench.count_edits(["a b c d", "a b", "a", ""], ["a x c", "a b c", "", "b"])
+    assert counts.tolist() == [[4, 1, 1, 0], [2, 0, 0, 1], [1, 0, 1, 0], [0, 0, 0, 1]]
+    assert bench.error_rate(counts)[0] == round(5 / 7, 5)
+    with pytest.raises(ValueError, match="no words"):
+        bench.error_rate(counts[3:])
+
+
+def test_both_sides_are_normalized(bench):
+    """Broken: writing counts as hearing: "it's" against "it is", capitals, numbers as words."""
+    clips = [{"text": "it's twenty one"}, {"text": "mister brown said"}]
+    counts = bench.score(clips, ["It is 21.", "mr brown, said"], [1, 0])
+    assert counts["wer"][:, 1:].sum() == 0
+    assert counts["wer_shuffled"].tolist() == counts["wer_shuffled_floor"].tolist()  # heard perfectly: the floor itself
+    assert bench.error_rate(counts["wer_shuffled"])[0] == 1.0
+
+
+def test_interval_is_the_bootstrap_over_clips(bench, monkeypatch):
+    """Broken: the interval depends on anything but counts and seed, resamples words not clips, or misses the rate."""
+    rng = np.random.default_rng(0)
+    counts = np.stack([np.full(400, 5), rng.integers(0, 4, 400), rng.integers(0, 2, 400), np.zeros(400, int)], axis=1)
+    rate, (low, high) = bench.error_rate(counts)
+    assert bench.error_rate(counts) == (rate, [low, high])
+    expected = 1.96 * (counts[:, 1:].sum(axis=1) / 5).std() / 400 ** 0.5  # clips of one length: the mean's own interval
+    assert low < rate < high and abs((high - low) / 2 / expected - 1) < 0.1
+    monkeypatch.setattr(bench, "seed", 1)
+    assert bench.error_rate(counts)[1] != [low, high]
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 101])
+def test_shuffle_keeps_no_clip_and_no_length(bench, n):
+    """Broken: a clip keeps its own audio (the control looks too good), or gets one of another length (too bad)."""
+    seconds = np.random.default_rng(n).uniform(1, 20, n)
+    partner = bench.shuffle(seconds, [str(i) for i in range(n)])
+    ranks = seconds.argsort().argsort()
+    assert sorted(partner) == list(range(n)) and (partner != np.arange(n)).all()
+    assert abs(ranks - ranks[partner]).max() <= 2
+
+
+def test_shuffle_pairs_no_equal_texts(bench):
+    """Broken: one sentence said by several voices is scored against itself, and shuffled audio seems to be heard."""
+    texts = [str(i // 4) for i in range(40)]  # in length order four voices say each sentence
+    partner = bench.shuffle(np.arange(40) / 10, texts)
+    assert sorted(partner) == list(range(40)) and all(texts[i] != texts[j] for i, j in enumerate(partner))
+    assert abs(np.arange(40) - partner).max() <= 12
+    half = ["same"] * 5 + list("abcde")
+    assert all(half[i] != half[j] for i, j in enumerate(bench.shuffle(np.arange(10), half)))
+    for texts in (["same"] * 6 + list("abcd"), ["alone"]):
+        with pytest.raises(ValueError, match="too many say"):
+            bench.shuffle(np.arange(len(texts)), texts)
+
+
+def test_names_of_folders(bench):
+    """Broken: two folders write the same key of eval.json, or a name overwrites wer_shuffled."""
+    assert bench.parse_folders("data/a/test") == [("", "data/a/test")]
+    assert bench.parse_folders("new=data/a/val, data/a/test/") == [("new", "data/a/val"), ("test", "data/a/test/")]
+    for wrong in ("", ",", "x=a,x=b", "a/test,b/test", "shuffled=a", "x y=a", "../x=a"):
+        with pytest.raises(ValueError, match="data"):
+            bench.parse_folders(wrong)
+
+
+def test_batches_hear_what_single_clips_say(bench, tiny, monkeypatch):
+    """Broken: padding leaks into what is heard, texts land at the wrong clips, or a long recording loses a piece."""
+    ckpt, folder, _ = tiny
+    monkeypatch.setattr(bench, "ckpt", ckpt)
+    listener, clips = bench.load_listener(), bench.read_folder(folder)
+    assert [clip["text"] for clip in clips] == [text.lower() for text in TEXTS]
+    heard = bench.hear(listener, clips)
+    assert len(set(heard)) == len(clips)  # it depends on the audio
+    monkeypatch.setattr(bench, "batch_size", 1)
+    assert bench.hear(listener, clips) == heard
+    monkeypatch.setattr("audio.split_at_pauses", lambda wav: [(0, 4800), (4800, len(wav))])  # as if all were long
+    wav = soundfile.read(clips[0]["audio"], dtype="float32")[0]
+    alone = [bench.transcribe(*listener, [wav[a:b]])[0] for a, b in ((0, 4800), (4800, None))]
+    assert bench.hear(listener, clips[:1]) == [" ".join(alone)]
+
+
+def test_lm_perplexity_counts_the_closing_bos(bench, tiny, monkeypatch):
+    """Broken: padding or the batch changes the nats, or the token that ends a transcript is not among them."""
+    monkeypatch.setattr(bench, "ckpt", tiny[0])
+    model, _, tok = bench.load_listener()[:3]
+    texts, nats = ["the cat", "a", "one two three"], 0.0
+    for text in texts:
+        ids = [tok.bos_id, *tok.encode(text), tok.bos_id]
+        logp = model(torch.tensor([ids[:-1]]))[0].log_softmax(1)
+        nats -= logp[range(len(ids) - 1), ids[1:]].sum().item()
+    assert bench.lm_nats(model, tok, texts) == pytest.approx(nats, rel=1e-5)
+
+
+def test_the_command_and_its_report(tiny, tmp_path, monkeypatch, capsys):
+    """Broken: what speedrun.sh, the README and the user read: eval.json, the jsonl, the picture, report.md, the last
+    line of stdout; or --report=True evaluates anew, needs torch, or doesn't sum the stages again."""
+    ckpt, a, b = tiny
+    out, stages = tmp_path / "out", tmp_path / "stages.jsonl"
+    stages.write_text('{"stage": "speech", "seconds": 90}\n{"stage": "features", "seconds": 33.0}\n')
+    args = [f"--ckpt={ckpt}", f"--data=new={a},voice={b}", f"--out_dir={out}", "--device=cpu", "--batch_size=3"]
+    done = subprocess.run([sys.executable, "eval_bench.py", *args], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == json.loads((out / "eval.json").read_text())
+    assert set(os.listdir(out)) == {"eval.json", "eval.png", "report.md", "eval_new.jsonl", "eval_voice.jsonl"}
+    rates = {"wer_new", "wer_voice", "wer_shuffled", "wer_shuffled_floor"}
+    assert rates == set(result["intervals"]) and {k for k in result if k.startswith("wer")} == rates
+    assert all(0 < result[k] and result["intervals"][k][0] <= result[k] <= result["intervals"][k][1] for k in rates)
+    assert (result["clips"], result["words"], result["encoder"]) == (8, 15 + 10 + 2, "tiny")  # it's: it is
+    assert result["folders"]["voice"]["clips"] == 3 and result["minutes"] < 1 < result["lm_ppl_word"]
+    rows = [json.loads(line) for line in (out / "eval_new.jsonl").read_text().splitlines()]
+    assert len(rows) == 5 and sum(row["errors"] for row in rows) / 16 == pytest.approx(result["wer_new"], abs=1e-4)
+    worst = [row["errors"] / row["words"] for row in rows]
+    assert worst == sorted(worst, reverse=True)
+
+    for name in ("torch", "model", "audio", "transformers", "jiwer"):  # importing any of them would fail
+        monkeypatch.setitem(sys.modules, name, None)
+    code, text, err = run(monkeypatch, capsys, "eval_bench.py", *args, "--report=True", f"--stages={stages}")
+    assert code == 0, err
+    result["minutes"] = 2.05
+    assert json.loads((out / "eval.json").read_text()) == result
+    report = (out / "report.md").read_text()
+    for row in result["transcripts"]:
+        assert row["reference"] in text and row["reference"] in report
+    assert f"python chat.py --ckpt={ckpt} --audio={result['transcripts'][0]['audio']}" in text
+    assert len(result["transcripts"]) == 5 and os.path.isfile(result["transcripts"][0]["audio"])
+    for words in ("learning_rate = 0.5", "loss = 5.5000 (step 1) ... 1.2500 (step 3)", "cores of", "2.05 minutes"):
+        assert words in report
+
+
+def test_one_folder_without_a_name(tiny, tmp_path, monkeypatch, capsys):
+    """Broken: a single folder's rate is not `wer`, or max_clips and seed don't choose the clips."""
+    args = [f"--ckpt={tiny[0]}", f"--data={tiny[1]}", f"--out_dir={tmp_path}", "--max_clips=3"]
+    code, text, err = run(monkeypatch, capsys, "eval_bench.py", *args)
+    result = json.loads(text.splitlines()[-1])
+    assert code == 0 and result["wer"] > 0 and result["clips"] == 3
+    assert result["wer_shuffled"] == result["folders"][""]["wer_shuffled"]
+
+
+def test_wrong_input_is_one_line(tiny, tmp_path, monkeypatch, capsys):
+    """Broken: a user's mistake ends in a traceback, without the name of what is wrong, or after minutes of work."""
+    ckpt, folder, _ = tiny
+    (tmp_path / "empty").mkdir()
+    deaf, other = make_run(tmp_path / "deaf", has_ears=False), make_run(tmp_path / "other")
+    broken, alone = make_speech(tmp_path / "broken"), make_speech(tmp_path / "alone")
+    (tmp_path / "broken/7/1/7-1-0002.flac").write_bytes(b"no audio")
+    (tmp_path / "alone/7/1/7-1-0002.flac").unlink()
+    (tmp_path / "stages.jsonl").write_text('{"seconds": 1}\n{"sec')
+    ByteTokenizer([b"th"]).save(other)
+    cases = [(ckpt, "", "data is empty"), (ckpt, f"{tmp_path}/nowhere", "no such folder"),
+             (ckpt, f"{tmp_path}/empty", "no *.trans.txt"), (ckpt, broken, "7-1-0002.flac"), (ckpt, alone, "7-1-0002"),
+             (deaf, folder, "takes no audio"), (other, folder, "tokenizer.json has 258 ids"),
+             (f"{tmp_path}/no_run", folder, "no_run"),
+             (ckpt, f"{folder} --stages={tmp_path}/stages.jsonl", "line 2"), (ckpt, f"{folder} --step=9", "no step 9"),
+             (ckpt, f"{folder} --batch_size=0", "batch_size=0"), (ckpt, f"{folder} --report=True", "eval.json")]
+    for run_folder, data, expected in cases:
+        args = [f"--ckpt={run_folder}", *f"--data={data}".split(), f"--out_dir={tmp_path}/out"]
+        code, _, err = run(monkeypatch, capsys, "eval_bench.py", *args)
+        assert code == 2 and err.startswith("eval_bench.py: ") and err.count("\n") == 1 and expected in err, (args, err)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "no_run").exists()

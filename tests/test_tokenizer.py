@@ -1,0 +1,228 @@
+"""Token ids as nanochat's, round trips, files that are missing, corrupt or foreign, chat rendering, transcripts."""
+import json
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import tokenizer
+from tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer, normalize_transcript, render_conversation, train_bpe
+
+HERE = os.path.join(os.path.dirname(__file__), "nanochat_d4")
+ODD = ["", " ", "héllo  wörld\r\n\t3.14", "你好 🙂\u2028\u0085\x00\x1f", "<|bos|><|user_end|>x", "'S '' it's\n\n\n  end "]
+
+
+def nanochat(name="expected_tokens.json"):
+    """Read a file of nanochat's numbers."""
+    with open(os.path.join(HERE, name), encoding="utf-8") as f:
+        return json.load(f)
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    """The tokenizer of nanochat's tiny checkpoint."""
+    return BPETokenizer([bytes(token) for token in nanochat("merges.json")])
+
+
+def sentences(n=400):
+    """Sentences of made-up words, always the same."""
+    rng = random.Random(1)
+    words = ["".join(rng.choice("aeioustrnlm'") for _ in range(rng.randint(1, 7))) for _ in range(120)]
+    return [" ".join(rng.choice(words) for _ in range(6)) for _ in range(n)]
+
+
+def test_ids_are_nanochats(bpe):
+    """Broken: split pattern, merge order, byte order or special ids differ: a nanochat checkpoint reads gibberish."""
+    expected = nanochat()
+    assert [bpe.encode(text) for text in expected["texts"]] == expected["ids"]
+    assert [bpe.decode(ids) for ids in expected["ids"]] == expected["texts"]
+    assert bpe.special_ids == expected["special"] and bpe.bos_id == expected["bos"]
+    assert bpe.vocab_size == 307 and all(bpe.tokens[b] == bytes([b]) for b in range(256))
+
+
+def test_conversation_is_nanochats(bpe):
+    """Broken: chat tokens or the loss mask differ from what nanochat's models were finetuned with."""
+    expected = nanochat()
+    wanted = expected["conversation_ids"], expected["conversation_mask"]
+    assert render_conversation(bpe, expected["conversation"]) == wanted
+    assert render_conversation(bpe, expected["conversation"], max_tokens=12) == (wanted[0][:12], wanted[1][:12])
+
+
+def test_conversation_with_system_and_tools(bpe):
+    """Broken: a system message is lost or changes the caller's data, or the model is trained on Python's output."""
+    parts = [{"type": "text", "text": "a"}, {"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}]
+    user, assistant = {"role": "user", "content": "b"}, {"role": "assistant", "content": parts}
+    conversation = {"messages": [{"role": "system", "content": "s"}, user, assistant]}
+    before = json.dumps(conversation)
+    ids, mask = render_conversation(bpe, conversation)
+    assert bpe.decode(ids) == ("<|bos|><|user_start|>s\n\nb<|user_end|><|assistant_start|>a<|python_start|>1+1"
+                               "<|python_end|><|output_start|>2<|output_end|><|assistant_end|>")
+    trained = bpe.decode([i for i, is_trained in zip(ids, mask) if is_trained])
+    assert trained == "a<|python_start|>1+1<|python_end|><|assistant_end|>"
+    assert json.dumps(conversation) == before
+
+
+@pytest.mark.parametrize("messages, said", [
+    ([], "no messages"), ([{"role": "assistant", "content": "x"}], "message 0 is from 'assistant', not from 'user'"),
+    ([{"role": "user"}], "content"), ([{"role": "system", "content": "x"}], "system message"), (None, "messages"),
+    ([{"role": "user", "content": [{"type": "python", "text": "x"}]}], "message 0 (user)"),
+    ([{"role": "user", "content": 3}], "message 0 (user)"),
+    ([{"role": "user", "content": "x"}, {"role": "assistant", "content": [{"type": "mp3", "text": ""}]}], "message 1"),
+])
+def test_wrong_conversation(bpe, messages, said):
+    """Broken: a malformed line of somebody's data ends in a KeyError, or is rendered as something else."""
+    with pytest.raises(ValueError, match="conversation") as wrong:
+        render_conversation(bpe, {"messages": messages})
+    assert said in str(wrong.value)
+
+
+@pytest.mark.parametrize("text", ODD + nanochat()["texts"])
+def test_round_trip(bpe, text):
+    """Broken: text doesn't survive encode and decode, or a user can smuggle special tokens in through text."""
+    for tok in (bpe, ByteTokenizer()):
+        ids = tok.encode(text)
+        assert tok.decode(ids) == text
+        assert all(0 <= i < len(tok.tokens) for i in ids)
+        lengths = tok.token_bytes()
+        assert len(lengths) == tok.vocab_size and sum(lengths[i] for i in ids) == len(text.encode())
+
+
+def test_every_character(bpe):
+    """Broken: one of the 256 bytes stands for another, which ordinary English never shows."""
+    text = "".join(chr(i) for i in [*range(0xD800), *range(0x10000, 0x110000, 997)])
+    for tok in (bpe, ByteTokenizer()):
+        assert b"".join(tok.tokens[i] for i in tok.encode(text)) == text.encode()
+
+
+def test_byte_tokenizer():
+    """Broken: bytes aren't their own ids, bos isn't 256, or a chat on bytes fails without a reason."""
+    tok = ByteTokenizer()
+    assert (tok.vocab_size, tok.bos_id, tok.encode("hé")) == (257, 256, [104, 195, 169])
+    assert tok.token_bytes() == [1] * 256 + [0]
+    with pytest.raises(ValueError, match="a byte tokenizer has no <|user_start|>".replace("|", r"\|")):
+        render_conversation(tok, nanochat()["conversation"])
+
+
+def test_decode_of_what_a_model_may_say(bpe):
+    """Broken: a half-spoken character or an id of the padding (to 64) kills the answer without a clear line."""
+    assert bpe.decode([104, 195]) == "h\ufffd" and bpe.decode(np.array([104, 105])) == "hi"
+    for tok in (bpe, ByteTokenizer()):
+        assert tok.encode("a\ud800") == tok.encode("a\ufffd") == [97, 239, 191, 189]
+    for bad in (-1, 307, 10**9):
+        with pytest.raises(ValueError, match=f"token id {bad} is outside this bpe tokenizer's 0..306"):
+            bpe.decode([104, bad])
+        with pytest.raises(ValueError, match="0..256"):
+            ByteTokenizer().decode([bad])
+
+
+def test_training_is_repeatable(tmp_path):
+    """Broken: the same texts give another tokenizer in another process, so a resumed run reads other ids."""
+    for name in "ab":
+        code = ("import sys; sys.path[:0] = sys.argv[1:3]; import test_tokenizer as t\n"
+                "t.train_bpe(iter(t.sentences()), 400).save(sys.argv[3])")
+        env = {**os.environ, "PYTHONHASHSEED": "1" if name == "a" else "2"}
+        root, here = os.path.dirname(tokenizer.__file__), os.path.dirname(__file__)
+        subprocess.run([sys.executable, "-c", code, root, here, str(tmp_path / name)], check=True, env=env)
+    files = [(tmp_path / name / "tokenizer.json").read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+    tok = train_bpe(sentences(), 400)
+    assert tok.vocab_size == 400 and tok.special("<|bos|>") == 391
+    assert tok.tokens == load_tokenizer(tmp_path / "a").tokens
+    assert all(tok.decode(tok.encode(text)) == text for text in sentences())
+    assert sum(len(tok.encode(text)) for text in sentences()) < 0.6 * sum(map(len, sentences()))
+
+
+def merge_by_rank(ranks, piece):
+    """Reference: merge the leftmost pair of lowest rank until none is left (quadratic, plain)."""
+    parts = [bytes([b]) for b in piece]
+    while True:
+        pairs = [(ranks.get(a + b, 1 << 30), i) for i, (a, b) in enumerate(zip(parts, parts[1:]))]
+        if not pairs or min(pairs)[0] == 1 << 30:
+            return [ranks[part] for part in parts]
+        i = min(pairs)[1]
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+
+
+def test_merges_by_rank():
+    """Broken: a token is reached by its trained split only, where nanochat merges any pair that makes it."""
+    tok = train_bpe(sentences(), 500)
+    ranks = {token: i for i, token in enumerate(tok.tokens)}
+    rng = random.Random(0)
+    for _ in range(500):
+        word = "".join(rng.choice("aeioustrnlm") for _ in range(rng.randint(1, 20)))
+        assert tok.encode(word) == merge_by_rank(ranks, word.encode()), word
+
+
+def test_numbers_are_cut_into_pairs():
+    """Broken: a small vocabulary fills with years and prices."""
+    with pytest.raises(ValueError, match="give 3 merges"):  # 19 91 99
+        train_bpe(["199199199"], 300)
+
+
+@pytest.mark.parametrize("texts, vocab_size, said", [
+    (["a few words"], 264, "below 265"), (["a few words"], 2000, "lower vocab_size to 2"), ([], 300, "to 265")])
+def test_training_that_cannot_be(texts, vocab_size, said):
+    """Broken: a vocabulary that the texts can't fill comes out smaller than the model that is built for it."""
+    with pytest.raises(ValueError, match=said):
+        train_bpe(texts, vocab_size)
+
+
+def test_save_and_load(bpe, tmp_path):
+    """Broken: a saved tokenizer gives other ids when it is read back, or a half-written file stands under its name."""
+    for tok in (bpe, ByteTokenizer()):
+        tok.save(tmp_path / "run")
+        again = load_tokenizer(tmp_path / "run")
+        assert (type(again), again.tokens, again.special_ids) == (type(tok), tok.tokens, tok.special_ids)
+        assert [again.encode(text) for text in ODD] == [tok.encode(text) for text in ODD]
+        assert os.listdir(tmp_path / "run") == ["tokenizer.json"]
+
+
+def test_interrupted_save_keeps_the_old_file(bpe, tmp_path, monkeypatch):
+    """Broken: tokenizer.json is written in place, and an interruption leaves half of it."""
+    ByteTokenizer().save(tmp_path)
+    monkeypatch.setattr(json, "dump", lambda content, f, **options: f.write("{") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bpe.save(tmp_path)
+    assert load_tokenizer(tmp_path).vocab_size == 257
+
+
+def damage(content, **changes):
+    """Return the JSON text of a tokenizer with some fields changed."""
+    return json.dumps({**content, **changes})
+
+
+def test_wrong_files(bpe, tmp_path):
+    """Broken: a missing, cut, damaged or foreign tokenizer.json ends in a traceback, or is read as something else."""
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(ValueError, match="no tokenizer there"):
+        load_tokenizer(tmp_path)
+    bpe.save(tmp_path)
+    whole = path.read_text(encoding="utf-8")
+    content = json.loads(whole)
+    foreign = ["[]", "3", "{}", '{"version": "1.0", "model": {"type": "BPE"}}', damage(content, pattern="x"),
+               damage(content, format="nanochat-omni tokenizer 9")]
+    tokens = content["tokens"]
+    corrupt = [b"", whole[:-40], b"\xff\xfe\x00", damage(content, tokens=tokens[:-1]), damage(content, tokens=3),
+               damage(content, tokens=tokens[:-1] + ["ha€"]), damage(content, tokens=tokens[:-1] + ["zqx"]),
+               damage(content, tokens=tokens[:-1] + tokens[:1]), damage(content, kind="byte"),
+               damage(content, special=[]), damage(content, vocab_size=308),
+               json.dumps({name: value for name, value in content.items() if name != "tokens"})]
+    for said, texts in (("not a tokenizer of this code", foreign), ("corrupt tokenizer", corrupt)):
+        for text in texts:
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+            with pytest.raises(ValueError, match=said) as wrong:
+                load_tokenizer(tmp_path)
+            assert str(path) in str(wrong.value) and "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize("text, normal", [
+    ("MISTER QUILTER'S APOSTLE\n", "mister quilter's apostle"), ("It’s the café—naïve; 10,000!", "it's the cafe naive"),
+    ("  end-to-end\t'' ' ", "end to end"), ("‘tis Straße Łódź præ", "'tis strasse lodz prae"), ("3rd", "rd"),
+    ("ＡＢ ﬁn ™", "ab fin tm"), ("你好 42", ""), ("and/or...what", "and or what"), ("dogs' a'b", "dogs' a'b")])
+def test_normalize_transcript(text, normal):
+    """Broken: training text holds what the model never learns to say, or words run together."""
+    assert normalize_transcript(text) == normal
+    assert normalize_transcript(normal) == normal

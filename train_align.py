@@ -1,0 +1,386 @@
+"""Alignment, stages W1 and W2: teach a projector to turn frozen Whisper features into tokens that the GPT reads.
+
+    python train_align.py config/w1_smoke.py                                 # W1: 50 steps on five tones, PASS or FAIL
+    python train_align.py config/cpu_w2.py                                   # W2 on 2 cores: LM and Whisper frozen
+    torchrun --standalone --nproc_per_node=8 train_align.py config/w2_frozen.py
+    python train_align.py config/cpu_w2.py --init_from=resume                # go on from the last checkpoint
+"""
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from audio import SAMPLE_RATE, Projector, encode, load_encoder, save_encoder
+from configurator import configure, fail
+from data import Features, batch_indices, load_batch
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, generate, load_checkpoint, load_tensors, norm,
+                   pick_device, read_meta, sha256_file)
+from tokenizer import ByteTokenizer, load_tokenizer
+
+# config: every value here can be set from a config file or as --name=value
+out_dir = "out/align"
+data_dir = "data/synthetic/features"  # shards of prepare_librispeech.py; tones: the five tones of W1
+lm = "out/base_d4"      # folder of the pretrained GPT; '': a new random GPT of `depth`, on bytes
+init_from = "auto"      # scratch; resume (the last checkpoint of out_dir); auto: resume if there is one, else scratch
+whisper = ""            # encoder by name or folder; '': WHISPER_HF_ID, else openai/whisper-base
+depth = 6               # of a new random GPT (W1)
+max_clips = 0           # training clips to use; 0: all
+max_audio_s = 30.0      # longer clips are dropped, and counted
+# the projector
+stack = 5               # encoder frames (50 a second) to one audio token
+hidden = 1024           # of its MLP; 0: 4 * n_embd
+zero_init = False       # W1's projector: fc2 starts at zero, no norm
+dropout = 0.1           # on the standardized features
+time_mask = 0.0         # longest share of a clip hidden by one span
+audio_at = 0            # text tokens before the audio: 0 (before bos) or 2
+# batch: one step is grad_accum microbatches, whatever the number of GPUs
+batch_size = 64         # clips per microbatch; the value to lower on out-of-memory
+grad_accum = 1          # microbatches per step over all ranks; a multiple of the world size
+# what trains
+train_lm = False        # W2: LM and Whisper frozen, only the projector moves
+learning_rate = 2e-3    # peak, of the projector
+lm_learning_rate = 3e-4  # peak, of the LM when train_lm
+weight_decay = 0.0
+grad_clip = 1.0         # the projector's and the LM's gradients are clipped apart
+max_steps = 1000        # when to stop
+lr_decay_steps = 1000   # when the schedule ends
+warmup_steps = 20
+warmdown_share = 0.6    # of lr_decay_steps: the linear fall at the end
+final_lr_share = 0.02   # of the peak, at the schedule's end
+# the rest
+eval_every = 250        # steps; 0: at the end only
+eval_clips = 64         # validation clips that are transcribed in each evaluation
+save_every = 250
+log_every = 10
+device = "auto"
+use_compile = True
+wandb_log = False       # project nanochat-omni-audio; WANDB_MODE=offline works
+seed = 0
+config = configure(globals())  # prints each change; stored in every checkpoint
+# -----------------------------------------------------------------------------
+TONES = {"low tone": 220, "mid low tone": 330, "middle tone": 440, "mid high tone": 660, "high tone": 880}  # Hz
+if not (max_audio_s > 0 and stack >= 1 and max_steps >= 1 and batch_size >= 1 and grad_accum >= 1):
+    fail(f"{max_audio_s=} is above 0; {stack=}, {max_steps=}, {batch_size=} and {grad_accum=} are 1 or more")
+if init_from not in ("scratch", "resume", "auto"):
+    fail(f"init_from={init_from}: use scratch, resume or auto")
+
+
+# ---- ranks, seed, dtype
+
+def set_up(device, seed):
+    """Join torchrun's group if there is one, seed, choose determinism; returns (rank, world_size, torch.device)."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(device)
+    if world_size > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.manual_seed(seed)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)  # embedding's compiled backward differs from run to run otherwise
+    return rank, world_size, device
+
+
+def get_lr(step):
+    """Return the share of the peak learning rate: linear warm-up, constant, linear fall, final_lr_share after."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    left = (lr_decay_steps - step) / max(warmdown_share * lr_decay_steps, 1)
+    return max(min(left, 1.0), final_lr_share)
+
+
+def find_last(inputs):
+    """Return the step to go on from, 0 to start anew; auto goes on only where settings and inputs are the same."""
+    steps = checkpoint_steps(out_dir)
+    if init_from == "resume" and not steps:
+        fail(f"init_from=resume: {out_dir} holds no checkpoint")
+    if init_from == "auto" and steps:
+        meta = read_meta(out_dir)
+        now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
+        free = ("init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every", "wandb_log")
+        changed = [k for k in now if k not in free and now[k] != then.get(k)]
+        if changed:
+            fail(f"{out_dir} holds a run with other {', '.join(changed)}: give another --out_dir, or "
+                 f"--init_from=scratch to replace it, or --init_from=resume to go on all the same")
+    return steps[-1] if steps and init_from != "scratch" else 0
+
+
+def log(record):
+    """Print a dict's fields on one line and append it to out_dir/log.jsonl (rank 0)."""
+    if rank == 0:
+        print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}{UNITS.get(k, '')}" for k, v in record.items()), flush=True)
+        with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
+            f.write(json.dumps(record) + "\n")
+
+
+def save_checkpoint(step, files, meta):
+    """Write {name: state} as <name>_<step>.pt, then meta with their checksums; keep this run's last two (rank 0)."""
+    if rank > 0:
+        return
+    sums = {}
+    for name, state in files.items():
+        path = os.path.join(out_dir, f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt")
+        torch.save(state, path + ".tmp")
+        os.replace(path + ".tmp", path)
+        sums[os.path.basename(path)] = sha256_file(path)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
+    meta = {"step": step, **meta, "user_config": config, "device_batch_size": batch_size, "inputs": inputs,
+            "versions": versions, "sha256": sums}
+    path = os.path.join(out_dir, f"meta_{step:06d}.json")
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(meta, f, indent=2)
+    os.replace(path + ".tmp", path)
+    kept.append(step)
+    for old in set(checkpoint_steps(out_dir)) - set(kept[-2:]):
+        for name in ("meta_{:06d}.json", *(n + "_{:06d}.pt" for n in files), "optim_{:06d}_rank0.pt"):
+            if os.path.exists(os.path.join(out_dir, name.format(old))):
+                os.remove(os.path.join(out_dir, name.format(old)))
+
+
+def read_clips(clips, at):
+    """Features of clips `at`: float16 (B, T, n_taps, D) zero-padded, lens int64 (B,)."""
+    if isinstance(clips, Tones):
+        return np.stack([clips.features[i] for i in at]), clips.lengths[at].astype(np.int64)
+    return load_batch(clips, at)
+
+
+def text_batch(texts):
+    """Transcripts as <|bos|> text, and what follows each token, text <|bos|>: int64 (B, T) each, -1 past the end."""
+    rows = [torch.tensor([tok.bos_id, *tok.encode(text), tok.bos_id]) for text in texts]
+    rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+    return rows[:, :-1].clamp(min=0).to(device), rows[:, 1:].to(device)
+
+
+def get_batch(split, step, microbatch):
+    """A microbatch is a function of (seed, split, step, microbatch): features, lens, texts."""
+    clips, pool = data[split], usable[split]
+    at = batch_indices(clips.lengths[pool], seed, split, step, microbatch, min(batch_size, len(pool)), grad_accum)
+    feats, lens = read_clips(clips, pool[at])
+    return torch.from_numpy(feats).to(device), torch.from_numpy(lens).to(device), [clips.texts[i] for i in pool[at]]
+
+
+def forward_loss(feats, lens, texts):
+    """Summed loss of transcripts given clips, and the number of target tokens."""
+    audio, audio_lens = projector(feats, lens)
+    idx, targets = text_batch(texts)
+    loss = model(idx, targets, loss_reduction="sum", audio_features=audio, audio_lens=audio_lens, audio_at=audio_at)
+    return loss, (targets >= 0).sum()
+
+
+# ---- data > model, optimizer, resume
+
+rank, world_size, device = set_up(device, seed)
+if grad_accum % world_size:
+    fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+FORMATS = {"step": "6d", "loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1f", "tok/s": ",.0f",
+           "eta_min": ".1f", "val_loss": ".4f", "val_shuffled": ".4f", "gap": ".4f", "val_wer": ".3f"}
+UNITS = {"wait": "%"}
+os.makedirs(out_dir, exist_ok=True)
+is_smoke = data_dir == "tones"
+encoder = load_encoder(whisper, device) if rank == 0 or is_smoke else None
+if is_smoke:
+    tones = Tones(encoder)
+    data = {"train": tones, "val": tones}
+else:
+    sha256 = encoder.sha256 if encoder else ""
+    data = {split: Features(data_dir, split, sha256) for split in ("train", "val")}
+usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
+dropped = {split: len(clips) - len(usable[split]) for split, clips in data.items()}
+if max_clips:
+    usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips])
+inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
+          "encoder": data["train"].manifest["encoder_sha256"]}
+first_step = find_last(inputs)
+kept = [first_step]
+if first_step or lm:
+    model, meta = load_checkpoint(out_dir if first_step else lm, device=device)
+    tok = load_tokenizer(out_dir if first_step else lm)
+    if tok.vocab_size != model.config.vocab_size:
+        fail(f"{lm}: tokenizer.json has {tok.vocab_size} ids, the model {model.config.vocab_size}: they don't fit")
+else:
+    tok = ByteTokenizer()
+    with torch.device(device):
+        model = GPT(GPTConfig.of_depth(depth, tok.vocab_size))
+manifest = data["train"].manifest
+projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init, dropout,
+                      time_mask).to(device)
+projector.set_stats(*data["train"].mean_std(300, seed))
+model.requires_grad_(train_lm)
+groups = [dict(params=list(projector.parameters()), peak_lr=learning_rate)]
+if train_lm:
+    groups.append(dict(params=list(model.parameters()), peak_lr=lm_learning_rate))
+optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+if first_step:
+    projector.load_state_dict(load_tensors(os.path.join(out_dir, f"projector_{first_step:06d}.pt"), device))
+    optimizer.load_state_dict(load_tensors(os.path.join(out_dir, f"optim_{first_step:06d}_rank0.pt"), device))
+if use_compile:
+    model.trunk = torch.compile(model.trunk, dynamic=True)
+if wandb_log and rank == 0:
+    import wandb
+    wandb.init(project="nanochat-omni-audio", name=os.path.basename(out_dir), config=config)
+if rank == 0:
+    tok.save(out_dir)
+    save_encoder(encoder, os.path.join(out_dir, "encoder.pt"))
+    count = lambda module, trained: sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
+    print(f"trained: projector {count(projector, True):,}, LM {count(model, True):,}; frozen: LM {count(model, False):,}; "
+          f"{device}, {COMPUTE_DTYPE}, {world_size} ranks; starting at step {first_step}")
+    for split, clips in data.items():
+        hours = sum(clips.seconds[i] for i in usable[split]) / 3600
+        print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h; {dropped[split]} dropped (over {max_audio_s} s)")
+
+
+# ---- evaluate()
+
+def transcribe(clips, at):
+    """Greedy transcripts of clips `at`, decoded together."""
+    feats, lens = (torch.from_numpy(a).to(device) for a in read_clips(clips, at))
+    audio, audio_lens = projector(feats, lens)
+    audio = [row[:n] for row, n in zip(audio, audio_lens)]
+    rows = [[] for _ in at]
+    steps = generate(model, [[tok.bos_id]] * len(at), audio, audio_at, 8 + feats.size(1) // 4, stop_ids=(tok.bos_id,))
+    for out in steps:
+        for row, token in zip(rows, out):
+            row += [] if token is None else [token]
+    return [tok.decode(row) for row in rows]
+
+
+@torch.no_grad()
+def evaluate():
+    """Validation loss with each clip's own audio and with its neighbour's in length, and word error rate (greedy)."""
+    import jiwer
+    model.eval(), projector.eval()
+    clips, pool = data["val"], usable["val"]
+    by_length = pool[np.argsort(clips.lengths[pool], kind="stable")]
+    batches = np.array_split(by_length, -(-len(by_length) // batch_size))
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # true nats, shuffled nats, targets
+    for at in batches[rank::world_size]:
+        feats, lens = (torch.from_numpy(a).to(device) for a in read_clips(clips, at))
+        texts = [clips.texts[i] for i in at]
+        true, n = forward_loss(feats, lens, texts)
+        wrong, _ = forward_loss(feats.roll(1, dims=0), lens.roll(1), texts)
+        sums += torch.stack([true, wrong, n]).double()
+    if world_size > 1:
+        dist.all_reduce(sums)
+    true, wrong, n = sums.tolist()
+    result = {"val_loss": true / n, "val_shuffled": wrong / n, "gap": (wrong - true) / n}
+    if rank == 0:
+        at = by_length[np.linspace(0, len(by_length) - 1, min(eval_clips, len(by_length))).astype(int)]
+        heard = [text for part in np.array_split(at, -(-len(at) // batch_size)) for text in transcribe(clips, part)]
+        result["val_wer"] = jiwer.wer([clips.texts[i] for i in at], heard)
+        show = [f"    {clips.texts[i]}  ->  {text}" for i, text in list(zip(at, heard))[::max(len(at) // 3, 1)]]
+        print("\n".join(show))
+    model.train(), projector.train()
+    return result
+
+
+def plot_pca():
+    """Write out_dir/pca.png: projected audio tokens of validation clips among the token embeddings, first two axes."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    projector.eval()
+    with torch.no_grad():
+        feats, lens = (torch.from_numpy(a).to(device) for a in read_clips(data["val"], usable["val"][:64]))
+        audio, audio_lens = projector(feats, lens)
+        audio = torch.cat([row[:n] for row, n in zip(audio, audio_lens)]).float().cpu()
+        words = norm(model.transformer.wte.weight[:tok.vocab_size]).float().cpu()
+    centre = words.mean(0)
+    _, spread, axes = torch.linalg.svd(words - centre, full_matrices=False)
+    shares = (spread ** 2 / (spread ** 2).sum())[:2].tolist()
+    fig, ax = plt.subplots(figsize=(7, 6))
+    for points, label, size in ((words, "token embeddings", 6), (audio, "projected audio tokens", 3)):
+        x, y = ((points - centre) @ axes[:2].T).T
+        ax.scatter(x, y, s=size, alpha=0.5, label=f"{label} ({len(points):,})")
+    ax.set(xlabel=f"axis 1 ({shares[0]:.1%} of the embeddings' variance)", ylabel=f"axis 2 ({shares[1]:.1%})",
+           title=f"{out_dir}: PCA fitted on the token embeddings")
+    ax.legend()
+    fig.savefig(os.path.join(out_dir, "pca.png"), dpi=120, bbox_inches="tight")
+
+
+def judge_smoke(losses):
+    """W1's verdict: the user's bar, and the stricter facts that an LM ignoring its audio could not reach."""
+    heard = transcribe(tones, np.arange(len(tones)))
+    n_right = sum(a == b for a, b in zip(heard, tones.texts))
+    fell = losses[0] - losses[-1]
+    verdict = {"smoke": "PASS" if fell >= 0.5 else "FAIL", "first_loss": losses[0], "last_loss": losses[-1],
+               "tones_named": n_right, "permuted_higher_by": result["val_shuffled"] - result["val_loss"]}
+    with open(os.path.join(out_dir, "smoke.json"), "w") as f:
+        json.dump(verdict, f)
+    print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f}, {n_right} of {len(tones)} tones named, loss with clips permuted "
+          f"{verdict['permuted_higher_by']:.3f} higher\n{verdict['smoke']}")
+    sys.exit(verdict["smoke"] != "PASS")
+
+
+def save(step, result):
+    """Write the checkpoint of a step."""
+    audio = {"projector": projector.config(), "encoder": manifest["encoder"],
+             "encoder_sha256": manifest["encoder_sha256"], "taps": manifest["taps"], "stack": stack,
+             "prompt": "transcript", "audio_at": audio_at}
+    meta = {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio}
+    save_checkpoint(step, {"model": model.state_dict(), "projector": projector.state_dict(),
+                           "optim": optimizer.state_dict()}, meta)
+
+
+# ---- loop
+
+model.train(), projector.train()
+result, losses, began, wait, t0, n_places = {}, [], time.time(), 0.0, time.time(), 0
+for step in range(first_step, max_steps):
+    share = get_lr(step)
+    sums = torch.zeros(2, device=device)  # nats, targets
+    for microbatch in range(rank, grad_accum, world_size):
+        began_read = time.time()
+        feats, lens, texts = get_batch("train", step, microbatch)
+        wait += time.time() - began_read
+        torch.manual_seed(hash((seed, step, microbatch)))  # dropout: a function of the microbatch, so resume repeats it
+        loss, n = forward_loss(feats, lens, texts)
+        loss.backward()
+        sums += torch.stack([loss.detach(), n])
+        n_places += int(n) + feats.size(0) * -(-feats.size(1) // stack)
+    if world_size > 1:
+        dist.all_reduce(sums)
+        for p in (p for group in groups for p in group["params"]):
+            dist.all_reduce(p.grad)
+    norms = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad /= sums[1]
+        norms.append(torch.nn.utils.clip_grad_norm_(group["params"], grad_clip).item())
+        group["lr"] = share * group["peak_lr"]
+    losses.append((sums[0] / sums[1]).item())
+    if not math.isfinite(losses[-1] + sum(norms)):
+        fail(f"step {step}: the loss or its gradient is not finite; the last good checkpoint stays in {out_dir}")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    is_last = step + 1 == max_steps
+    if (step + 1) % log_every == 0 or is_last:
+        seconds, n_steps = time.time() - t0, min(log_every, step + 1 - first_step)
+        record = {"step": step + 1, "loss": losses[-1], "lr": share * learning_rate, "norm": norms[0],
+                  "ms": 1e3 * seconds / n_steps, "wait": 100 * wait / seconds, "tok/s": n_places * world_size / seconds,
+                  "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
+        log(record)
+        wait, t0, n_places = 0.0, time.time(), 0
+    if is_last or (eval_every and (step + 1) % eval_every == 0):
+        result = evaluate()
+        log({"step": step + 1, **result})
+        t0 = time.time()
+    if is_last or (step + 1) % save_every == 0:
+        save(step + 1, result)
+        t0 = time.time()
+
+if rank == 0:
+    plot_pca()
+    print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
+          + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} holds step {max(max_steps, first_step)}")
+    if is_smoke:
+        judge_smoke(losses)
+if world_size > 1:
+    dist.destroy_process_group()

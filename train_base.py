@@ -1,0 +1,383 @@
+"""Pretrain the GPT on text, with listening practice: reading stretched, noisy token embeddings as it will read audio.
+
+    python train_base.py config/cpu_base.py                                  # 2 cores
+    python train_base.py --data_dir=data/text --depth=12 --device=cuda       # one GPU
+    torchrun --standalone --nproc_per_node=8 train_base.py --depth=12 --grad_accum=8
+    python train_base.py config/cpu_base.py --init_from=resume               # go on from the last checkpoint
+"""
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from configurator import configure, fail
+from data import batch_indices
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_tensors, norm, pick_device,
+                   read_meta, sha256_file)
+from tokenizer import load_tokenizer, train_bpe
+
+# config: every value here can be set from a config file or as --name=value
+out_dir = "out/base_d4"
+data_dir = "data/text"  # train.txt and val.txt of prepare_text.py, a sentence a line
+init_from = "auto"      # scratch; resume (the last checkpoint of out_dir); auto: resume if there is one, else scratch
+max_lines = 0           # sentences of train.txt to read; 0: all
+# model
+depth = 4               # the one dial: n_embd is 64*depth rounded up to a multiple of head_dim
+head_dim = 64
+vocab_size = 2048
+sequence_len = 256      # the longest window, and the limit of a row is 10 times that
+window_pattern = "L"
+# batch: one step is grad_accum microbatches, whatever the number of GPUs
+batch_size = 64         # rows per microbatch; the value to lower on out-of-memory
+grad_accum = 2          # microbatches per step over all ranks; a multiple of the world size
+text_len = 64           # tokens of a row of plain text
+# listening practice (DESIGN.md): a sentence's own embeddings, imitating audio, before the sentence
+practice = 0.7          # share of microbatches that practise; the others are plain text
+stretch = 4             # a token is repeated 1 to so many times
+blank_share = 0.25      # share of tokens with 1-2 blanks before them; 0-2 blanks stand at both ends
+swap_share = 0.04       # share of tokens replaced by a random one
+blend_share = 0.3       # share of places blended with the place before
+noise = 0.6             # Gaussian noise of 0 to so much, drawn per row; rows are brought back to RMS 1
+# what trains
+max_steps = 1000        # when to stop
+lr_decay_steps = 1000   # when the schedule ends
+warmup_steps = 20
+warmdown_share = 0.5    # of lr_decay_steps: the linear fall at the end
+final_lr_share = 0.02   # of the peak, at the schedule's end
+matrix_lr = 0.02        # Muon, for the blocks' matrices
+embedding_lr = 0.2      # AdamW; this and the next scale with (n_embd / 768) ** -0.5, as nanochat's
+unembedding_lr = 0.004
+grad_clip = 1.0
+# the rest
+eval_every = 250        # steps; 0: at the end only
+save_every = 250
+log_every = 10
+device = "auto"
+use_compile = True
+seed = 0
+config = configure(globals())  # prints each change; stored in every checkpoint
+# -----------------------------------------------------------------------------
+if not (0 <= practice <= 1 and stretch >= 1 and max_steps >= 1 and batch_size >= 1 and grad_accum >= 1):
+    fail(f"{practice=} is a share of 0 to 1; {stretch=}, {max_steps=}, {batch_size=} and {grad_accum=} are 1 or more")
+if init_from not in ("scratch", "resume", "auto"):
+    fail(f"init_from={init_from}: use scratch, resume or auto")
+
+
+# ---- ranks, seed, dtype
+
+def set_up(device, seed):
+    """Join torchrun's group if there is one, seed, choose determinism; returns (rank, world_size, torch.device)."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(device)
+    if world_size > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.manual_seed(seed)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)  # embedding's compiled backward differs from run to run otherwise
+    return rank, world_size, device
+
+
+def get_lr(step):
+    """Return the share of the peak learning rate: linear warm-up, constant, linear fall, final_lr_share after."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    left = (lr_decay_steps - step) / max(warmdown_share * lr_decay_steps, 1)
+    return max(min(left, 1.0), final_lr_share)
+
+
+def find_last(inputs):
+    """Return the step to go on from, 0 to start anew; auto goes on only where settings and inputs are the same."""
+    steps = checkpoint_steps(out_dir)
+    if init_from == "resume" and not steps:
+        fail(f"init_from=resume: {out_dir} holds no checkpoint")
+    if init_from == "auto" and steps:
+        meta = read_meta(out_dir)
+        now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
+        free = ("init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every", "wandb_log")
+        changed = [k for k in now if k not in free and now[k] != then.get(k)]
+        if changed:
+            fail(f"{out_dir} holds a run with other {', '.join(changed)}: give another --out_dir, or "
+                 f"--init_from=scratch to replace it, or --init_from=resume to go on all the same")
+    return steps[-1] if steps and init_from != "scratch" else 0
+
+
+def log(record):
+    """Print a dict's fields on one line and append it to out_dir/log.jsonl (rank 0)."""
+    if rank == 0:
+        print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}{UNITS.get(k, '')}" for k, v in record.items()), flush=True)
+        with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
+            f.write(json.dumps(record) + "\n")
+
+
+def save_checkpoint(step, files, meta):
+    """Write {name: state} as <name>_<step>.pt, then meta with their checksums; keep this run's last two (rank 0)."""
+    if rank > 0:
+        return
+    sums = {}
+    for name, state in files.items():
+        path = os.path.join(out_dir, f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt")
+        torch.save(state, path + ".tmp")
+        os.replace(path + ".tmp", path)
+        sums[os.path.basename(path)] = sha256_file(path)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
+    meta = {"step": step, **meta, "user_config": config, "device_batch_size": batch_size, "inputs": inputs,
+            "versions": versions, "sha256": sums}
+    path = os.path.join(out_dir, f"meta_{step:06d}.json")
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(meta, f, indent=2)
+    os.replace(path + ".tmp", path)
+    kept.append(step)
+    for old in set(checkpoint_steps(out_dir)) - set(kept[-2:]):
+        for name in ("meta_{:06d}.json", *(n + "_{:06d}.pt" for n in files), "optim_{:06d}_rank0.pt"):
+            if os.path.exists(os.path.join(out_dir, name.format(old))):
+                os.remove(os.path.join(out_dir, name.format(old)))
+
+
+# ---- data
+
+def read_lines(name, limit=0):
+    """Read sentences of data_dir/<name>.txt; a missing or empty file is the user's mistake."""
+    path = os.path.join(data_dir, name + ".txt")
+    try:
+        with open(path, encoding="utf-8") as f:
+            lines = f.read().split("\n")
+    except OSError as e:
+        fail(f"{path}: {e.strerror}: run prepare_text.py first")
+    lines = [line for line in lines if line][:limit or None]
+    return lines or fail(f"{path} holds no sentence: run prepare_text.py again")
+
+
+def tokenize(lines):
+    """Sentences -> (ids int32 (N,), starts int64 (n_sentences + 1,)): sentence i is ids[starts[i]:starts[i + 1]]."""
+    rows = [tok.encode(line) for line in lines]
+    starts = np.cumsum([0] + [len(r) for r in rows])
+    return np.concatenate(rows).astype(np.int32), starts
+
+
+def text_rows(ids, starts):
+    """Cut the stream <|bos|> sentence <|bos|> sentence ... into rows: int32 (n_rows, text_len + 1)."""
+    stream = np.insert(ids, starts[:-1], tok.bos_id)
+    width = min(text_len, len(stream) - 1)
+    n_rows = (len(stream) - 1) // width
+    return np.lib.stride_tricks.sliding_window_view(stream, width + 1)[:n_rows * width:width]
+
+
+def sentence_rows(ids, starts, at):
+    """Pad sentences `at` (B,) to one width: (idx, targets, lens), int64 (B, T), (B, T), (B,); bos, text | text, bos."""
+    lens = starts[at + 1] - starts[at]
+    rows = np.full((len(at), lens.max() + 2), tok.bos_id, dtype=np.int64)
+    for row, start, n in zip(rows, starts[at], lens):
+        row[1:n + 1] = ids[start:start + n]
+    targets = np.where(np.arange(rows.shape[1] - 1) <= lens[:, None], rows[:, 1:], -1)
+    return rows[:, :-1], targets, lens
+
+
+def imitate_audio(rows, lens, rng):
+    """Stretch sentences as speech would: places of an imitated recording that each name a token or a blank.
+
+    rows (B, T): bos and text; lens (B,) tokens of text. Returns tokens int64 (B, T_a), -1 at a blank, and lens (B,).
+    """
+    out = []
+    for row, n in zip(rows, lens):
+        ids = np.where(rng.random(n) < swap_share, rng.integers(0, tok.bos_id, n), row[1:n + 1])
+        blanks = np.where(rng.random(n) < blank_share, rng.integers(1, 3, n), 0)
+        places = np.stack([np.full(n, -1), ids], 1).reshape(-1)  # blank, token, blank, token ...
+        repeats = np.stack([blanks, rng.integers(1, stretch + 1, n)], 1).reshape(-1)
+        start, end = rng.integers(0, 3, 2)
+        out.append(np.concatenate([[-1] * start, places.repeat(repeats), [-1] * end]).astype(np.int64))
+    audio_lens = np.array([len(o) for o in out])
+    tokens = np.full((len(out), audio_lens.max()), -1)
+    for row, o in zip(tokens, out):
+        row[:len(o)] = o
+    return tokens, audio_lens
+
+
+def practice_features(tokens, rng):
+    """Embed imitated recordings: tokens (B, T_a), -1 at a blank -> (B, T_a, C), blended, noisy, of RMS 1."""
+    draw = lambda *shape: torch.from_numpy(rng.random(shape, dtype=np.float32)).to(device)
+    x = norm(model.transformer.wte(tokens.clamp(min=0)))
+    x = torch.where(tokens[..., None] < 0, norm(blank), x)
+    before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
+    share = (draw(*tokens.shape) < blend_share) * 0.5 * draw(*tokens.shape)  # up to half of the place before
+    x = x + share[..., None] * (before - x)
+    gaussian = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
+    return norm(x + noise * draw(len(x), 1, 1) * gaussian)
+
+
+def get_batch(split, step, microbatch, is_practice):
+    """A microbatch is a function of (seed, split, step, microbatch): the arguments of model.forward."""
+    key = (seed, split, step, microbatch)
+    rng = np.random.default_rng([seed, split == "train", step, microbatch])
+    to = lambda a: torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)).to(device)
+    ids, starts, rows = text[split]
+    if not is_practice:
+        at = batch_indices(np.ones(len(rows), np.int32), *key, min(batch_size, len(rows)), grad_accum)
+        return dict(idx=to(rows[at][:, :-1]), targets=to(rows[at][:, 1:]))
+    at = batch_indices(np.diff(starts), *key, min(batch_size, len(starts) - 1), grad_accum)
+    idx, targets, lens = sentence_rows(ids, starts, at)
+    tokens, audio_lens = imitate_audio(idx, lens, rng)
+    return dict(idx=to(idx), targets=to(targets), audio_features=practice_features(to(tokens), rng),
+                audio_lens=to(audio_lens), audio_at=0)
+
+
+def practises(step, microbatch):
+    """Say whether a microbatch is listening practice: `practice` of them are, spread evenly."""
+    n = step * grad_accum + microbatch
+    return math.floor((n + 1) * practice) > math.floor(n * practice)
+
+
+# ---- data > model, optimizer, resume
+
+rank, world_size, device = set_up(device, seed)
+if grad_accum % world_size:
+    fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+FORMATS = {"step": "6d", "loss": ".4f", "practice_loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "tok/s": ",.0f",
+           "mfu": ".1f", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f", "val_practice": ".4f"}
+UNITS = {"mfu": "%"}
+os.makedirs(out_dir, exist_ok=True)
+lines = {"train": read_lines("train", max_lines), "val": read_lines("val")}
+inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt"))}
+first_step = find_last(inputs)
+kept = [first_step]
+if not first_step and rank == 0:
+    train_bpe(lines["train"], vocab_size).save(out_dir)
+if world_size > 1:
+    dist.barrier()
+tok = load_tokenizer(out_dir)
+text = {split: tokenize(rows) for split, rows in lines.items()}
+text = {split: (ids, starts, text_rows(ids, starts)) for split, (ids, starts) in text.items()}
+
+if first_step:
+    model, meta = load_checkpoint(out_dir, device=device)
+else:
+    with torch.device(device):
+        model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, sequence_len, head_dim, window_pattern))
+blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=device))  # training state, not the model's
+matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
+scalars = [model.resid_lambdas, model.x0_lambdas, model.smear_gate.weight, model.smear_lambda, model.backout_lambda]
+embeddings = [model.transformer.wte.weight, blank, *model.value_embeds.parameters()]
+scale = (model.config.n_embd / 768) ** -0.5
+optimizers = [
+    torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=0.0, momentum=0.95),  # arXiv:2502.16982
+    torch.optim.AdamW([
+        dict(params=embeddings, lr=embedding_lr * scale), dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
+        dict(params=scalars, lr=0.01)], betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0, fused=True)]
+for group in (g for o in optimizers for g in o.param_groups):
+    group["peak_lr"] = group["lr"]
+trained = [p for o in optimizers for g in o.param_groups for p in g["params"]]
+if first_step:
+    state = load_tensors(os.path.join(out_dir, f"optim_{first_step:06d}_rank0.pt"), device)
+    blank.data.copy_(state["blank"])
+    for optimizer, saved in zip(optimizers, state["optimizers"]):
+        optimizer.load_state_dict(saved)
+if use_compile:
+    model.trunk = torch.compile(model.trunk, dynamic=True)
+if rank == 0:
+    tokens = {split: len(ids) for split, (ids, _, _) in text.items()}
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks\n"
+          f"train: {len(lines['train']):,} sentences, {tokens['train']:,} tokens; val: {len(lines['val']):,} sentences, "
+          f"{tokens['val']:,} tokens; starting at step {first_step}")
+
+
+# ---- evaluate()
+
+@torch.no_grad()
+def evaluate():
+    """Held-out text: bits per byte and perplexity per word of sentences alone, and the loss when it may listen."""
+    model.eval()
+    nats = torch.zeros(4, dtype=torch.float64, device=device)  # plain nats, practice nats, practice targets, words
+    n_bytes = 0
+    ids, starts, _ = text["val"]
+    batches = np.array_split(np.argsort(np.diff(starts), kind="stable"), -(-(len(starts) - 1) // batch_size))
+    for i, at in enumerate(batches):
+        n_bytes += sum(len(lines["val"][j]) + 1 for j in at)  # the sentence and its end
+        if i % world_size != rank:
+            continue
+        idx, targets, lens = (torch.from_numpy(a).to(device) for a in sentence_rows(ids, starts, at))
+        rng = np.random.default_rng([seed, i])
+        tokens, audio_lens = imitate_audio(idx.cpu().numpy(), lens.cpu().numpy(), rng)
+        heard = practice_features(torch.from_numpy(tokens).to(device), rng)
+        nats[0] += model(idx, targets, loss_reduction="sum")
+        nats[1] += model(idx, targets, loss_reduction="sum", audio_features=heard,
+                         audio_lens=torch.from_numpy(audio_lens).to(device))
+        nats[2] += (targets >= 0).sum()
+        nats[3] += sum(len(lines["val"][j].split()) for j in at)
+    if world_size > 1:
+        dist.all_reduce(nats)
+    model.train()
+    plain, heard, n_targets, n_words = nats.tolist()
+    return {"val_bpb": plain / math.log(2) / n_bytes, "val_ppl_word": math.exp(plain / n_words),
+            "val_practice": heard / n_targets}
+
+
+def save(step, result):
+    """Write the checkpoint of a step."""
+    state = {"blank": blank.data, "optimizers": [o.state_dict() for o in optimizers]}
+    meta = {"val_bpb": result.get("val_bpb"), "model_config": vars(model.config), "max_seq_len": text_len}
+    save_checkpoint(step, {"model": model.state_dict(), "optim": state}, meta)
+
+
+# ---- loop
+
+model.train()
+result, began, flops = {}, time.time(), 0
+for step in range(first_step, max_steps):
+    t0, share = time.time(), get_lr(step)
+    sums = torch.zeros(4, device=device)  # nats and targets, of text and of practice
+    n_places = 0
+    for microbatch in range(rank, grad_accum, world_size):
+        kind = practises(step, microbatch)
+        batch = get_batch("train", step, microbatch, kind)
+        loss = model(**batch, loss_reduction="sum")
+        loss.backward()
+        sums[2 * kind] += loss.detach()
+        sums[2 * kind + 1] += (batch["targets"] >= 0).sum()
+        n_places += batch["idx"].numel() + sum(batch.get("audio_lens", []))
+    if world_size > 1:
+        dist.all_reduce(sums)
+        for p in trained:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # a rank may have had no practice
+            dist.all_reduce(p.grad)
+    n_targets = sums[1] + sums[3]
+    for p in trained:
+        if p.grad is not None:
+            p.grad /= n_targets
+    total_norm = torch.nn.utils.clip_grad_norm_(trained, grad_clip)
+    if not math.isfinite(total_norm.item() + sums.sum().item()):
+        fail(f"step {step}: the loss or its gradient is not finite; the last good checkpoint stays in {out_dir}")
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["peak_lr"]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if (step + 1) % log_every == 0 or step + 1 == max_steps:
+        seconds = time.time() - t0
+        text_nats, n_text, practice_nats, n_practice = sums.tolist()
+        record = {"step": step + 1, "loss": (text_nats + practice_nats) / (n_text + n_practice)}
+        record |= {"practice_loss": practice_nats / n_practice} if n_practice else {}
+        record |= {"lr": share * matrix_lr, "norm": total_norm.item(), "ms": 1e3 * seconds,
+                   "tok/s": int(n_places) * world_size / seconds,
+                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
+        log(record)
+    is_last = step + 1 == max_steps
+    if is_last or (eval_every and (step + 1) % eval_every == 0):
+        result = evaluate()
+        log({"step": step + 1, **result})
+    if is_last or (step + 1) % save_every == 0:
+        save(step + 1, result)
+
+if rank == 0:
+    print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
+          + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} holds step {max(max_steps, first_step)}")
+if world_size > 1:
+    dist.destroy_process_group()
