@@ -35,22 +35,16 @@ def stream(tok, tokens):
     return text
 
 
-def transcribe(model, meta, tok):
+def listen(model, meta, tok):
     """Print what the model hears in the setting `audio`, piece by piece; a piece is at most 15 s, cut at a pause."""
-    import torch
     from audio import encode, load_ears, read_audio, split_at_pauses
-    from model import generate
+    from model import transcribe
     wav = read_audio(audio)  # float32 (n,) at 16 kHz
     encoder, projector = load_ears(ckpt, meta, model.cos.device)
     for start, end in split_at_pauses(wav):
-        feats = torch.from_numpy(encode(encoder, [wav[start:end]], taps=tuple(meta["audio"]["taps"]))[0])
-        lens = torch.tensor([len(feats)], device=model.cos.device)
-        with torch.inference_mode():
-            x, _ = projector(feats[None].to(model.cos.device), lens)  # (1, T_a, C)
-        tokens = generate(model, [[tok.bos_id]], audio=x, audio_at=meta["audio"]["audio_at"],
-                          max_tokens=16 + len(feats) // 2, stop_ids=(tok.bos_id,))  # 25 tokens a second
-        heard = stream(tok, (row[0] for row in tokens))
-        print(end=" " if heard and end < len(wav) else "")
+        features = encode(encoder, [wav[start:end]], tuple(meta["audio"]["taps"]))
+        heard = transcribe(model, projector, tok, features, meta["audio"]["audio_at"])[0]
+        print(heard, end=" " if heard and end < len(wav) else "", flush=True)
     print()
 
 
@@ -82,12 +76,9 @@ def main():
     if audio and prompt:
         raise ValueError(f"{ckpt} is a 'transcript' model: it only transcribes, so leave out --prompt")
     model, meta = load_checkpoint(ckpt, step, pick_device(device))
-    tok = load_tokenizer(ckpt)
-    if tok.vocab_size != model.config.vocab_size:
-        raise ValueError(f"{ckpt}/tokenizer.json has {tok.vocab_size} ids, its model {model.config.vocab_size}: "
-                         "copy the run's own tokenizer")
+    tok = load_tokenizer(ckpt, model.config.vocab_size)
     if audio:
-        transcribe(model, meta, tok)
+        listen(model, meta, tok)
     else:
         continue_text(model, tok)
 

@@ -100,10 +100,7 @@ def load_listener():
         raise ValueError(f"{ckpt} " + (f"is a '{prompt}' model, no 'transcript' model" if prompt else "takes no audio")
                          + ": its word error rate can't be taken, give a run of train_align.py")
     model, meta = load_checkpoint(ckpt, step, pick_device(device))
-    tok = load_tokenizer(ckpt)
-    if tok.vocab_size != model.config.vocab_size:
-        raise ValueError(f"{ckpt}/tokenizer.json has {tok.vocab_size} ids, its model {model.config.vocab_size}: "
-                         "copy the run's own tokenizer")
+    tok = load_tokenizer(ckpt, model.config.vocab_size)
     return (model, meta, tok, *load_ears(ckpt, meta, model.cos.device))
 
 
@@ -112,8 +109,10 @@ def load_listener():
 def hear(listener, clips):
     """Return what the model hears in each clip (list of str): batches of similar length, the longest first."""
     from tqdm import tqdm
-    from audio import read_audio, split_at_pauses
-    heard = [[] for _ in clips]
+    from audio import encode, read_audio, split_at_pauses
+    from model import transcribe
+    model, meta, tok, encoder, projector = listener
+    ears, heard = meta["audio"], [[] for _ in clips]
     order = sorted(range(len(clips)), key=lambda i: -clips[i]["seconds"])
     with tqdm(total=len(clips), unit="clip", desc="listening") as bar:
         for start in range(0, len(order), batch_size):
@@ -123,29 +122,11 @@ def hear(listener, clips):
                 pieces += [(i, wav[begin:end]) for begin, end in split_at_pauses(wav)]  # one, unless over 15 s
             for first in range(0, len(pieces), batch_size):
                 owners, wavs = zip(*pieces[first:first + batch_size])
-                for i, text in zip(owners, transcribe(*listener, wavs)):
+                features = encode(encoder, wavs, tuple(ears["taps"]))
+                for i, text in zip(owners, transcribe(model, projector, tok, features, ears["audio_at"])):
                     heard[i].append(text)
             bar.update(len(rows))
     return [" ".join(filter(None, texts)) for texts in heard]
-
-
-def transcribe(model, meta, tok, encoder, projector, wavs):
-    """Return the greedy transcripts (list of str) of recordings: float32 (n,) at 16 kHz, 15 s at most."""
-    import torch
-    from audio import encode
-    from model import generate
-    feats = [torch.from_numpy(f) for f in encode(encoder, wavs, taps=tuple(meta["audio"]["taps"]))]
-    lens = torch.tensor([len(f) for f in feats], device=model.cos.device)
-    limits = [16 + n // 2 for n in lens.tolist()]  # 25 tokens a second: fast speech fits, in bytes too
-    feats = torch.nn.utils.rnn.pad_sequence(feats, batch_first=True).to(lens.device)  # (B, T, n_taps, D)
-    with torch.inference_mode():
-        x, lens_a = projector(feats, lens)  # (B, T_a, C)
-    audio, ids = [row[:n] for row, n in zip(x, lens_a.tolist())], [[] for _ in wavs]
-    for tokens in generate(model, [[tok.bos_id]] * len(wavs), audio=audio, audio_at=meta["audio"]["audio_at"],
-                           max_tokens=max(limits), stop_ids=(tok.bos_id,)):
-        for row, token, limit in zip(ids, tokens, limits):  # a row's own limit: the same alone and in a batch
-            row.extend([token] if token is not None and len(row) < limit else [])
-    return [" ".join(tok.decode(row).split()) for row in ids]
 
 
 def lm_nats(model, tok, texts):

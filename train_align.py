@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from audio import SAMPLE_RATE, Projector, encode, load_encoder, save_encoder
+from audio import SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_file, save_encoder
 from configurator import configure, fail
 from data import Features, batch_indices, load_batch
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, generate, load_checkpoint, load_tensors, norm,
-                   pick_device, read_meta, sha256_file)
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_tensors, norm, pick_device,
+                   read_meta, sha256_file, transcribe)
 from tokenizer import ByteTokenizer, load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
@@ -28,7 +28,7 @@ out_dir = "out/align"
 data_dir = "data/synthetic/features"  # shards of prepare_librispeech.py; tones: the five tones of W1
 lm = "out/base_d4"      # folder of the pretrained GPT; '': a new random GPT of `depth`, on bytes
 init_from = "auto"      # scratch; resume (the last checkpoint of out_dir); auto: resume if there is one, else scratch
-whisper = ""            # encoder by name or folder; '': WHISPER_HF_ID, else openai/whisper-base
+whisper = ""            # encoder by name, folder or encoder.pt; '': WHISPER_HF_ID, else openai/whisper-base
 depth = 6               # of a new random GPT (W1)
 max_clips = 0           # training clips to use; 0: all
 max_audio_s = 30.0      # longer clips are dropped, and counted
@@ -38,7 +38,7 @@ hidden = 1024           # of its MLP; 0: 4 * n_embd
 zero_init = False       # W1's projector: fc2 starts at zero, no norm
 dropout = 0.1           # on the standardized features
 time_mask = 0.0         # longest share of a clip hidden by one span
-audio_at = 0            # text tokens before the audio: 0 (before bos) or 2
+audio_at = 0            # text tokens before the audio: 0 (before bos) or 1 (after it)
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
 batch_size = 64         # clips per microbatch; the value to lower on out-of-memory
 grad_accum = 1          # microbatches per step over all ranks; a multiple of the world size
@@ -145,6 +145,30 @@ def save_checkpoint(step, files, meta):
                 os.remove(os.path.join(out_dir, name.format(old)))
 
 
+# ---- data
+
+class Tones:
+    """W1's five tones of 5 s (second harmonic, 1% noise, PCM16) and their features, in the shape of data.Features."""
+
+    def __init__(self, encoder):
+        rng, t = np.random.default_rng(seed), np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
+        waves = [0.5 * np.sin(2 * np.pi * hz * t) + 0.2 * np.sin(4 * np.pi * hz * t) for hz in TONES.values()]
+        waves = [w + 0.01 * rng.standard_normal(len(t)) for w in waves]
+        waves = [(w * 32767).astype(np.int16).astype(np.float32) / 32768 for w in waves]
+        self.features = encode(encoder, waves)  # five of (250, 1, D)
+        self.texts, self.keys = list(TONES), list(TONES)
+        self.lengths = np.array([len(f) for f in self.features], dtype=np.int32)
+        self.seconds = [5.0] * len(TONES)
+        self.manifest = {"encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": [-1], "D": encoder.n_embd}
+
+    def __len__(self):
+        return len(self.texts)
+
+    def mean_std(self, n_clips, seed):
+        frames = np.concatenate(self.features).astype(np.float32)  # (T, 1, D)
+        return frames.mean(axis=0), frames.std(axis=0)
+
+
 def read_clips(clips, at):
     """Features of clips `at`: float16 (B, T, n_taps, D) zero-padded, lens int64 (B,)."""
     if isinstance(clips, Tones):
@@ -185,13 +209,13 @@ FORMATS = {"step": "6d", "loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f",
 UNITS = {"wait": "%"}
 os.makedirs(out_dir, exist_ok=True)
 is_smoke = data_dir == "tones"
-encoder = load_encoder(whisper, device) if rank == 0 or is_smoke else None
+if rank == 0 or is_smoke:
+    encoder = (load_encoder_file if os.path.isfile(whisper) else load_encoder)(whisper, device)
 if is_smoke:
     tones = Tones(encoder)
     data = {"train": tones, "val": tones}
 else:
-    sha256 = encoder.sha256 if encoder else ""
-    data = {split: Features(data_dir, split, sha256) for split in ("train", "val")}
+    data = {split: Features(data_dir, split, encoder.sha256 if rank == 0 else "") for split in ("train", "val")}
 usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
 dropped = {split: len(clips) - len(usable[split]) for split, clips in data.items()}
 if max_clips:
@@ -202,9 +226,7 @@ first_step = find_last(inputs)
 kept = [first_step]
 if first_step or lm:
     model, meta = load_checkpoint(out_dir if first_step else lm, device=device)
-    tok = load_tokenizer(out_dir if first_step else lm)
-    if tok.vocab_size != model.config.vocab_size:
-        fail(f"{lm}: tokenizer.json has {tok.vocab_size} ids, the model {model.config.vocab_size}: they don't fit")
+    tok = load_tokenizer(out_dir if first_step else lm, model.config.vocab_size)
 else:
     tok = ByteTokenizer()
     with torch.device(device):
@@ -230,8 +252,8 @@ if rank == 0:
     tok.save(out_dir)
     save_encoder(encoder, os.path.join(out_dir, "encoder.pt"))
     count = lambda module, trained: sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
-    print(f"trained: projector {count(projector, True):,}, LM {count(model, True):,}; frozen: LM {count(model, False):,}; "
-          f"{device}, {COMPUTE_DTYPE}, {world_size} ranks; starting at step {first_step}")
+    print(f"trained: projector {count(projector, True):,}, LM {count(model, True):,}; frozen: LM "
+          f"{count(model, False):,}; {device}, {COMPUTE_DTYPE}, {world_size} ranks; starting at step {first_step}")
     for split, clips in data.items():
         hours = sum(clips.seconds[i] for i in usable[split]) / 3600
         print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h; {dropped[split]} dropped (over {max_audio_s} s)")
@@ -239,17 +261,10 @@ if rank == 0:
 
 # ---- evaluate()
 
-def transcribe(clips, at):
-    """Greedy transcripts of clips `at`, decoded together."""
-    feats, lens = (torch.from_numpy(a).to(device) for a in read_clips(clips, at))
-    audio, audio_lens = projector(feats, lens)
-    audio = [row[:n] for row, n in zip(audio, audio_lens)]
-    rows = [[] for _ in at]
-    steps = generate(model, [[tok.bos_id]] * len(at), audio, audio_at, 8 + feats.size(1) // 4, stop_ids=(tok.bos_id,))
-    for out in steps:
-        for row, token in zip(rows, out):
-            row += [] if token is None else [token]
-    return [tok.decode(row) for row in rows]
+def read_texts(clips, at):
+    """Greedy transcripts of clips `at`."""
+    features, lens = read_clips(clips, at)
+    return transcribe(model, projector, tok, [f[:n] for f, n in zip(features, lens)], audio_at)
 
 
 @torch.no_grad()
@@ -273,7 +288,7 @@ def evaluate():
     result = {"val_loss": true / n, "val_shuffled": wrong / n, "gap": (wrong - true) / n}
     if rank == 0:
         at = by_length[np.linspace(0, len(by_length) - 1, min(eval_clips, len(by_length))).astype(int)]
-        heard = [text for part in np.array_split(at, -(-len(at) // batch_size)) for text in transcribe(clips, part)]
+        heard = [text for part in np.array_split(at, -(-len(at) // batch_size)) for text in read_texts(clips, part)]
         result["val_wer"] = jiwer.wer([clips.texts[i] for i in at], heard)
         show = [f"    {clips.texts[i]}  ->  {text}" for i, text in list(zip(at, heard))[::max(len(at) // 3, 1)]]
         print("\n".join(show))
@@ -307,7 +322,7 @@ def plot_pca():
 
 def judge_smoke(losses):
     """W1's verdict: the user's bar, and the stricter facts that an LM ignoring its audio could not reach."""
-    heard = transcribe(tones, np.arange(len(tones)))
+    heard = read_texts(tones, np.arange(len(tones)))
     n_right = sum(a == b for a, b in zip(heard, tones.texts))
     fell = losses[0] - losses[-1]
     verdict = {"smoke": "PASS" if fell >= 0.5 else "FAIL", "first_loss": losses[0], "last_loss": losses[-1],
@@ -379,7 +394,8 @@ for step in range(first_step, max_steps):
 if rank == 0:
     plot_pca()
     print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
-          + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} holds step {max(max_steps, first_step)}")
+          + ", ".join(f"{k} {v:.4f}" for k, v in result.items())
+          + f", {out_dir} holds step {max(max_steps, first_step)}")
     if is_smoke:
         judge_smoke(losses)
 if world_size > 1:

@@ -43,6 +43,8 @@ stretch = 4             # a token is repeated 1 to so many times
 blank_share = 0.25      # share of tokens with 1-2 blanks before them; 0-2 blanks stand at both ends
 swap_share = 0.04       # share of tokens replaced by a random one
 blend_share = 0.3       # share of places blended with the place before
+rival_share = 0.5       # share of tokens mixed with a random other one, as if misheard
+rival_weight = 0.7      # of 0 to so much, the same through all of a token's repeats
 noise = 0.6             # Gaussian noise of 0 to so much, drawn per row; rows are brought back to RMS 1
 # what trains
 max_steps = 1000        # when to stop
@@ -63,6 +65,7 @@ use_compile = True
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
+BLANK = np.array([-1.0, -1.0, 0.0])  # a place of an imitated recording without a token
 if not (0 <= practice <= 1 and stretch >= 1 and max_steps >= 1 and batch_size >= 1 and grad_accum >= 1):
     fail(f"{practice=} is a share of 0 to 1; {stretch=}, {max_steps=}, {batch_size=} and {grad_accum=} are 1 or more")
 if init_from not in ("scratch", "resume", "auto"):
@@ -185,31 +188,32 @@ def sentence_rows(ids, starts, at):
 def imitate_audio(rows, lens, rng):
     """Stretch sentences as speech would: places of an imitated recording that each name a token or a blank.
 
-    rows (B, T): bos and text; lens (B,) tokens of text. Returns tokens int64 (B, T_a), -1 at a blank, and lens (B,).
+    rows (B, T): bos and text; lens (B,) tokens of text. Returns places (B, T_a, 3) float32: a token, its rival and
+    the rival's weight, the tokens -1 at a blank, and lens (B,).
     """
     out = []
     for row, n in zip(rows, lens):
         ids = np.where(rng.random(n) < swap_share, rng.integers(0, tok.bos_id, n), row[1:n + 1])
+        weight = np.where(rng.random(n) < rival_share, rng.random(n) * rival_weight, 0)
+        tokens = np.stack([ids, rng.integers(0, tok.bos_id, n), weight], 1)  # (n, 3)
         blanks = np.where(rng.random(n) < blank_share, rng.integers(1, 3, n), 0)
-        places = np.stack([np.full(n, -1), ids], 1).reshape(-1)  # blank, token, blank, token ...
+        blanks[0], last = rng.integers(0, 3, 2)
+        places = np.stack([np.broadcast_to(BLANK, (n, 3)), tokens], 1).reshape(-1, 3)  # blank, token, blank, token ...
         repeats = np.stack([blanks, rng.integers(1, stretch + 1, n)], 1).reshape(-1)
-        start, end = rng.integers(0, 3, 2)
-        out.append(np.concatenate([[-1] * start, places.repeat(repeats), [-1] * end]).astype(np.int64))
-    audio_lens = np.array([len(o) for o in out])
-    tokens = np.full((len(out), audio_lens.max()), -1)
-    for row, o in zip(tokens, out):
-        row[:len(o)] = o
-    return tokens, audio_lens
+        out.append(torch.from_numpy(np.concatenate([places.repeat(repeats, axis=0), np.tile(BLANK, (last, 1))])))
+    return torch.nn.utils.rnn.pad_sequence(out, batch_first=True).float(), torch.tensor([len(o) for o in out])
 
 
-def practice_features(tokens, rng):
-    """Embed imitated recordings: tokens (B, T_a), -1 at a blank -> (B, T_a, C), blended, noisy, of RMS 1."""
+def practice_features(places, rng):
+    """Embed imitated recordings: places (B, T_a, 3) of imitate_audio -> (B, T_a, C), blended, noisy, of RMS 1."""
     draw = lambda *shape: torch.from_numpy(rng.random(shape, dtype=np.float32)).to(device)
-    x = norm(model.transformer.wte(tokens.clamp(min=0)))
-    x = torch.where(tokens[..., None] < 0, norm(blank), x)
+    tokens, weight = places[..., :2].long().to(device), places[..., 2:].to(device)
+    x = norm(model.transformer.wte(tokens.clamp(min=0)))  # (B, T_a, 2, C)
+    x = torch.lerp(x[:, :, 0], x[:, :, 1], weight)
+    x = torch.where(tokens[..., :1] < 0, norm(blank), x)
     before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
-    share = (draw(*tokens.shape) < blend_share) * 0.5 * draw(*tokens.shape)  # up to half of the place before
-    x = x + share[..., None] * (before - x)
+    share = (draw(*x.shape[:2], 1) < blend_share) * 0.5 * draw(*x.shape[:2], 1)  # up to half of the place before
+    x = norm(torch.lerp(x, before, share))
     gaussian = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
     return norm(x + noise * draw(len(x), 1, 1) * gaussian)
 
@@ -225,9 +229,9 @@ def get_batch(split, step, microbatch, is_practice):
         return dict(idx=to(rows[at][:, :-1]), targets=to(rows[at][:, 1:]))
     at = batch_indices(np.diff(starts), *key, min(batch_size, len(starts) - 1), grad_accum)
     idx, targets, lens = sentence_rows(ids, starts, at)
-    tokens, audio_lens = imitate_audio(idx, lens, rng)
-    return dict(idx=to(idx), targets=to(targets), audio_features=practice_features(to(tokens), rng),
-                audio_lens=to(audio_lens), audio_at=0)
+    places, audio_lens = imitate_audio(idx, lens, rng)
+    return dict(idx=to(idx), targets=to(targets), audio_features=practice_features(places, rng),
+                audio_lens=audio_lens.to(device))
 
 
 def practises(step, microbatch):
@@ -241,9 +245,9 @@ def practises(step, microbatch):
 rank, world_size, device = set_up(device, seed)
 if grad_accum % world_size:
     fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
-FORMATS = {"step": "6d", "loss": ".4f", "practice_loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "tok/s": ",.0f",
-           "mfu": ".1f", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f", "val_practice": ".4f"}
-UNITS = {"mfu": "%"}
+FORMATS = {"step": "6d", "loss": ".4f", "practice_loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f",
+           "tok/s": ",.0f", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f", "val_practice": ".4f"}
+UNITS = {}
 os.makedirs(out_dir, exist_ok=True)
 lines = {"train": read_lines("train", max_lines), "val": read_lines("val")}
 inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt"))}
@@ -270,7 +274,8 @@ scale = (model.config.n_embd / 768) ** -0.5
 optimizers = [
     torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=0.0, momentum=0.95),  # arXiv:2502.16982
     torch.optim.AdamW([
-        dict(params=embeddings, lr=embedding_lr * scale), dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
+        dict(params=embeddings, lr=embedding_lr * scale),
+        dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
         dict(params=scalars, lr=0.01)], betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0, fused=True)]
 for group in (g for o in optimizers for g in o.param_groups):
     group["peak_lr"] = group["lr"]
@@ -285,8 +290,8 @@ if use_compile:
 if rank == 0:
     tokens = {split: len(ids) for split, (ids, _, _) in text.items()}
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks\n"
-          f"train: {len(lines['train']):,} sentences, {tokens['train']:,} tokens; val: {len(lines['val']):,} sentences, "
-          f"{tokens['val']:,} tokens; starting at step {first_step}")
+          f"train: {len(lines['train']):,} sentences, {tokens['train']:,} tokens; "
+          f"val: {len(lines['val']):,} sentences, {tokens['val']:,} tokens; starting at step {first_step}")
 
 
 # ---- evaluate()
@@ -305,11 +310,10 @@ def evaluate():
             continue
         idx, targets, lens = (torch.from_numpy(a).to(device) for a in sentence_rows(ids, starts, at))
         rng = np.random.default_rng([seed, i])
-        tokens, audio_lens = imitate_audio(idx.cpu().numpy(), lens.cpu().numpy(), rng)
-        heard = practice_features(torch.from_numpy(tokens).to(device), rng)
+        places, audio_lens = imitate_audio(idx.cpu().numpy(), lens.cpu().numpy(), rng)
         nats[0] += model(idx, targets, loss_reduction="sum")
-        nats[1] += model(idx, targets, loss_reduction="sum", audio_features=heard,
-                         audio_lens=torch.from_numpy(audio_lens).to(device))
+        nats[1] += model(idx, targets, loss_reduction="sum", audio_features=practice_features(places, rng),
+                         audio_lens=audio_lens.to(device))
         nats[2] += (targets >= 0).sum()
         nats[3] += sum(len(lines["val"][j].split()) for j in at)
     if world_size > 1:
@@ -330,11 +334,11 @@ def save(step, result):
 # ---- loop
 
 model.train()
-result, began, flops = {}, time.time(), 0
+result, began, t0, n_places = {}, time.time(), time.time(), 0
+window = torch.zeros(4, device=device)  # sums since the last line of the log
 for step in range(first_step, max_steps):
-    t0, share = time.time(), get_lr(step)
+    share = get_lr(step)
     sums = torch.zeros(4, device=device)  # nats and targets, of text and of practice
-    n_places = 0
     for microbatch in range(rank, grad_accum, world_size):
         kind = practises(step, microbatch)
         batch = get_batch("train", step, microbatch, kind)
@@ -342,13 +346,14 @@ for step in range(first_step, max_steps):
         loss.backward()
         sums[2 * kind] += loss.detach()
         sums[2 * kind + 1] += (batch["targets"] >= 0).sum()
-        n_places += batch["idx"].numel() + sum(batch.get("audio_lens", []))
+        n_places += batch["idx"].numel() + int(sum(batch.get("audio_lens", [])))
     if world_size > 1:
         dist.all_reduce(sums)
         for p in trained:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # a rank may have had no practice
             dist.all_reduce(p.grad)
     n_targets = sums[1] + sums[3]
+    window += sums
     for p in trained:
         if p.grad is not None:
             p.grad /= n_targets
@@ -361,23 +366,28 @@ for step in range(first_step, max_steps):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if (step + 1) % log_every == 0 or step + 1 == max_steps:
-        seconds = time.time() - t0
-        text_nats, n_text, practice_nats, n_practice = sums.tolist()
-        record = {"step": step + 1, "loss": (text_nats + practice_nats) / (n_text + n_practice)}
-        record |= {"practice_loss": practice_nats / n_practice} if n_practice else {}
-        record |= {"lr": share * matrix_lr, "norm": total_norm.item(), "ms": 1e3 * seconds,
-                   "tok/s": int(n_places) * world_size / seconds,
+        seconds, n_steps = time.time() - t0, min(log_every, step + 1 - first_step)
+        text_nats, n_text, practice_nats, n_practice = window.tolist()
+        record = {"step": step + 1, "loss": text_nats / max(n_text, 1)}
+        record |= {"practice_loss": practice_nats / max(n_practice, 1)}
+        record |= {"lr": share * matrix_lr, "norm": total_norm.item(), "ms": 1e3 * seconds / n_steps,
+                   "tok/s": n_places * world_size / seconds,
                    "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
         log(record)
+        window.zero_()
+        t0, n_places = time.time(), 0
     is_last = step + 1 == max_steps
     if is_last or (eval_every and (step + 1) % eval_every == 0):
         result = evaluate()
         log({"step": step + 1, **result})
+        t0 = time.time()
     if is_last or (step + 1) % save_every == 0:
         save(step + 1, result)
+        t0 = time.time()
 
 if rank == 0:
     print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
-          + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} holds step {max(max_steps, first_step)}")
+          + ", ".join(f"{k} {v:.4f}" for k, v in result.items())
+          + f", {out_dir} holds step {max(max_steps, first_step)}")
 if world_size > 1:
     dist.destroy_process_group()

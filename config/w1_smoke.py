@@ -1,7 +1,7 @@
 """
     python train_align.py config/w1_smoke.py
 
-W1: five tones through frozen Whisper, a projector and a random d6 GPT on bytes; 50 steps, PASS when the loss fell by 0.5.
+W1: five tones through frozen Whisper, a projector and a random d6 GPT on bytes; 50 steps, PASS if the loss fell by 0.5.
 """
 out_dir = "out/w1_smoke"
 data_dir = "tones"

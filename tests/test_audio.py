@@ -100,6 +100,7 @@ def file_bytes(samples, rate=RATE, kind="WAV", subtype=None):
 
 BAD = [("empty", b""), ("empty", file_bytes([])), ("empty", file_bytes([0.5], 48000)), ("corrupt", b"no samples" * 99),
        ("corrupt", file_bytes(make_wav(1.9), kind="FLAC")[:20000]),
+       ("corrupt", file_bytes(make_wav(1.9), kind="MP3")[:5000]),
        ("NaN", file_bytes([0, float("nan")] * 99, subtype="FLOAT")),
        ("NaN or inf", file_bytes([0, float("inf")] * 99, subtype="FLOAT")),
        ("2.1 s long, over the limit of 2 s", file_bytes(make_wav(2.1))),
@@ -161,7 +162,8 @@ def test_encoder_on_30_s(n_mels, n_layer, n_embd, n_head):
         assert (ours[:, :, 1 + i] - theirs.hidden_states[1 + i]).abs().max() < 1e-3
     assert relative(torch.nn.functional.layer_norm(ours[:, :, n_layer], (n_embd,)), ours[:, :, 0] / 1.5) < 1e-4
     in_bf16 = make_encoder(torch.bfloat16, **size)(mel, taps=(-1, *range(n_layer)))
-    assert all(relative(in_bf16[:, :, i], ours[:, :, i]) < 0.01 for i in range(1 + n_layer))
+    errors = [relative(in_bf16[:, :, i], ours[:, :, i]) for i in range(1 + n_layer)]
+    assert max(errors) < 0.0045, errors  # 0.35% measured; 0.6% with a residual stream in bf16
 
 
 def test_features_end_with_the_clip():
@@ -355,8 +357,8 @@ def test_wheels(monkeypatch, tmp_path, capsys, offline):
     data = write_ctranslate2(encoder)
     config, weights = audio.read_ctranslate2(data, encoder.name)
     assert config == SMALL and weights.keys() == encoder.half_weights.keys()
-    weights["layers.1.fc2.bias"] = weights["layers.1.fc2.bias"] + 1
-    assert audio.build_encoder(config, weights).sha256 != encoder.sha256
+    content = b"".join(name.encode() + weights[name].numpy().tobytes() for name in sorted(weights))
+    assert audio.build_encoder(config, weights).sha256 == encoder.sha256 == audio.hashlib.sha256(content).hexdigest()
     halves = data[:len(data) // 2], data[len(data) // 2:]
 
     def download(command, **options):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio import read_audio, split_at_pauses
+from audio import encode, read_audio, split_at_pauses
+from model import transcribe
 from test_eval import ROOT, make_run, run
 from tokenizer import ByteTokenizer
 
@@ -31,8 +32,8 @@ def heard_by_evaluation(monkeypatch, ckpt, wavs):
     monkeypatch.setattr(sys, "argv", ["eval_bench.py", f"--ckpt={ckpt}"])
     monkeypatch.delitem(sys.modules, "eval_bench", raising=False)
     import eval_bench
-    listener = eval_bench.load_listener()
-    return [eval_bench.transcribe(*listener, [wav])[0] for wav in wavs]
+    model, _, tok, encoder, projector = eval_bench.load_listener()
+    return [transcribe(model, projector, tok, encode(encoder, [wav]))[0] for wav in wavs]
 
 
 def said(out):

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 import torch
 
-from audio import Projector, WhisperEncoder, save_encoder
-from model import GPT, GPTConfig
+from audio import Projector, WhisperEncoder, encode, save_encoder
+from model import GPT, GPTConfig, transcribe
 from tokenizer import ByteTokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -158,7 +158,8 @@ def test_batches_hear_what_single_clips_say(bench, tiny, monkeypatch):
     assert bench.hear(listener, clips) == heard
     monkeypatch.setattr("audio.split_at_pauses", lambda wav: [(0, 4800), (4800, len(wav))])  # as if all were long
     wav = soundfile.read(clips[0]["audio"], dtype="float32")[0]
-    alone = [bench.transcribe(*listener, [wav[a:b]])[0] for a, b in ((0, 4800), (4800, None))]
+    model, _, tok, encoder, projector = listener
+    alone = [transcribe(model, projector, tok, encode(encoder, [wav[a:b]]))[0] for a, b in ((0, 4800), (4800, None))]
     assert bench.hear(listener, clips[:1]) == [" ".join(alone)]
 
 

@@ -22,6 +22,15 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = os.path.join(ROOT, "prepare_librispeech.py")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the workers; two threads on clips this small wait for each other on a busy machine."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory):
     """A corpus of 12 + 4 + 4 clips of 0.3 to 0.8 s, and two encoders of 2 layers, 32 wide."""

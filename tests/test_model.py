@@ -140,7 +140,7 @@ def test_audio_rows(tiny, audio_at):
 
 @pytest.mark.parametrize("audio_at", [0, 2])
 def test_cached_turns(tiny, audio_at):
-    """A later recording, or a decode step of a row shorter than its neighbours, would read wrong places of the cache."""
+    """A later recording, or a decode step of a row shorter than its neighbours, would read wrong cache places."""
     torch.manual_seed(2)
     draw = lambda n: torch.randint(0, 50, (n,)).tolist()
     history = [[], [], []]

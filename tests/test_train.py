@@ -1,0 +1,153 @@
+"""The training scripts' real command lines at toy size: resume, ranks, frozen weights, checkpoints, bad input, W1."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from audio import WhisperEncoder, save_encoder
+from model import load_checkpoint
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WORDS = "the a small red old dog cat bird man girl sees hears likes wants two three houses".split()
+BASE = ["--depth=2", "--head_dim=32", "--vocab_size=300", "--sequence_len=64", "--text_len=16", "--batch_size=8",
+        "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--use_compile=False", "--log_every=1",
+        "--device=cpu"]
+ALIGN = ["--hidden=32", "--batch_size=8", "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--eval_clips=4",
+         "--use_compile=False", "--log_every=1", "--device=cpu"]
+
+
+def run(script, *args, n_ranks=1, ok=True):
+    """Run a script as a user does; returns its output, stdout and stderr together."""
+    command = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
+                                 if n_ranks > 1 else []), os.path.join(ROOT, script), *args]
+    env = {**os.environ, "NANOCHAT_DTYPE": "float32", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert (done.returncode == 0) == ok, done.stdout[-3000:]
+    return done.stdout
+
+
+def losses(folder):
+    """The logged training losses by step."""
+    rows = [json.loads(line) for line in open(os.path.join(folder, "log.jsonl"))]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def same_state(a, b):
+    a, b = (torch.load(path, weights_only=True) for path in (a, b))
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Sentences, random features of a random encoder, and a base model of two steps."""
+    folder, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
+    sentences = sorted({" ".join(rng.choice(WORDS, rng.integers(3, 8))) for _ in range(300)})
+    (folder / "text").mkdir()
+    (folder / "text" / "train.txt").write_text("\n".join(sentences[20:]) + "\n")
+    (folder / "text" / "val.txt").write_text("\n".join(sentences[:20]) + "\n")
+    encoder = WhisperEncoder({"name": "random", "n_mels": 80, "n_layer": 1, "n_embd": 32, "n_head": 2})
+    save_encoder(encoder, str(folder / "encoder.pt"))
+    (folder / "features").mkdir()
+    clips = [(f"clip{i:03d}", rng.normal(size=(20 + i % 7, 1, 32)).astype(np.float16),
+              {"text": text, "seconds": 0.5, "split": "train" if i < 40 else "val", "speaker": "1"})
+             for i, text in enumerate(sentences[:60])]
+    path = str(folder / "features" / "shard-000000.tar")
+    rows = data.write_shard(path, clips)
+    data.write_index(str(folder / "features"), rows, {"shard-000000.tar": {"bytes": os.path.getsize(path), "sha256": ""}},
+                     {"encoder": "random", "encoder_sha256": encoder.sha256, "taps": [-1], "D": 32})
+    run("train_base.py", f"--data_dir={folder}/text", f"--out_dir={folder}/base", "--max_steps=2", *BASE)
+    return folder
+
+
+def base(world, out, *args, **kwargs):
+    return run("train_base.py", f"--data_dir={world}/text", f"--out_dir={out}", *BASE, *args, **kwargs)
+
+
+def align(world, out, *args, **kwargs):
+    return run("train_align.py", f"--data_dir={world}/features", f"--lm={world}/base", f"--whisper={world}/encoder.pt",
+               f"--out_dir={out}", *ALIGN, *args, **kwargs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [base, align])
+def test_resume_repeats_the_straight_run(world, tmp_path, train):
+    """A run that was stopped and continued would differ from one never stopped: optimizer, data order or noise."""
+    train(world, tmp_path / "straight", "--max_steps=4")
+    train(world, tmp_path / "parts", "--max_steps=2")
+    out = train(world, tmp_path / "parts", "--max_steps=4", "--init_from=resume")
+    assert "starting at step 2" in out
+    for name in ["model", "projector"][:1 + (train is align)]:
+        assert same_state(*(tmp_path / part / f"{name}_000004.pt" for part in ("straight", "parts")))
+    assert losses(tmp_path / "straight") == losses(tmp_path / "parts")
+    out = train(world, tmp_path / "parts", "--max_steps=4", "--grad_clip=0.5", ok=False)  # auto, other settings
+    assert "other grad_clip" in out and "Traceback" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [base, align])
+def test_two_ranks_are_one(world, tmp_path, train):
+    """torchrun would train something else than one process: other data, or gradients scaled wrongly."""
+    for n_ranks in (1, 2):
+        train(world, tmp_path / str(n_ranks), "--max_steps=3", n_ranks=n_ranks)
+    one, two = (losses(tmp_path / str(n)) for n in (1, 2))
+    assert one.keys() == two.keys() and abs(one[1] - two[1]) < 1e-5
+    assert all(abs(one[step] - two[step]) < 1e-3 for step in one)
+
+
+@pytest.mark.slow
+def test_alignment_freezes_the_lm(world, tmp_path):
+    """W2 would move the LM, or not move the projector, or leave a folder that does not load by itself."""
+    align(world, tmp_path / "run", "--max_steps=2")
+    assert same_state(world / "base" / "model_000002.pt", tmp_path / "run" / "model_000002.pt")
+    align(world, tmp_path / "more", "--max_steps=3")
+    assert not same_state(tmp_path / "run" / "projector_000002.pt", tmp_path / "more" / "projector_000003.pt")
+    _, meta = load_checkpoint(str(tmp_path / "run"))
+    assert meta["audio"]["prompt"] == "transcript" and meta["audio"]["encoder"] == "random"
+    assert {"encoder.pt", "tokenizer.json", "pca.png", "log.jsonl"} <= set(os.listdir(tmp_path / "run"))
+    evaluated = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")][-1]
+    assert {"val_loss", "val_shuffled", "gap", "val_wer"} <= set(evaluated)
+    align(world, tmp_path / "lm", "--max_steps=2", "--train_lm=True")
+    assert not same_state(world / "base" / "model_000002.pt", tmp_path / "lm" / "model_000002.pt")
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_line(world, tmp_path):
+    """A user's mistake would end in a traceback, or leave something half-written under a final name."""
+    def refused(*args, script=align):
+        out = script(world, tmp_path / "refused", *args, ok=False)
+        assert "Traceback" not in out, out
+        return out.strip().splitlines()[-1]
+
+    assert "no whole manifest" in refused("--data_dir=nowhere")
+    assert "holds no checkpoint" in refused("--lm=nowhere")
+    assert "run prepare_text.py" in refused("--data_dir=nowhere", script=base)
+    broken = shutil.copytree(world / "base", tmp_path / "base")
+    (broken / "model_000002.pt").write_bytes((broken / "model_000002.pt").read_bytes()[:5000])
+    assert "cut short" in refused(f"--lm={broken}")
+    shutil.copy(world / "base" / "model_000002.pt", broken)
+    tokenizer = json.loads((broken / "tokenizer.json").read_text())
+    tokenizer.update(tokens=tokenizer["tokens"][:-1], vocab_size=299)
+    (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "299 ids" in refused(f"--lm={broken}")
+    other = WhisperEncoder({"name": "other", "n_mels": 80, "n_layer": 1, "n_embd": 32, "n_head": 2})
+    save_encoder(other, str(tmp_path / "other.pt"))
+    assert "encoder_sha256" in refused(f"--whisper={tmp_path}/other.pt")
+    assert not [name for name in os.listdir(tmp_path / "refused") if name.endswith(".pt") or "meta" in name]
+
+
+@pytest.mark.slow
+def test_w1_learns_the_five_tones(world, tmp_path):
+    """W1 would pass its low bar with an LM that ignores its audio. (A random encoder: the real one has no network here.)"""
+    torch.manual_seed(0)
+    encoder = WhisperEncoder({"name": "random", "n_mels": 80, "n_layer": 2, "n_embd": 64, "n_head": 4})
+    save_encoder(encoder, str(tmp_path / "encoder.pt"))
+    out = run("train_align.py", "config/w1_smoke.py", f"--whisper={tmp_path}/encoder.pt", f"--out_dir={tmp_path}/w1")
+    verdict = json.load(open(tmp_path / "w1" / "smoke.json"))
+    assert out.strip().endswith("PASS") and 5.4 < verdict["first_loss"] < 5.7
+    assert verdict["last_loss"] < 0.05 and verdict["tones_named"] == 5 and verdict["permuted_higher_by"] >= 0.3
