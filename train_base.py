@@ -62,6 +62,7 @@ save_every = 250
 log_every = 10
 device = "auto"
 use_compile = True
+wandb_log = False       # project nanochat-omni-base; WANDB_MODE=offline works
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
@@ -86,6 +87,7 @@ def set_up(device, seed):
     torch.manual_seed(seed)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)  # embedding's compiled backward differs from run to run otherwise
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a fifth of the step, for debugging only
     return rank, world_size, device
 
 
@@ -119,6 +121,9 @@ def log(record):
         print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}{UNITS.get(k, '')}" for k, v in record.items()), flush=True)
         with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
             f.write(json.dumps(record) + "\n")
+        if wandb_log:
+            import wandb
+            wandb.log(record, step=record["step"])
 
 
 def save_checkpoint(step, files, meta):
@@ -242,30 +247,33 @@ def practises(step, microbatch):
 
 # ---- data > model, optimizer, resume
 
-rank, world_size, device = set_up(device, seed)
-if grad_accum % world_size:
-    fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
 FORMATS = {"step": "6d", "loss": ".4f", "practice_loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f",
            "tok/s": ",.0f", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f", "val_practice": ".4f"}
 UNITS = {}
+rank, world_size, device = set_up(device, seed)
+if grad_accum % world_size:
+    fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
 os.makedirs(out_dir, exist_ok=True)
-lines = {"train": read_lines("train", max_lines), "val": read_lines("val")}
-inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt"))}
-first_step = find_last(inputs)
-kept = [first_step]
-if not first_step and rank == 0:
-    train_bpe(lines["train"], vocab_size).save(out_dir)
-if world_size > 1:
-    dist.barrier()
-tok = load_tokenizer(out_dir)
-text = {split: tokenize(rows) for split, rows in lines.items()}
-text = {split: (ids, starts, text_rows(ids, starts)) for split, (ids, starts) in text.items()}
+try:
+    lines = {"train": read_lines("train", max_lines), "val": read_lines("val")}
+    inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt"))}
+    first_step = find_last(inputs)
+    kept = [first_step]
+    if not first_step and rank == 0:
+        train_bpe(lines["train"], vocab_size).save(out_dir)
+    if world_size > 1:
+        dist.barrier()
+    tok = load_tokenizer(out_dir)
+    text = {split: tokenize(rows) for split, rows in lines.items()}
+    text = {split: (ids, starts, text_rows(ids, starts)) for split, (ids, starts) in text.items()}
 
-if first_step:
-    model, meta = load_checkpoint(out_dir, device=device)
-else:
-    with torch.device(device):
-        model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, sequence_len, head_dim, window_pattern))
+    if first_step:
+        model, meta = load_checkpoint(out_dir, device=device)
+    else:
+        with torch.device(device):
+            model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, sequence_len, head_dim, window_pattern))
+except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
+    fail(e)
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=device))  # training state, not the model's
 matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
 scalars = [model.resid_lambdas, model.x0_lambdas, model.smear_gate.weight, model.smear_lambda, model.backout_lambda]
@@ -285,9 +293,12 @@ if first_step:
     blank.data.copy_(state["blank"])
     for optimizer, saved in zip(optimizers, state["optimizers"]):
         optimizer.load_state_dict(saved)
-if use_compile:
-    model.trunk = torch.compile(model.trunk, dynamic=True)
+plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
+fast_trunk = torch.compile(model.trunk, dynamic=True) if use_compile else plain_trunk
 if rank == 0:
+    if wandb_log:
+        import wandb
+        wandb.init(project="nanochat-omni-base", name=os.path.basename(out_dir), config=config)
     tokens = {split: len(ids) for split, (ids, _, _) in text.items()}
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks\n"
           f"train: {len(lines['train']):,} sentences, {tokens['train']:,} tokens; "
@@ -300,6 +311,7 @@ if rank == 0:
 def evaluate():
     """Held-out text: bits per byte and perplexity per word of sentences alone, and the loss when it may listen."""
     model.eval()
+    model.trunk = plain_trunk
     nats = torch.zeros(4, dtype=torch.float64, device=device)  # plain nats, practice nats, practice targets, words
     n_bytes = 0
     ids, starts, _ = text["val"]
@@ -319,6 +331,7 @@ def evaluate():
     if world_size > 1:
         dist.all_reduce(nats)
     model.train()
+    model.trunk = fast_trunk
     plain, heard, n_targets, n_words = nats.tolist()
     return {"val_bpb": plain / math.log(2) / n_bytes, "val_ppl_word": math.exp(plain / n_words),
             "val_practice": heard / n_targets}
@@ -334,6 +347,7 @@ def save(step, result):
 # ---- loop
 
 model.train()
+model.trunk = fast_trunk
 result, began, t0, n_places = {}, time.time(), time.time(), 0
 window = torch.zeros(4, device=device)  # sums since the last line of the log
 for step in range(first_step, max_steps):

@@ -1,11 +1,15 @@
 """
     python train_base.py config/cpu_base.py
 
-The CPU demo's LM: d4 (5.2M parameters) on the grammar's sentences, most of it listening practice; 2 cores.
+The CPU demo's LM: d4 on the grammar's sentences, half of it listening practice; 2 cores.
 """
 out_dir = "out/cpu_base"
 depth = 4
+vocab_size = 4096
+practice = 0.5
 max_steps = 900
 lr_decay_steps = 900
 batch_size = 64
-grad_accum = 2
+grad_accum = 1
+eval_every = 300
+save_every = 150

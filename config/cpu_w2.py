@@ -6,7 +6,8 @@ W2 of the CPU demo: synthetic speech, LM and Whisper frozen, only the projector 
 out_dir = "out/cpu_w2"
 data_dir = "data/synthetic/features"
 lm = "out/cpu_base"
-max_steps = 1500
-lr_decay_steps = 1500
-eval_every = 500
-save_every = 250
+dropout = 0.2
+max_steps = 600
+lr_decay_steps = 600
+eval_every = 200
+save_every = 100

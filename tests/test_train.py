@@ -59,7 +59,8 @@ def world(tmp_path_factory):
              for i, text in enumerate(sentences[:60])]
     path = str(folder / "features" / "shard-000000.tar")
     rows = data.write_shard(path, clips)
-    data.write_index(str(folder / "features"), rows, {"shard-000000.tar": {"bytes": os.path.getsize(path), "sha256": ""}},
+    shards = {"shard-000000.tar": {"bytes": os.path.getsize(path), "sha256": ""}}
+    data.write_index(str(folder / "features"), rows, shards,
                      {"encoder": "random", "encoder_sha256": encoder.sha256, "taps": [-1], "D": 32})
     run("train_base.py", f"--data_dir={folder}/text", f"--out_dir={folder}/base", "--max_steps=2", *BASE)
     return folder
@@ -143,7 +144,7 @@ def test_bad_input_is_one_line(world, tmp_path):
 
 @pytest.mark.slow
 def test_w1_learns_the_five_tones(world, tmp_path):
-    """W1 would pass its low bar with an LM that ignores its audio. (A random encoder: the real one has no network here.)"""
+    """W1 would pass its low bar with an LM that ignores its audio (here with a random encoder: no network)."""
     torch.manual_seed(0)
     encoder = WhisperEncoder({"name": "random", "n_mels": 80, "n_layer": 2, "n_embd": 64, "n_head": 4})
     save_encoder(encoder, str(tmp_path / "encoder.pt"))
