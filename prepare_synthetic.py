@@ -76,7 +76,6 @@ SPEAKERS = {voice[0]: 1000 * k + n for k, engine in enumerate(VOICES, 1) for n, 
 def speak_espeak(text, clip):
     """Speak with espeak-ng. OSError when it can't start, ValueError when it refuses the voice, a setting or text."""
     import _ctypes
-
     import espeakng_loader
     folder, chunks = espeakng_loader.get_data_path(), []
     folder = min(folder, os.path.relpath(folder), key=len)  # espeak-ng 1.52 takes a path of less than 160 bytes
@@ -120,7 +119,7 @@ def speak_piper(text, clip):
     from piper import SynthesisConfig
     how = SynthesisConfig(length_scale=clip["length_scale"], noise_scale=0.0, noise_w_scale=0.0)
     parts = [chunk.audio_float_array for chunk in load_piper().synthesize(text, how)]
-    return np.concatenate([*parts, np.zeros(0, np.float32)]), load_piper().config.sample_rate
+    return np.concatenate(parts or [np.zeros(1, np.float32)]), load_piper().config.sample_rate
 
 
 # ---- one clip ----
@@ -213,9 +212,8 @@ def plan_chapters(packages):
 def write_chapter(folder, name, clips):
     """Speak a chapter into .part, then rename it."""
     import soundfile
-    final, part = Path(out_dir, folder), Path(out_dir, ".part", folder.replace("/", "-"))
+    final, part, rows, lines = Path(out_dir, folder), Path(out_dir, ".part", folder.replace("/", "-")), [], []
     part.mkdir()
-    rows, lines = [], []
     for clip in clips:
         wav, labels = speak(clip)
         soundfile.write(part / f"{clip['key']}.flac", wav, SAMPLE_RATE, subtype="PCM_16")
@@ -267,8 +265,8 @@ def clear_up(chapters):
         if not list(path.glob("labels-*.jsonl")):
             raise ValueError(f"{path} was not made by this script: set another out_dir, or remove it")
     todo = [(folder, *chapter) for folder, chapter in chapters.items() if not (root / folder / chapter[0]).exists()]
-    seconds = sum(len(clip["text"]) / 12 + 0.5 for *_, clips in todo for clip in clips)  # 12 letters a second
-    need, free = 1.2 * SAMPLE_RATE * seconds / 1e6, shutil.disk_usage(root).free / 1e6
+    letters = sum(len(clip["text"]) + 6 for *_, clips in todo for clip in clips)  # 12 a second, 1.2 bytes a sample
+    need, free = 1.2e-6 * SAMPLE_RATE * letters / 12, shutil.disk_usage(root).free / 1e6
     if free < need:
         raise OSError(f"{out_dir} needs {need:,.0f} MB, its disk has {free:,.0f} MB free: lower n_train or set out_dir")
     stale = set(there) - set(chapters) | set(there) & {folder for folder, *_ in todo}
@@ -309,9 +307,9 @@ def main():
             run_workers(todo)
         meta = write_tables(chapters, packages)
         shutil.rmtree(Path(out_dir, ".part"))
-    n, n_new, took = sum(meta["counts"].values()), sum(len(clips) for *_, clips in todo), time.time() - started
+    n_new, took, seconds = sum(len(clips) for *_, clips in todo), time.time() - started, sum(meta["seconds"].values())
     print(out_dir, *(f"{split} {count:,}" for split, count in meta["counts"].items()), f"{meta['voices']} voices",
-          f"{sum(meta['seconds'].values()) / max(n, 1):.2f} s a clip",
+          f"{seconds / 3600:.2f} h, {seconds / max(sum(meta['counts'].values()), 1):.2f} s a clip",
           f"{n_new:,} clips made in {took:.0f} s, {n_new / took:.0f} a second" if todo else "up to date", sep=" | ")
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from audio import SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_file, save_encoder
 from configurator import configure, fail
-from data import Features, batch_indices, load_batch, write_json
+from data import Features, batch_indices, load_batch, write_index, write_json, write_shard
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_tensors, norm, pick_device,
                    read_meta, sha256_file, transcribe)
 from tokenizer import ByteTokenizer, load_tokenizer
@@ -45,6 +45,7 @@ grad_accum = 1          # microbatches per step over all ranks; a multiple of th
 # what trains
 train_lm = False        # W2: LM and Whisper frozen, only the projector moves
 learning_rate = 2e-3    # peak, of the projector
+muon_lr = 0.0           # peak, for the projector's two matrices by Muon; 0: AdamW for all
 lm_learning_rate = 3e-4  # peak, of the LM when train_lm
 weight_decay = 0.0
 grad_clip = 1.0         # the projector's and the LM's gradients are clipped apart
@@ -151,31 +152,19 @@ def save_checkpoint(step, files, meta):
 
 # ---- data
 
-class Tones:
-    """W1's five tones of 5 s (second harmonic, 1% noise, PCM16) and their features, in the shape of data.Features."""
-
-    def __init__(self, encoder):
-        rng, t = np.random.default_rng(seed), np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
-        waves = [0.5 * np.sin(2 * np.pi * hz * t) + 0.2 * np.sin(4 * np.pi * hz * t) for hz in TONES.values()]
-        waves = [w + 0.01 * rng.standard_normal(len(t)) for w in waves]
-        waves = [(w * 32767).astype(np.int16).astype(np.float32) / 32768 for w in waves]
-        self.features = encode(encoder, waves)  # five of (250, 1, D)
-        self.texts, self.keys = list(TONES), list(TONES)
-        self.lengths = np.array([len(f) for f in self.features], dtype=np.int32)
-        self.seconds = [5.0] * len(TONES)
-        self.manifest = {"encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": [-1],
-                         "D": encoder.n_embd}
-
-    def mean_std(self, n_clips, seed):
-        frames = np.concatenate(self.features).astype(np.float32)  # (T, 1, D)
-        return frames.mean(axis=0), frames.std(axis=0)
-
-
-def read_clips(clips, at):
-    """Features of clips `at`: float16 (B, T, n_taps, D) zero-padded, lens int64 (B,)."""
-    if isinstance(clips, Tones):
-        return np.stack([clips.features[i] for i in at]), clips.lengths[at].astype(np.int64)
-    return load_batch(clips, at)
+def write_tones(folder):
+    """Write W1's five tones of 5 s (second harmonic, 1% noise, PCM16) as a feature shard, train and val the same."""
+    rng, t = np.random.default_rng(seed), np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
+    waves = [0.5 * np.sin(2 * np.pi * hz * t) + 0.2 * np.sin(4 * np.pi * hz * t) for hz in TONES.values()]
+    waves = [w + 0.01 * rng.standard_normal(len(t)) for w in waves]
+    features = encode(encoder, [(w * 32767).astype(np.int16).astype(np.float32) / 32768 for w in waves])
+    clips = [(f"{split}-{hz}", f, {"text": name, "seconds": 5.0, "split": split})
+             for split in ("train", "val") for f, (name, hz) in zip(features, TONES.items())]
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "shard-000000.tar")
+    rows = write_shard(path, clips)
+    write_index(folder, rows, {"shard-000000.tar": {"bytes": os.path.getsize(path), "sha256": sha256_file(path)}},
+                {"encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": [-1], "D": encoder.n_embd})
 
 
 def text_batch(texts):
@@ -200,7 +189,7 @@ def get_batch(split, step, microbatch):
     """A microbatch is a function of (seed, split, step, microbatch): which clips, features, lens."""
     clips, pool = data[split], usable[split]
     at = batch_indices(clips.lengths[pool], seed, split, step, microbatch, min(batch_size, len(pool)), grad_accum)
-    feats, lens = warp(*read_clips(clips, pool[at]), np.random.default_rng([seed, step, microbatch]))
+    feats, lens = warp(*load_batch(clips, pool[at]), np.random.default_rng([seed, step, microbatch]))
     return pool[at], torch.from_numpy(feats).to(device), torch.from_numpy(lens).to(device)
 
 
@@ -223,15 +212,14 @@ if grad_accum % world_size:
 os.makedirs(out_dir, exist_ok=True)
 try:
     is_smoke = data_dir == "tones"
-    if rank == 0 or is_smoke:
+    shards = os.path.join(out_dir, "features") if is_smoke else data_dir
+    if rank == 0:
         encoder = (load_encoder_file if os.path.isfile(whisper) else load_encoder)(whisper, device)
-    if is_smoke:
-        tones = Tones(encoder)
-        data = {"train": tones, "val": tones}
-    else:
-        data = {split: Features(data_dir, split, encoder.sha256 if rank == 0 else "") for split in ("train", "val")}
+        if is_smoke:
+            write_tones(shards)
+    data = {split: Features(shards, split, encoder.sha256 if rank == 0 else "") for split in ("train", "val")}
     usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
-    dropped = {split: len(clips.texts) - len(usable[split]) for split, clips in data.items()}
+    dropped = {split: len(clips) - len(usable[split]) for split, clips in data.items()}
     if max_clips:
         usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips])
     inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
@@ -252,13 +240,19 @@ try:
 except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
     fail(e)
 model.requires_grad_(train_lm)
-groups = [dict(params=list(projector.parameters()), peak_lr=learning_rate)]
+matrices = [projector.fc1.weight, projector.fc2.weight] if muon_lr else []
+others = [p for p in projector.parameters() if all(p is not matrix for matrix in matrices)]
+groups = [dict(params=others, peak_lr=learning_rate)]
 if train_lm:
     groups.append(dict(params=list(model.parameters()), peak_lr=lm_learning_rate))
-optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)]
+if muon_lr:
+    optimizers.append(torch.optim.Muon([dict(params=matrices, peak_lr=muon_lr)], lr=muon_lr, weight_decay=weight_decay))
 if first_step:
     projector.load_state_dict(load_tensors(os.path.join(out_dir, f"projector_{first_step:06d}.pt"), device))
-    optimizer.load_state_dict(load_tensors(os.path.join(out_dir, f"optim_{first_step:06d}_rank0.pt"), device))
+    state = load_tensors(os.path.join(out_dir, f"optim_{first_step:06d}_rank0.pt"), device)
+    for optimizer, saved in zip(optimizers, state["optimizers"]):
+        optimizer.load_state_dict(saved)
 plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
 fast_trunk = torch.compile(model.trunk, dynamic=True) if use_compile else plain_trunk
 if rank == 0:
@@ -279,7 +273,7 @@ if rank == 0:
 
 def read_texts(clips, at):
     """Greedy transcripts of clips `at`."""
-    features, lens = read_clips(clips, at)
+    features, lens = load_batch(clips, at)
     return transcribe(model, projector, tok, [f[:n] for f, n in zip(features, lens)], audio_at)
 
 
@@ -294,7 +288,7 @@ def evaluate():
     batches = np.array_split(by_length, -(-len(by_length) // batch_size))
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # true nats, shuffled nats, targets
     for at in batches[rank::world_size]:
-        feats, lens = (torch.from_numpy(a).to(device) for a in read_clips(clips, at))
+        feats, lens = (torch.from_numpy(a).to(device) for a in load_batch(clips, at))
         true, n = forward_loss(clips, at, feats, lens)
         wrong, _ = forward_loss(clips, at, feats.roll(1, dims=0), lens.roll(1))
         sums += torch.stack([true, wrong, n]).double()
@@ -320,7 +314,7 @@ def plot_pca():
     from matplotlib import pyplot as plt
     projector.eval()
     with torch.no_grad():
-        feats, lens = (torch.from_numpy(a).to(device) for a in read_clips(data["val"], usable["val"][:64]))
+        feats, lens = (torch.from_numpy(a).to(device) for a in load_batch(data["val"], usable["val"][:64]))
         audio = torch.cat([row[:n] for row, n in zip(*projector(feats, lens))]).float().cpu()
         words = norm(model.transformer.wte.weight[:tok.vocab_size]).float().cpu()
     centre = words.mean(0)
@@ -339,8 +333,8 @@ def plot_pca():
 def judge_smoke(losses):
     """W1's verdict: the user's bar, and the stricter facts that an LM ignoring its audio could not reach."""
     model.eval(), projector.eval()
-    heard = read_texts(tones, np.arange(len(TONES)))
-    n_right = sum(a == b for a, b in zip(heard, tones.texts))
+    heard = read_texts(data["val"], np.arange(len(TONES)))
+    n_right = sum(a == b for a, b in zip(heard, data["val"].texts))
     verdict = {"smoke": "PASS" if losses[0] - losses[-1] >= 0.5 else "FAIL", "first_loss": losses[0],
                "last_loss": losses[-1], "tones_named": n_right,
                "permuted_higher_by": result["val_shuffled"] - result["val_loss"]}
@@ -355,8 +349,8 @@ def save(step, result):
     audio = {"projector": projector.config(), "encoder": manifest["encoder"],
              "encoder_sha256": manifest["encoder_sha256"], "taps": manifest["taps"], "stack": stack,
              "prompt": "transcript", "audio_at": audio_at}
-    parts = {"model": model, "projector": projector, "optim": optimizer}
-    save_checkpoint(step, {name: part.state_dict() for name, part in parts.items()},
+    state = {"optimizers": [o.state_dict() for o in optimizers]}
+    save_checkpoint(step, {"model": model.state_dict(), "projector": projector.state_dict(), "optim": state},
                     {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio})
 
 
@@ -379,11 +373,11 @@ for step in range(first_step, max_steps):
         n_places += int(n) + feats.size(0) * -(-feats.size(1) // stack)
     if world_size > 1:
         dist.all_reduce(sums)
-        for p in (p for group in groups for p in group["params"]):
-            dist.all_reduce(p.grad)
     norms = []
-    for group in optimizer.param_groups:
+    for group in (g for o in optimizers for g in o.param_groups):
         for p in group["params"]:
+            if world_size > 1:
+                dist.all_reduce(p.grad)
             p.grad /= sums[1]
         norms.append(torch.nn.utils.clip_grad_norm_(group["params"], grad_clip).item())
         group["lr"] = share * group["peak_lr"]
@@ -391,8 +385,9 @@ for step in range(first_step, max_steps):
     if not math.isfinite(losses[-1] + sum(norms)):
         fail(f"step {step}: the loss or its gradient is not finite; clips {[data['train'].keys[i] for i in at]}; "
              f"the last good checkpoint stays in {out_dir}")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     is_last = step + 1 == max_steps
     if (step + 1) % log_every == 0 or is_last:
         seconds, n_steps = time.time() - t0, min(log_every, step + 1 - first_step)

@@ -69,8 +69,9 @@ def offline(monkeypatch, tmp_path):
 
 
 # --- reading
-@pytest.mark.parametrize("kind, subtype, tolerance", [
-    ("wav", "PCM_16", 1e-3), ("wav", "FLOAT", 1e-6), ("flac", "PCM_16", 1e-3), ("ogg", "VORBIS", 0.1), ("mp3", None, 0.1)])
+@pytest.mark.parametrize("kind, subtype, tolerance", [("wav", "PCM_16", 1e-3), ("wav", "FLOAT", 1e-6),
+                                                      ("flac", "PCM_16", 1e-3), ("ogg", "VORBIS", 0.1),
+                                                      ("mp3", None, 0.1)])
 def test_formats(tmp_path, kind, subtype, tolerance):
     """A decoder that drops samples or scales them, and bytes read otherwise than a path, would show here."""
     wav, path = make_wav(1.3), tmp_path / f"a.{kind}"
