@@ -465,7 +465,8 @@ def load_tensors(path, device="cpu", sha256=""):
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as e:
-        raise ValueError(f"{path} can't be read, is it cut short? ({str(e).splitlines()[0][:100]})") from None
+        reason = " ".join(str(e).split())[:100] or type(e).__name__
+        raise ValueError(f"{path} can't be read, is it cut short? ({reason})") from None
 
 
 def checkpoint_steps(folder):

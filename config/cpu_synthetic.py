@@ -2,6 +2,6 @@
 
     python prepare_synthetic.py config/cpu_synthetic.py
 """
-n_train = 10_000
+n_train = 8_000
 rate_min = 155
 rate_max = 190
