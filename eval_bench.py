@@ -293,7 +293,7 @@ def draw(result):
     ax.set_xticks(range(len(tables)), [f"{name or t['folder']}\n{t['clips']} clips"
                                        for name, t in result["folders"].items()])
     ax.set(ylabel="word error rate, % (95% interval)", title=f"{result['ckpt']}, step {result['step']}")
-    ax.legend(fontsize=8, loc="lower right")
+    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     fig.savefig(png, format="png", dpi=120, bbox_inches="tight")
     plt.close(fig)
     write("eval.png", png.getvalue())

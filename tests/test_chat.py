@@ -1,9 +1,7 @@
 """chat.py: what a tiny run hears in every kind of file, what it continues, and what it refuses."""
-import os
 import subprocess
 import sys
 
-os.environ["NANOCHAT_DTYPE"] = "float32"
 import numpy as np
 import pytest
 import soundfile

@@ -5,7 +5,6 @@ import runpy
 import subprocess
 import sys
 
-os.environ["NANOCHAT_DTYPE"] = "float32"
 import numpy as np
 import pytest
 import soundfile

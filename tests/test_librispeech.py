@@ -1,5 +1,4 @@
 """prepare_librispeech.py's real command line on a small corpus made here, with a tiny random encoder."""
-import json
 import os
 import runpy
 import shutil

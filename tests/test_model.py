@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 
-os.environ["NANOCHAT_DTYPE"] = "float32"
 import pytest
 import torch
 

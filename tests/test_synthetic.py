@@ -171,6 +171,7 @@ def test_mistakes_end_before_anything_is_removed(corpus, tmp_path, monkeypatch):
     (tmp_path / "val.txt").write_text("please break\n" * 12)
     with pytest.raises(ValueError, match="says nothing to 'please break'"):
         corpus()
+    assert not (tmp_path / "out/meta.json").exists()  # what is left no longer claims to be whole
 
 
 def test_command_line(tmp_path):
