@@ -1,7 +1,8 @@
 """
     python train_align.py config/cpu_w2.py
 
-W2 of the CPU demo: synthetic speech, LM and Whisper frozen, only the projector moves; 2 cores.
+W2 of the CPU demo: synthetic speech, LM and Whisper frozen, only the projector moves. 2 shared cores, 5.5 minutes;
+WER 30.2% on new sentences, 39.4% in another engine's voice (2026-11-22).
 """
 out_dir = "out/cpu_w2"
 data_dir = "data/synthetic/features"
@@ -10,5 +11,5 @@ dropout = 0.2
 muon_lr = 0.02
 max_steps = 450
 lr_decay_steps = 450
-eval_every = 225
-save_every = 75
+eval_every = 150
+save_every = 100
