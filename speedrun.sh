@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a model that hears, on 2 cores:                     bash speedrun.sh
-# The same at toy size, to see that the parts fit (about 3 minutes):  bash speedrun.sh --quick
+# The same at toy size, to see that the parts fit (about 4 minutes):  bash speedrun.sh --quick
 # A stage that is done is skipped; killed anywhere, run it again and it goes on from there.
 # The settings are in config/cpu_*.py (config/quick_*.py), nothing is hidden here.
 set -euo pipefail
