@@ -3,6 +3,7 @@
 One row is text alone, or text with one recording in it:  text[:audio_at], audio tokens, text[audio_at:].
 A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_model.py keeps its numbers).
 """
+import ctypes
 import hashlib
 import json
 import math
@@ -48,7 +49,17 @@ def pick_device(device):
     if not there.get(kind):
         have = ", ".join(["auto", *(k for k in there if there[k])])
         raise ValueError(f"device={device} is not on this machine: use one of {have}")
+    if kind == "cpu":
+        keep_freed_memory()
     return torch.device(device)
+
+
+def keep_freed_memory():
+    """Let glibc keep what a tensor frees: given back, the kernel zeroes it for the next (a third of a step on a CPU)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
+        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap shrinks when so much is free
 
 
 def norm(x):

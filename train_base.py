@@ -20,7 +20,7 @@ from configurator import configure, fail
 from data import batch_indices
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_tensors, norm, pick_device,
                    read_meta, sha256_file)
-from tokenizer import load_tokenizer, train_bpe
+from tokenizer import BPETokenizer, load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/base_d4"
@@ -39,6 +39,9 @@ grad_accum = 2          # microbatches per step over all ranks; a multiple of th
 text_len = 64           # tokens of a row of plain text
 # listening practice (DESIGN.md): a sentence's own embeddings, imitating audio, before the sentence
 practice = 0.7          # share of microbatches that practise; the others are plain text
+ease_steps = 200        # its disturbances grow from nothing to full over so many steps
+slip_share = 0.1        # share of the text's tokens, as the model reads them, that are wrong: it must trust its ears
+practice_vocab = 512    # a recording is spelled with so much of the vocabulary (256: letters): speech has no words
 stretch = 4             # a token is repeated 1 to so many times
 blank_share = 0.25      # share of tokens with 1-2 blanks before them; 0-2 blanks stand at both ends
 swap_share = 0.04       # share of tokens replaced by a random one
@@ -165,7 +168,7 @@ def read_lines(name, limit=0):
     return lines or fail(f"{path} holds no sentence: run prepare_text.py again")
 
 
-def tokenize(lines):
+def tokenize(lines, tok):
     """Sentences -> (ids int32 (N,), starts int64 (n_sentences + 1,)): sentence i is ids[starts[i]:starts[i + 1]]."""
     rows = [tok.encode(line) for line in lines]
     starts = np.cumsum([0] + [len(r) for r in rows])
@@ -190,17 +193,18 @@ def sentence_rows(ids, starts, at):
     return rows[:, :-1], targets, lens
 
 
-def imitate_audio(rows, lens, rng):
+def imitate_audio(sentences, rng, ease=1.0):
     """Stretch sentences as speech would: places of an imitated recording that each name a token or a blank.
 
-    rows (B, T): bos and text; lens (B,) tokens of text. Returns places (B, T_a, 3) float32: a token, its rival and
-    the rival's weight, the tokens -1 at a blank, and lens (B,).
+    sentences: B int arrays of token ids; ease: 0 to 1, how far disturbed. Returns places (B, T_a, 3) float32: a
+    token, its rival and the rival's weight, the tokens -1 at a blank, and lens (B,).
     """
     out = []
-    for row, n in zip(rows, lens):
-        ids = np.where(rng.random(n) < swap_share, rng.integers(0, tok.bos_id, n), row[1:n + 1])
-        weight = np.where(rng.random(n) < rival_share, rng.random(n) * rival_weight, 0)
-        tokens = np.stack([ids, rng.integers(0, tok.bos_id, n), weight], 1)  # (n, 3)
+    for ids in sentences:
+        n = len(ids)
+        ids = np.where(rng.random(n) < ease * swap_share, rng.choice(spelling, n), ids)
+        weight = np.where(rng.random(n) < ease * rival_share, rng.random(n) * rival_weight, 0)
+        tokens = np.stack([ids, rng.choice(spelling, n), weight], 1)  # (n, 3)
         blanks = np.where(rng.random(n) < blank_share, rng.integers(1, 3, n), 0)
         blanks[0], last = rng.integers(0, 3, 2)
         places = np.stack([np.broadcast_to(BLANK, (n, 3)), tokens], 1).reshape(-1, 3)  # blank, token, blank, token ...
@@ -209,7 +213,7 @@ def imitate_audio(rows, lens, rng):
     return torch.nn.utils.rnn.pad_sequence(out, batch_first=True).float(), torch.tensor([len(o) for o in out])
 
 
-def practice_features(places, rng):
+def practice_features(places, rng, ease=1.0):
     """Embed imitated recordings: places (B, T_a, 3) of imitate_audio -> (B, T_a, C), blended, noisy, of RMS 1."""
     draw = lambda *shape: torch.from_numpy(rng.random(shape, dtype=np.float32)).to(device)
     tokens, weight = places[..., :2].long().to(device), places[..., 2:].to(device)
@@ -217,10 +221,10 @@ def practice_features(places, rng):
     x = torch.lerp(x[:, :, 0], x[:, :, 1], weight)
     x = torch.where(tokens[..., :1] < 0, norm(blank), x)
     before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
-    share = (draw(*x.shape[:2], 1) < blend_share) * 0.5 * draw(*x.shape[:2], 1)  # up to half of the place before
+    share = (draw(*x.shape[:2], 1) < ease * blend_share) * 0.5 * draw(*x.shape[:2], 1)  # up to half of the place before
     x = norm(torch.lerp(x, before, share))
     gaussian = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
-    return norm(x + noise * draw(len(x), 1, 1) * gaussian)
+    return norm(x + ease * noise * draw(len(x), 1, 1) * gaussian)
 
 
 def get_batch(split, step, microbatch, is_practice):
@@ -228,14 +232,17 @@ def get_batch(split, step, microbatch, is_practice):
     key = (seed, split, step, microbatch)
     rng = np.random.default_rng([seed, split == "train", step, microbatch])
     to = lambda a: torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)).to(device)
-    ids, starts, rows = text[split]
+    ids, starts, rows, spelled, spelled_starts = text[split]
     if not is_practice:
         at = batch_indices(np.ones(len(rows), np.int32), *key, min(batch_size, len(rows)), grad_accum)
         return dict(idx=to(rows[at][:, :-1]), targets=to(rows[at][:, 1:]))
     at = batch_indices(np.diff(starts), *key, min(batch_size, len(starts) - 1), grad_accum)
     idx, targets, lens = sentence_rows(ids, starts, at)
-    places, audio_lens = imitate_audio(idx, lens, rng)
-    return dict(idx=to(idx), targets=to(targets), audio_features=practice_features(places, rng),
+    ease = min((step + 1) / max(ease_steps, 1), 1.0)
+    places, audio_lens = imitate_audio([spelled[spelled_starts[i]:spelled_starts[i + 1]] for i in at], rng, ease)
+    slips = (rng.random(idx.shape) < ease * slip_share) & (idx != tok.bos_id)
+    idx = np.where(slips, rng.choice(ids, idx.shape), idx)
+    return dict(idx=to(idx), targets=to(targets), audio_features=practice_features(places, rng, ease),
                 audio_lens=audio_lens.to(device))
 
 
@@ -264,8 +271,10 @@ try:
     if world_size > 1:
         dist.barrier()
     tok = load_tokenizer(out_dir)
-    text = {split: tokenize(rows) for split, rows in lines.items()}
-    text = {split: (ids, starts, text_rows(ids, starts)) for split, (ids, starts) in text.items()}
+    speller = BPETokenizer(tok.tokens[256:practice_vocab])
+    text = {split: tokenize(rows, tok) for split, rows in lines.items()}
+    text = {split: (*both, text_rows(*both), *tokenize(lines[split], speller)) for split, both in text.items()}
+    spelling = np.unique(text["train"][3])  # the pieces that occur
 
     if first_step:
         model, meta = load_checkpoint(out_dir, device=device)
@@ -299,7 +308,7 @@ if rank == 0:
     if wandb_log:
         import wandb
         wandb.init(project="nanochat-omni-base", name=os.path.basename(out_dir), config=config)
-    tokens = {split: len(ids) for split, (ids, _, _) in text.items()}
+    tokens = {split: len(ids) for split, (ids, *_) in text.items()}
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks\n"
           f"train: {len(lines['train']):,} sentences, {tokens['train']:,} tokens; "
           f"val: {len(lines['val']):,} sentences, {tokens['val']:,} tokens; starting at step {first_step}")
@@ -314,15 +323,15 @@ def evaluate():
     model.trunk = plain_trunk
     nats = torch.zeros(4, dtype=torch.float64, device=device)  # plain nats, practice nats, practice targets, words
     n_bytes = 0
-    ids, starts, _ = text["val"]
+    ids, starts, _, spelled, spelled_starts = text["val"]
     batches = np.array_split(np.argsort(np.diff(starts), kind="stable"), -(-(len(starts) - 1) // batch_size))
     for i, at in enumerate(batches):
         n_bytes += sum(len(lines["val"][j]) + 1 for j in at)  # the sentence and its end
         if i % world_size != rank:
             continue
-        idx, targets, lens = (torch.from_numpy(a).to(device) for a in sentence_rows(ids, starts, at))
+        idx, targets, _ = (torch.from_numpy(a).to(device) for a in sentence_rows(ids, starts, at))
         rng = np.random.default_rng([seed, i])
-        places, audio_lens = imitate_audio(idx.cpu().numpy(), lens.cpu().numpy(), rng)
+        places, audio_lens = imitate_audio([spelled[spelled_starts[j]:spelled_starts[j + 1]] for j in at], rng)
         nats[0] += model(idx, targets, loss_reduction="sum")
         nats[1] += model(idx, targets, loss_reduction="sum", audio_features=practice_features(places, rng),
                          audio_lens=audio_lens.to(device))
