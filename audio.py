@@ -336,7 +336,7 @@ class Projector(nn.Module):
         self.stack, self.dropout, self.time_mask = stack, dropout, time_mask
         self.register_buffer("mean", torch.zeros(n_taps, d_in))
         self.register_buffer("std", torch.ones(n_taps, d_in))
-        self.mix = nn.Parameter(torch.zeros(n_taps))
+        self.mix = nn.Parameter(torch.zeros(n_taps), requires_grad=n_taps > 1)
         self.fc1 = Linear(stack * d_in, hidden or 4 * n_embd)
         self.fc2 = Linear(hidden or 4 * n_embd, n_embd)
         self.gain = None if zero_init else nn.Parameter(torch.ones(n_embd))
@@ -361,10 +361,11 @@ class Projector(nn.Module):
             width = share * self.time_mask * lens[:, None]
             start = place * (lens[:, None] - width)
             keep = keep & ((t < start) | (t >= start + width))
-        x = F.dropout((feats.float() - self.mean) / self.std, self.dropout, self.training)
-        x = (x * self.mix.softmax(0)[:, None]).sum(2) * keep[..., None]  # (B, T, D)
+        x = F.dropout((feats - self.mean).div_(self.std), self.dropout, self.training, inplace=True)
+        x = x[:, :, 0] if len(self.mix) == 1 else (x * self.mix.softmax(0)[:, None]).sum(2)  # (B, T, D)
+        x = x.to(COMPUTE_DTYPE) * keep[..., None]
         x = F.pad(x, (0, 0, 0, -T % self.stack)).view(B, -1, self.stack * D)  # (B, T_a, stack * D)
-        x = self.fc2(F.gelu(self.fc1(x.to(COMPUTE_DTYPE))))  # (B, T_a, n_embd)
+        x = self.fc2(F.gelu(self.fc1(x)))  # (B, T_a, n_embd)
         if self.gain is not None:
             x = F.rms_norm(x, x.shape[-1:]) * self.gain.to(x.dtype)
         return x, n_audio_tokens(lens, self.stack)

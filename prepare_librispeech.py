@@ -30,6 +30,7 @@ from tqdm import tqdm
 from audio import encode, load_encoder, load_encoder_file, read_audio
 from configurator import configure, fail
 from data import Features, write_index, write_json, write_shard
+from model import keep_freed_memory
 from tokenizer import normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
@@ -178,6 +179,7 @@ def work(rank, names, n_done, finished, parent, folder, shards, plan, encoder, l
             os._exit(1)
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         for name in names:
             path, failures = folder / name, []

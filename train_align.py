@@ -241,7 +241,7 @@ except (ValueError, OSError) as e:  # a wrong file or folder is the user's mista
     fail(e)
 model.requires_grad_(train_lm)
 matrices = [projector.fc1.weight, projector.fc2.weight] if muon_lr else []
-others = [p for p in projector.parameters() if all(p is not matrix for matrix in matrices)]
+others = [p for p in projector.parameters() if p.requires_grad and all(p is not matrix for matrix in matrices)]
 groups = [dict(params=others, peak_lr=learning_rate)]
 if train_lm:
     groups.append(dict(params=list(model.parameters()), peak_lr=lm_learning_rate))

@@ -72,6 +72,8 @@ config = configure(globals())  # prints each change; stored in every checkpoint
 BLANK = np.array([-1.0, -1.0, 0.0])  # a place of an imitated recording without a token
 if not (0 <= practice <= 1 and stretch >= 1 and max_steps >= 1 and batch_size >= 1 and grad_accum >= 1):
     fail(f"{practice=} is a share of 0 to 1; {stretch=}, {max_steps=}, {batch_size=} and {grad_accum=} are 1 or more")
+if practice_vocab < 256:
+    fail(f"{practice_vocab=}: 256 spells with letters (bytes), more with pieces of words")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -184,23 +186,24 @@ def text_rows(ids, starts):
 
 
 def sentence_rows(ids, starts, at):
-    """Pad sentences `at` (B,) to one width: (idx, targets, lens), int64 (B, T), (B, T), (B,); bos, text | text, bos."""
+    """Pad sentences `at` (B,) to one width: (idx, targets), int64 (B, T) each; bos, text | text, bos."""
     lens = starts[at + 1] - starts[at]
     rows = np.full((len(at), lens.max() + 2), tok.bos_id, dtype=np.int64)
     for row, start, n in zip(rows, starts[at], lens):
         row[1:n + 1] = ids[start:start + n]
     targets = np.where(np.arange(rows.shape[1] - 1) <= lens[:, None], rows[:, 1:], -1)
-    return rows[:, :-1], targets, lens
+    return rows[:, :-1], targets
 
 
-def imitate_audio(sentences, rng, ease=1.0):
-    """Stretch sentences as speech would: places of an imitated recording that each name a token or a blank.
+def imitate_audio(split, at, rng, ease=1.0):
+    """Spell sentences `at` (B,) and stretch them as speech would: places that each name a token or a blank.
 
-    sentences: B int arrays of token ids; ease: 0 to 1, how far disturbed. Returns places (B, T_a, 3) float32: a
-    token, its rival and the rival's weight, the tokens -1 at a blank, and lens (B,).
+    ease: 0 to 1, how far disturbed. Returns places (B, T_a, 3) float32: a token, its rival and the rival's weight,
+    the tokens -1 at a blank, and lens (B,).
     """
-    out = []
-    for ids in sentences:
+    out, (*_, pieces, starts) = [], text[split]
+    for i in at:
+        ids = pieces[starts[i]:starts[i + 1]]
         n = len(ids)
         ids = np.where(rng.random(n) < ease * swap_share, rng.choice(spelling, n), ids)
         weight = np.where(rng.random(n) < ease * rival_share, rng.random(n) * rival_weight, 0)
@@ -232,14 +235,14 @@ def get_batch(split, step, microbatch, is_practice):
     key = (seed, split, step, microbatch)
     rng = np.random.default_rng([seed, split == "train", step, microbatch])
     to = lambda a: torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)).to(device)
-    ids, starts, rows, spelled, spelled_starts = text[split]
+    ids, starts, rows, *_ = text[split]
     if not is_practice:
         at = batch_indices(np.ones(len(rows), np.int32), *key, min(batch_size, len(rows)), grad_accum)
         return dict(idx=to(rows[at][:, :-1]), targets=to(rows[at][:, 1:]))
     at = batch_indices(np.diff(starts), *key, min(batch_size, len(starts) - 1), grad_accum)
-    idx, targets, lens = sentence_rows(ids, starts, at)
+    idx, targets = sentence_rows(ids, starts, at)
     ease = min((step + 1) / max(ease_steps, 1), 1.0)
-    places, audio_lens = imitate_audio([spelled[spelled_starts[i]:spelled_starts[i + 1]] for i in at], rng, ease)
+    places, audio_lens = imitate_audio(split, at, rng, ease)
     slips = (rng.random(idx.shape) < ease * slip_share) & (idx != tok.bos_id)
     idx = np.where(slips, rng.choice(ids, idx.shape), idx)
     return dict(idx=to(idx), targets=to(targets), audio_features=practice_features(places, rng, ease),
@@ -323,15 +326,15 @@ def evaluate():
     model.trunk = plain_trunk
     nats = torch.zeros(4, dtype=torch.float64, device=device)  # plain nats, practice nats, practice targets, words
     n_bytes = 0
-    ids, starts, _, spelled, spelled_starts = text["val"]
+    ids, starts, *_ = text["val"]
     batches = np.array_split(np.argsort(np.diff(starts), kind="stable"), -(-(len(starts) - 1) // batch_size))
     for i, at in enumerate(batches):
         n_bytes += sum(len(lines["val"][j]) + 1 for j in at)  # the sentence and its end
         if i % world_size != rank:
             continue
-        idx, targets, _ = (torch.from_numpy(a).to(device) for a in sentence_rows(ids, starts, at))
+        idx, targets = (torch.from_numpy(a).to(device) for a in sentence_rows(ids, starts, at))
         rng = np.random.default_rng([seed, i])
-        places, audio_lens = imitate_audio([spelled[spelled_starts[j]:spelled_starts[j + 1]] for j in at], rng)
+        places, audio_lens = imitate_audio("val", at, rng)
         nats[0] += model(idx, targets, loss_reduction="sum")
         nats[1] += model(idx, targets, loss_reduction="sum", audio_features=practice_features(places, rng),
                          audio_lens=audio_lens.to(device))

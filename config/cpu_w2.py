@@ -1,15 +1,18 @@
 """
     python train_align.py config/cpu_w2.py
 
-W2 of the CPU demo: synthetic speech, LM and Whisper frozen, only the projector moves. 2 shared cores, 5.5 minutes;
-WER 30.2% on new sentences, 39.4% in another engine's voice (2026-11-22).
+W2 of the CPU demo: synthetic speech, LM and Whisper frozen, only the projector moves.
 """
 out_dir = "out/cpu_w2"
 data_dir = "data/synthetic/features"
 lm = "out/cpu_base"
+stack = 4
+hidden = 512
 dropout = 0.2
+time_warp = 0.15
 muon_lr = 0.02
 max_steps = 450
 lr_decay_steps = 450
-eval_every = 150
+eval_every = 225
 save_every = 100
+use_compile = False     # compiling takes longer here than it saves

@@ -399,7 +399,7 @@ def test_projector(stack):
 def test_projector_starts():
     """zero_init gives zeros and a gradient; statistics standardize, and a still channel stays finite."""
     feats, lens = torch.randn(3, 10, 2, 8) * 50 + 7, torch.tensor([10, 10, 10])
-    zero = Projector(8, 2, 1, 12, hidden=12, zero_init=True)
+    zero, kept = Projector(8, 2, 1, 12, hidden=12, zero_init=True), feats.clone()
     x, _ = zero(feats, lens)
     x.sum().backward()
     assert not x.any() and zero.fc2.weight.grad.any() and zero.gain is None
@@ -410,7 +410,7 @@ def test_projector_starts():
     assert torch.equal(plain((feats - mean) / std, lens)[0], scaled(feats, lens)[0])
     assert Projector(**plain.config()).fc1.weight.shape == (48, 16)
     scaled.set_stats(mean, torch.zeros(2, 8))
-    assert scaled(feats, lens)[0].isfinite().all()
+    assert scaled(feats, lens)[0].isfinite().all() and torch.equal(feats, kept)  # the caller's clips stay as they are
 
 
 def test_projector_noise():
