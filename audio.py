@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import COMPUTE_DTYPE, Linear, load_tensors
+from model import COMPUTE_DTYPE, Linear, keep_freed_memory, load_saved, load_tensors
 
 SAMPLE_RATE = 16000
 N_FFT = 400              # 25 ms window
@@ -160,6 +160,7 @@ class WhisperEncoder(nn.Module):
 
 def build_encoder(config, weights, device="cpu", dtype=None):
     """Make a WhisperEncoder of {name: fp16 tensor}; ValueError when one is missing, misshapen or not finite."""
+    keep_freed_memory()  # in the worker processes too
     with torch.device("meta"):
         encoder = WhisperEncoder(config, dtype)
     for name, empty in encoder.state_dict().items():
@@ -343,9 +344,6 @@ class Projector(nn.Module):
         if zero_init:
             nn.init.zeros_(self.fc2.weight)
 
-    def config(self):
-        return dict(self.arguments)
-
     def set_stats(self, mean, std):
         """Keep mean and std, (n_taps, D), of the training features; a channel that never moves is left unscaled."""
         self.mean.copy_(torch.as_tensor(mean))
@@ -363,9 +361,8 @@ class Projector(nn.Module):
             keep = keep & ((t < start) | (t >= start + width))
         x = F.dropout((feats - self.mean).div_(self.std), self.dropout, self.training, inplace=True)
         x = x[:, :, 0] if len(self.mix) == 1 else (x * self.mix.softmax(0)[:, None]).sum(2)  # (B, T, D)
-        x = x.to(COMPUTE_DTYPE) * keep[..., None]
-        x = F.pad(x, (0, 0, 0, -T % self.stack)).view(B, -1, self.stack * D)  # (B, T_a, stack * D)
-        x = self.fc2(F.gelu(self.fc1(x)))  # (B, T_a, n_embd)
+        x = F.pad(x.to(COMPUTE_DTYPE) * keep[..., None], (0, 0, 0, -T % self.stack))
+        x = self.fc2(F.gelu(self.fc1(x.view(B, -1, self.stack * D))))  # (B, T_a, n_embd)
         if self.gain is not None:
             x = F.rms_norm(x, x.shape[-1:]) * self.gain.to(x.dtype)
         return x, n_audio_tokens(lens, self.stack)
@@ -373,15 +370,16 @@ class Projector(nn.Module):
 
 def load_ears(run_dir, meta, device="cpu"):
     """Load a run's (WhisperEncoder, Projector), ready to hear; ValueError in one line for files missing or foreign."""
-    path, audio = os.path.join(run_dir, f"projector_{meta['step']:06d}.pt"), meta.get("audio")
+    audio = meta.get("audio")
     encoder = load_encoder_file(os.path.join(run_dir, "encoder.pt"), device) if audio else None
     if not audio or encoder.sha256 != audio["encoder_sha256"]:
         raise ValueError(f"{run_dir}: " + ("encoder.pt is not the one in meta" if audio else "a model without ears"))
     projector = Projector(**audio["projector"])
     try:
-        projector.load_state_dict(load_tensors(path, "cpu", meta.get("sha256", {}).get(os.path.basename(path), "")))
+        projector.load_state_dict(load_saved(run_dir, meta, "projector"))
     except (RuntimeError, TypeError) as e:
-        raise ValueError(f"{path} is not this run's projector: {' '.join(str(e).split())[:150]}") from None
+        reason = " ".join(str(e).split())[:150]
+        raise ValueError(f"{run_dir}: projector_{meta['step']:06d}.pt is not this run's: {reason}") from None
     return encoder, projector.to(device).eval()
 
 

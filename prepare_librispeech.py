@@ -30,7 +30,6 @@ from tqdm import tqdm
 from audio import encode, load_encoder, load_encoder_file, read_audio
 from configurator import configure, fail
 from data import Features, write_index, write_json, write_shard
-from model import keep_freed_memory
 from tokenizer import normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
@@ -179,7 +178,6 @@ def work(rank, names, n_done, finished, parent, folder, shards, plan, encoder, l
             os._exit(1)
 
     torch.set_num_threads(1)
-    keep_freed_memory()
     try:
         for name in names:
             path, failures = folder / name, []
@@ -271,7 +269,7 @@ def replace_features(final, part, shards):
     for path in sorted(final.glob("shard-*"), reverse=True):  # a tar before its json: they must never be of two plans
         if f"{path.stem}.tar" not in shards or (part / path.name).exists():
             path.unlink()
-    for path in sorted(part.iterdir(), key=lambda path: (path.name == "manifest.json", path.suffix == ".tar")):
+    for path in sorted(part.iterdir(), key=lambda path: (path.name == "manifest.json", path.name)):
         os.replace(path, final / path.name)
     part.rmdir()
 
@@ -302,7 +300,7 @@ def main():
     start = time.time()
     if todo:
         make_shards(todo, states, failures, n_found, part, shards, plan, encoder, layers)
-    took_s, n_new = time.time() - start, sum(len(shards[name]) for name in todo)
+    took_s, n_new = time.time() - start + 1e-9, sum(len(shards[name]) for name in todo)
     manifest = {"encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers, "D": encoder.n_embd,
                 "plan": plan, "too_long": n_long, "failures": failures, "settings": config,
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}

@@ -11,7 +11,7 @@ size=cpu text=data/text speech=data/synthetic
 
 run=out/${size}_w2
 stages=$run/stages.jsonl  # a line per stage, and per part of a stage that was stopped
-chain=""                  # checksum of the configs so far: a changed one makes its stage and all later ones run again
+chain=$(sha256sum < grammar.txt)  # checksum of the configs so far: a change makes its stage and all later ones run anew
 mkdir -p "$run"
 source setup.sh
 setup requirements.txt requirements-demo.txt
@@ -31,16 +31,28 @@ stage() {
         echo "=== $name: done already ($result)"
         return
     fi
-    echo "=== $name: python $script $config"
+    local last anew=""
+    last=$(grep -s "\"$name\"" "$stages" | tail -1 || true)
+    if [[ $script == train_* && -n $last && $last != *"$chain"* ]]; then
+        anew=--init_from=scratch  # what was trained there had other settings
+    fi
+    echo "=== $name: python $script $config $anew"
     began=$(date +%s)
     : > "$log"
     echo "$began" > "$log.began"
-    .venv/bin/python "$script" "$config" 2>&1 | tee "$log"
+    .venv/bin/python "$script" "$config" $anew 2>&1 | tee "$log"
     record "$name" $(($(date +%s) - began)) true
     rm "$log.began"
 }
 
-.venv/bin/python -c "from audio import load_encoder; load_encoder()"  # Whisper's weights: a download, so no stage
+.venv/bin/python - << 'PYTHON'  # Whisper's weights: a download, so no stage
+from audio import load_encoder
+from configurator import fail
+try:
+    load_encoder()
+except (OSError, ValueError) as e:
+    fail(e)
+PYTHON
 stage text     "$text/meta.json"               prepare_text.py        "config/${size}_text.py"
 stage speech   "$speech/meta.json"             prepare_synthetic.py   "config/${size}_synthetic.py"
 stage features "$speech/features/manifest.json" prepare_librispeech.py "config/${size}_features.py"

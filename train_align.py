@@ -19,8 +19,8 @@ import torch.distributed as dist
 from audio import SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_file, save_encoder
 from configurator import configure, fail
 from data import Features, batch_indices, load_batch, write_index, write_json, write_shard
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_tensors, norm, pick_device,
-                   read_meta, sha256_file, transcribe)
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_optimizers, load_saved, norm,
+                   pick_device, read_meta, sha256_file, transcribe)
 from tokenizer import ByteTokenizer, load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
@@ -66,8 +66,8 @@ seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
 TONES = {"low tone": 220, "mid low tone": 330, "middle tone": 440, "mid high tone": 660, "high tone": 880}  # Hz
-if not (max_audio_s > 0 and stack >= 1 and max_steps >= 1 and batch_size >= 1 and grad_accum >= 1):
-    fail(f"{max_audio_s=} is above 0; {stack=}, {max_steps=}, {batch_size=} and {grad_accum=} are 1 or more")
+if min(stack, max_steps, batch_size, grad_accum, eval_clips, save_every, log_every) < 1 or audio_at not in (0, 1):
+    fail("stack, max_steps, batch_size, grad_accum, eval_clips, save_every, log_every: 1 or more; audio_at: 0 or 1")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -135,7 +135,7 @@ def save_checkpoint(step, files, meta):
         torch.save(state, path + ".tmp")
         os.replace(path + ".tmp", path)
         sums[os.path.basename(path)] = sha256_file(path)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
     meta = {"step": step, **meta, "user_config": config, "device_batch_size": batch_size, "inputs": inputs,
             "versions": versions, "sha256": sums}
@@ -206,11 +206,11 @@ def forward_loss(clips, at, feats, lens):
 FORMATS = {"step": "6d", "loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1f", "tok/s": ",.0f",
            "eta_min": ".1f", "val_loss": ".4f", "val_shuffled": ".4f", "gap": ".4f", "val_wer": ".3f"}
 UNITS = {"wait": "%"}
-rank, world_size, device = set_up(device, seed)
-if grad_accum % world_size:
-    fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
-os.makedirs(out_dir, exist_ok=True)
 try:
+    rank, world_size, device = set_up(device, seed)
+    if grad_accum % world_size:
+        fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+    os.makedirs(out_dir, exist_ok=True)
     is_smoke = data_dir == "tones"
     shards = os.path.join(out_dir, "features") if is_smoke else data_dir
     if rank == 0:
@@ -220,10 +220,12 @@ try:
     data = {split: Features(shards, split, encoder.sha256 if rank == 0 else "") for split in ("train", "val")}
     usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
     dropped = {split: len(clips) - len(usable[split]) for split, clips in data.items()}
+    if not min(map(len, usable.values())):
+        fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
     if max_clips:
         usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips])
     inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
-              "encoder": data["train"].manifest["encoder_sha256"]}
+              "features": sha256_file(os.path.join(shards, "index.json"))}
     first_step = find_last(inputs)
     kept = [first_step]
     if first_step or lm:
@@ -248,17 +250,20 @@ if train_lm:
 optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)]
 if muon_lr:
     optimizers.append(torch.optim.Muon([dict(params=matrices, peak_lr=muon_lr)], lr=muon_lr, weight_decay=weight_decay))
-if first_step:
-    projector.load_state_dict(load_tensors(os.path.join(out_dir, f"projector_{first_step:06d}.pt"), device))
-    state = load_tensors(os.path.join(out_dir, f"optim_{first_step:06d}_rank0.pt"), device)
-    for optimizer, saved in zip(optimizers, state["optimizers"]):
-        optimizer.load_state_dict(saved)
+try:
+    if first_step:
+        projector.load_state_dict(load_saved(out_dir, meta, "projector", device))
+        load_optimizers(optimizers, load_saved(out_dir, meta, "optim", device)["optimizers"])
+except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of another kind of run
+    fail(e)
 plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
 fast_trunk = torch.compile(model.trunk, dynamic=True) if use_compile else plain_trunk
 if rank == 0:
     if wandb_log:
         import wandb
         wandb.init(project="nanochat-omni-audio", name=os.path.basename(out_dir), config=config)
+    if not first_step:
+        open(os.path.join(out_dir, "log.jsonl"), "w").close()
     tok.save(out_dir)
     save_encoder(encoder, os.path.join(out_dir, "encoder.pt"))
     count = lambda module, trained: sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
@@ -346,7 +351,7 @@ def judge_smoke(losses):
 
 def save(step, result):
     """Write the checkpoint of a step."""
-    audio = {"projector": projector.config(), "encoder": manifest["encoder"],
+    audio = {"projector": projector.arguments, "encoder": manifest["encoder"],
              "encoder_sha256": manifest["encoder_sha256"], "taps": manifest["taps"], "stack": stack,
              "prompt": "transcript", "audio_at": audio_at}
     state = {"optimizers": [o.state_dict() for o in optimizers]}
@@ -390,8 +395,8 @@ for step in range(first_step, max_steps):
         optimizer.zero_grad(set_to_none=True)
     is_last = step + 1 == max_steps
     if (step + 1) % log_every == 0 or is_last:
-        seconds, n_steps = time.time() - t0, min(log_every, step + 1 - first_step)
-        record = {"step": step + 1, "loss": losses[-1], "lr": share * learning_rate, "norm": norms[0],
+        seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
+        record = {"step": step + 1, "loss": losses[-1], "lr": share * learning_rate, "norm": math.hypot(*norms),
                   "ms": 1e3 * seconds / n_steps, "wait": 100 * wait / seconds, "tok/s": n_places * world_size / seconds,
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
         log(record)
@@ -409,7 +414,7 @@ if rank == 0:
     print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
           + ", ".join(f"{k} {v:.4f}" for k, v in result.items())
           + f", {out_dir} holds step {max(max_steps, first_step)}")
-    if is_smoke:
+    if is_smoke and losses:
         judge_smoke(losses)
 if world_size > 1:
     dist.destroy_process_group()

@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from configurator import configure, fail
 from data import batch_indices
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_tensors, norm, pick_device,
-                   read_meta, sha256_file)
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_optimizers, load_saved, norm,
+                   pick_device, read_meta, sha256_file)
 from tokenizer import BPETokenizer, load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
@@ -37,7 +37,7 @@ window_pattern = "L"
 batch_size = 64         # rows per microbatch; the value to lower on out-of-memory
 grad_accum = 2          # microbatches per step over all ranks; a multiple of the world size
 text_len = 64           # tokens of a row of plain text
-# listening practice (DESIGN.md): a sentence's own embeddings, imitating audio, before the sentence
+# listening practice: embeddings of the sentence's pieces, imitating audio, before the sentence
 practice = 0.7          # share of microbatches that practise; the others are plain text
 ease_steps = 200        # its disturbances grow from nothing to full over so many steps
 slip_share = 0.1        # share of the text's tokens, as the model reads them, that are wrong: it must trust its ears
@@ -70,10 +70,10 @@ seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
 BLANK = np.array([-1.0, -1.0, 0.0])  # a place of an imitated recording without a token
-if not (0 <= practice <= 1 and stretch >= 1 and max_steps >= 1 and batch_size >= 1 and grad_accum >= 1):
-    fail(f"{practice=} is a share of 0 to 1; {stretch=}, {max_steps=}, {batch_size=} and {grad_accum=} are 1 or more")
-if practice_vocab < 256:
-    fail(f"{practice_vocab=}: 256 spells with letters (bytes), more with pieces of words")
+if not 0 <= practice <= 1 or practice_vocab < 256:
+    fail(f"{practice=} is a share of 0 to 1, {practice_vocab=} at least the 256 letters (bytes)")
+if min(stretch, max_steps, batch_size, grad_accum, save_every, log_every) < 1 or seed < 0:
+    fail("stretch, max_steps, batch_size, grad_accum, save_every and log_every are 1 or more, seed is 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -141,7 +141,7 @@ def save_checkpoint(step, files, meta):
         torch.save(state, path + ".tmp")
         os.replace(path + ".tmp", path)
         sums[os.path.basename(path)] = sha256_file(path)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
     meta = {"step": step, **meta, "user_config": config, "device_batch_size": batch_size, "inputs": inputs,
             "versions": versions, "sha256": sums}
@@ -260,17 +260,18 @@ def practises(step, microbatch):
 FORMATS = {"step": "6d", "loss": ".4f", "practice_loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f",
            "tok/s": ",.0f", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f", "val_practice": ".4f"}
 UNITS = {}
-rank, world_size, device = set_up(device, seed)
-if grad_accum % world_size:
-    fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
-os.makedirs(out_dir, exist_ok=True)
 try:
+    rank, world_size, device = set_up(device, seed)
+    if grad_accum % world_size:
+        fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+    os.makedirs(out_dir, exist_ok=True)
     lines = {"train": read_lines("train", max_lines), "val": read_lines("val")}
     inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt"))}
     first_step = find_last(inputs)
     kept = [first_step]
     if not first_step and rank == 0:
         train_bpe(lines["train"], vocab_size).save(out_dir)
+        open(os.path.join(out_dir, "log.jsonl"), "w").close()
     if world_size > 1:
         dist.barrier()
     tok = load_tokenizer(out_dir)
@@ -300,21 +301,22 @@ optimizers = [
 for group in (g for o in optimizers for g in o.param_groups):
     group["peak_lr"] = group["lr"]
 trained = [p for o in optimizers for g in o.param_groups for p in g["params"]]
-if first_step:
-    state = load_tensors(os.path.join(out_dir, f"optim_{first_step:06d}_rank0.pt"), device)
-    blank.data.copy_(state["blank"])
-    for optimizer, saved in zip(optimizers, state["optimizers"]):
-        optimizer.load_state_dict(saved)
+try:
+    if first_step:
+        state = load_saved(out_dir, meta, "optim", device)
+        blank.data.copy_(state["blank"])
+        load_optimizers(optimizers, state["optimizers"])
+except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of another kind of run
+    fail(e)
 plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
 fast_trunk = torch.compile(model.trunk, dynamic=True) if use_compile else plain_trunk
 if rank == 0:
     if wandb_log:
         import wandb
         wandb.init(project="nanochat-omni-base", name=os.path.basename(out_dir), config=config)
-    tokens = {split: len(ids) for split, (ids, *_) in text.items()}
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks\n"
-          f"train: {len(lines['train']):,} sentences, {tokens['train']:,} tokens; "
-          f"val: {len(lines['val']):,} sentences, {tokens['val']:,} tokens; starting at step {first_step}")
+          f"train: {len(lines['train']):,} sentences, {len(text['train'][0]):,} tokens; "
+          f"val: {len(lines['val']):,} sentences, {len(text['val'][0]):,} tokens; starting at step {first_step}")
 
 
 # ---- evaluate()
@@ -329,7 +331,7 @@ def evaluate():
     ids, starts, *_ = text["val"]
     batches = np.array_split(np.argsort(np.diff(starts), kind="stable"), -(-(len(starts) - 1) // batch_size))
     for i, at in enumerate(batches):
-        n_bytes += sum(len(lines["val"][j]) + 1 for j in at)  # the sentence and its end
+        n_bytes += sum(len(lines["val"][j].encode()) + 1 for j in at)  # the sentence and its end
         if i % world_size != rank:
             continue
         idx, targets = (torch.from_numpy(a).to(device) for a in sentence_rows(ids, starts, at))
@@ -392,7 +394,7 @@ for step in range(first_step, max_steps):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if (step + 1) % log_every == 0 or step + 1 == max_steps:
-        seconds, n_steps = time.time() - t0, min(log_every, step + 1 - first_step)
+        seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
         text_nats, n_text, practice_nats, n_practice = window.tolist()
         record = {"step": step + 1, "loss": text_nats / max(n_text, 1)}
         record |= {"practice_loss": practice_nats / max(n_practice, 1)}
@@ -413,7 +415,6 @@ for step in range(first_step, max_steps):
 
 if rank == 0:
     print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
-          + ", ".join(f"{k} {v:.4f}" for k, v in result.items())
-          + f", {out_dir} holds step {max(max_steps, first_step)}")
+          + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} at {max(max_steps, first_step)}")
 if world_size > 1:
     dist.destroy_process_group()

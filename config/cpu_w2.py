@@ -1,7 +1,8 @@
 """
     python train_align.py config/cpu_w2.py
 
-W2 of the CPU demo: synthetic speech, LM and Whisper frozen, only the projector moves.
+W2 of the CPU demo: synthetic speech, LM and Whisper frozen, only the projector moves. 2 shared cores, 6 minutes;
+WER 23.6% on new sentences, 30.7% in another engine's voice (2026-11-22).
 """
 out_dir = "out/cpu_w2"
 data_dir = "data/synthetic/features"

@@ -408,7 +408,7 @@ def test_projector_starts():
     mean, std = feats.mean((0, 1)), feats.std((0, 1))
     scaled.set_stats(mean.numpy(), std.numpy())
     assert torch.equal(plain((feats - mean) / std, lens)[0], scaled(feats, lens)[0])
-    assert Projector(**plain.config()).fc1.weight.shape == (48, 16)
+    assert Projector(**plain.arguments).fc1.weight.shape == (48, 16)
     scaled.set_stats(mean, torch.zeros(2, 8))
     assert scaled(feats, lens)[0].isfinite().all() and torch.equal(feats, kept)  # the caller's clips stay as they are
 
@@ -430,7 +430,7 @@ def make_run(folder, encoder):
     projector = Projector(encoder.n_embd, 2, 3, 24)
     audio.save_encoder(encoder, folder / "encoder.pt")
     torch.save(projector.state_dict(), folder / "projector_000007.pt")
-    return projector.eval(), {"step": 7, "audio": {"projector": projector.config(), "encoder": encoder.name,
+    return projector.eval(), {"step": 7, "audio": {"projector": projector.arguments, "encoder": encoder.name,
                                                    "encoder_sha256": encoder.sha256, "taps": [0, -1], "stack": 3}}
 
 

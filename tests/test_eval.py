@@ -34,7 +34,7 @@ def make_run(folder, has_ears=True):
     if has_ears:
         save_encoder(encoder, os.path.join(folder, "encoder.pt"))
         torch.save(projector.state_dict(), os.path.join(folder, "projector_000003.pt"))
-        meta["audio"] = {"projector": projector.config(), "encoder": encoder.name, "encoder_sha256": encoder.sha256,
+        meta["audio"] = {"projector": projector.arguments, "encoder": encoder.name, "encoder_sha256": encoder.sha256,
                          "taps": [-1], "stack": 5, "prompt": "transcript", "audio_at": 0}
     with open(os.path.join(folder, "meta_000003.json"), "w") as f:
         json.dump(meta, f)

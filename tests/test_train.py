@@ -153,3 +153,18 @@ def test_w1_learns_the_five_tones(world, tmp_path):
     verdict = json.load(open(tmp_path / "w1" / "smoke.json"))
     assert out.strip().endswith("PASS") and 5.4 < verdict["first_loss"] < 5.7
     assert verdict["last_loss"] < 0.05 and verdict["tones_named"] == 5 and verdict["permuted_higher_by"] >= 0.3
+
+
+@pytest.mark.slow
+def test_resume_takes_new_rates_and_refuses_broken_files(world, tmp_path):
+    """A resumed run would train at the old rates while it logs the new ones, or end in a traceback on a cut file."""
+    align(world, tmp_path / "run", "--max_steps=2")
+    kept = shutil.copytree(tmp_path / "run", tmp_path / "kept")
+    align(world, tmp_path / "run", "--max_steps=3", "--init_from=resume", "--learning_rate=0")
+    assert same_state(tmp_path / "run" / "projector_000002.pt", tmp_path / "run" / "projector_000003.pt")
+    for args in (["--hidden=16"], ["--muon_lr=0.01"]):
+        out = align(world, kept, "--max_steps=3", "--init_from=resume", *args, ok=False)
+        assert "Traceback" not in out and out.strip().splitlines()[-1].startswith("train_align.py: "), out
+    (kept / "optim_000002_rank0.pt").write_bytes((kept / "optim_000002_rank0.pt").read_bytes()[:3000])
+    out = align(world, kept, "--max_steps=3", "--init_from=resume", ok=False)
+    assert "cut short" in out.strip().splitlines()[-1] and "Traceback" not in out
