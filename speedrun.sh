@@ -31,16 +31,16 @@ stage() {
         echo "=== $name: done already ($result)"
         return
     fi
-    local last anew=""
+    local last
     last=$(grep -s "\"$name\"" "$stages" | tail -1 || true)
     if [[ $script == train_* && -n $last && $last != *"$chain"* ]]; then
-        anew=--init_from=scratch  # what was trained there had other settings
+        rm -f "${result%/*}"/{meta,model,optim,projector}_*  # other settings: a later kill must not find them
     fi
-    echo "=== $name: python $script $config $anew"
+    echo "=== $name: python $script $config"
     began=$(date +%s)
     : > "$log"
     echo "$began" > "$log.began"
-    .venv/bin/python "$script" "$config" $anew 2>&1 | tee "$log"
+    .venv/bin/python "$script" "$config" 2>&1 | tee "$log"
     record "$name" $(($(date +%s) - began)) true
     rm "$log.began"
 }
