@@ -328,13 +328,14 @@ class Projector(nn.Module):
     """Encoder frames -> audio tokens: standardize, mix the taps, stack, MLP, RMSNorm and gain; fp32 parameters.
 
     d_in: D of a tap; hidden: MLP width (0: 4 * n_embd); zero_init: W1's, the last layer starts at zero and no norm
-    follows. In training, dropout: share of features zeroed; time_mask: longest share of a clip hidden, one span.
+    follows. In training, dropout: share of features zeroed; voice_mix: half the clips get up to so much of another
+    clip's mean in place of their own, for that is where voices and channels differ (MixStyle, arXiv:2104.02008).
     """
 
-    def __init__(self, d_in, n_taps, stack, n_embd, hidden=0, zero_init=False, dropout=0.0, time_mask=0.0):
+    def __init__(self, d_in, n_taps, stack, n_embd, hidden=0, zero_init=False, dropout=0.0, voice_mix=0.0):
         super().__init__()
         self.arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        self.stack, self.dropout, self.time_mask = stack, dropout, time_mask
+        self.stack, self.dropout, self.voice_mix = stack, dropout, voice_mix
         self.register_buffer("mean", torch.zeros(n_taps, d_in))
         self.register_buffer("std", torch.ones(n_taps, d_in))
         self.mix = nn.Parameter(torch.zeros(n_taps), requires_grad=n_taps > 1)
@@ -350,16 +351,15 @@ class Projector(nn.Module):
         self.std.copy_(torch.as_tensor(std)).add_(self.std < 1e-6)
 
     def forward(self, feats, lens):
-        """feats (B, T, n_taps, D), lens (B,) real frames -> (B, T_a, n_embd), zero past lens_a; lens_a (B,)."""
+        """feats (B, T, n_taps, D), zero past lens (B,) -> (B, T_a, n_embd), zero past lens_a; lens_a (B,)."""
         B, T, _, D = feats.shape
-        t, lens = torch.arange(T, device=feats.device), torch.as_tensor(lens, device=feats.device)
-        keep = t < lens[:, None]  # (B, T)
-        if self.training and self.time_mask:
-            share, place = torch.rand(2, B, 1, device=feats.device)
-            width = share * self.time_mask * lens[:, None]
-            start = place * (lens[:, None] - width)
-            keep = keep & ((t < start) | (t >= start + width))
-        x = F.dropout((feats - self.mean).div_(self.std), self.dropout, self.training, inplace=True)
+        lens, centre = torch.as_tensor(lens, device=feats.device), self.mean
+        keep = torch.arange(T, device=feats.device) < lens[:, None]  # (B, T)
+        if self.training and self.voice_mix:
+            chosen, share = torch.rand(2, B, 1, 1, 1, device=feats.device)
+            own = feats.sum(1, keepdim=True, dtype=torch.float32) / lens.view(B, 1, 1, 1)  # (B, 1, n_taps, D)
+            centre = centre + (chosen < 0.5) * share * self.voice_mix * (own - own.roll(1, dims=0))
+        x = F.dropout((feats - centre).div_(self.std), self.dropout, self.training, inplace=True)
         x = x[:, :, 0] if len(self.mix) == 1 else (x * self.mix.softmax(0)[:, None]).sum(2)  # (B, T, D)
         x = F.pad(x.to(COMPUTE_DTYPE) * keep[..., None], (0, 0, 0, -T % self.stack))
         x = self.fc2(F.gelu(self.fc1(x.view(B, -1, self.stack * D))))  # (B, T_a, n_embd)

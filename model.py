@@ -131,7 +131,7 @@ def attend(q, k, v, mask):
     else:  # on a CPU plain matmuls, fused by torch.compile, beat SDPA at these lengths
         if k.size(1) != q.size(1):
             k, v = (t.repeat_interleave(q.size(1) // t.size(1), dim=1) for t in (k, v))
-        scores = (q @ k.transpose(2, 3)).float() * (q.size(3) ** -0.5)  # (B, H, T, S)
+        scores = (q * q.size(3) ** -0.5 @ k.transpose(2, 3)).float()  # (B, H, T, S)
         y = scores.masked_fill(~mask, -math.inf).softmax(dim=3).to(q.dtype) @ v
     return y.transpose(1, 2).flatten(2)  # (B, T, H*D)
 
@@ -253,6 +253,16 @@ class GPT(nn.Module):
         self.resid_lambdas.copy_(1.15 - 0.10 * depth)
         self.x0_lambdas.copy_(0.20 - 0.15 * depth)
         self.smear_gate.weight.uniform_(0.0, 0.02)
+
+    @torch.no_grad()
+    def start_from_pieces(self, token, pieces):
+        """Start a token from the ids it is spelled with: embeddings at their mean, its logit at the first's.
+
+        So that a vocabulary can grow in training (arXiv:2402.09977 does so between two).
+        """
+        for table in (self.transformer.wte, *self.value_embeds.values()):
+            table.weight[token] = table.weight[pieces].mean(0)
+        self.lm_head.weight[token] = self.lm_head.weight[pieces[0]]
 
     def flops_per_token(self, T):
         """Training FLOPs a token at row length T, as nanochat counts: 6 a matmul weight and 12*H*D*keys a layer."""
@@ -460,6 +470,46 @@ def transcribe(model, projector, tok, features, audio_at=0):
         for row, token, limit in zip(ids, step, limits):
             row.extend([token] if token is not None and len(row) < limit else [])
     return [" ".join(tok.decode(row).split()) for row in ids]
+
+
+# -----------------------------------------------------------------------------
+# the optimizer of matrices
+
+
+def orthogonalize(x, steps=5):
+    """Bring the singular values of matrices x (N, rows, cols) near 1 by Newton-Schulz, in bf16 -> (N, rows, cols)."""
+    wide = x if x.size(1) <= x.size(2) else x.mT
+    y = wide.bfloat16()
+    y = y / (y.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for _ in range(steps):  # y <- a y + b (y y') y + c (y y')^2 y
+        gram = y @ y.mT
+        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return y if wide is x else y.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """torch.optim.Muon's update (arXiv:2502.16982), matrices of one shape together: half its time on 2 cores."""
+
+    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        """Update every parameter (rows, cols) that has a gradient."""
+        for group in self.param_groups:
+            by_shape = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for (rows, cols), params in by_shape.items():
+                momenta = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+                for p, momentum in zip(params, momenta):
+                    momentum.lerp_(p.grad, 1 - group["momentum"])
+                ahead = [p.grad.lerp(m, group["momentum"]) for p, m in zip(params, momenta)]  # Nesterov's
+                lr = group["lr"] * max(1, rows / cols) ** 0.5
+                for p, update in zip(params, orthogonalize(torch.stack(ahead))):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.to(p.dtype), alpha=-lr)
 
 
 # -----------------------------------------------------------------------------

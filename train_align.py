@@ -19,8 +19,8 @@ import torch.distributed as dist
 from audio import SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_file, save_encoder
 from configurator import configure, fail
 from data import Features, batch_indices, load_batch, write_index, write_json, write_shard
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_optimizers, load_saved, norm,
-                   pick_device, read_meta, sha256_file, transcribe)
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, Muon, checkpoint_steps, load_checkpoint, load_optimizers, load_saved,
+                   norm, pick_device, read_meta, sha256_file, transcribe)
 from tokenizer import ByteTokenizer, load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
@@ -37,6 +37,7 @@ stack = 5               # encoder frames (50 a second) to one audio token
 hidden = 1024           # of its MLP; 0: 4 * n_embd
 zero_init = False       # W1's projector: fc2 starts at zero, no norm
 dropout = 0.1           # on the standardized features
+voice_mix = 0.0         # half of the training clips get up to so much of another clip's mean features; 0: none
 time_warp = 0.1         # training clips are read up to so much faster or slower, from a random one of `stack` frames
 audio_at = 0            # text tokens before the audio: 0 (before bos) or 1 (after it)
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
@@ -237,7 +238,7 @@ try:
             model = GPT(GPTConfig.of_depth(depth, tok.vocab_size))
     manifest = data["train"].manifest
     projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init,
-                          dropout).to(device)
+                          dropout, voice_mix).to(device)
     projector.set_stats(*data["train"].mean_std(300, seed))
 except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
     fail(e)
@@ -245,11 +246,10 @@ model.requires_grad_(train_lm)
 matrices = [projector.fc1.weight, projector.fc2.weight] if muon_lr else []
 others = [p for p in projector.parameters() if p.requires_grad and all(p is not matrix for matrix in matrices)]
 groups = [dict(params=others, peak_lr=learning_rate)]
-if train_lm:
-    groups.append(dict(params=list(model.parameters()), peak_lr=lm_learning_rate))
+groups += [dict(params=list(model.parameters()), peak_lr=lm_learning_rate)] if train_lm else []
 optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)]
 if muon_lr:
-    optimizers.append(torch.optim.Muon([dict(params=matrices, peak_lr=muon_lr)], lr=muon_lr, weight_decay=weight_decay))
+    optimizers.append(Muon([dict(params=matrices, peak_lr=muon_lr)], lr=muon_lr, weight_decay=weight_decay))
 try:
     if first_step:
         projector.load_state_dict(load_saved(out_dir, meta, "projector", device))

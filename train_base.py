@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from configurator import configure, fail
 from data import batch_indices
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_optimizers, load_saved, norm,
-                   pick_device, read_meta, sha256_file)
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, Muon, checkpoint_steps, load_checkpoint, load_optimizers, load_saved,
+                   norm, pick_device, read_meta, sha256_file)
 from tokenizer import BPETokenizer, load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
@@ -42,6 +42,7 @@ practice = 0.7          # share of microbatches that practise; the others are pl
 ease_steps = 200        # its disturbances grow from nothing to full over so many steps
 slip_share = 0.1        # share of the text's tokens, as the model reads them, that are wrong: it must trust its ears
 practice_vocab = 512    # a recording is spelled with so much of the vocabulary (256: letters): speech has no words
+spell_share = 0.15      # of lr_decay_steps, at the start: all text is spelled so too, and it hears sooner; 0: never
 stretch = 4             # a token is repeated 1 to so many times
 blank_share = 0.25      # share of tokens with 1-2 blanks before them; 0-2 blanks stand at both ends
 swap_share = 0.04       # share of tokens replaced by a random one
@@ -55,7 +56,7 @@ lr_decay_steps = 1000   # when the schedule ends
 warmup_steps = 20
 warmdown_share = 0.5    # of lr_decay_steps: the linear fall at the end
 final_lr_share = 0.02   # of the peak, at the schedule's end
-matrix_lr = 0.02        # Muon, for the blocks' matrices
+matrix_lr = 0.04        # Muon, for the blocks' matrices
 embedding_lr = 0.2      # AdamW; this and the next scale with (n_embd / 768) ** -0.5, as nanochat's
 unembedding_lr = 0.004
 grad_clip = 1.0
@@ -69,6 +70,7 @@ wandb_log = False       # project nanochat-omni-base; WANDB_MODE=offline works
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
+spell_steps = round(spell_share * lr_decay_steps) if practice else 0
 BLANK = np.array([-1.0, -1.0, 0.0])  # a place of an imitated recording without a token
 if not 0 <= practice <= 1 or practice_vocab < 256:
     fail(f"{practice=} is a share of 0 to 1, {practice_vocab=} at least the 256 letters (bytes)")
@@ -170,19 +172,18 @@ def read_lines(name, limit=0):
     return lines or fail(f"{path} holds no sentence: run prepare_text.py again")
 
 
-def tokenize(lines, tok):
-    """Sentences -> (ids int32 (N,), starts int64 (n_sentences + 1,)): sentence i is ids[starts[i]:starts[i + 1]]."""
-    rows = [tok.encode(line) for line in lines]
-    starts = np.cumsum([0] + [len(r) for r in rows])
-    return np.concatenate(rows).astype(np.int32), starts
+def tokenize(lines, by):
+    """Sentences -> ids int32 (N,), starts int64 (n_sentences + 1,), rows int32 (n_rows, text_len + 1).
 
-
-def text_rows(ids, starts):
-    """Cut the stream <|bos|> sentence <|bos|> sentence ... into rows: int32 (n_rows, text_len + 1)."""
+    Sentence i is ids[starts[i]:starts[i + 1]]; rows cut the stream <|bos|> sentence <|bos|> sentence ...
+    """
+    each = [by.encode(line) for line in lines]
+    starts = np.cumsum([0] + [len(ids) for ids in each])
+    ids = np.concatenate(each).astype(np.int32)
     stream = np.insert(ids, starts[:-1], tok.bos_id)
     width = min(text_len, len(stream) - 1)
     n_rows = (len(stream) - 1) // width
-    return np.lib.stride_tricks.sliding_window_view(stream, width + 1)[:n_rows * width:width]
+    return ids, starts, np.lib.stride_tricks.sliding_window_view(stream, width + 1)[:n_rows * width:width]
 
 
 def sentence_rows(ids, starts, at):
@@ -201,7 +202,7 @@ def imitate_audio(split, at, rng, ease=1.0):
     ease: 0 to 1, how far disturbed. Returns places (B, T_a, 3) float32: a token, its rival and the rival's weight,
     the tokens -1 at a blank, and lens (B,).
     """
-    out, (*_, pieces, starts) = [], text[split]
+    out, (pieces, starts, _) = [], text[split, "pieces"]
     for i in at:
         ids = pieces[starts[i]:starts[i + 1]]
         n = len(ids)
@@ -235,7 +236,7 @@ def get_batch(split, step, microbatch, is_practice):
     key = (seed, split, step, microbatch)
     rng = np.random.default_rng([seed, split == "train", step, microbatch])
     to = lambda a: torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)).to(device)
-    ids, starts, rows, *_ = text[split]
+    ids, starts, rows = text[split, "pieces" if step < spell_steps else "tokens"]
     if not is_practice:
         at = batch_indices(np.ones(len(rows), np.int32), *key, min(batch_size, len(rows)), grad_accum)
         return dict(idx=to(rows[at][:, :-1]), targets=to(rows[at][:, 1:]))
@@ -247,12 +248,6 @@ def get_batch(split, step, microbatch, is_practice):
     idx = np.where(slips, rng.choice(ids, idx.shape), idx)
     return dict(idx=to(idx), targets=to(targets), audio_features=practice_features(places, rng, ease),
                 audio_lens=audio_lens.to(device))
-
-
-def practises(step, microbatch):
-    """Say whether a microbatch is listening practice: `practice` of them are, spread evenly."""
-    n = step * grad_accum + microbatch
-    return math.floor((n + 1) * practice) > math.floor(n * practice)
 
 
 # ---- data > model, optimizer, resume
@@ -276,9 +271,9 @@ try:
         dist.barrier()
     tok = load_tokenizer(out_dir)
     speller = BPETokenizer(tok.tokens[256:practice_vocab])
-    text = {split: tokenize(rows, tok) for split, rows in lines.items()}
-    text = {split: (*both, text_rows(*both), *tokenize(lines[split], speller)) for split, both in text.items()}
-    spelling = np.unique(text["train"][3])  # the pieces that occur
+    text = {(split, kind): tokenize(rows, by) for split, rows in lines.items()
+            for kind, by in (("tokens", tok), ("pieces", speller))}
+    spelling = np.unique(text["train", "pieces"][0])  # the pieces that occur
 
     if first_step:
         model, meta = load_checkpoint(out_dir, device=device)
@@ -293,7 +288,7 @@ scalars = [model.resid_lambdas, model.x0_lambdas, model.smear_gate.weight, model
 embeddings = [model.transformer.wte.weight, blank, *model.value_embeds.parameters()]
 scale = (model.config.n_embd / 768) ** -0.5
 optimizers = [
-    torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=0.0, momentum=0.95),  # arXiv:2502.16982
+    Muon(matrices, lr=matrix_lr, momentum=0.9),
     torch.optim.AdamW([
         dict(params=embeddings, lr=embedding_lr * scale),
         dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
@@ -315,8 +310,8 @@ if rank == 0:
         import wandb
         wandb.init(project="nanochat-omni-base", name=os.path.basename(out_dir), config=config)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks\n"
-          f"train: {len(lines['train']):,} sentences, {len(text['train'][0]):,} tokens; "
-          f"val: {len(lines['val']):,} sentences, {len(text['val'][0]):,} tokens; starting at step {first_step}")
+          f"train: {len(lines['train']):,} sentences, {len(text['train', 'tokens'][0]):,} tokens; "
+          f"val: {len(lines['val']):,} sentences, {len(text['val', 'tokens'][0]):,} tokens; starting at step {first_step}")
 
 
 # ---- evaluate()
@@ -328,7 +323,7 @@ def evaluate():
     model.trunk = plain_trunk
     nats = torch.zeros(4, dtype=torch.float64, device=device)  # plain nats, practice nats, practice targets, words
     n_bytes = 0
-    ids, starts, *_ = text["val"]
+    ids, starts, _ = text["val", "tokens"]
     batches = np.array_split(np.argsort(np.diff(starts), kind="stable"), -(-(len(starts) - 1) // batch_size))
     for i, at in enumerate(batches):
         n_bytes += sum(len(lines["val"][j].encode()) + 1 for j in at)  # the sentence and its end
@@ -366,9 +361,13 @@ result, began, t0, n_places = {}, time.time(), time.time(), 0
 window = torch.zeros(4, device=device)  # sums since the last line of the log
 for step in range(first_step, max_steps):
     share = get_lr(step)
+    if step == spell_steps > 0:
+        for i in range(practice_vocab, len(tok.tokens)):
+            model.start_from_pieces(i, speller.encode(tok.decode([i])))
     sums = torch.zeros(4, device=device)  # nats and targets, of text and of practice
     for microbatch in range(rank, grad_accum, world_size):
-        kind = practises(step, microbatch)
+        n = step * grad_accum + microbatch
+        kind = math.floor((n + 1) * practice) > math.floor(n * practice)  # is it practice? they are spread evenly
         batch = get_batch("train", step, microbatch, kind)
         loss = model(**batch, loss_reduction="sum")
         loss.backward()

@@ -10,6 +10,7 @@ lm = "out/cpu_base"
 stack = 4
 hidden = 512
 dropout = 0.2
+voice_mix = 1.0
 time_warp = 0.15
 muon_lr = 0.02
 max_steps = 450

@@ -414,15 +414,19 @@ def test_projector_starts():
 
 
 def test_projector_noise():
-    """Dropout and the time mask act in training alone, and the mask hides one span of at most its share."""
+    """Dropout and voice mixing would act on what is heard, or the mixing would change more than a clip's mean."""
     feats, lens = torch.ones(200, 40, 1, 4), torch.full((200,), 40)
     projector = Projector(4, 1, 1, 6, hidden=5, dropout=0.5)
     assert torch.equal(projector.eval()(feats, lens)[0], projector(feats, lens)[0])
     assert not torch.equal(projector.train()(feats, lens)[0], projector(feats, lens)[0])
-    projector = Projector(4, 1, 1, 6, hidden=64, time_mask=0.3)
-    is_hidden = projector.train()(feats, lens)[0].abs().sum(-1) == 0  # (B, T)
-    assert 6 < is_hidden.sum(1).max() <= 12 and not projector.eval()(feats, lens)[0].abs().sum(-1).eq(0).any()
-    assert all(np.diff(np.flatnonzero(row)).max(initial=1) == 1 for row in is_hidden.numpy())
+    projector, feats, seen = Projector(4, 1, 1, 6, hidden=5, voice_mix=1.0), torch.randn(200, 40, 1, 4), []
+    projector.fc1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    projector.eval()(feats, lens), projector.train()(feats, lens)
+    change, own = seen[1] - seen[0], seen[0].mean(1)  # (B, T, D), (B, D)
+    share = change[:, 0] / (own.roll(1, dims=0) - own)  # towards another clip's mean, in all frames and channels alike
+    assert torch.allclose(change, change[:, :1].expand_as(change), atol=1e-5)
+    assert torch.allclose(share, share[:, :1].expand_as(share), atol=1e-3) and -1e-3 < share.min() < share.max() < 1.001
+    assert 60 < (share[:, 0] > 1e-3).sum() < 140
 
 
 def make_run(folder, encoder):

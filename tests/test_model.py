@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import model as M
-from model import GPT, GPTConfig, KVCache, generate, load_checkpoint, sample
+from model import GPT, GPTConfig, KVCache, Muon, generate, load_checkpoint, sample
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NANOCHAT = os.path.join(HERE, "nanochat_d4")
@@ -220,3 +220,29 @@ def test_depth_is_the_one_dial():
     assert GPTConfig.of_depth(5, 100).n_embd == 384  # 320 rounded up to a multiple of 128
     assert GPTConfig.of_depth(4, 100, head_dim=64).n_head == 4
     assert GPTConfig(sequence_len=2048, n_layer=5, window_pattern="SSL").windows() == [512, 512, 2048, 512, 2048]
+
+
+def test_muon_is_torchs():
+    """Matrices of one shape, orthogonalized together, would not get the update that each gets alone."""
+    torch.manual_seed(0)
+    shapes = [(8, 8), (8, 8), (32, 8), (8, 32), (2, 3)]
+    ours, theirs = ([torch.nn.Parameter(0.1 * torch.ones(shape)) for shape in shapes] for _ in range(2))
+    optimizers = Muon(ours, lr=0.1, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        for a, b in zip(ours[:-1], theirs):  # the last has no gradient
+            a.grad = b.grad = torch.randn_like(a)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(ours, theirs))
+    assert (ours[0] - 0.1).abs().mean() > 0.02 and torch.equal(ours[-1], 0.1 * torch.ones(2, 3))
+
+
+def test_token_starts_from_its_pieces(tiny):
+    """A token new to the model would be predicted at random, or read as something unlike what it is spelled with."""
+    model = GPT(tiny.config)
+    model.lm_head.weight.data.normal_()
+    model.start_from_pieces(9, [3, 4])
+    logits = model(torch.tensor([[1, 2]]))[0]
+    assert torch.equal(logits[:, 9], logits[:, 3]) and not torch.equal(logits[:, 9], logits[:, 4])
+    wte = model.transformer.wte.weight
+    assert torch.allclose(wte[9], (wte[3] + wte[4]) / 2)

@@ -17,7 +17,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORDS = "the a small red old dog cat bird man girl sees hears likes wants two three houses".split()
 BASE = ["--depth=2", "--head_dim=32", "--vocab_size=300", "--sequence_len=64", "--text_len=16", "--batch_size=8",
         "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--use_compile=False", "--log_every=1",
-        "--device=cpu"]
+        "--practice_vocab=270", "--spell_share=0.25", "--device=cpu"]  # whole tokens from step 2 on
 ALIGN = ["--hidden=32", "--batch_size=8", "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--eval_clips=4",
          "--use_compile=False", "--log_every=1", "--device=cpu"]
 
