@@ -249,7 +249,7 @@ groups = [dict(params=others, peak_lr=learning_rate)]
 groups += [dict(params=list(model.parameters()), peak_lr=lm_learning_rate)] if train_lm else []
 optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)]
 if muon_lr:
-    optimizers.append(Muon([dict(params=matrices, peak_lr=muon_lr)], lr=muon_lr, weight_decay=weight_decay))
+    optimizers.append(Muon([dict(params=matrices, peak_lr=muon_lr)], muon_lr, momentum=0.9, weight_decay=weight_decay))
 try:
     if first_step:
         projector.load_state_dict(load_saved(out_dir, meta, "projector", device))

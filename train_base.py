@@ -310,8 +310,8 @@ if rank == 0:
         import wandb
         wandb.init(project="nanochat-omni-base", name=os.path.basename(out_dir), config=config)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks\n"
-          f"train: {len(lines['train']):,} sentences, {len(text['train', 'tokens'][0]):,} tokens; "
-          f"val: {len(lines['val']):,} sentences, {len(text['val', 'tokens'][0]):,} tokens; starting at step {first_step}")
+          + "; ".join(f"{split}: {len(lines[split]):,} sentences, {len(text[split, 'tokens'][0]):,} tokens"
+                      for split in ("train", "val")) + f"; starting at step {first_step}")
 
 
 # ---- evaluate()

@@ -7,6 +7,7 @@ out_dir = "out/quick_base"
 data_dir = "data/quick_text"
 depth = 2
 vocab_size = 512
+practice_vocab = 320     # so that the vocabulary grows here too
 max_steps = 20
 lr_decay_steps = 20
 batch_size = 16
