@@ -1,4 +1,4 @@
-"""The GPT that reads and hears: nanochat's architecture, audio tokens among the text, a KV cache per row, checkpoints.
+"""The GPT that reads and hears: nanochat's architecture, audio tokens among the text, KV cache, Muon, checkpoints.
 
 One row is text alone, or text with one recording in it:  text[:audio_at], audio tokens, text[audio_at:].
 A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_model.py keeps its numbers).
@@ -465,10 +465,13 @@ def transcribe(model, projector, tok, features, audio_at=0):
     lens = torch.tensor([len(f) for f in features], device=model.cos.device)
     x, lens_a = projector(nn.utils.rnn.pad_sequence(features, batch_first=True), lens)  # (B, T_a, C)
     audio, ids = [row[:n] for row, n in zip(x, lens_a.tolist())], [[] for _ in features]
-    limits = [16 + len(f) // 2 for f in features]  # 25 tokens a second: fast speech fits, in bytes too
-    for step in generate(model, [[tok.bos_id]] * len(ids), audio, audio_at, max(limits), stop_ids=(tok.bos_id,)):
-        for row, token, limit in zip(ids, step, limits):
-            row.extend([token] if token is not None and len(row) < limit else [])
+    sizes, room = tok.token_bytes(), [16 + len(f) // 2 for f in features]  # 25 bytes a second: nobody speaks faster
+    for step in generate(model, [[tok.bos_id]] * len(ids), audio, audio_at, max(room), stop_ids=(tok.bos_id,)):
+        for i, token in enumerate(step):
+            room[i] -= sizes[token] if token is not None else 0
+            ids[i].extend([token] if token is not None and room[i] >= 0 else [])
+        if all(token is None or left < 0 for token, left in zip(step, room)):
+            break
     return [" ".join(tok.decode(row).split()) for row in ids]
 
 
@@ -477,7 +480,7 @@ def transcribe(model, projector, tok, features, audio_at=0):
 
 
 def orthogonalize(x, steps=5):
-    """Bring the singular values of matrices x (N, rows, cols) near 1 by Newton-Schulz, in bf16 -> (N, rows, cols)."""
+    """Bring the singular values of matrices x (N, rows, cols) near 1, by Newton-Schulz steps in bf16; same shape."""
     wide = x if x.size(1) <= x.size(2) else x.mT
     y = wide.bfloat16()
     y = y / (y.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -489,9 +492,12 @@ def orthogonalize(x, steps=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon's update (arXiv:2502.16982), matrices of one shape together: half its time on 2 cores."""
+    """torch.optim.Muon's update (arXiv:2502.16982), matrices of one shape together: half its time (2 cores, 2026-11).
 
-    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0):
+    momentum: Nesterov's; 0.9 and twice the rate hear sooner than 0.95 in runs of some hundred steps (2026-11).
+    """
+
+    def __init__(self, params, lr=0.02, momentum=0.9, weight_decay=0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
@@ -503,10 +509,12 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
             for (rows, cols), params in by_shape.items():
-                momenta = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
-                for p, momentum in zip(params, momenta):
-                    momentum.lerp_(p.grad, 1 - group["momentum"])
-                ahead = [p.grad.lerp(m, group["momentum"]) for p, m in zip(params, momenta)]  # Nesterov's
+                ahead = []
+                for p in params:
+                    if "momentum_buffer" not in self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                    average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                    ahead.append(p.grad.lerp(average, group["momentum"]))
                 lr = group["lr"] * max(1, rows / cols) ** 0.5
                 for p, update in zip(params, orthogonalize(torch.stack(ahead))):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.to(p.dtype), alpha=-lr)

@@ -93,6 +93,10 @@ class BPETokenizer(ByteTokenizer):
         """Return the ids (list of int) of a str; the name of a special token in it is ordinary text."""
         return self.bpe.encode(to_utf8(text).decode()).ids
 
+    def spell(self, data):
+        """Return the ids (list of int) of bytes: a token of a larger vocabulary in this one's pieces."""
+        return [token.id for token in self.bpe.model.tokenize(to_chars(data))]
+
 
 def train_bpe(texts, vocab_size):
     """Train a BPETokenizer on an iterable of str; the same texts give the same tokenizer.

@@ -69,6 +69,8 @@ config = configure(globals())  # prints each change; stored in every checkpoint
 TONES = {"low tone": 220, "mid low tone": 330, "middle tone": 440, "mid high tone": 660, "high tone": 880}  # Hz
 if min(stack, max_steps, batch_size, grad_accum, eval_clips, save_every, log_every) < 1 or audio_at not in (0, 1):
     fail("stack, max_steps, batch_size, grad_accum, eval_clips, save_every, log_every: 1 or more; audio_at: 0 or 1")
+if not (0 <= dropout < 1 and 0 <= voice_mix <= 1 and 0 <= time_warp < 1) or min(learning_rate, muon_lr) < 0:
+    fail(f"{dropout=}, {voice_mix=}, {time_warp=} are shares of 0 to 1, {learning_rate=} and {muon_lr=} 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -118,7 +120,7 @@ def find_last(inputs):
 def log(record):
     """Print a dict's fields on one line and append it to out_dir/log.jsonl (rank 0)."""
     if rank == 0:
-        print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}{UNITS.get(k, '')}" for k, v in record.items()), flush=True)
+        print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}" for k, v in record.items()), flush=True)
         with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
             f.write(json.dumps(record) + "\n")
         if wandb_log:
@@ -204,9 +206,8 @@ def forward_loss(clips, at, feats, lens):
 
 # ---- data > model, optimizer, resume
 
-FORMATS = {"step": "6d", "loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1f", "tok/s": ",.0f",
+FORMATS = {"step": "6d", "loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "tok/s": ",.0f",
            "eta_min": ".1f", "val_loss": ".4f", "val_shuffled": ".4f", "gap": ".4f", "val_wer": ".3f"}
-UNITS = {"wait": "%"}
 try:
     rank, world_size, device = set_up(device, seed)
     if grad_accum % world_size:
@@ -220,7 +221,6 @@ try:
             write_tones(shards)
     data = {split: Features(shards, split, encoder.sha256 if rank == 0 else "") for split in ("train", "val")}
     usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
-    dropped = {split: len(clips) - len(usable[split]) for split, clips in data.items()}
     if not min(map(len, usable.values())):
         fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
     if max_clips:
@@ -249,7 +249,7 @@ groups = [dict(params=others, peak_lr=learning_rate)]
 groups += [dict(params=list(model.parameters()), peak_lr=lm_learning_rate)] if train_lm else []
 optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)]
 if muon_lr:
-    optimizers.append(Muon([dict(params=matrices, peak_lr=muon_lr)], muon_lr, momentum=0.9, weight_decay=weight_decay))
+    optimizers.append(Muon([dict(params=matrices, peak_lr=muon_lr)], lr=muon_lr, weight_decay=weight_decay))
 try:
     if first_step:
         projector.load_state_dict(load_saved(out_dir, meta, "projector", device))
@@ -271,7 +271,7 @@ if rank == 0:
           f"{count(model, False):,}; {device}, {COMPUTE_DTYPE}, {world_size} ranks; starting at step {first_step}")
     for split, clips in data.items():
         hours = sum(clips.seconds[i] for i in usable[split]) / 3600
-        print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h; {dropped[split]} dropped (over {max_audio_s} s)")
+        print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h; left out: {len(clips) - len(usable[split])}")
 
 
 # ---- evaluate()
@@ -397,7 +397,7 @@ for step in range(first_step, max_steps):
     if (step + 1) % log_every == 0 or is_last:
         seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
         record = {"step": step + 1, "loss": losses[-1], "lr": share * learning_rate, "norm": math.hypot(*norms),
-                  "ms": 1e3 * seconds / n_steps, "wait": 100 * wait / seconds, "tok/s": n_places * world_size / seconds,
+                  "ms": 1e3 * seconds / n_steps, "wait": wait / seconds, "tok/s": n_places * world_size / seconds,
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
         log(record)
         wait, t0, n_places = 0.0, time.time(), 0

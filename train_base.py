@@ -42,7 +42,7 @@ practice = 0.7          # share of microbatches that practise; the others are pl
 ease_steps = 200        # its disturbances grow from nothing to full over so many steps
 slip_share = 0.1        # share of the text's tokens, as the model reads them, that are wrong: it must trust its ears
 practice_vocab = 512    # a recording is spelled with so much of the vocabulary (256: letters): speech has no words
-spell_share = 0.15      # of lr_decay_steps, at the start: all text is spelled so too, and it hears sooner; 0: never
+spell_share = 0.15      # of lr_decay_steps, at the start: text is spelled so too, and it hears sooner (needs practice)
 stretch = 4             # a token is repeated 1 to so many times
 blank_share = 0.25      # share of tokens with 1-2 blanks before them; 0-2 blanks stand at both ends
 swap_share = 0.04       # share of tokens replaced by a random one
@@ -56,7 +56,7 @@ lr_decay_steps = 1000   # when the schedule ends
 warmup_steps = 20
 warmdown_share = 0.5    # of lr_decay_steps: the linear fall at the end
 final_lr_share = 0.02   # of the peak, at the schedule's end
-matrix_lr = 0.04        # Muon, for the blocks' matrices
+matrix_lr = 0.02        # Muon, for the blocks' matrices
 embedding_lr = 0.2      # AdamW; this and the next scale with (n_embd / 768) ** -0.5, as nanochat's
 unembedding_lr = 0.004
 grad_clip = 1.0
@@ -72,10 +72,11 @@ config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
 spell_steps = round(spell_share * lr_decay_steps) if practice else 0
 BLANK = np.array([-1.0, -1.0, 0.0])  # a place of an imitated recording without a token
-if not 0 <= practice <= 1 or practice_vocab < 256:
-    fail(f"{practice=} is a share of 0 to 1, {practice_vocab=} at least the 256 letters (bytes)")
-if min(stretch, max_steps, batch_size, grad_accum, save_every, log_every) < 1 or seed < 0:
-    fail("stretch, max_steps, batch_size, grad_accum, save_every and log_every are 1 or more, seed is 0 or more")
+if not (0 <= practice <= 1 and 0 <= spell_share <= 1 and spell_steps < max_steps) or practice_vocab < 256:
+    fail(f"{practice=} and {spell_share=} are shares of 0 to 1, spelling ends before {max_steps=} (now at step "
+         f"{spell_steps}), and {practice_vocab=} is at least the 256 bytes")
+if min(stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every) < 1 or min(seed, matrix_lr) < 0:
+    fail("stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every: 1 or more; seed, matrix_lr: 0")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -125,7 +126,7 @@ def find_last(inputs):
 def log(record):
     """Print a dict's fields on one line and append it to out_dir/log.jsonl (rank 0)."""
     if rank == 0:
-        print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}{UNITS.get(k, '')}" for k, v in record.items()), flush=True)
+        print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}" for k, v in record.items()), flush=True)
         with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
             f.write(json.dumps(record) + "\n")
         if wandb_log:
@@ -172,15 +173,15 @@ def read_lines(name, limit=0):
     return lines or fail(f"{path} holds no sentence: run prepare_text.py again")
 
 
-def tokenize(lines, by):
+def tokenize(lines, tokenizer):
     """Sentences -> ids int32 (N,), starts int64 (n_sentences + 1,), rows int32 (n_rows, text_len + 1).
 
     Sentence i is ids[starts[i]:starts[i + 1]]; rows cut the stream <|bos|> sentence <|bos|> sentence ...
     """
-    each = [by.encode(line) for line in lines]
+    each = [tokenizer.encode(line) for line in lines]
     starts = np.cumsum([0] + [len(ids) for ids in each])
     ids = np.concatenate(each).astype(np.int32)
-    stream = np.insert(ids, starts[:-1], tok.bos_id)
+    stream = np.insert(ids, starts[:-1], tok.bos_id)  # the model's, whichever tokenizer
     width = min(text_len, len(stream) - 1)
     n_rows = (len(stream) - 1) // width
     return ids, starts, np.lib.stride_tricks.sliding_window_view(stream, width + 1)[:n_rows * width:width]
@@ -254,7 +255,6 @@ def get_batch(split, step, microbatch, is_practice):
 
 FORMATS = {"step": "6d", "loss": ".4f", "practice_loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f",
            "tok/s": ",.0f", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f", "val_practice": ".4f"}
-UNITS = {}
 try:
     rank, world_size, device = set_up(device, seed)
     if grad_accum % world_size:
@@ -271,8 +271,8 @@ try:
         dist.barrier()
     tok = load_tokenizer(out_dir)
     speller = BPETokenizer(tok.tokens[256:practice_vocab])
-    text = {(split, kind): tokenize(rows, by) for split, rows in lines.items()
-            for kind, by in (("tokens", tok), ("pieces", speller))}
+    text = {(split, units): tokenize(lines[split], tokenizer) for split in lines
+            for units, tokenizer in (("tokens", tok), ("pieces", speller))}
     spelling = np.unique(text["train", "pieces"][0])  # the pieces that occur
 
     if first_step:
@@ -288,7 +288,7 @@ scalars = [model.resid_lambdas, model.x0_lambdas, model.smear_gate.weight, model
 embeddings = [model.transformer.wte.weight, blank, *model.value_embeds.parameters()]
 scale = (model.config.n_embd / 768) ** -0.5
 optimizers = [
-    Muon(matrices, lr=matrix_lr, momentum=0.9),
+    Muon(matrices, lr=matrix_lr),
     torch.optim.AdamW([
         dict(params=embeddings, lr=embedding_lr * scale),
         dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
@@ -300,6 +300,7 @@ try:
     if first_step:
         state = load_saved(out_dir, meta, "optim", device)
         blank.data.copy_(state["blank"])
+        spell_steps = state.get("spell_steps", 0)  # as planned when the run began, whatever the schedule is now
         load_optimizers(optimizers, state["optimizers"])
 except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of another kind of run
     fail(e)
@@ -317,13 +318,13 @@ if rank == 0:
 # ---- evaluate()
 
 @torch.no_grad()
-def evaluate():
-    """Held-out text: bits per byte and perplexity per word of sentences alone, and the loss when it may listen."""
+def evaluate(units):
+    """Held-out text in 'tokens' or 'pieces': bits per byte and perplexity per word alone, and the loss listening."""
     model.eval()
     model.trunk = plain_trunk
     nats = torch.zeros(4, dtype=torch.float64, device=device)  # plain nats, practice nats, practice targets, words
     n_bytes = 0
-    ids, starts, _ = text["val", "tokens"]
+    ids, starts, _ = text["val", units]
     batches = np.array_split(np.argsort(np.diff(starts), kind="stable"), -(-(len(starts) - 1) // batch_size))
     for i, at in enumerate(batches):
         n_bytes += sum(len(lines["val"][j].encode()) + 1 for j in at)  # the sentence and its end
@@ -348,7 +349,7 @@ def evaluate():
 
 def save(step, result):
     """Write the checkpoint of a step."""
-    state = {"blank": blank.data, "optimizers": [o.state_dict() for o in optimizers]}
+    state = {"blank": blank.data, "spell_steps": spell_steps, "optimizers": [o.state_dict() for o in optimizers]}
     meta = {"val_bpb": result.get("val_bpb"), "model_config": vars(model.config), "max_seq_len": text_len}
     save_checkpoint(step, {"model": model.state_dict(), "optim": state}, meta)
 
@@ -361,22 +362,22 @@ result, began, t0, n_places = {}, time.time(), time.time(), 0
 window = torch.zeros(4, device=device)  # sums since the last line of the log
 for step in range(first_step, max_steps):
     share = get_lr(step)
-    if step == spell_steps > 0:
+    if step == spell_steps > 0:  # from here on losses are nats a whole token
         for i in range(practice_vocab, len(tok.tokens)):
-            model.start_from_pieces(i, speller.encode(tok.decode([i])))
+            model.start_from_pieces(i, speller.spell(tok.tokens[i]))
     sums = torch.zeros(4, device=device)  # nats and targets, of text and of practice
     for microbatch in range(rank, grad_accum, world_size):
         n = step * grad_accum + microbatch
-        kind = math.floor((n + 1) * practice) > math.floor(n * practice)  # is it practice? they are spread evenly
-        batch = get_batch("train", step, microbatch, kind)
+        is_practice = math.floor((n + 1) * practice) > math.floor(n * practice)  # spread evenly
+        batch = get_batch("train", step, microbatch, is_practice)
         loss = model(**batch, loss_reduction="sum")
         loss.backward()
-        sums[2 * kind] += loss.detach()
-        sums[2 * kind + 1] += (batch["targets"] >= 0).sum()
+        sums[2 * is_practice] += loss.detach()
+        sums[2 * is_practice + 1] += (batch["targets"] >= 0).sum()
         n_places += batch["idx"].numel() + int(sum(batch.get("audio_lens", [])))
     if world_size > 1:
         dist.all_reduce(sums)
-        for p in trained:
+        for p in (p for p in trained if p is not blank or sums[3]):
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # a rank may have had no practice
             dist.all_reduce(p.grad)
     n_targets = sums[1] + sums[3]
@@ -405,7 +406,7 @@ for step in range(first_step, max_steps):
         t0, n_places = time.time(), 0
     is_last = step + 1 == max_steps
     if is_last or (eval_every and (step + 1) % eval_every == 0):
-        result = evaluate()
+        result = evaluate("pieces" if step < spell_steps else "tokens")
         log({"step": step + 1, **result})
         t0 = time.time()
     if is_last or (step + 1) % save_every == 0:

@@ -419,14 +419,22 @@ def test_projector_noise():
     projector = Projector(4, 1, 1, 6, hidden=5, dropout=0.5)
     assert torch.equal(projector.eval()(feats, lens)[0], projector(feats, lens)[0])
     assert not torch.equal(projector.train()(feats, lens)[0], projector(feats, lens)[0])
-    projector, feats, seen = Projector(4, 1, 1, 6, hidden=5, voice_mix=1.0), torch.randn(200, 40, 1, 4), []
+    torch.manual_seed(0)
+    projector, seen = Projector(4, 1, 1, 6, hidden=5, dropout=0.25), []
+    projector.fc1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    projector(feats, lens)
+    values, counts = seen[0].flatten().unique(return_counts=True)
+    assert torch.allclose(values, torch.tensor([0, 4 / 3])) and abs(counts[0] / counts.sum() - 0.25) < 0.02
+    projector, lens, seen = Projector(4, 1, 1, 6, hidden=5, voice_mix=1.0), torch.randint(20, 41, (200,)), []
+    is_real = (torch.arange(40) < lens[:, None])[..., None]  # (B, T, 1)
+    feats = torch.randn(200, 40, 1, 4) * is_real[..., None]
     projector.fc1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     projector.eval()(feats, lens), projector.train()(feats, lens)
-    change, own = seen[1] - seen[0], seen[0].mean(1)  # (B, T, D), (B, D)
-    share = change[:, 0] / (own.roll(1, dims=0) - own)  # towards another clip's mean, in all frames and channels alike
-    assert torch.allclose(change, change[:, :1].expand_as(change), atol=1e-5)
-    assert torch.allclose(share, share[:, :1].expand_as(share), atol=1e-3) and -1e-3 < share.min() < share.max() < 1.001
-    assert 60 < (share[:, 0] > 1e-3).sum() < 140
+    change, own = seen[1] - seen[0], seen[0].sum(1) / lens[:, None]  # (B, T, D), (B, D)
+    way = own.roll(1, dims=0) - own  # towards another clip's mean, in all frames alike
+    share = (change[:, 0] * way).sum(1) / (way * way).sum(1)  # (B,)
+    assert torch.allclose(change, share[:, None, None] * way[:, None] * is_real, atol=1e-5)
+    assert 60 < (share > 1e-3).sum() < 140 and -1e-5 < share.min() < share.max() < 1 + 1e-5
 
 
 def make_run(folder, encoder):

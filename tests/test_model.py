@@ -244,5 +244,5 @@ def test_token_starts_from_its_pieces(tiny):
     model.start_from_pieces(9, [3, 4])
     logits = model(torch.tensor([[1, 2]]))[0]
     assert torch.equal(logits[:, 9], logits[:, 3]) and not torch.equal(logits[:, 9], logits[:, 4])
-    wte = model.transformer.wte.weight
-    assert torch.allclose(wte[9], (wte[3] + wte[4]) / 2)
+    for table in (model.transformer.wte, *model.value_embeds.values()):
+        assert torch.allclose(table.weight[9], (table.weight[3] + table.weight[4]) / 2)

@@ -12,12 +12,13 @@ import torch
 import data
 from audio import WhisperEncoder, save_encoder
 from model import load_checkpoint
+from tokenizer import BPETokenizer, load_tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORDS = "the a small red old dog cat bird man girl sees hears likes wants two three houses".split()
 BASE = ["--depth=2", "--head_dim=32", "--vocab_size=300", "--sequence_len=64", "--text_len=16", "--batch_size=8",
         "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--use_compile=False", "--log_every=1",
-        "--practice_vocab=270", "--spell_share=0.25", "--device=cpu"]  # whole tokens from step 2 on
+        "--practice_vocab=270", "--spell_share=0.125", "--device=cpu"]  # whole tokens from step 1 on
 ALIGN = ["--hidden=32", "--batch_size=8", "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--eval_clips=4",
          "--use_compile=False", "--log_every=1", "--device=cpu"]
 
@@ -88,6 +89,29 @@ def test_resume_repeats_the_straight_run(world, tmp_path, train):
     assert losses(tmp_path / "straight") == losses(tmp_path / "parts")
     out = train(world, tmp_path / "parts", "--max_steps=4", "--grad_clip=0.5", ok=False)  # auto, other settings
     assert "other grad_clip" in out and "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_vocabulary_grows(world, tmp_path):
+    """Whole tokens would be trained before their time or start at random, or a stop just there would change the run."""
+    def table(step, part="straight"):
+        return load_checkpoint(tmp_path / part, step)[0].transformer.wte.weight
+    settings = "--spell_share=0.25", "--save_every=2", "--max_steps=4"
+    base(world, tmp_path / "straight", *settings)
+    (tmp_path / "parts").mkdir()
+    for name in ("tokenizer.json", "meta_000002.json", "model_000002.pt", "optim_000002_rank0.pt"):
+        shutil.copy(tmp_path / "straight" / name, tmp_path / "parts" / name)
+    base(world, tmp_path / "parts", *settings[1:], "--init_from=resume")  # spelling ends as the run was begun
+    assert torch.equal(table(4), table(4, "parts"))
+    tok = load_tokenizer(tmp_path / "straight")
+    state = torch.load(tmp_path / "straight" / "optim_000002_rank0.pt")["optimizers"][1]["state"][0]["exp_avg"]
+    assert state[:256].any() and not state[270:291].any()  # the first two steps read pieces alone
+    began = torch.stack([table(2)[BPETokenizer(tok.tokens[256:270]).spell(tok.tokens[i])].mean(0)
+                         for i in range(270, 291)])
+    moved = (table(4)[270:291] - began).abs().amax(1)
+    assert (moved < 1.0).all() and (table(4)[270:291] - table(2)[270:291]).abs().amax(1).min() > 0.3
+    out = base(world, tmp_path / "late", "--spell_share=1", "--max_steps=4", ok=False)
+    assert "spelling ends before max_steps=4" in out and "Traceback" not in out
 
 
 @pytest.mark.slow
