@@ -352,17 +352,17 @@ class Projector(nn.Module):
 
     def forward(self, feats, lens):
         """feats (B, T, n_taps, D), zero past lens (B,) -> (B, T_a, n_embd), zero past lens_a; lens_a (B,)."""
-        B, T, _, D = feats.shape
-        lens, centre = torch.as_tensor(lens, device=feats.device), self.mean
-        keep = torch.arange(T, device=feats.device) < lens[:, None]  # (B, T)
+        (B, T, _, D), device, centre = feats.shape, feats.device, self.mean
+        lens = torch.as_tensor(lens, device=device)
+        keep = torch.arange(T, device=device) < lens[:, None]  # (B, T)
         if self.training and self.voice_mix:
-            chosen, share = torch.rand(2, B, 1, 1, 1, device=feats.device)
+            chosen, share = torch.rand(2, B, 1, 1, 1, device=device)
             own = feats.sum(1, keepdim=True, dtype=torch.float32) / lens.view(B, 1, 1, 1)  # (B, 1, n_taps, D)
             centre = centre + (chosen < 0.5) * share * self.voice_mix * (own - own.roll(1, dims=0))
         x = (feats - centre).div_(self.std)
         if self.training and self.dropout:  # by a random byte each: F.dropout takes 5x as long (2 cores, 2026-11)
-            n, draws = round(256 * self.dropout), torch.randint(-2**63, 2**63 - 1, (x.numel() // 8 + 1,), device=x.device)
-            x.mul_(draws.view(torch.uint8)[:x.numel()].view_as(x) >= n).mul_(256 / (256 - n))
+            n, bits = round(256 * self.dropout), torch.randint(-2**63, 2**63 - 1, (x.numel() // 8 + 1,), device=device)
+            x.mul_(bits.view(torch.uint8)[:x.numel()].view_as(x) >= n).mul_(256 / (256 - n))
         x = x[:, :, 0] if len(self.mix) == 1 else (x * self.mix.softmax(0)[:, None]).sum(2)  # (B, T, D)
         x = F.pad(x.to(COMPUTE_DTYPE) * keep[..., None], (0, 0, 0, -T % self.stack))
         x = self.fc2(F.gelu(self.fc1(x.view(B, -1, self.stack * D))))  # (B, T_a, n_embd)
@@ -380,7 +380,7 @@ def load_ears(run_dir, meta, device="cpu"):
         projector = Projector(**audio["projector"])
         projector.load_state_dict(load_saved(run_dir, meta, "projector"))
     except (RuntimeError, TypeError) as e:
-        raise ValueError(f"{run_dir}: its projector is not this code's or not this run's: {str(e)[:150]!r}") from None
+        raise ValueError(f"{run_dir}: projector_{meta['step']:06d}.pt is not this run's: {str(e)[:150]!r}") from None
     return encoder, projector.to(device).eval()
 
 
