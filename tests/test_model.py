@@ -227,7 +227,8 @@ def test_muon_is_torchs():
     torch.manual_seed(0)
     shapes = [(8, 8), (8, 8), (32, 8), (8, 32), (2, 3)]
     ours, theirs = ([torch.nn.Parameter(0.1 * torch.ones(shape)) for shape in shapes] for _ in range(2))
-    optimizers = Muon(ours, lr=0.1, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1)
+    settings = dict(lr=0.1, momentum=0.9, weight_decay=0.1)
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
     for _ in range(3):
         for a, b in zip(ours[:-1], theirs):  # the last has no gradient
             a.grad = b.grad = torch.randn_like(a)
