@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import COMPUTE_DTYPE, Linear, keep_freed_memory, load_saved, load_tensors
+from model import COMPUTE_DTYPE, Linear, keep_freed_memory, load_saved, load_tensors, norm
 
 SAMPLE_RATE = 16000
 N_FFT = 400              # 25 ms window
@@ -366,7 +366,7 @@ class Projector(nn.Module):
         x = x[:, :, 0] if len(self.mix) == 1 else (x * self.mix.softmax(0)[:, None]).sum(2)  # (B, T, D)
         x = F.pad(x.to(COMPUTE_DTYPE) * keep[..., None], (0, 0, 0, -T % self.stack))
         x = self.fc2(F.gelu(self.fc1(x.view(B, -1, self.stack * D))))  # (B, T_a, n_embd)
-        x = x if self.gain is None else F.rms_norm(x, x.shape[-1:]) * self.gain.to(x.dtype)
+        x = x if self.gain is None else norm(x) * self.gain.to(x.dtype)
         return x, n_audio_tokens(lens, self.stack)
 
 

@@ -69,8 +69,8 @@ config = configure(globals())  # prints each change; stored in every checkpoint
 TONES = {"low tone": 220, "mid low tone": 330, "middle tone": 440, "mid high tone": 660, "high tone": 880}  # Hz
 if min(stack, max_steps, batch_size, grad_accum, eval_clips, save_every, log_every) < 1 or audio_at not in (0, 1):
     fail("stack, max_steps, batch_size, grad_accum, eval_clips, save_every, log_every: 1 or more; audio_at: 0 or 1")
-if not (0 <= dropout < 1 and 0 <= voice_mix <= 1 and 0 <= time_warp < 1) or min(learning_rate, muon_lr) < 0:
-    fail(f"{dropout=}, {voice_mix=}, {time_warp=} are shares of 0 to 1, {learning_rate=} and {muon_lr=} 0 or more")
+if not (0 <= dropout <= 0.9 and 0 <= voice_mix <= 1 and 0 <= time_warp < 1) or min(learning_rate, muon_lr) < 0:
+    fail(f"{dropout=} is 0 to 0.9, {voice_mix=} and {time_warp=} 0 to 1, {learning_rate=} and {muon_lr=} 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 

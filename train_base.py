@@ -76,7 +76,7 @@ if not (0 <= practice <= 1 and 0 <= spell_share <= 1 and spell_steps < max_steps
     fail(f"{practice=} and {spell_share=} are shares of 0 to 1, spelling ends before {max_steps=} (now at step "
          f"{spell_steps}), and {practice_vocab=} is at least the 256 bytes")
 if min(stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every) < 1 or min(seed, matrix_lr) < 0:
-    fail("stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every: 1 or more; seed, matrix_lr: 0")
+    fail("stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every: 1 or more; seed, rates: 0 or up")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 

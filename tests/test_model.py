@@ -2,9 +2,11 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import model as M
 from model import GPT, GPTConfig, KVCache, Muon, generate, load_checkpoint, sample
@@ -225,8 +227,8 @@ def test_depth_is_the_one_dial():
 def test_muon_is_torchs():
     """Matrices of one shape, orthogonalized together, would not get the update that each gets alone."""
     torch.manual_seed(0)
-    shapes = [(8, 8), (8, 8), (32, 8), (8, 32), (2, 3)]
-    ours, theirs = ([torch.nn.Parameter(0.1 * torch.ones(shape)) for shape in shapes] for _ in range(2))
+    ours, theirs = ([torch.nn.Parameter(0.1 * torch.ones(shape)) for shape in
+                     ((8, 8), (8, 8), (32, 8), (8, 32), (2, 3))] for _ in range(2))
     settings = dict(lr=0.1, momentum=0.9, weight_decay=0.1)
     optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
     for _ in range(3):
@@ -236,6 +238,26 @@ def test_muon_is_torchs():
             optimizer.step()
     assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(ours, theirs))
     assert (ours[0] - 0.1).abs().mean() > 0.02 and torch.equal(ours[-1], 0.1 * torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("ours, theirs", [(M.RMSNorm.apply, lambda x: F.rms_norm(x, (64,))),
+                                          (M.ReluSquared.apply, lambda x: F.relu(x).square())])
+def test_written_out_gradients(ours, theirs):
+    """A gradient of ours would differ from autograd's, and training go astray with no loss to show it."""
+    x = torch.randn(3, 5, 64) * torch.tensor([1e-3, 1, 100])[:, None, None]
+    x[1, 2] = 0  # a padded place
+    for a, b in zip(*(torch.autograd.functional.vjp(f, x, x.roll(1, 2)) for f in (ours, theirs))):  # values, gradients
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * b.abs().mean().item())
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_transcript_has_an_end(tiny, monkeypatch, size):
+    """A model in a loop would write for ever, or the more the longer its tokens are."""
+    tok = SimpleNamespace(bos_id=0, token_bytes=lambda: [0] + [size] * 49, decode=lambda ids: "x" * size * len(ids))
+    hear = lambda feats, lens: (torch.zeros(len(feats), 3, TINY.n_embd), torch.tensor([3, 1]))
+    monkeypatch.setattr(M, "generate", lambda *a, **k: ([5, 5 if step < 4 else None] for step in range(1000)))
+    loops, ends = M.transcribe(tiny, hear, tok, [torch.zeros(100, 1, 2), torch.zeros(40, 1, 2)])
+    assert len(loops) == 66 // size * size and len(ends) == 4 * size
 
 
 def test_token_starts_from_its_pieces(tiny):
