@@ -380,7 +380,7 @@ def load_ears(run_dir, meta, device="cpu"):
         projector = Projector(**audio["projector"])
         projector.load_state_dict(load_saved(run_dir, meta, "projector"))
     except (RuntimeError, TypeError) as e:
-        raise ValueError(f"{run_dir}: projector_{meta['step']:06d}.pt is not this run's: {str(e)[:150]!r}") from None
+        raise ValueError(f"{run_dir}: projector_{meta['step']:06d}.pt and meta don't fit: {str(e)[:150]!r}") from None
     return encoder, projector.to(device).eval()
 
 

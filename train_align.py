@@ -49,7 +49,7 @@ learning_rate = 2e-3    # peak, of the projector
 muon_lr = 0.0           # peak, for the projector's two matrices by Muon; 0: AdamW for all
 lm_learning_rate = 3e-4  # peak, of the LM when train_lm
 weight_decay = 0.0
-grad_clip = 1.0         # the projector's and the LM's gradients are clipped apart
+grad_clip = 1.0         # the projector's and the LM's gradients are clipped apart; 0: off
 max_steps = 1000        # when to stop
 lr_decay_steps = 1000   # when the schedule ends
 warmup_steps = 20
@@ -69,8 +69,10 @@ config = configure(globals())  # prints each change; stored in every checkpoint
 TONES = {"low tone": 220, "mid low tone": 330, "middle tone": 440, "mid high tone": 660, "high tone": 880}  # Hz
 if min(stack, max_steps, batch_size, grad_accum, eval_clips, save_every, log_every) < 1 or audio_at not in (0, 1):
     fail("stack, max_steps, batch_size, grad_accum, eval_clips, save_every, log_every: 1 or more; audio_at: 0 or 1")
-if not (0 <= dropout <= 0.9 and 0 <= voice_mix <= 1 and 0 <= time_warp < 1) or min(learning_rate, muon_lr) < 0:
-    fail(f"{dropout=} is 0 to 0.9, {voice_mix=} and {time_warp=} 0 to 1, {learning_rate=} and {muon_lr=} 0 or more")
+if not (0 <= dropout <= 0.9 and 0 <= voice_mix <= 1 and 0 <= time_warp <= 0.5):
+    fail(f"{dropout=} is 0 to 0.9, {voice_mix=} 0 to 1, {time_warp=} 0 to 0.5")
+if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed) < 0:
+    fail("learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed: 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -223,8 +225,7 @@ try:
     usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
     if not min(map(len, usable.values())):
         fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
-    if max_clips:
-        usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips])
+    usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
     inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
               "features": sha256_file(os.path.join(shards, "index.json"))}
     first_step = find_last(inputs)
@@ -384,7 +385,7 @@ for step in range(first_step, max_steps):
             if world_size > 1:
                 dist.all_reduce(p.grad)
             p.grad /= sums[1]
-        norms.append(torch.nn.utils.clip_grad_norm_(group["params"], grad_clip).item())
+        norms.append(torch.nn.utils.clip_grad_norm_(group["params"], grad_clip or math.inf).item())
         group["lr"] = share * group["peak_lr"]
     losses.append((sums[0] / sums[1]).item())
     if not math.isfinite(losses[-1] + sum(norms)):
@@ -412,8 +413,7 @@ for step in range(first_step, max_steps):
 if rank == 0:
     plot_pca()
     print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
-          + ", ".join(f"{k} {v:.4f}" for k, v in result.items())
-          + f", {out_dir} holds step {max(max_steps, first_step)}")
+          + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} at {max(max_steps, first_step)}")
     if is_smoke and losses:
         judge_smoke(losses)
 if world_size > 1:

@@ -59,7 +59,7 @@ final_lr_share = 0.02   # of the peak, at the schedule's end
 matrix_lr = 0.02        # Muon, for the blocks' matrices
 embedding_lr = 0.2      # AdamW; this and the next scale with (n_embd / 768) ** -0.5, as nanochat's
 unembedding_lr = 0.004
-grad_clip = 1.0
+grad_clip = 1.0         # 0: off
 # the rest
 eval_every = 250        # steps; 0: at the end only
 save_every = 250
@@ -75,8 +75,10 @@ BLANK = np.array([-1.0, -1.0, 0.0])  # a place of an imitated recording without 
 if not (0 <= practice <= 1 and 0 <= spell_share <= 1 and spell_steps < max_steps) or practice_vocab < 256:
     fail(f"{practice=} and {spell_share=} are shares of 0 to 1, spelling ends before {max_steps=} (now at step "
          f"{spell_steps}), and {practice_vocab=} is at least the 256 bytes")
-if min(stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every) < 1 or min(seed, matrix_lr) < 0:
-    fail("stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every: 1 or more; seed, rates: 0 or up")
+if (min(stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every) < 1
+        or min(seed, matrix_lr, embedding_lr, unembedding_lr, grad_clip) < 0):
+    fail("stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every are 1 or more; seed, grad_clip, "
+         "matrix_lr, embedding_lr, unembedding_lr 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -323,8 +325,7 @@ def evaluate(units):
     model.eval()
     model.trunk = plain_trunk
     nats = torch.zeros(4, dtype=torch.float64, device=device)  # plain nats, practice nats, practice targets, words
-    n_bytes = 0
-    ids, starts, _ = text["val", units]
+    n_bytes, (ids, starts, _) = 0, text["val", units]
     batches = np.array_split(np.argsort(np.diff(starts), kind="stable"), -(-(len(starts) - 1) // batch_size))
     for i, at in enumerate(batches):
         n_bytes += sum(len(lines["val"][j].encode()) + 1 for j in at)  # the sentence and its end
@@ -385,7 +386,7 @@ for step in range(first_step, max_steps):
     for p in trained:
         if p.grad is not None:
             p.grad /= n_targets
-    total_norm = torch.nn.utils.clip_grad_norm_(trained, grad_clip)
+    total_norm = torch.nn.utils.clip_grad_norm_(trained, grad_clip or math.inf)
     if not math.isfinite(total_norm.item() + sums.sum().item()):
         fail(f"step {step}: the loss or its gradient is not finite; the last good checkpoint stays in {out_dir}")
     for optimizer in optimizers:
@@ -396,11 +397,10 @@ for step in range(first_step, max_steps):
     if (step + 1) % log_every == 0 or step + 1 == max_steps:
         seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
         text_nats, n_text, practice_nats, n_practice = window.tolist()
-        record = {"step": step + 1, "loss": text_nats / max(n_text, 1)}
-        record |= {"practice_loss": practice_nats / max(n_practice, 1)}
-        record |= {"lr": share * matrix_lr, "norm": total_norm.item(), "ms": 1e3 * seconds / n_steps,
-                   "tok/s": n_places * world_size / seconds,
-                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
+        record = {"step": step + 1, "loss": text_nats / max(n_text, 1),
+                  "practice_loss": practice_nats / max(n_practice, 1), "lr": share * matrix_lr,
+                  "norm": total_norm.item(), "ms": 1e3 * seconds / n_steps, "tok/s": n_places * world_size / seconds,
+                  "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
         log(record)
         window.zero_()
         t0, n_places = time.time(), 0

@@ -136,11 +136,11 @@ def test_goes_on_after_kill(prepare):
     """Broken: kill -9 in the middle of a shard leaves a half one, loses whole ones, or workers that go on alone."""
     straight = prepare(f"--out_dir={prepare.speech}/straight")
     assert straight.code == 0
-    dies = ("import data, os, runpy, signal, sys; real, n = data.write_shard, []\n"
+    dies = ("import data, os, runpy, signal, sys, time; real, n = data.write_shard, []\n"
             "def write_shard(path, clips):\n"
             "    n.append(path)\n"
             "    if len(n) == 3:\n"
-            "        os.kill(os.getppid(), signal.SIGKILL); open(path + '.tmp', 'w').write('half')\n"
+            "        os.kill(os.getppid(), signal.SIGKILL); open(path + '.tmp', 'w').write('half'); time.sleep(9)\n"
             "    return real(path, clips)\n"
             f"data.write_shard, sys.argv = write_shard, sys.argv[1:]\nsys.path.insert(0, {ROOT!r})\n"
             "runpy.run_path(sys.argv[0], run_name='__main__')")
