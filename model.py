@@ -28,9 +28,9 @@ def pick_compute_dtype():
     """Return the dtype of matmuls and activations: NANOCHAT_DTYPE, else bf16 where the hardware multiplies in it."""
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     name = os.environ.get("NANOCHAT_DTYPE", "")
+    if name and name not in names:
+        raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}")
     if name:
-        if name not in names:
-            raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}")
         return names[name]
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
@@ -42,10 +42,7 @@ COMPUTE_DTYPE = pick_compute_dtype()
 
 
 def pick_device(device):
-    """Turn the setting 'auto', 'cuda', 'mps' or 'cpu' into a torch.device; ValueError for what is not there.
-
-    On the CPU it also calls keep_freed_memory().
-    """
+    """Turn 'auto', 'cuda', 'mps' or 'cpu' (keep_freed_memory() too) into a torch.device, or ValueError."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind = device.split(":")[0]
@@ -59,29 +56,21 @@ def pick_device(device):
 
 
 def keep_freed_memory():
-    """Let glibc keep what a tensor frees: given back, the kernel zeroes it for the next (2026-11: a step 1.7x).
-
-    Called before the first tensor is made, it also lets torch lay large ones in huge pages.
-    """
+    """Let glibc keep what a tensor frees: given back, the kernel zeroes it for the next (2026-11: a step 1.7x)."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
         libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap shrinks when so much is free
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # pages of 2 MB, on Linux
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # pages of 2 MB; torch reads it at its first tensor
 
 
 class RMSNorm(torch.autograd.Function):
-    """F.rms_norm in fewer passes over memory, which a CPU waits for: a third of its time there (2 cores, 2026-11).
-
-    In bf16 a row's scale is rounded too, to within 0.6%.
-    """
-
+    """F.rms_norm in fewer passes over memory, which a CPU waits for; in bf16 a row is off by 0.6% at most."""
     @staticmethod
     def forward(ctx, x):
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float().square() / x.size(-1)
         scale = (square + torch.finfo(torch.float32).eps).rsqrt().to(x.dtype)
-        y = x * scale
-        ctx.save_for_backward(y, scale)
+        ctx.save_for_backward(y := x * scale, scale)
         return y
 
     @staticmethod
@@ -92,11 +81,9 @@ class RMSNorm(torch.autograd.Function):
 
 class ReluSquared(torch.autograd.Function):
     """relu(x)**2 with one pass backward, where autograd makes four."""
-
     @staticmethod
     def forward(ctx, x):
-        y = F.relu(x)
-        ctx.save_for_backward(y)
+        ctx.save_for_backward(y := F.relu(x))
         return y.square()
 
     @staticmethod
@@ -118,10 +105,7 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype))
 
 
-# -----------------------------------------------------------------------------
-# the architecture
-
-
+# --- the architecture -------------------------------------------------------------------------------------------------
 @dataclass
 class GPTConfig:
     sequence_len: int = 2048
@@ -179,8 +163,7 @@ class Attention(nn.Module):
         C, kv_dim = config.n_embd, config.n_embd // config.n_head * config.n_kv_head
         self.c_q, self.c_k, self.c_v = Linear(C, C), Linear(C, kv_dim), Linear(C, kv_dim)
         self.c_proj = Linear(C, C)
-        gated = has_value_embedding(layer, config.n_layer)
-        self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if gated else None
+        self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if has_value_embedding(layer, config.n_layer) else None
 
     def forward(self, x, ve, cos, sin, mask, kv_cache):
         B, T, _ = x.shape
@@ -365,8 +348,7 @@ class GPT(nn.Module):
 
     def run(self, x, ve, kv_cache, lens):
         """Positions, masks and the trunk over arranged rows x (B, T, C) of lengths lens ((B,), or None: all T)."""
-        T = x.size(1)
-        limit = self.cos.size(0)
+        T, limit = x.size(1), self.cos.size(0)
         if kv_cache is None:
             assert T <= limit, f"a row of {T} tokens > {limit} positions (10 x sequence_len): use a shorter recording"
             return self.trunk(x, ve, self.cos[None, :T, None], self.sin[None, :T, None], self.masks(None, T))
@@ -379,21 +361,15 @@ class GPT(nn.Module):
     def loss(self, x, place, targets, reduction):
         """Cross entropy where a target is; logits are computed nowhere else."""
         at = (targets.reshape(-1) >= 0).nonzero().squeeze(1)  # (N,)
-        if place is not None:
-            row = torch.arange(x.size(0), device=x.device)[:, None] * x.size(1)
-            x = x.flatten(0, 1)[(row + place).reshape(-1)[at]]
-        else:
-            x = x.flatten(0, 1)[at]
+        row = torch.arange(x.size(0), device=x.device)[:, None] * x.size(1)
+        x = x.flatten(0, 1)[at if place is None else (row + place).reshape(-1)[at]]
         each = F.cross_entropy(self.logits(x), targets.reshape(-1)[at], reduction="none")  # (N,)
         if reduction == "none":
             return each.new_zeros(targets.numel()).index_put((at,), each)
         return each.sum() if reduction == "sum" else each.mean()
 
 
-# -----------------------------------------------------------------------------
-# the KV cache and decoding
-
-
+# --- the KV cache and decoding ----------------------------------------------------------------------------------------
 def last_text(x, previous, text_lens):
     """Return each row's last text embedding (B, 1, C): of x (B, T, C), or the previous one where a row has no text."""
     if text_lens is None:
@@ -410,8 +386,7 @@ class KVCache:
     """
 
     def __init__(self, config, batch_size, max_len, device="cpu"):
-        head_dim = config.n_embd // config.n_head
-        shape = (config.n_layer, batch_size, config.n_kv_head, max_len, head_dim)
+        shape = (config.n_layer, batch_size, config.n_kv_head, max_len, config.n_embd // config.n_head)
         self.k = torch.zeros(shape, dtype=COMPUTE_DTYPE, device=device)
         self.v = torch.zeros_like(self.k)
         self.lens = torch.zeros(batch_size, dtype=torch.long, device=device)
@@ -505,10 +480,7 @@ def transcribe(model, projector, tok, features, audio_at=0):
     return [" ".join(tok.decode(row).split()) for row in ids]
 
 
-# -----------------------------------------------------------------------------
-# the optimizer of matrices
-
-
+# --- the optimizer of matrices ----------------------------------------------------------------------------------------
 def orthogonalize(x, steps=5):
     """Bring the singular values of matrices x (N, rows, cols) near 1, by Newton-Schulz steps in bf16; same shape."""
     wide = x if x.size(1) <= x.size(2) else x.mT
@@ -550,10 +522,7 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.to(p.dtype), alpha=-lr)
 
 
-# -----------------------------------------------------------------------------
-# checkpoints: model_000100.pt (the GPT alone) and meta_000100.json, which is written last
-
-
+# --- checkpoints: model_000100.pt (the GPT alone) and meta_000100.json, which is written last -------------------------
 def sha256_file(path):
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGETS = {"model.py": 630, "audio.py": 400, "tokenizer.py": 250, "data.py": 250, "configurator.py": 90,
+BUDGETS = {"model.py": 600, "audio.py": 400, "tokenizer.py": 250, "data.py": 250, "configurator.py": 90,
            "train_*.py": 420, "eval_bench.py": 420, "prepare_*.py": 320, "serve.py": 350, "chat.py": 120,
            "bench.py": 300, "config/*.py": 40, "README.md": 300}  # lines; no other Python file outside tests may appear
 TOTALS = {"tests": 2800, "all else": 5000}
