@@ -63,7 +63,7 @@ def continue_text(model, tok):
 
 def main():
     if audio and not os.path.isfile(audio):
-        raise ValueError(f"audio: {audio}: no such file")
+        raise ValueError(f"audio: {audio}: {'a folder, give one file' if os.path.isdir(audio) else 'no such file'}")
     if max_tokens < 1 or temperature < 0 or top_k < 0:
         raise ValueError(f"{max_tokens=}, {temperature=}, {top_k=}: at least 1, 0 and 0")
     from model import load_checkpoint, pick_device, read_meta

@@ -32,8 +32,8 @@ def configure(globals_dict, argv=None):
     for arg in argv:
         if arg.startswith("--") and "=" in arg:
             changes = [(*arg[2:].split("=", 1), "command line")]  # only the first = splits
-        elif arg.startswith("-") or not arg:
-            fail(f"'{arg}': write a setting as --name=value (--help lists them)")
+        elif arg.startswith("-") or not arg.endswith(".py"):
+            fail(f"'{arg}': write a setting as --name=value, a config file ends in .py (--help lists the settings)")
         else:
             changes = read_config_file(arg)
         for name, value, where in changes:

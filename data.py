@@ -181,8 +181,8 @@ class Features:
         self.folder, again = folder, "run prepare_librispeech.py"
         try:
             manifest, rows = (json.loads(Path(folder, name).read_bytes()) for name in ("manifest.json", "index.json"))
-        except (FileNotFoundError, ValueError) as e:
-            raise ValueError(f"{folder}: no whole manifest.json and index.json there ({e}): {again}") from None
+        except (FileNotFoundError, ValueError):
+            raise ValueError(f"{folder}: no whole manifest.json and index.json there: {again}") from None
         for name, needed in (("encoder_sha256", encoder_sha256), ("taps", list(taps or []))):
             if needed and manifest[name] != needed:
                 raise ValueError(f"{folder}: features of {name} {manifest[name]}, but the run needs {needed}: {again}")

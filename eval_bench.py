@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import re
+import sys
 import time
 from itertools import chain, zip_longest
 
@@ -292,6 +293,7 @@ def draw(result):
         ax.bar_label(ax.bar(x, rates, 0.25, yerr=abs(ends - rates), capsize=3, label=label), fmt="%.1f")
     ax.set_xticks(range(len(tables)), [f"{name or t['folder']}\n{t['clips']} clips"
                                        for name, t in result["folders"].items()])
+    ax.margins(y=0.1)
     ax.set(ylabel="word error rate, % (95% interval)", title=f"{result['ckpt']}, step {result['step']}")
     ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     fig.savefig(png, format="png", dpi=120, bbox_inches="tight")
@@ -313,7 +315,9 @@ def closing_text(result):
     lines += ["", f"{len(result['transcripts'])} held-out transcripts, drawn at random:", ""]
     for row in result["transcripts"]:
         lines += [f"    reference  {row['reference']}", f"    heard      {row['hypothesis']}", ""]
-    command = f"python chat.py --ckpt={ckpt} --audio={result['transcripts'][0]['audio']}"
+    own = os.path.relpath(sys.executable)
+    command = (f"{'python' if own.startswith('..') else own} chat.py --ckpt={ckpt} "
+               f"--audio={result['transcripts'][0]['audio']}")
     return "\n".join([*lines, "Talk to it:", "", f"    {command}", ""])
 
 
@@ -329,7 +333,9 @@ def write_report(result):
     span = "all stages" if stages else "this evaluation"
     lines = [f"# {ckpt}, step {result['step']}", "", f"{result['date']}, {result['machine']}; {result['minutes']} "
              f"minutes ({span}); encoder {result['encoder']}; {versions}.", ""]
-    lines += [closing_text(result), "![](eval.png)", "", "## Losses: first and last of log.jsonl", ""]
+    pictures = [f"![]({name})" for name in ("eval.png", "pca.png")
+                if os.path.isfile(os.path.join(out_dir or ckpt, name))]
+    lines += [closing_text(result), *pictures, "", "## Losses: first and last of log.jsonl", ""]
     lines += [f"    {name} = {first} ... {last}" for name, (first, last) in seen.items()]
     lines += ["", "## Settings", ""]
     lines += [f"    {name} = {value!r}" for name, value in meta.get("user_config", {}).items()]

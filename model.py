@@ -568,7 +568,7 @@ def read_meta(folder, step=-1):
     """Read meta_<step>.json (-1: the last) of a run's folder; returns the dict, with 'step' in it."""
     steps = checkpoint_steps(folder)
     if not steps:
-        raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): give the folder of a finished run")
+        raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): train_base.py and train_align.py make one")
     if step != -1 and step not in steps:
         raise ValueError(f"{folder} holds no step {step}: it has {', '.join(map(str, steps))}")
     step = steps[-1] if step == -1 else step

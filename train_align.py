@@ -214,7 +214,6 @@ try:
     rank, world_size, device = set_up(device, seed)
     if grad_accum % world_size:
         fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
-    os.makedirs(out_dir, exist_ok=True)
     is_smoke = data_dir == "tones"
     shards = os.path.join(out_dir, "features") if is_smoke else data_dir
     if rank == 0:
@@ -228,8 +227,8 @@ try:
     usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
     inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
               "features": sha256_file(os.path.join(shards, "index.json"))}
-    first_step = find_last(inputs)
-    kept = [first_step]
+    os.makedirs(out_dir, exist_ok=True)
+    kept = [first_step := find_last(inputs)]
     if first_step or lm:
         model, meta = load_checkpoint(out_dir if first_step else lm, device=device)
         tok = load_tokenizer(out_dir if first_step else lm, model.config.vocab_size)
@@ -402,13 +401,13 @@ for step in range(first_step, max_steps):
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
         log(record)
         wait, t0, n_places = 0.0, time.time(), 0
+    pause = time.time()
     if is_last or (eval_every and (step + 1) % eval_every == 0):
         result = evaluate()
         log({"step": step + 1, **result})
-        t0 = time.time()
     if is_last or (step + 1) % save_every == 0:
         save(step + 1, result)
-        t0 = time.time()
+    t0 += time.time() - pause
 
 if rank == 0:
     plot_pca()

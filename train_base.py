@@ -314,7 +314,8 @@ if rank == 0:
         wandb.init(project="nanochat-omni-base", name=os.path.basename(out_dir), config=config)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks\n"
           + "; ".join(f"{split}: {len(lines[split]):,} sentences, {len(text[split, 'tokens'][0]):,} tokens"
-                      for split in ("train", "val")) + f"; starting at step {first_step}")
+                      for split in ("train", "val")) + f"; starting at step {first_step}"
+          + f"; text in pieces until step {spell_steps}, where losses jump" * (first_step < spell_steps))
 
 
 # ---- evaluate()
@@ -404,14 +405,13 @@ for step in range(first_step, max_steps):
         log(record)
         window.zero_()
         t0, n_places = time.time(), 0
-    is_last = step + 1 == max_steps
+    is_last, pause = step + 1 == max_steps, time.time()
     if is_last or (eval_every and (step + 1) % eval_every == 0):
         result = evaluate("pieces" if step < spell_steps else "tokens")
         log({"step": step + 1, **result})
-        t0 = time.time()
     if is_last or (step + 1) % save_every == 0:
         save(step + 1, result)
-        t0 = time.time()
+    t0 += time.time() - pause
 
 if rank == 0:
     print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "

@@ -149,7 +149,7 @@ def test_bad_input_is_one_line(world, tmp_path):
         assert "Traceback" not in out, out
         return out.strip().splitlines()[-1]
 
-    assert "no whole manifest" in refused("--data_dir=nowhere")
+    assert "no whole manifest" in refused("--data_dir=nowhere") and not (tmp_path / "refused").exists()
     assert "holds no checkpoint" in refused("--lm=nowhere")
     assert "run prepare_text.py" in refused("--data_dir=nowhere", script=base)
     broken = shutil.copytree(world / "base", tmp_path / "base")
