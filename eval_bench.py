@@ -1,7 +1,8 @@
 """
-Word error rate of a checkpoint on folders of speech in LibriSpeech's layout, beside its shuffled control.
+Word error rate of a checkpoint on speech, beside its shuffled control: folders in LibriSpeech's layout, lists of clips.
 
     python eval_bench.py --ckpt=out/w2_frozen --data=data/LibriSpeech/test-clean   # one folder: the key is `wer`
+    python eval_bench.py --ckpt=out/real --data=adults=test_adults.jsonl,children=test_children.jsonl
     python eval_bench.py config/cpu_eval.py                                        # the CPU demo: two named folders
     python eval_bench.py config/cpu_eval.py --report=True --stages=out/cpu_w2/stages.jsonl   # report again
 
@@ -27,7 +28,7 @@ from configurator import configure, fail
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w2"    # the run's folder
 step = -1              # which checkpoint of it; -1: the last
-data = ""              # [name=]folder[,[name=]folder...]: folders in LibriSpeech's layout
+data = ""              # [name=]folder[,[name=]folder...]: in LibriSpeech's layout, or a .jsonl of {"audio", "text"}
 out_dir = ""           # where the results go; '': the run's folder
 batch_size = 32        # recordings encoded and decoded together; the value to lower on out-of-memory
 max_clips = 0          # at most so many clips of each folder, drawn by seed; 0: all
@@ -47,7 +48,7 @@ KINDS = ("wer", "wer_shuffled", "wer_shuffled_floor")
 def parse_folders(data):
     """Return [(name, folder)] of the setting `data`; the name is '' for a single folder without one."""
     parts = [part.strip().rpartition("=") for part in data.split(",") if part.strip()]
-    last_part = lambda folder: os.path.basename(os.path.normpath(folder))
+    last_part = lambda folder: os.path.basename(os.path.normpath(folder)).removesuffix(".jsonl")
     folders = [(name if eq or len(parts) == 1 else last_part(folder), folder) for name, eq, folder in parts]
     names = [name for name, _ in folders]
     if not folders:
@@ -59,8 +60,13 @@ def parse_folders(data):
 
 
 def read_folder(folder):
-    """Return the clips of a folder in LibriSpeech's layout, sorted by key; ValueError when there are none."""
+    """Return the clips of a folder in LibriSpeech's layout or of a .jsonl, by key; ValueError when there are none."""
     lines = []
+    if folder.endswith(".jsonl") and os.path.isfile(folder):
+        try:
+            lines = [(row["audio"], row["text"], folder) for row in read_json(folder)]
+        except (KeyError, TypeError):
+            raise ValueError(f"data: {folder}: each row is {{\"audio\": path from there, \"text\": ...}}") from None
     for path in glob.glob(os.path.join(glob.escape(folder), "**", "*.trans.txt"), recursive=True):
         with open(path, encoding="utf-8") as f:
             lines += [(*line.strip().partition(" ")[::2], path) for line in f if line.strip()]
@@ -81,7 +87,7 @@ def read_clip(key, text, trans_path):
     import soundfile
     from tokenizer import normalize_transcript
     stem = os.path.join(os.path.dirname(trans_path), key)
-    audio = next((stem + end for end in (".flac", ".wav", ".ogg", ".mp3") if os.path.isfile(stem + end)), None)
+    audio = next((stem + end for end in ("", ".flac", ".wav", ".ogg", ".mp3") if os.path.isfile(stem + end)), None)
     if audio is None:
         raise ValueError(f"{trans_path}: there is no recording of {key} beside it (.flac, .wav, .ogg or .mp3)")
     try:

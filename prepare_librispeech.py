@@ -1,14 +1,19 @@
-"""Turn speech in LibriSpeech's layout into shards of Whisper features.
+"""Turn speech into shards of Whisper features: LibriSpeech from the net, any folder in its layout, or a list of clips.
 
+    python prepare_librispeech.py --subset=dev-clean            # data/LibriSpeech, downloaded where it is missing
+    torchrun --standalone --nproc_per_node=8 prepare_librispeech.py --subset=train-clean-100,dev-clean  # or python
     python prepare_librispeech.py config/cpu_features.py        # what speedrun.sh runs: data/synthetic/features
-    python prepare_librispeech.py --source=data/LibriSpeech --subsets=train-clean-100,dev-clean
+    python prepare_librispeech.py --source=mine.jsonl           # your own clips
     python prepare_librispeech.py --limit=8 --out_dir=data/toy  # a toy: 8 clips of each subset
 
 Reads  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt; beside the subsets, where
        they exist, SPEAKERS.TXT (sex) and labels.jsonl ({"key": ..., any label}). Subsets train* are the split train,
        val* and dev* val, test* test. A source that holds speakers directly is one subset, named by its folder.
+       A .jsonl has a row {"audio": path from there, "text": ...} a clip, and "split", "speaker", "key", any label; no
+       "split": a twentieth is val, by speaker where one is named. --layout=speechocean reads speechocean762's folder: a
+       tenth of the training speakers is val, test is test_adults (18 or more years) and test_children.
 Writes <out_dir>/shard-NNNNNN.tar (float16 (T, n_taps, D), 50 frames a second: 184 MB an hour and tap for whisper-base),
-       shard-NNNNNN.json (its index rows), index.json, manifest.json; see data.py.
+       shard-NNNNNN.json (its index rows), <split>.jsonl (its clips), index.json, manifest.json; see data.py.
 Works in <out_dir>/.part until all is whole, so the features of an earlier run stay until then; run it again after any
 interruption and it goes on shard by shard. On 2 cores and whisper-base it is about 150 times as fast as the speech.
 """
@@ -19,7 +24,10 @@ import os
 import platform
 import re
 import shutil
+import tarfile
 import time
+import zlib
+from collections import Counter
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,17 +35,29 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from audio import encode, load_encoder, load_encoder_file, read_audio
+from audio import SAMPLE_RATE, encode, load_encoder, load_encoder_file, read_audio
 from configurator import configure, fail
-from data import Features, write_index, write_json, write_shard
+from data import Features, download, write_index, write_json, write_shard
 from tokenizer import normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
-source = "data/synthetic"  # folder of subset folders, or of speaker folders
-out_dir = ""               # '': <source>/features
-subsets = ""               # comma-separated folder names; '': all that are called train*, val*, dev* or test*
+source = "data/LibriSpeech"  # folder of subset folders, or of speaker folders, or a .jsonl of clips
+layout = "librispeech"     # or speechocean
+subset = ""                # comma-separated folder names; '': all that are called train*, val*, dev* or test*
+out_dir = ""               # '': <source>/features (a .jsonl: beside it, in features)
+# LibriSpeech's own subsets (dev-clean ... train-other-500) are downloaded where they are missing
+mirrors = ("https://www.openslr.org/resources/12,https://openslr.trmal.net/resources/12,"  # comma-separated, in order
+           "https://openslr.elda.org/resources/12,https://openslr.magicdatatech.com/resources/12,"  # EU, China
+           "hf:k2-fsa/LibriSpeech")  # a data set of Hugging Face, through HF_ENDPOINT
+md5 = ""                   # of <subset>.tar.gz, for a subset that is not LibriSpeech's; '': as OpenSLR publishes it
+keep_archive = False       # True: stays when it is unpacked
+# clips
 limit = 0                  # clips of each subset, evenly spread over it; 0: all
 max_audio_s = 30.0         # longer clips are dropped and counted
+min_words = 1              # clips of fewer words are dropped and counted
+max_words = 0              # of more; 0: any number
+new_sentences = False      # True: held-out clips whose sentence is in train too are dropped and counted
+seen_voices = False        # True: val and test may hold speakers of train; False: such a clip counts as failed
 max_bad_share = 0.01       # more clips than this share that cannot be used stop the run
 # features
 whisper = ""               # encoder: '' for the default, a model's name, an encoder.pt or a model folder
@@ -49,16 +69,69 @@ workers = 0                # processes; 0: one for each core
 config = configure(globals())  # prints each change; stored in manifest.json
 # -----------------------------------------------------------------------------
 SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test"}  # by the beginning of a subset's name
+ARCHIVES = {  # bytes and MD5 of https://www.openslr.org/12
+    "dev-clean": (337_926_286, "42e2234ba48799c1f50f24a7926300a1"),
+    "dev-other": (314_305_928, "c8d0bcc9cca99d4f8b62fcc847357931"),
+    "test-clean": (346_663_984, "32fa31d27d2e1cad72775fee3f4849a9"),
+    "test-other": (328_757_843, "fb5a50374b501bb3bac4815ee91d3135"),
+    "train-clean-100": (6_387_309_499, "2a93770f6d5c6c964bc36631d331a522"),
+    "train-clean-360": (23_049_477_885, "c0e676e450a7ff2f54aeade5171606fa"),
+    "train-other-500": (30_593_501_606, "d1a0fd59409feb2c614ce4d30c387708")}
 VERSION = 1  # part of the plan: raise it when the features change for the same audio and settings
 
 
+# ---- LibriSpeech from the net
+
+def fetch_subset(root, name):
+    """Download <name>.tar.gz from the first mirror that works, verify it, unpack it into the folder root."""
+    size, published = (0, md5) if md5 else ARCHIVES[name]
+    archive, part = root / f"{name}.tar.gz", root / f"{name}.tar.gz.part"
+    root.mkdir(parents=True, exist_ok=True)
+    have = sum(path.stat().st_size for path in (archive, part) if path.exists())
+    needed, free = max(size - have, 0) + size, shutil.disk_usage(root).free  # flac packs no further
+    if needed > free:
+        raise OSError(f"{root}: {name} needs {needed / 1e9:.1f} GB to download and unpack, {free / 1e9:.1f} GB are "
+                      "free: make room or choose another source")
+    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    bases = [f"{hub}/datasets/{base[3:]}/resolve/main" if base.startswith("hf:") else base.rstrip("/")
+             for base in mirrors.replace(" ", "").split(",") if base]
+    print(f"{name}: from {download([f'{base}/{name}.tar.gz' for base in bases], str(archive), md5=published)}")
+    unpack(archive, root, name)
+    if not keep_archive:
+        archive.unlink()
+
+
+def unpack(archive, root, name):
+    """Unpack LibriSpeech/<name> of an archive to root/<name>, which is there when all of it is. Nothing gets outside:
+    tarfile's data filter refuses absolute paths, '..', devices, and links that lead out."""
+    shutil.rmtree(tmp := root / f".{name}.part", ignore_errors=True)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tqdm(tar, desc=f"unpacking {archive.name}", unit=" files"):
+                tar.extract(member, tmp, filter="data")
+        for path in (tmp / "LibriSpeech").glob("*.TXT"):  # of the whole corpus: speakers, licence, chapters
+            os.replace(path, root / path.name)
+        os.replace(tmp / "LibriSpeech" / name, root / name)
+    except (tarfile.TarError, EOFError, zlib.error, FileNotFoundError) as e:
+        raise ValueError(f"{archive} holds no LibriSpeech/{name} that can be unpacked ({type(e).__name__}: {e}): "
+                         "delete it and run again") from None
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+# ---- the clips of a corpus: generators of (where, key, path or '', words, labels), labels with subset, split, speaker
+
 def find_subsets():
-    """-> [(folder, split)] of the source; OSError when it or a subset is missing."""
+    """-> [(folder, split)] of the source; OSError when it or a subset is missing and is not LibriSpeech's."""
     root = Path(source)
-    folders = [root / name.strip() for name in subsets.split(",") if subsets]
+    folders = [root / name.strip() for name in subset.split(",") if subset]
+    for folder in folders:
+        if not folder.is_dir() and (folder.name in ARCHIVES or md5):
+            fetch_subset(root, folder.name)
     for folder in [root, *folders]:
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder (source={source}, subsets={subsets or 'all'})")
+            raise FileNotFoundError(f"{folder}: no such folder (source={source}, subset={subset or 'all'}); --subset "
+                                    f"downloads LibriSpeech's own: {', '.join(ARCHIVES)}")
     folders = folders or sorted(f for f in root.iterdir() if f.is_dir() and f.name.startswith(tuple(SPLITS)))
     return [(folder, next((SPLITS[s] for s in SPLITS if folder.resolve().name.startswith(s)), "train"))
             for folder in folders or [root]]
@@ -79,47 +152,115 @@ def read_labels():
     return labels, sexes
 
 
-def read_chapter(transcripts, split, labels, sexes, seen, clips, failures):
-    """Add a .trans.txt to seen (keys), clips (dicts of path, bytes, seconds, info), failures (dicts of key, reason)."""
-    import soundfile
-    folder = transcripts.parent
-    files = {Path(entry.name).stem: entry for entry in os.scandir(folder) if entry.name.endswith((".flac", ".wav"))}
-    for n, line in enumerate(transcripts.read_text(encoding="utf-8").splitlines(), 1):
-        key, _, words = line.strip().partition(" ")
-        file, text = files.pop(key, None), normalize_transcript(words)
-        reason = ("key there twice" if key in seen else "transcript without audio" if file is None else
-                  "no words in the transcript" if not text else "'.' in the key" if "." in key else "")
+def list_librispeech():
+    """The clips of folders in LibriSpeech's layout."""
+    subsets, (labels, sexes) = find_subsets(), read_labels()
+    for folder, split in subsets:
+        chapters = sorted(folder.glob("*/*/*.trans.txt"))
+        if not chapters:
+            raise ValueError(f"{folder}: no <speaker>/<chapter>/<speaker>-<chapter>.trans.txt here")
+        for transcripts in chapters:
+            chapter, speaker = transcripts.parent, transcripts.parent.parent.name
+            files = {Path(name).stem: str(chapter / name) for name in os.listdir(chapter)
+                     if name.endswith((".flac", ".wav", ".ogg", ".mp3"))}
+            for n, line in enumerate(transcripts.read_text(encoding="utf-8").splitlines(), 1):
+                key, _, words = line.strip().partition(" ")
+                own = {"sex": sexes.get(speaker, "")} | labels.get(key, {})
+                yield (f"{transcripts}:{n}", key, files.pop(key, ""), words,
+                       own | {"subset": folder.name, "split": split, "speaker": speaker})
+            for key, path in files.items():
+                yield str(chapter), key, path, None, {}
+
+
+def list_jsonl():
+    """The clips of a list {"audio", "text", ...}; paths are from the list's folder."""
+    for n, line in enumerate(Path(source).read_text(encoding="utf-8").splitlines(), 1):
         try:
-            header = None if reason else soundfile.info(file.path)
-        except (RuntimeError, OSError) as e:
-            reason = str(e)
-        if reason:
-            failures.append({"key": key, "reason": f"{transcripts}:{n}: {reason}"})
+            row = json.loads(line)
+            audio, words, speaker = row.pop("audio"), row.pop("text"), str(row.get("speaker", ""))
+            path, key = os.path.join(os.path.dirname(source), audio), row.get("key") or os.path.splitext(audio)[0]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            yield f"{source}:{n}", "", "", line and "", {}  # an empty line, or no row of audio and text
             continue
-        seen.add(key)
-        info = {"key": key, "text": text, "seconds": round(header.frames / header.samplerate, 4), "split": split,
-                "speaker": folder.parent.name}
-        info = {"sex": sexes.get(info["speaker"], "")} | labels.get(key, {}) | info
-        clips.append({"path": file.path, "bytes": file.stat().st_size, "seconds": info["seconds"], "info": info})
-    failures += [{"key": key, "reason": f"{folder}: audio without transcript"} for key in files]
+        key = re.sub(r"[./\\]+", "-", key).strip("-")
+        split = row.get("split") or ("val" if zlib.crc32((speaker or key).encode()) % 20 == 0 else "train")
+        yield (f"{source}:{n}", key, path if os.path.exists(path) else "", words,
+               row | {"subset": split, "split": split, "speaker": speaker})
+
+
+def list_speechocean():
+    """The clips of speechocean762's own folder (Zhang et al., arXiv:2104.01378)."""
+    for part in ("train", "test"):
+        wavs, texts, speakers, sexes, ages = (
+            dict((*line.split(maxsplit=1), "")[:2] for line in Path(source, part, name).read_text().splitlines())
+            for name in ("wav.scp", "text", "utt2spk", "spk2gender", "spk2age"))
+        held_out = sorted(ages)[::10]
+        for key, words in texts.items():
+            speaker, path = speakers.get(key, ""), os.path.join(source, wavs.get(key, "missing").strip())
+            age = int(ages.get(speaker, 0))
+            split = (("val" if speaker in held_out else "train") if part == "train" else
+                     "test_adults" if age >= 18 else "test_children")
+            sex = {"m": "male", "f": "female"}.get(sexes.get(speaker, ""), "")
+            yield (f"{source}/{part}/text", key, path if os.path.exists(path) else "", words,
+                   {"subset": split, "split": split, "speaker": speaker, "sex": sex, "age": age})
+
+
+def check_clip(key, path, words, labels, seen, split_of):
+    """Why a clip can't be used, or ''; notes its key in seen and its speaker's split in split_of."""
+    speaker, split = labels.get("speaker", ""), labels.get("split", "")
+    reason = ("audio without transcript" if words is None else "empty line, or none of audio and text" if not key else
+              "key there twice" if key in seen else "transcript without audio" if not path else
+              "no words in the transcript" if not normalize_transcript(words) else "'.' in the key" if "." in key else
+              "" if seen_voices or not speaker or split_of.setdefault(speaker, split) == split or
+              "test" in split and "test" in split_of[speaker] else
+              f"speaker {speaker} is in {split_of[speaker]} too (seen_voices=True allows that)")
+    seen.add(key)
+    return reason
 
 
 def read_corpus():
-    """-> (clips short enough, failures, n_found: all before limit and max_audio_s, n_long: dropped)."""
-    (labels, sexes), clips, failures, seen, n_found = read_labels(), [], [], set(), 0
-    for folder, split in find_subsets():
-        chapters, found = sorted(folder.glob("*/*/*.trans.txt")), []
-        if not chapters:
-            raise ValueError(f"{folder}: no <speaker>/<chapter>/<speaker>-<chapter>.trans.txt here")
-        for transcripts in tqdm(chapters, desc=folder.name, unit=" chapters"):
-            read_chapter(transcripts, split, labels, sexes, seen, found, failures)
-        n_found += len(found)
-        clips += found[:: max(1, len(found) // limit)][:limit] if limit else found
-    check_failures(failures, n_found := n_found + len(failures))
-    short = [clip for clip in clips if clip["seconds"] <= max_audio_s]
-    if not short:
-        raise ValueError(f"{source}: no clip of at most {max_audio_s:g} s here, {len(clips)} longer ones")
-    return short, failures, n_found, len(clips) - len(short)
+    """-> (clips that can be used: dicts of path, bytes, seconds, info; failures; n_found: all; {what: how many})."""
+    import soundfile
+    layouts = {"librispeech": list_librispeech, "speechocean": list_speechocean}
+    if layout not in layouts:
+        raise ValueError(f"layout={layout}: use one of {', '.join(layouts)}")
+    clips, failures, seen, split_of, counts = [], [], set(), {}, Counter()
+    for where, key, path, words, labels in tqdm((list_jsonl if source.endswith(".jsonl") else layouts[layout])(),
+                                                desc="corpus", unit=" clips"):
+        reason = check_clip(key, path, words, labels, seen, split_of)
+        try:
+            header = None if reason else soundfile.info(path)
+        except (RuntimeError, OSError) as e:
+            reason = str(e)
+        if reason:
+            failures.append({"key": key, "reason": f"{where}: {reason}"})
+            continue
+        seconds = round(header.frames / header.samplerate, 4)
+        if (header.samplerate, header.channels) != (SAMPLE_RATE, 1):
+            counts["converted to 16 kHz mono"] += 1
+        info = labels | {"key": key, "text": normalize_transcript(words), "seconds": seconds}
+        clips.append({"path": path, "bytes": os.path.getsize(path), "seconds": seconds, "info": info})
+    check_failures(failures, n_found := len(clips) + len(failures))
+    return choose(clips, counts), failures, n_found, counts
+
+
+def choose(clips, counts):
+    """-> the clips that the settings leave, `limit` of each subset; counts the others."""
+    trained = {clip["info"]["text"] for clip in clips if clip["info"]["split"] == "train"}
+    by_subset = {}
+    for clip in clips:
+        n_words, is_train = len(clip["info"]["text"].split()), clip["info"]["split"] == "train"
+        why = ("too long" if clip["seconds"] > max_audio_s else "too few words" if n_words < min_words else
+               "too many words" if n_words > (max_words or n_words) else
+               "sentence in train" if new_sentences and not is_train and clip["info"]["text"] in trained else "")
+        if why:
+            counts[why] += 1
+        else:
+            by_subset.setdefault(clip["info"].pop("subset"), []).append(clip)
+    chosen = [found[:: max(1, len(found) // limit)][:limit] if limit else found for found in by_subset.values()]
+    if not chosen:
+        raise ValueError(f"{source}: no clip of at most {max_audio_s:g} s and so many words, {len(clips)} others")
+    return sum(chosen, [])
 
 
 def check_failures(failures, n_found):
@@ -256,8 +397,8 @@ def is_made(final, plan, n_clips):
     except ValueError:
         return False  # none, or damaged: whole shards are kept
     n_old, is_same = sum(old["clips"].values()), old.get("plan") == plan
-    if limit and n_old > n_clips:
-        raise ValueError(f"{final} holds {n_old:,} clips: for limit={limit} choose another out_dir")
+    if (limit or subset) and n_old > n_clips:
+        raise ValueError(f"{final} holds {n_old:,} clips: for {limit=} and {subset=} choose another out_dir")
     print(f"{final}: {n_old:,} clips, encoder {old['encoder']} {old['encoder_sha256'][:16]}, taps {old['taps']}: "
           + ("up to date" if is_same else "not what is asked for; they stay until the new ones are whole"))
     return is_same
@@ -266,6 +407,8 @@ def is_made(final, plan, n_clips):
 def replace_features(final, part, shards):
     """Delete old shards from out_dir and move there what is in .part, manifest.json last."""
     (final / "manifest.json").unlink(missing_ok=True)  # interrupted from here on, a rerun moves the rest
+    for path in final.glob("*.jsonl"):
+        path.unlink()
     for path in sorted(final.glob("shard-*"), reverse=True):  # a tar before its json: they must never be of two plans
         if f"{path.stem}.tar" not in shards or (part / path.name).exists():
             path.unlink()
@@ -280,12 +423,12 @@ def main():
         raise ValueError(f"taps={taps} is no comma-separated list of layers, like -1 or 1,3,-1")
     if min(clips_per_shard, batch_size) < 1 or min(workers, limit, max_bad_share) < 0:
         raise ValueError("clips_per_shard and batch_size start at 1, workers, limit and max_bad_share at 0")
-    (clips, failures, n_found, n_long), layers = read_corpus(), [int(tap) for tap in taps.split(",")]
+    (clips, failures, n_found, counts), layers = read_corpus(), [int(tap) for tap in taps.split(",")]
     encoder = load_encoder_file(whisper) if os.path.isfile(whisper) else load_encoder(whisper)
     if max(layers) >= encoder.n_layer:
         raise ValueError(f"taps={taps}: {encoder.name} has layers 0 to {encoder.n_layer - 1}")
     shards, plan = plan_shards(clips, encoder, layers)
-    final = Path(out_dir) if out_dir else Path(source, "features")
+    final = Path(out_dir or os.path.join(source if os.path.isdir(source) else os.path.dirname(source), "features"))
     if is_made(final, plan, len(clips)):
         return
     lock(part := final / ".part")
@@ -302,15 +445,20 @@ def main():
         make_shards(todo, states, failures, n_found, part, shards, plan, encoder, layers)
     took_s, n_new = time.time() - start + 1e-9, sum(len(shards[name]) for name in todo)
     manifest = {"encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers, "D": encoder.n_embd,
-                "plan": plan, "too_long": n_long, "failures": failures, "settings": config,
+                "plan": plan, "counts": counts, "failures": failures, "settings": config,
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
     sizes = {name: {"bytes": states[name]["bytes"], "sha256": states[name]["sha256"]} for name in shards}
     manifest = write_index(str(part), [row for name in shards for row in states[name]["rows"]], sizes, manifest)
+    for split in manifest["clips"]:
+        rows = [{"audio": os.path.relpath(clip["path"], final), **clip["info"]} for clip in clips
+                if clip["info"]["split"] == split]
+        (part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     replace_features(final, part, shards)
     print(f"{final}: " + ", ".join(f"{split} {n:,} clips {manifest['seconds'][split] / 3600:.2f} h"
                                    for split, n in manifest["clips"].items()))
     print(f"{len(shards)} shards, {sum(s['bytes'] for s in sizes.values()) / 1e6:,.1f} MB; {len(failures)} failed "
-          f"(see manifest.json), {n_long} too long; {n_new:,} in {took_s:.1f} s, {n_new / took_s:.1f} clips/s")
+          f"(see manifest.json); {n_new:,} in {took_s:.1f} s, {n_new / took_s:.1f} clips/s")
+    print("; ".join(f"{n:,} {why}" for why, n in counts.items()))
 
 
 if __name__ == "__main__":

@@ -5,3 +5,4 @@ The same as cpu_features.py at the toy size of `speedrun.sh --quick` (CI): secon
 """
 source = "data/quick"
 clips_per_shard = 64
+seen_voices = True  # val: new sentences in voices of train

@@ -2,6 +2,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -143,6 +144,21 @@ def test_names_of_folders(bench):
     for wrong in ("", ",", "x=a,x=b", "a/test,b/test", "shuffled=a", "x y=a", "../x=a"):
         with pytest.raises(ValueError, match="data"):
             bench.parse_folders(wrong)
+
+
+def test_a_list_of_clips(bench, tiny, tmp_path):
+    """Broken: a .jsonl is no source, its paths are from elsewhere than the list, or a bad row is a traceback."""
+    path, rows = tmp_path / "mine.jsonl", [{"audio": "7/1/7-1-0001.wav", "text": "It's ONE!"}]
+    shutil.copytree(tiny[1], tmp_path, dirs_exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (clip,) = bench.read_folder(str(path))
+    assert clip["text"] == "it's one" and os.path.samefile(clip["audio"], tmp_path / "7/1/7-1-0001.wav")
+    assert bench.parse_folders(f"x={path},{path}") == [("x", str(path)), ("mine", str(path))]
+    for bad, word in (('{"text": "a"}', "audio"), ("[1]", "audio"), ("{", "damaged"), ("", "no clips"),
+                      ('{"audio": "none.wav", "text": "a"}', "no recording")):
+        path.write_text(bad + "\n" if bad else "")
+        with pytest.raises(ValueError, match=word):
+            bench.read_folder(str(path))
 
 
 def test_batches_hear_what_single_clips_say(bench, tiny, monkeypatch):
