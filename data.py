@@ -171,26 +171,39 @@ def write_index(folder, rows, shards, manifest):
     return manifest
 
 
+def read_index(folder, encoder_sha256, taps):
+    """Check a folder of features against the encoder and taps needed ("", None: any) -> (manifest, rows with paths)."""
+    again = "run prepare_librispeech.py"
+    try:
+        manifest, rows = (json.loads(Path(folder, name).read_bytes()) for name in ("manifest.json", "index.json"))
+    except (FileNotFoundError, ValueError):
+        raise ValueError(f"{folder}: no whole manifest.json and index.json there: {again}") from None
+    for name, needed in (("encoder_sha256", encoder_sha256), ("taps", list(taps or []))):
+        if needed and manifest[name] != needed:
+            raise ValueError(f"{folder}: features of {name} {manifest[name]}, but the run needs {needed}: {again}")
+    for path, shard in ((Path(folder, name), shard) for name, shard in manifest["shards"].items()):
+        n = path.stat().st_size if path.exists() else 0
+        if n != shard["bytes"]:
+            raise ValueError(f"{path}: {n:,} bytes instead of {shard['bytes']:,}: delete it and {again}")
+    return manifest, [row | {"path": os.path.join(folder, row["shard"])} for row in rows]
+
+
 class Features:
     """Random access to the clips of a split ('' for all); it holds no open file, so it can be forked and pickled.
 
-    encoder_sha256, taps: what the run needs. ValueError: no features, of other encoder or taps, a shard cut short.
+    folder: one, or several of the same encoder and taps: "a,b*3" counts each clip of b three times. encoder_sha256,
+    taps: what the run needs. ValueError: no features, of other encoder or taps, a shard cut short.
     """
 
     def __init__(self, folder, split="", encoder_sha256="", taps=None):
-        self.folder, again = folder, "run prepare_librispeech.py"
-        try:
-            manifest, rows = (json.loads(Path(folder, name).read_bytes()) for name in ("manifest.json", "index.json"))
-        except (FileNotFoundError, ValueError):
-            raise ValueError(f"{folder}: no whole manifest.json and index.json there: {again}") from None
-        for name, needed in (("encoder_sha256", encoder_sha256), ("taps", list(taps or []))):
-            if needed and manifest[name] != needed:
-                raise ValueError(f"{folder}: features of {name} {manifest[name]}, but the run needs {needed}: {again}")
-        for path, shard in ((Path(folder, name), shard) for name, shard in manifest["shards"].items()):
-            n = path.stat().st_size if path.exists() else 0
-            if n != shard["bytes"]:
-                raise ValueError(f"{path}: {n:,} bytes instead of {shard['bytes']:,}: delete it and {again}")
-        self.rows = [row for row in rows if split in ("", row["info"]["split"])]
+        self.rows = []
+        for part in folder.split(","):
+            part, _, times = part.strip().partition("*")
+            if not (times or "1").isdigit():
+                raise ValueError(f"{folder}: write a folder that counts three times as {part}*3")
+            manifest, rows = read_index(part, encoder_sha256, taps)
+            encoder_sha256, taps = manifest["encoder_sha256"], manifest["taps"]
+            self.rows += [row for row in rows if split in ("", row["info"]["split"])] * int(times or 1)
         if not self.rows:
             raise ValueError(f"{folder}: no clip of split {split!r}, only {sorted(manifest['clips'])}")
         self.manifest, self.shape = manifest, (len(manifest["taps"]), manifest["D"])  # shape: (n_taps, D)
@@ -220,9 +233,9 @@ def load_batch(features, indices):
     lens, by_shard = features.lengths[indices].astype(np.int64), {}
     x = np.zeros((len(indices), lens.max(), *features.shape), dtype=np.float16)
     for b, i in enumerate(indices):
-        by_shard.setdefault(features.rows[i]["shard"], []).append((features.rows[i]["offset"], x[b, : lens[b]]))
-    for name, reads in by_shard.items():
-        with open(os.path.join(features.folder, name), "rb", buffering=0) as f:
+        by_shard.setdefault(features.rows[i]["path"], []).append((features.rows[i]["offset"], x[b, : lens[b]]))
+    for path, reads in by_shard.items():
+        with open(path, "rb", buffering=0) as f:
             for offset, clip in reads:
                 if os.preadv(f.fileno(), [clip], offset) != clip.nbytes:  # from the page cache into the batch, no copy
                     raise ValueError(f"{f.name}: ends before byte {offset + clip.nbytes:,}: make the features again")
@@ -230,21 +243,36 @@ def load_batch(features, indices):
 
 
 @lru_cache(maxsize=8)
-def epoch_batches(lengths, seed, split, epoch, batch_size, jitter):
+def cut_points(lengths, batch_size, batch_tokens):
+    """Where clips sorted by length are cut into batches; the same in every epoch, so that its steps can be counted."""
+    lengths, cuts, first = np.sort(np.frombuffer(lengths, dtype=np.int32)), [], 0
+    if not batch_tokens:  # no small rest: sizes differ by one at most
+        return np.cumsum([len(part) for part in np.array_split(lengths, -(-len(lengths) // batch_size))])[:-1]
+    for i, length in enumerate(lengths):
+        if (i + 1 - first) * length > batch_tokens and i > first:
+            cuts.append(first := i)
+    return np.array(cuts, dtype=np.int64)
+
+
+@lru_cache(maxsize=8)
+def epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens=0):
     """An epoch's batches, each clip once: a list of int64 arrays of indices; lengths: bytes of int32 (N,)."""
+    cuts = cut_points(lengths, batch_size, batch_tokens)
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), epoch])
     lengths = np.frombuffer(lengths, dtype=np.int32)
     shuffled = rng.permutation(len(lengths))  # clips of equal length meet others in each epoch
     order = shuffled[np.argsort(lengths[shuffled] * rng.uniform(1 - jitter, 1 + jitter, len(lengths)))]
-    batches = np.array_split(order, -(-len(lengths) // batch_size))  # no small rest: sizes differ by one at most
+    batches = np.split(order, cuts)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def batch_indices(lengths, seed, split, step, microbatch, batch_size, grad_accum=1, jitter=0.03):
+def batch_indices(lengths, seed, split, step, microbatch, batch_size, grad_accum=1, jitter=0.03, batch_tokens=0):
     """Clips of a microbatch, a function of its arguments alone: any rank may ask for any step, resume needs no state.
 
-    lengths: frames (N,); seed >= 0; microbatch: 0..grad_accum-1; jitter: share by which lengths move before sorting. An
-    epoch: ceil(N / batch_size) batches of similar length in random order, each clip once. -> int64 (<= batch_size,)
+    lengths: of clips (N,); seed >= 0; microbatch: 0..grad_accum-1; jitter: share by which lengths move before sorting.
+    An epoch: batches of similar length in random order, each clip once, of batch_size clips at most, or where
+    batch_tokens is given of so many (padding counts; up to the jitter over it), or of one longer clip. -> int64 (B,)
     """
-    epoch, i = divmod(step * grad_accum + microbatch, -(-len(lengths) // batch_size))
-    return epoch_batches(np.asarray(lengths, np.int32).tobytes(), seed, split, epoch, batch_size, jitter)[i]
+    lengths = np.asarray(lengths, np.int32).tobytes()
+    epoch, i = divmod(step * grad_accum + microbatch, len(cut_points(lengths, batch_size, batch_tokens)) + 1)
+    return epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens)[i]

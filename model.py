@@ -205,18 +205,19 @@ class Block(nn.Module):
 def arrange(T, T_a, text_lens, audio_lens, audio_at):
     """Say where each row's tokens go: left-aligned, text[:audio_at], audio, the other text, padding.
 
-    text_lens, audio_lens: (B,). Returns source (B, T_a + T), for each place the index into [T text, T_a audio, one
+    text_lens, audio_lens: (B,). Returns source (B, width), for each place the index into [T text, T_a audio, one
     padding], and place (B, T), the place of each text token.
     """
     assert T >= audio_at, f"audio_at={audio_at} lies past the text's {T} tokens: give at least that many before audio"
-    p = torch.arange(T_a + T, device=text_lens.device)[None]  # (1, T_a + T)
+    width = max(int((audio_lens + text_lens).max()), 1)  # of the longest row, at most T_a + T
+    p = torch.arange(width, device=text_lens.device)[None]  # (1, width)
     n_audio, n_text = audio_lens[:, None], text_lens[:, None]
     in_audio = (p >= audio_at) & (p < audio_at + n_audio)
     source = torch.where(p < audio_at, p, p - n_audio)
     source = torch.where(in_audio, T + p - audio_at, source)
     source = torch.where(p < n_text + n_audio, source, T + T_a)
     j = torch.arange(T, device=text_lens.device)[None]
-    return source, torch.where(j < audio_at, j, j + n_audio)
+    return source, torch.where(j < audio_at, j, j + n_audio).clamp(max=width - 1)
 
 
 def take(x, index):
@@ -338,7 +339,7 @@ class GPT(nn.Module):
             text_lens, audio_lens = full(text_lens, T), full(audio_lens, T_a)
             source, place = arrange(T, T_a, text_lens, audio_lens, audio_at if T_a else 0)
             audio = x[:, :0] if audio_features is None else audio_features.to(x.dtype)
-            x = take(F.pad(torch.cat([x, audio], 1), (0, 0, 0, 1)), source)  # (B, T_a + T, C)
+            x = take(F.pad(torch.cat([x, audio], 1), (0, 0, 0, 1)), source)  # (B, width, C)
             ve = {i: take(F.pad(e, (0, 0, 0, T_a + 1)), source) for i, e in ve.items()}  # zero at audio
             lens = text_lens + audio_lens
         x = self.run(x, ve, kv_cache, lens)

@@ -177,13 +177,13 @@ def list_jsonl():
     for n, line in enumerate(Path(source).read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            audio, words, speaker = row.pop("audio"), row.pop("text"), str(row.get("speaker", ""))
-            path, key = os.path.join(os.path.dirname(source), audio), row.get("key") or os.path.splitext(audio)[0]
+            audio, words, speaker = row.pop("audio"), row.pop("text").strip(), str(row.get("speaker", ""))
+            path, key = os.path.join(os.path.dirname(source), audio), str(row.get("key") or os.path.splitext(audio)[0])
         except (ValueError, KeyError, TypeError, AttributeError):
             yield f"{source}:{n}", "", "", line and "", {}  # an empty line, or no row of audio and text
             continue
         key = re.sub(r"[./\\]+", "-", key).strip("-")
-        split = row.get("split") or ("val" if zlib.crc32((speaker or key).encode()) % 20 == 0 else "train")
+        split = str(row.get("split") or "") or ("val" if zlib.crc32((speaker or key).encode()) % 20 == 0 else "train")
         yield (f"{source}:{n}", key, path if os.path.exists(path) else "", words,
                row | {"subset": split, "split": split, "speaker": speaker})
 

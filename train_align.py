@@ -15,18 +15,21 @@ import time
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn.functional import cross_entropy
 
-from audio import SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_file, save_encoder
+from audio import SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_file, n_audio_tokens, save_encoder
 from configurator import configure, fail
-from data import Features, batch_indices, load_batch, write_index, write_json, write_shard
+from data import Features, batch_indices, epoch_batches, load_batch, write_index, write_json, write_shard
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, Muon, checkpoint_steps, load_checkpoint, load_optimizers, load_saved,
                    norm, pick_device, read_meta, sha256_file, transcribe)
 from tokenizer import ByteTokenizer, load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/align"
-data_dir = "data/synthetic/features"  # shards of prepare_librispeech.py; tones: the five tones of W1
-lm = "out/base_d4"      # folder of the pretrained GPT; '': a new random GPT of `depth`, on bytes
+data_dir = "data/synthetic/features"  # shards of prepare_librispeech.py; tones: the five tones of W1;
+                                      # a,b*3: of two folders, each clip of b three times an epoch
+lm = "out/base_d4"      # folder of the pretrained GPT, or of an aligned run, whose projector is the start then;
+                        # '': a new random GPT of `depth`, on bytes
 init_from = "auto"      # scratch; resume (the last checkpoint of out_dir); auto: resume if there is one, else scratch
 whisper = ""            # encoder by name, folder or encoder.pt; '': WHISPER_HF_ID, else openai/whisper-base
 depth = 6               # of a new random GPT (W1)
@@ -41,7 +44,7 @@ voice_mix = 0.0         # half of the training clips get up to so much of anothe
 time_warp = 0.1         # training clips are read up to so much faster or slower, from a random one of `stack` frames
 audio_at = 0            # text tokens before the audio: 0 (before bos) or 1 (after it)
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
-batch_size = 64         # clips per microbatch; the value to lower on out-of-memory
+batch_tokens = 3400     # audio and text tokens per microbatch, padding too; the value to lower on out-of-memory
 grad_accum = 1          # microbatches per step over all ranks; a multiple of the world size
 # what trains
 train_lm = False        # W2: LM and Whisper frozen, only the projector moves
@@ -60,6 +63,7 @@ eval_every = 250        # steps; 0: at the end only
 eval_clips = 64         # validation clips that are transcribed in each evaluation
 save_every = 250
 log_every = 10
+workers = 0             # processes that read ahead; 0: the step reads for itself, well enough on a CPU
 device = "auto"
 use_compile = True
 wandb_log = False       # project nanochat-omni-audio; WANDB_MODE=offline works
@@ -67,12 +71,12 @@ seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
 TONES = {"low tone": 220, "mid low tone": 330, "middle tone": 440, "mid high tone": 660, "high tone": 880}  # Hz
-if min(stack, max_steps, batch_size, grad_accum, eval_clips, save_every, log_every) < 1 or audio_at not in (0, 1):
-    fail("stack, max_steps, batch_size, grad_accum, eval_clips, save_every, log_every: 1 or more; audio_at: 0 or 1")
+if min(stack, max_steps, batch_tokens, grad_accum, eval_clips, save_every, log_every) < 1 or audio_at not in (0, 1):
+    fail("stack, max_steps, batch_tokens, grad_accum, eval_clips, save_every, log_every: 1 or more; audio_at: 0 or 1")
 if not (0 <= dropout <= 0.9 and 0 <= voice_mix <= 1 and 0 <= time_warp <= 0.5):
     fail(f"{dropout=} is 0 to 0.9, {voice_mix=} 0 to 1, {time_warp=} 0 to 0.5")
-if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed) < 0:
-    fail("learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed: 0 or more")
+if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers) < 0:
+    fail("learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers: 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -111,7 +115,7 @@ def find_last(inputs):
     if init_from == "auto" and steps:
         meta = read_meta(out_dir)
         now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
-        free = ("init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every", "wandb_log")
+        free = "init_from max_steps device use_compile log_every eval_every save_every wandb_log workers".split()
         changed = [k for k in now if k not in free and now[k] != then.get(k)]
         if changed:
             fail(f"{out_dir} holds a run with other {', '.join(changed)}: give another --out_dir, or "
@@ -142,8 +146,7 @@ def save_checkpoint(step, files, meta):
         sums[os.path.basename(path)] = sha256_file(path)
     commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
-    meta = {"step": step, **meta, "user_config": config, "device_batch_size": batch_size, "inputs": inputs,
-            "versions": versions, "sha256": sums}
+    meta = {"step": step, **meta, "user_config": config, "inputs": inputs, "versions": versions, "sha256": sums}
     path = os.path.join(out_dir, f"meta_{step:06d}.json")
     with open(path + ".tmp", "w", encoding="utf-8") as f:
         json.dump(meta, f, indent=2)
@@ -180,36 +183,49 @@ def text_batch(texts):
 
 
 def warp(feats, lens, rng):
-    """Read frames (B, T, n_taps, D) of each clip at a pace and from a start of its own: stacks fall elsewhere."""
-    pace = 1 + time_warp * rng.uniform(-1, 1, len(lens))
+    """Read frames (B, T, n_taps, D) at a pace (the batch's, or rows pad) and each clip from a start of its own."""
+    pace = 1 + time_warp * rng.uniform(-1, 1)
     start = rng.integers(0, np.minimum(stack, lens)) * (time_warp > 0)
     new_lens = np.ceil((lens - start) / pace).astype(np.int64)
-    frame = (start[:, None] + pace[:, None] * np.arange(new_lens.max())).astype(np.int64)  # (B, T_new)
+    frame = (start[:, None] + pace * np.arange(new_lens.max())).astype(np.int64)  # (B, T_new)
     feats = feats[np.arange(len(lens))[:, None], np.minimum(frame, lens[:, None] - 1)]
     feats[np.arange(new_lens.max()) >= new_lens[:, None]] = 0
     return feats, new_lens
 
 
-def get_batch(split, step, microbatch):
-    """A microbatch is a function of (seed, split, step, microbatch): which clips, features, lens."""
-    clips, pool = data[split], usable[split]
-    at = batch_indices(clips.lengths[pool], seed, split, step, microbatch, min(batch_size, len(pool)), grad_accum)
-    feats, lens = warp(*load_batch(clips, pool[at]), np.random.default_rng([seed, step, microbatch]))
-    return pool[at], torch.from_numpy(feats).to(device), torch.from_numpy(lens).to(device)
+def count_tokens(clips, pool):
+    """Audio and text tokens of each clip of the pool, int32 (N,): what its row in the GPT takes."""
+    return np.array([n_audio_tokens(clips.lengths[i], stack) + len(tok.encode(clips.texts[i])) + 1 for i in pool],
+                    dtype=np.int32)
 
 
-def forward_loss(clips, at, feats, lens):
-    """Summed loss of the transcripts of clips `at`, given features and their lens; the number of target tokens."""
-    audio, audio_lens = projector(feats, lens)
+class Microbatches:
+    """The training's microbatches by number, for a DataLoader: a function of (seed, step, microbatch)."""
+
+    def __getitem__(self, n):
+        """-> clips (B,), features float16 (B, T, n_taps, D), lens (B,)"""
+        step, microbatch = divmod(n, grad_accum)
+        at = usable["train"][batch_indices(n_tokens["train"], seed, "train", step, microbatch, 0, grad_accum,
+                                           batch_tokens=batch_tokens)]
+        return at, *warp(*load_batch(data["train"], at), np.random.default_rng([seed, step, microbatch]))
+
+
+def forward_clips(clips, at, feats, lens, with_logits=False):
+    """Of clips `at`, given features: the transcripts' summed loss, targets (B, T), places of padded rows, logits."""
+    audio, audio_lens = projector(feats.to(device), lens.to(device))
     idx, targets = text_batch([clips.texts[i] for i in at])
-    loss = model(idx, targets, loss_reduction="sum", audio_features=audio, audio_lens=audio_lens, audio_at=audio_at)
-    return loss, (targets >= 0).sum()
+    text_lens = (targets >= 0).sum(1)
+    out = model(idx, None if with_logits else targets, loss_reduction="sum", audio_features=audio,
+                audio_lens=audio_lens, text_lens=text_lens, audio_at=audio_at)
+    loss = cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum") if with_logits else out
+    return loss, targets, len(at) * int((audio_lens + text_lens).max()), out
 
 
 # ---- data > model, optimizer, resume
 
-FORMATS = {"step": "6d", "loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "tok/s": ",.0f",
-           "eta_min": ".1f", "val_loss": ".4f", "val_shuffled": ".4f", "gap": ".4f", "val_wer": ".3f"}
+FORMATS = {"step": "6d", "loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
+           "tok/s": ",.0f", "eta_min": ".1f", "val_loss": ".4f", "val_shuffled": ".4f", "gap": ".4f", "val_acc": ".1%",
+           "val_wer": ".3f"}
 try:
     rank, world_size, device = set_up(device, seed)
     if grad_accum % world_size:
@@ -226,7 +242,8 @@ try:
         fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
     usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
     inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
-              "features": sha256_file(os.path.join(shards, "index.json"))}
+              "features": " ".join(sha256_file(os.path.join(part.split("*")[0].strip(), "index.json"))
+                                   for part in shards.split(","))}
     os.makedirs(out_dir, exist_ok=True)
     kept = [first_step := find_last(inputs)]
     if first_step or lm:
@@ -236,11 +253,15 @@ try:
         tok = ByteTokenizer()
         with torch.device(device):
             model = GPT(GPTConfig.of_depth(depth, tok.vocab_size))
+    n_tokens = {split: count_tokens(clips, usable[split]) for split, clips in data.items()}
     manifest = data["train"].manifest
     projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init,
                           dropout, voice_mix).to(device)
-    projector.set_stats(*data["train"].mean_std(300, seed))
-except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
+    if lm and not first_step and "audio" in meta:  # an aligned run: its projector too
+        projector.load_state_dict(load_saved(lm, meta, "projector", device))
+    else:
+        projector.set_stats(*data["train"].mean_std(300, seed))
+except (ValueError, OSError, RuntimeError) as e:  # a wrong file or folder is the user's mistake
     fail(e)
 model.requires_grad_(train_lm)
 matrices = [projector.fc1.weight, projector.fc2.weight] if muon_lr else []
@@ -289,21 +310,24 @@ def evaluate():
     model.eval(), projector.eval()
     model.trunk = plain_trunk
     clips, pool = data["val"], usable["val"]
-    by_length = pool[np.argsort(clips.lengths[pool], kind="stable")]
-    batches = np.array_split(by_length, -(-len(by_length) // batch_size))
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # true nats, shuffled nats, targets
-    for at in batches[rank::world_size]:
-        feats, lens = (torch.from_numpy(a).to(device) for a in load_batch(clips, at))
-        true, n = forward_loss(clips, at, feats, lens)
-        wrong, _ = forward_loss(clips, at, feats.roll(1, dims=0), lens.roll(1))
-        sums += torch.stack([true, wrong, n]).double()
+    batches = epoch_batches(n_tokens["val"].tobytes(), seed, "val", 0, 0, 0.0, batch_tokens)  # each by length
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # true nats, shuffled nats, right tokens, targets
+    for at in (pool[batch] for batch in batches[rank::world_size]):
+        feats, lens = (torch.from_numpy(a) for a in load_batch(clips, at))
+        true, targets, _, logits = forward_clips(clips, at, feats, lens, with_logits=True)
+        wrong = forward_clips(clips, at, feats.roll(1, dims=0), lens.roll(1))[0]
+        is_right = (logits.argmax(2) == targets).sum()  # never at a target of -1
+        sums += torch.stack([true, wrong, is_right, (targets >= 0).sum()]).double()
     if world_size > 1:
         dist.all_reduce(sums)
-    true, wrong, n = sums.tolist()
-    result = {"val_loss": true / n, "val_shuffled": wrong / n, "gap": (wrong - true) / n}
+    true, wrong, n_right, n = sums.tolist()
+    result = {"val_loss": true / n, "val_shuffled": wrong / n, "gap": (wrong - true) / n, "val_acc": n_right / n}
     if rank == 0:
+        if len(projector.mix) > 1:
+            print("    layer mix:", dict(zip(manifest["taps"], projector.mix.softmax(0).tolist())))
+        by_length = pool[np.argsort(clips.lengths[pool], kind="stable")]
         at = by_length[np.linspace(0, len(by_length) - 1, min(eval_clips, len(by_length))).astype(int)]
-        heard = [text for part in np.array_split(at, -(-len(at) // batch_size)) for text in read_texts(clips, part)]
+        heard = [text for part in np.array_split(at, -(-len(at) // 32)) for text in read_texts(clips, part)]
         result["val_wer"] = jiwer.wer([clips.texts[i] for i in at], heard)
         for i, text in list(zip(at, heard))[::max(len(at) // 3, 1)]:
             print(f"    {clips.texts[i]}  ->  {text}")
@@ -363,19 +387,23 @@ def save(step, result):
 
 model.train(), projector.train()
 model.trunk = fast_trunk
-result, losses, began, wait, t0, n_places = {}, [], time.time(), 0.0, time.time(), 0
+result, losses, began, wait, t0, n_places, n_padding = {}, [], time.time(), 0.0, time.time(), 0, 0
+mine = [n for n in range(first_step * grad_accum, max_steps * grad_accum) if n % grad_accum % world_size == rank]
+ahead = dict(num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda")
+reader = iter(torch.utils.data.DataLoader(Microbatches(), batch_size=None, sampler=mine, **ahead))
 for step in range(first_step, max_steps):
     share = get_lr(step)
     sums = torch.zeros(2, device=device)  # nats, targets
     for microbatch in range(rank, grad_accum, world_size):
         began_read = time.time()
-        at, feats, lens = get_batch("train", step, microbatch)
+        at, feats, lens = next(reader)
         wait += time.time() - began_read
         torch.manual_seed(hash((seed, step, microbatch)))  # dropout: a function of the microbatch, so resume repeats it
-        loss, n = forward_loss(data["train"], at, feats, lens)
+        loss, targets, n, _ = forward_clips(data["train"], at, feats, lens)
         loss.backward()
-        sums += torch.stack([loss.detach(), n])
-        n_places += int(n) + feats.size(0) * -(-feats.size(1) // stack)
+        sums += torch.stack([loss.detach(), (targets >= 0).sum()])
+        n_places += n
+        n_padding += n - int((targets >= 0).sum()) - int(n_audio_tokens(lens, stack).sum())
     if world_size > 1:
         dist.all_reduce(sums)
     norms = []
@@ -397,10 +425,11 @@ for step in range(first_step, max_steps):
     if (step + 1) % log_every == 0 or is_last:
         seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
         record = {"step": step + 1, "loss": losses[-1], "lr": share * learning_rate, "norm": math.hypot(*norms),
-                  "ms": 1e3 * seconds / n_steps, "wait": wait / seconds, "tok/s": n_places * world_size / seconds,
+                  "ms": 1e3 * seconds / n_steps, "wait": wait / seconds, "pad": n_padding / n_places,
+                  "tok/s": n_places * world_size / seconds,
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
         log(record)
-        wait, t0, n_places = 0.0, time.time(), 0
+        wait, t0, n_places, n_padding = 0.0, time.time(), 0, 0
     pause = time.time()
     if is_last or (eval_every and (step + 1) % eval_every == 0):
         result = evaluate()

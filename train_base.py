@@ -117,7 +117,7 @@ def find_last(inputs):
     if init_from == "auto" and steps:
         meta = read_meta(out_dir)
         now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
-        free = ("init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every", "wandb_log")
+        free = "init_from max_steps device use_compile log_every eval_every save_every wandb_log workers".split()
         changed = [k for k in now if k not in free and now[k] != then.get(k)]
         if changed:
             fail(f"{out_dir} holds a run with other {', '.join(changed)}: give another --out_dir, or "
@@ -148,8 +148,7 @@ def save_checkpoint(step, files, meta):
         sums[os.path.basename(path)] = sha256_file(path)
     commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
-    meta = {"step": step, **meta, "user_config": config, "device_batch_size": batch_size, "inputs": inputs,
-            "versions": versions, "sha256": sums}
+    meta = {"step": step, **meta, "user_config": config, "inputs": inputs, "versions": versions, "sha256": sums}
     path = os.path.join(out_dir, f"meta_{step:06d}.json")
     with open(path + ".tmp", "w", encoding="utf-8") as f:
         json.dump(meta, f, indent=2)
@@ -352,7 +351,8 @@ def evaluate(units):
 def save(step, result):
     """Write the checkpoint of a step."""
     state = {"blank": blank.data, "spell_steps": spell_steps, "optimizers": [o.state_dict() for o in optimizers]}
-    meta = {"val_bpb": result.get("val_bpb"), "model_config": vars(model.config), "max_seq_len": text_len}
+    meta = {"val_bpb": result.get("val_bpb"), "model_config": vars(model.config), "max_seq_len": text_len,
+            "device_batch_size": batch_size}
     save_checkpoint(step, {"model": model.state_dict(), "optim": state}, meta)
 
 

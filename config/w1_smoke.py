@@ -14,7 +14,6 @@ hidden = 384            # n_embd
 zero_init = True
 dropout = 0.0
 time_warp = 0.0
-batch_size = 5
 train_lm = True
 learning_rate = 1e-3
 lm_learning_rate = 1e-3

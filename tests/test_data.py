@@ -4,6 +4,7 @@ import http.server
 import io
 import json
 import os
+import shutil
 import tarfile
 import threading
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import data
-from data import Features, batch_indices, download, epoch_batches, load_batch, write_index, write_shard
+from data import Features, batch_indices, cut_points, download, epoch_batches, load_batch, write_index, write_shard
 
 BODY = bytes(np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8))
 SHA256, MD5 = hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY).hexdigest()
@@ -187,6 +188,23 @@ def test_other_features_are_refused(folder, needs, words):
     assert all(word in str(e.value) for word in [str(folder), *words]) and "\n" not in str(e.value)
 
 
+def test_folders_are_mixed(folder, tmp_path):
+    """Broken: two folders of features don't add up, a clip is read from the wrong one, or encoders are mixed."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    rows = json.loads((other / "index.json").read_text())
+    rows[0]["info"]["text"] = "of the other"
+    (other / "index.json").write_text(json.dumps(rows))
+    features = Features(f"{folder}, {other}*2", "train")
+    assert len(features) == 12 and features.texts[4] == features.texts[8] == "of the other"
+    x, lens = load_batch(features, np.array([1, 5, 9]))
+    assert np.array_equal(x[0], x[1]) and np.array_equal(x[0], x[2]) and lens.tolist() == [3, 3, 3]
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"encoder_sha256": "cd34"}))
+    for wrong, words in ((f"{folder},{other}", "cd34.*ab12"), (f"{folder}*x", "three times"), (f"{folder},", "whole")):
+        with pytest.raises(ValueError, match=words):
+            Features(wrong, "train")
+
+
 def test_cut_shard_is_found_at_opening(folder):
     """Broken: a shard cut short is noticed hours later, or read as zeros."""
     features = Features(str(folder))
@@ -230,6 +248,20 @@ def test_an_epoch_holds_each_clip_once(n, batch_size):
         assert sorted(np.concatenate(batches)) == list(range(n))
         sizes = {len(batch) for batch in batches}
         assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+
+
+def test_batches_of_tokens():
+    """Broken: a batch overruns its tokens, over 5% of them are padding, or clips are lost."""
+    rng = np.random.default_rng(5)  # LibriSpeech-like: a quarter 1.5-11 s, the rest about 14.6 s; 15 tokens a second
+    seconds = np.where(rng.random(9000) < 0.25, rng.uniform(1.5, 11, 9000), rng.normal(14.6, 1.2, 9000).clip(11, 24.5))
+    lengths = (15 * seconds).astype(np.int32)
+    for batch_tokens in (3400, 16000):
+        n = len(cut_points(lengths.tobytes(), 0, batch_tokens)) + 1
+        batches = [batch_indices(lengths, 0, "train", step, 0, 0, batch_tokens=batch_tokens) for step in range(n)]
+        sizes = np.array([len(batch) * lengths[batch].max() for batch in batches])
+        assert sorted(np.concatenate(batches)) == list(range(9000)) and sizes.max() <= 1.05 * batch_tokens
+        assert 1 - lengths.sum() / sizes.sum() < 0.05 and np.median(sizes) > 0.9 * batch_tokens
+    assert len(cut_points(lengths.tobytes(), 0, 1)) == 8999  # a clip that is longer stands alone
 
 
 def test_batches_hold_similar_lengths_in_random_order():

@@ -347,10 +347,10 @@ def test_own_clips(prepare, tmp_path):
     rows = [{"audio": f"mine/{i}.ogg" if i else "mine/0.wav", "text": f"It's number {'abcdefgh'[i % 8]}!",
              "mood": "calm"} for i in range(40)]
     rows[1] |= {"split": "test", "speaker": "me", "key": "the.first"}
-    lines = [*map(json.dumps, rows), "", "[1]", '{"audio": "mine/99.ogg", "text": "missing"}']
+    lines = [*map(json.dumps, rows), "", "[1]", '{"audio": "mine/1.ogg", "text": 7}', '{"audio": "mine/99.ogg", "text": "missing"}']
     (tmp_path / "list.jsonl").write_text("\n".join(lines) + "\n")
     command = (f"--source={tmp_path}/list.jsonl", "--min_words=3", "--max_words=3")
-    assert_fails(prepare(*command), "3 of 43 clips", "list.jsonl:41", "empty line")
+    assert_fails(prepare(*command), "4 of 44 clips", "list.jsonl:41", "empty line")
     done = prepare(*command, "--max_bad_share=0.1")
     assert done.code == 0 and "40 converted to 16 kHz mono" in done.out, done.err
     features = Features(f"{tmp_path}/features")

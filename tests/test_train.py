@@ -19,8 +19,8 @@ WORDS = "the a small red old dog cat bird man girl sees hears likes wants two th
 BASE = ["--depth=2", "--head_dim=32", "--vocab_size=300", "--sequence_len=64", "--text_len=16", "--batch_size=8",
         "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--use_compile=False", "--log_every=1",
         "--practice_vocab=270", "--spell_share=0.125", "--device=cpu"]  # whole tokens from step 1 on
-ALIGN = ["--hidden=32", "--batch_size=8", "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--eval_clips=4",
-         "--use_compile=False", "--log_every=1", "--device=cpu"]
+ALIGN = ["--hidden=32", "--batch_tokens=160", "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8",
+         "--eval_clips=4", "--use_compile=False", "--log_every=1", "--device=cpu"]
 
 
 def run(script, *args, n_ranks=1, ok=True):
@@ -82,7 +82,7 @@ def test_resume_repeats_the_straight_run(world, tmp_path, train):
     """A run that was stopped and continued would differ from one never stopped: optimizer, data order or noise."""
     train(world, tmp_path / "straight", "--max_steps=4")
     train(world, tmp_path / "parts", "--max_steps=2")
-    out = train(world, tmp_path / "parts", "--max_steps=4", "--init_from=resume")
+    out = train(world, tmp_path / "parts", "--max_steps=4", "--init_from=resume", *["--workers=2"][:train is align])
     assert "starting at step 2" in out
     for name in ["model", "projector"][:1 + (train is align)]:
         assert same_state(*(tmp_path / part / f"{name}_000004.pt" for part in ("straight", "parts")))
@@ -136,7 +136,10 @@ def test_alignment_freezes_the_lm(world, tmp_path):
     assert meta["audio"]["prompt"] == "transcript" and meta["audio"]["encoder"] == "random"
     assert {"encoder.pt", "tokenizer.json", "pca.png", "log.jsonl"} <= set(os.listdir(tmp_path / "run"))
     evaluated = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")][-1]
-    assert {"val_loss", "val_shuffled", "gap", "val_wer"} <= set(evaluated)
+    assert {"val_loss", "val_shuffled", "gap", "val_acc", "val_wer"} <= set(evaluated)
+    assert 0 <= evaluated["val_acc"] <= 1
+    align(world, tmp_path / "on", "--max_steps=1", f"--lm={tmp_path}/run", "--learning_rate=0")  # its projector too
+    assert same_state(tmp_path / "run" / "projector_000002.pt", tmp_path / "on" / "projector_000001.pt")
     align(world, tmp_path / "lm", "--max_steps=2", "--train_lm=True")
     assert not same_state(world / "base" / "model_000002.pt", tmp_path / "lm" / "model_000002.pt")
 

@@ -1,0 +1,202 @@
+"""Speed of the stages on this machine, each beside its limit and the naive way: a table, then one JSON line.
+
+    python bench.py                            # all, a few minutes on 2 cores
+    python bench.py --only=encoder --quick=True
+    python bench.py --device=cuda              # one GPU; needs torch, numpy and transformers alone
+
+machine  matmul in fp32 and bf16 (GFLOP/s), a copy in memory (GB/s): the limits of the rest, measured in the same run
+encoder  clips of 5 s to features, log-mel included: ours (real frames only, COMPUTE_DTYPE, a process for each core as
+         prepare_librispeech.py works) and transformers' as people use it (fp32, padded to 30 s, one process)
+align    a step of train_align.py: frozen d4 GPT and a projector on clips of LibriSpeech-like lengths, in length-sorted
+         batches of so many tokens; the naive way: batches in random order, rows padded to their longest
+Random weights: speed does not depend on them. Figures of one run compare; machines here are shared and noisy.
+"""
+import json
+import os
+import platform
+import time
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+
+from audio import SAMPLE_RATE, Projector, WhisperEncoder, encode, n_audio_tokens
+from configurator import configure, fail
+from data import epoch_batches
+from model import COMPUTE_DTYPE, GPT, GPTConfig, pick_device
+
+# config: every value here can be set from a config file or as --name=value
+only = ""            # comma-separated parts: encoder, align; '': all
+quick = False        # fewer repeats, under a minute on 2 cores
+clip_s = 5.0         # encoder: length of a clip
+encoder_size = "base"  # encoder: tiny, base, small, medium or large-v3
+depth = 4            # align: of the GPT
+batch_tokens = 3400  # align: audio and text tokens of a batch, padding too
+device = "auto"      # auto, cuda, mps, cpu
+seed = 0
+config = configure(globals())  # prints each change
+# -----------------------------------------------------------------------------
+LIMIT = f"matmul_{'bf16' if COMPUTE_DTYPE == torch.bfloat16 else 'fp32'}_gflops"  # of the machine, for ours
+SIZES = {"tiny": (80, 4, 384, 6), "base": (80, 6, 512, 8), "small": (80, 12, 768, 12), "medium": (80, 24, 1024, 16),
+         "large-v3": (128, 32, 1280, 20)}  # n_mels, n_layer, n_embd, n_head
+
+
+def fastest(work, seconds):
+    """Seconds of the fastest call of work(), called for so many seconds, and twice at least after a first one."""
+    sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    work(), sync()
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < end:
+        began = time.perf_counter()
+        work(), sync()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+# ---- machine
+
+def measure_machine(where, seconds):
+    """-> {matmul_fp32_gflops, matmul_bf16_gflops, copy_gb_s} and what the machine is."""
+    n, result = (8192 if where.type == "cuda" else 2048), {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(n, n, device=where).to(dtype) for _ in "ab")
+        result[f"matmul_{name}_gflops"] = round(2 * n**3 / fastest(lambda: a @ b, seconds) / 1e9, 1)
+    x = torch.empty(2**28 if where.type == "cuda" else 2**26, device=where)
+    y = torch.zeros_like(x)
+    result["copy_gb_s"] = round(2 * x.numel() * 4 / fastest(lambda: x.copy_(y), seconds) / 1e9, 1)  # read and written
+    name = torch.cuda.get_device_name() if where.type == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}"
+    return result | {"device": name, "compute_dtype": str(COMPUTE_DTYPE)[6:], "torch": torch.__version__,
+                     "date": time.strftime("%Y-%m-%d")}
+
+
+# ---- encoder
+
+def make_clips(n):
+    """n clips of clip_s seconds: noise of a changing loudness."""
+    rng, samples = np.random.default_rng(seed), int(clip_s * SAMPLE_RATE)
+    swell = np.sin(np.arange(samples) / 3000)
+    return [(0.1 * rng.normal(size=samples) * swell).astype(np.float32) for _ in range(n)]
+
+
+def encode_all(encoder, clips, n_workers):
+    """Features of the clips by n_workers forked processes of one thread each (0: here)."""
+    if not n_workers:
+        return encode(encoder, clips)
+    pool = [get_context("fork").Process(target=encode, args=(encoder, clips[i::n_workers])) for i in range(n_workers)]
+    for process in pool:
+        process.start()
+    for process in pool:
+        process.join()
+        if process.exitcode:
+            raise OSError("a worker of the encoder's bench died (out of memory?)")
+
+
+def encoder_flops(T):
+    """Operations of the encoder over T frames of 20 ms: two a weight and frame, and attention's two products."""
+    n_mels, n_layer, D, _ = SIZES[encoder_size]
+    return 2 * T * (2 * 3 * n_mels * D + 3 * D * D + n_layer * 12 * D * D) + n_layer * 4 * T * T * D
+
+
+def measure_naive_encoder(where, clips, seconds):
+    """Seconds a clip of transformers' feature extractor and Whisper encoder: fp32, 30 s, batches of 1 or 8."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+    n_mels, n_layer, D, n_head = SIZES[encoder_size]
+    naive = WhisperModel(WhisperConfig(
+        num_mel_bins=n_mels, d_model=D, encoder_layers=n_layer, encoder_attention_heads=n_head, encoder_ffn_dim=4 * D,
+        decoder_layers=1, decoder_attention_heads=n_head, decoder_ffn_dim=D)).encoder.eval().to(where)
+    extract = WhisperFeatureExtractor(feature_size=n_mels)
+
+    @torch.no_grad()
+    def run(batch):
+        mel = extract(batch, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        return naive(mel.to(where)).last_hidden_state.cpu()
+
+    return min(fastest(lambda: run(clips[:n]), seconds) / n for n in (1, 8))
+
+
+def measure_encoder(where, seconds):
+    """-> clips a second ours and naive, their ratio x_naive_<clip_s>s, times real time, operations a second ours.
+
+    Comes first: a forked process hangs in OpenMP if threads have run in its parent.
+    """
+    n_mels, n_layer, D, n_head = SIZES[encoder_size]
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    encoder = WhisperEncoder(dict(name="random", n_mels=n_mels, n_layer=n_layer, n_embd=D, n_head=n_head)).to(where)
+    n_workers, clips = (os.cpu_count(), make_clips(64)) if where.type == "cpu" else (0, make_clips(512))
+    ours = fastest(lambda: encode_all(encoder, clips, n_workers), seconds) / len(clips)
+    torch.set_num_threads(n_threads)
+    naive = measure_naive_encoder(where, clips, seconds)
+    return {"clips_s": round(1 / ours, 2), "naive_clips_s": round(1 / naive, 2),
+            f"x_naive_{clip_s:g}s": round(naive / ours, 1), "x_real_time": round(clip_s / ours, 1),
+            "gflops": round(encoder_flops(int(clip_s * 50)) / ours / 1e9, 1)}
+
+
+# ---- align
+
+def draw_lengths(n):
+    """Frames and text tokens of n clips as long as LibriSpeech's: a quarter 1.5-11 s, the rest about 14.6 s."""
+    rng = np.random.default_rng(seed)
+    seconds = np.where(rng.random(n) < 0.25, rng.uniform(1.5, 11, n), np.clip(rng.normal(14.6, 1.2, n), 11, 24.5))
+    return (50 * seconds).astype(np.int64), np.maximum(2, 3.3 * seconds * rng.normal(1, 0.12, n)).astype(np.int64)
+
+
+def measure_align(where, seconds):
+    """-> tokens a second of length-sorted batches and of random ones (padding not counted), their ratio, gflops."""
+    torch.manual_seed(seed)
+    gpt = GPT(GPTConfig.of_depth(depth, 4096, 256, 64, "L")).to(where).requires_grad_(False)
+    D, stack = SIZES[encoder_size][2], 5
+    projector = Projector(D, 1, stack, gpt.config.n_embd, 512).to(where).train()
+    frames, texts = draw_lengths(28_539)
+    audio = n_audio_tokens(frames, stack)
+    lengths = (audio + texts).astype(np.int32)
+    batches = epoch_batches(lengths.tobytes(), seed, "train", 0, 0, 0.03, batch_tokens)
+    size = max(round(len(lengths) / len(batches)), 1)
+    naive = np.array_split(np.random.default_rng(seed).permutation(len(lengths)), len(lengths) // size)
+
+    def step(at):
+        lens, T = torch.from_numpy(frames[at]).to(where), int(texts[at].max())
+        text_lens = torch.from_numpy(texts[at]).to(where)
+        idx = torch.randint(0, 4096, (len(at), T), device=where)
+        targets = torch.where(torch.arange(T, device=where) < text_lens[:, None], idx, -1)
+        feats = torch.zeros(len(at), int(frames[at].max()), 1, D, dtype=torch.float16, device=where)
+        soft, soft_lens = projector(feats, lens)
+        listen = dict(audio_features=soft, audio_lens=soft_lens, text_lens=text_lens)
+        gpt(idx, targets, loss_reduction="sum", **listen).backward()
+        projector.zero_grad()
+
+    def rate(some):  # tokens a second that are no padding
+        return sum(lengths[at].sum() for at in some) / fastest(lambda: [step(at) for at in some], seconds)
+
+    n = 2 if quick else 6
+    ours, other = rate(batches[:n]), rate(naive[:n])
+    padded = sum(len(at) * int(lengths[at].max()) for at in batches)
+    flops = 4 * sum(p.numel() for p in gpt.transformer.h.parameters())  # a token, forward and back to the projector
+    return {"tok_s": round(ours), "naive_tok_s": round(other), "x_naive": round(ours / other, 2),
+            "padding": round(1 - float(lengths.sum()) / padded, 4),
+            "gflops": round(flops * ours / 1e9, 1)}
+
+
+def main():
+    parts = {"encoder": measure_encoder, "align": measure_align}
+    chosen = [part.strip() for part in only.split(",") if part.strip()] or list(parts)
+    if set(chosen) - set(parts) or encoder_size not in SIZES:
+        raise ValueError(f"{only=} names {', '.join(parts)}; {encoder_size=} is one of {', '.join(SIZES)}")
+    if not 0.1 <= clip_s <= 30 or min(depth, batch_tokens) < 1 or seed < 0:
+        raise ValueError(f"{clip_s=} is 0.1 to 30; {depth=} and {batch_tokens=} are 1 or more; {seed=} is 0 or more")
+    where, seconds = pick_device(device), 1.0 if quick else 5.0
+    result = {part: parts[part](where, seconds) for part in parts if part in chosen}
+    result = {"machine": measure_machine(where, seconds / 2), **result}
+    for part in chosen:
+        result[part]["share_of_matmul"] = round(result[part]["gflops"] / result["machine"][LIMIT], 3)
+    for part, figures in result.items():
+        for name, value in figures.items():
+            print(f"| {part:<8} | {name:<20} | {value if isinstance(value, str) else f'{value:,}':>22} |")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        fail(e)
