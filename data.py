@@ -249,7 +249,7 @@ def cut_points(lengths, batch_size, batch_tokens):
     if not batch_tokens:  # no small rest: sizes differ by one at most
         return np.cumsum([len(part) for part in np.array_split(lengths, -(-len(lengths) // batch_size))])[:-1]
     for i, length in enumerate(lengths):
-        if (i + 1 - first) * length > batch_tokens and i > first:
+        if i > first and (i + 1 - first) * length > batch_tokens or i - first == (batch_size or -1):
             cuts.append(first := i)
     return np.array(cuts, dtype=np.int64)
 
@@ -270,7 +270,7 @@ def batch_indices(lengths, seed, split, step, microbatch, batch_size, grad_accum
     """Clips of a microbatch, a function of its arguments alone: any rank may ask for any step, resume needs no state.
 
     lengths: of clips (N,); seed >= 0; microbatch: 0..grad_accum-1; jitter: share by which lengths move before sorting.
-    An epoch: batches of similar length in random order, each clip once, of batch_size clips at most, or where
+    An epoch: batches of similar length in random order, each clip once, of batch_size clips at most (0: any), and where
     batch_tokens is given of so many (padding counts; up to the jitter over it), or of one longer clip. -> int64 (B,)
     """
     lengths = np.asarray(lengths, np.int32).tobytes()

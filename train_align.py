@@ -45,6 +45,7 @@ time_warp = 0.1         # training clips are read up to so much faster or slower
 audio_at = 0            # text tokens before the audio: 0 (before bos) or 1 (after it)
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
 batch_tokens = 3400     # audio and text tokens per microbatch, padding too; the value to lower on out-of-memory
+batch_size = 0          # clips per microbatch at most; 0: any number
 grad_accum = 1          # microbatches per step over all ranks; a multiple of the world size
 # what trains
 train_lm = False        # W2: LM and Whisper frozen, only the projector moves
@@ -75,8 +76,9 @@ if min(stack, max_steps, batch_tokens, grad_accum, eval_clips, save_every, log_e
     fail("stack, max_steps, batch_tokens, grad_accum, eval_clips, save_every, log_every: 1 or more; audio_at: 0 or 1")
 if not (0 <= dropout <= 0.9 and 0 <= voice_mix <= 1 and 0 <= time_warp <= 0.5):
     fail(f"{dropout=} is 0 to 0.9, {voice_mix=} 0 to 1, {time_warp=} 0 to 0.5")
-if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers) < 0:
-    fail("learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers: 0 or more")
+if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers,
+       batch_size) < 0:
+    fail("every rate, weight_decay, grad_clip, max_clips, seed, workers and batch_size: 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -205,7 +207,7 @@ class Microbatches:
     def __getitem__(self, n):
         """-> clips (B,), features float16 (B, T, n_taps, D), lens (B,)"""
         step, microbatch = divmod(n, grad_accum)
-        at = usable["train"][batch_indices(n_tokens["train"], seed, "train", step, microbatch, 0, grad_accum,
+        at = usable["train"][batch_indices(n_tokens["train"], seed, "train", step, microbatch, batch_size, grad_accum,
                                            batch_tokens=batch_tokens)]
         return at, *warp(*load_batch(data["train"], at), np.random.default_rng([seed, step, microbatch]))
 

@@ -261,6 +261,8 @@ def test_batches_of_tokens():
         sizes = np.array([len(batch) * lengths[batch].max() for batch in batches])
         assert sorted(np.concatenate(batches)) == list(range(9000)) and sizes.max() <= 1.05 * batch_tokens
         assert 1 - lengths.sum() / sizes.sum() < 0.05 and np.median(sizes) > 0.9 * batch_tokens
+        few = batch_indices(lengths, 0, "train", 7, 0, 5, batch_tokens=batch_tokens)
+        assert len(few) == 5 and len(cut_points(lengths.tobytes(), 5, batch_tokens)) == 1799
     assert len(cut_points(lengths.tobytes(), 0, 1)) == 8999  # a clip that is longer stands alone
 
 

@@ -347,7 +347,8 @@ def test_own_clips(prepare, tmp_path):
     rows = [{"audio": f"mine/{i}.ogg" if i else "mine/0.wav", "text": f"It's number {'abcdefgh'[i % 8]}!",
              "mood": "calm"} for i in range(40)]
     rows[1] |= {"split": "test", "speaker": "me", "key": "the.first"}
-    lines = [*map(json.dumps, rows), "", "[1]", '{"audio": "mine/1.ogg", "text": 7}', '{"audio": "mine/99.ogg", "text": "missing"}']
+    rows += [{"audio": "mine/1.ogg", "text": 7}, {"audio": "mine/99.ogg", "text": "missing"}]
+    lines = [*map(json.dumps, rows[:40]), "", "[1]", *map(json.dumps, rows[40:])]
     (tmp_path / "list.jsonl").write_text("\n".join(lines) + "\n")
     command = (f"--source={tmp_path}/list.jsonl", "--min_words=3", "--max_words=3")
     assert_fails(prepare(*command), "4 of 44 clips", "list.jsonl:41", "empty line")
