@@ -196,13 +196,14 @@ class Features:
     """
 
     def __init__(self, folder, split="", encoder_sha256="", taps=None):
-        self.rows = []
+        self.rows, self.folders = [], []
         for part in folder.split(","):
             part, _, times = part.strip().partition("*")
             if not (times or "1").isdigit():
                 raise ValueError(f"{folder}: write a folder that counts three times as {part}*3")
             manifest, rows = read_index(part, encoder_sha256, taps)
             encoder_sha256, taps = manifest["encoder_sha256"], manifest["taps"]
+            self.folders.append(part)
             self.rows += [row for row in rows if split in ("", row["info"]["split"])] * int(times or 1)
         if not self.rows:
             raise ValueError(f"{folder}: no clip of split {split!r}, only {sorted(manifest['clips'])}")

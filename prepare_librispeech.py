@@ -1,7 +1,7 @@
 """Turn speech into shards of Whisper features: LibriSpeech from the net, any folder in its layout, or a list of clips.
 
     python prepare_librispeech.py --subset=dev-clean            # data/LibriSpeech, downloaded where it is missing
-    torchrun --standalone --nproc_per_node=8 prepare_librispeech.py --subset=train-clean-100,dev-clean  # or python
+    python prepare_librispeech.py --subset=train-clean-100,dev-clean
     python prepare_librispeech.py config/cpu_features.py        # what speedrun.sh runs: data/synthetic/features
     python prepare_librispeech.py --source=mine.jsonl           # your own clips
     python prepare_librispeech.py --limit=8 --out_dir=data/toy  # a toy: 8 clips of each subset

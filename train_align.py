@@ -76,8 +76,7 @@ if min(stack, max_steps, batch_tokens, grad_accum, eval_clips, save_every, log_e
     fail("stack, max_steps, batch_tokens, grad_accum, eval_clips, save_every, log_every: 1 or more; audio_at: 0 or 1")
 if not (0 <= dropout <= 0.9 and 0 <= voice_mix <= 1 and 0 <= time_warp <= 0.5):
     fail(f"{dropout=} is 0 to 0.9, {voice_mix=} 0 to 1, {time_warp=} 0 to 0.5")
-if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers,
-       batch_size) < 0:
+if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers, batch_size) < 0:
     fail("every rate, weight_decay, grad_clip, max_clips, seed, workers and batch_size: 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
@@ -244,8 +243,7 @@ try:
         fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
     usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
     inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
-              "features": " ".join(sha256_file(os.path.join(part.split("*")[0].strip(), "index.json"))
-                                   for part in shards.split(","))}
+              "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders)}
     os.makedirs(out_dir, exist_ok=True)
     kept = [first_step := find_last(inputs)]
     if first_step or lm:
@@ -260,10 +258,13 @@ try:
     projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init,
                           dropout, voice_mix).to(device)
     if lm and not first_step and "audio" in meta:  # an aligned run: its projector too
+        then, now = meta["audio"] | meta["audio"]["projector"], config | manifest
+        if other := [k for k in ("stack", "hidden", "zero_init", "encoder_sha256", "taps") if then[k] != now[k]]:
+            fail(f"{lm} was aligned with other {', '.join(other)}: give the same, or the base model as lm")
         projector.load_state_dict(load_saved(lm, meta, "projector", device))
     else:
         projector.set_stats(*data["train"].mean_std(300, seed))
-except (ValueError, OSError, RuntimeError) as e:  # a wrong file or folder is the user's mistake
+except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
     fail(e)
 model.requires_grad_(train_lm)
 matrices = [projector.fc1.weight, projector.fc2.weight] if muon_lr else []
@@ -318,8 +319,7 @@ def evaluate():
         feats, lens = (torch.from_numpy(a) for a in load_batch(clips, at))
         true, targets, _, logits = forward_clips(clips, at, feats, lens, with_logits=True)
         wrong = forward_clips(clips, at, feats.roll(1, dims=0), lens.roll(1))[0]
-        is_right = (logits.argmax(2) == targets).sum()  # never at a target of -1
-        sums += torch.stack([true, wrong, is_right, (targets >= 0).sum()]).double()
+        sums += torch.stack([true, wrong, (logits.argmax(2) == targets).sum(), (targets >= 0).sum()]).double()
     if world_size > 1:
         dist.all_reduce(sums)
     true, wrong, n_right, n = sums.tolist()

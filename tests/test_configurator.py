@@ -106,10 +106,12 @@ def test_wrong_config_file(tmp_path, capsys, text, said):
 
 
 def test_missing_config_file_names_the_nearest(tmp_path, capsys):
-    """Broken: a mistyped config file isn't named, and the user searches for it."""
+    """Broken: a mistyped config file isn't named, or a folder given as one ends in a traceback."""
     path = write(tmp_path, "batch_size = 4", "w2_frozen.py")
     assert f"did you mean {path}?" in refuse(capsys, [path.replace("frozen", "frozn")])
-    assert f"{tmp_path}.py: no such config file" in refuse(capsys, [f"{tmp_path}.py"])
+    (tmp_path / "folder.py").mkdir()
+    assert "no such config file" in refuse(capsys, [str(tmp_path / "folder.py")])
+    assert "ends in .py" in refuse(capsys, [str(tmp_path)])
 
 
 def test_only_the_first_rank_prints(monkeypatch, capsys):

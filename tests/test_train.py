@@ -140,6 +140,8 @@ def test_alignment_freezes_the_lm(world, tmp_path):
     assert 0 <= evaluated["val_acc"] <= 1
     align(world, tmp_path / "on", "--max_steps=1", f"--lm={tmp_path}/run", "--learning_rate=0")  # its projector too
     assert same_state(tmp_path / "run" / "projector_000002.pt", tmp_path / "on" / "projector_000001.pt")
+    out = align(world, tmp_path / "no", f"--lm={tmp_path}/run", "--stack=4", "--hidden=16", ok=False)
+    assert "aligned with other stack, hidden" in out and "Traceback" not in out
     align(world, tmp_path / "lm", "--max_steps=2", "--train_lm=True")
     assert not same_state(world / "base" / "model_000002.pt", tmp_path / "lm" / "model_000002.pt")
 
