@@ -27,6 +27,7 @@ N_FFT = 400              # 25 ms window
 HOP = 160                # 10 ms between mel frames
 MAX_MEL_FRAMES = 3000    # 30 s: Whisper's table of positions ends there
 BATCH_MEL_FRAMES = 4800  # mel frames in one encoder call, 24 clips of 2 s; more was no faster (2 cores, 2026-11-21)
+GPU_MEL_FRAMES = 96_000  # on a GPU: 32 clips of 30 s
 WHEELS_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"  # the public faster-whisper-base
 
 # --- from a file to a log-mel spectrogram ----------------------------------------------------------------------------
@@ -294,29 +295,30 @@ def read_ctranslate2(data, name):
 
 
 # --- features and soft tokens -----------------------------------------------------------------------------------------
-def encode(encoder, wavs, taps=(-1,)):
+def encode(encoder, clips, taps=(-1,)):
     """Turn clips into Whisper features, each as if it were alone.
 
-    wavs: list of float32 (n,) at 16 kHz, any lengths: over 30 s, in equal windows of at most 30 s. taps: as in
-    WhisperEncoder.forward. Returns a list of float16 (T, n_taps, D), 50 frames a second.
+    clips: list of float32 (n,) at 16 kHz or log-mels (n_mels, T_mel), any lengths: over 30 s, in equal windows of at
+    most 30 s. taps: as in WhisperEncoder.forward. Returns a list of float16 (T, n_taps, D), 50 frames a second.
     """
     if not taps or not all(-1 <= tap < encoder.n_layer for tap in taps):
         raise ValueError(f"taps={taps}: each is -1 (the end) or a layer 0..{encoder.n_layer - 1} of {encoder.name}")
     device, windows, feats = encoder.conv1.weight.device, [], {}
-    for clip, wav in enumerate(wavs):
-        mel = log_mel(torch.as_tensor(wav, device=device), encoder.n_mels)
+    for clip, x in enumerate(torch.as_tensor(x, device=device) for x in clips):
+        mel = x if x.ndim == 2 else log_mel(x, encoder.n_mels)
         T, n = mel.shape[1] // 2, math.ceil(mel.shape[1] / MAX_MEL_FRAMES)
         windows += [(clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]) for i in range(n)]
     windows.sort(key=lambda window: -window[2].shape[1])
     while windows:
         T_mel = windows[0][2].shape[1]
-        batch, windows = windows[:BATCH_MEL_FRAMES // T_mel], windows[BATCH_MEL_FRAMES // T_mel:]
+        n = (BATCH_MEL_FRAMES if device.type == "cpu" else GPU_MEL_FRAMES) // T_mel
+        batch, windows = windows[:n], windows[n:]
         lens = torch.tensor([mel.shape[1] for _, _, mel in batch])
         x = encoder(torch.stack([F.pad(mel, (0, T_mel - mel.shape[1])) for _, _, mel in batch]), lens, taps)
         x = x.clamp(-65504, 65504).half().cpu().numpy()  # the largest fp16: taps of large models go beyond
         for row, (clip, i, mel) in enumerate(batch):
             feats.setdefault(clip, {})[i] = x[row, :mel.shape[1] // 2]
-    return [np.concatenate([feats[clip][i] for i in sorted(feats[clip])]) for clip in range(len(wavs))]
+    return [np.concatenate([feats[clip][i] for i in sorted(feats[clip])]) for clip in range(len(clips))]
 
 
 def n_audio_tokens(T, stack):

@@ -150,7 +150,7 @@ def measure_align(where, seconds):
     frames, texts = draw_lengths(28_539)
     audio = n_audio_tokens(frames, stack)
     lengths = (audio + texts).astype(np.int32)
-    batches = epoch_batches(lengths.tobytes(), seed, "train", 0, 0, 0.03, batch_tokens)
+    batches = epoch_batches(lengths.tobytes(), seed, "train", 0, 0, 0.03, batch_tokens)[0]
     size = max(round(len(lengths) / len(batches)), 1)
     naive = np.array_split(np.random.default_rng(seed).permutation(len(lengths)), len(lengths) // size)
 

@@ -171,7 +171,7 @@ def write_index(folder, rows, shards, manifest):
     return manifest
 
 
-def read_index(folder, encoder_sha256, taps):
+def read_index(folder, encoder_sha256, taps, online):
     """Check a folder of features against the encoder and taps needed ("", None: any) -> (manifest, rows with paths)."""
     again = "run prepare_librispeech.py"
     try:
@@ -185,23 +185,28 @@ def read_index(folder, encoder_sha256, taps):
         n = path.stat().st_size if path.exists() else 0
         if n != shard["bytes"]:
             raise ValueError(f"{path}: {n:,} bytes instead of {shard['bytes']:,}: delete it and {again}")
-    return manifest, [row | {"path": os.path.join(folder, row["shard"])} for row in rows]
+    missing = "audio" if online else "shard"
+    if not all(missing in row for row in rows):
+        raise ValueError(f"{folder}: its index names no {missing} of each clip: {again}")
+    return manifest, [row | {name: os.path.join(folder, row[name]) for name in ("shard", "audio") if name in row}
+                      for row in rows]
 
 
 class Features:
     """Random access to the clips of a split ('' for all); it holds no open file, so it can be forked and pickled.
 
     folder: one, or several of the same encoder and taps: "a,b*3" counts each clip of b three times. encoder_sha256,
-    taps: what the run needs. ValueError: no features, of other encoder or taps, a shard cut short.
+    taps: what the run needs; online: of the clips' audio, not of shards. ValueError: no features, of other encoder or
+    taps, a shard cut short.
     """
 
-    def __init__(self, folder, split="", encoder_sha256="", taps=None):
+    def __init__(self, folder, split="", encoder_sha256="", taps=None, online=False):
         self.rows, self.folders = [], []
         for part in folder.split(","):
             part, _, times = part.strip().partition("*")
             if not (times or "1").isdigit():
                 raise ValueError(f"{folder}: write a folder that counts three times as {part}*3")
-            manifest, rows = read_index(part, encoder_sha256, taps)
+            manifest, rows = read_index(part, encoder_sha256, taps, online)
             encoder_sha256, taps = manifest["encoder_sha256"], manifest["taps"]
             self.folders.append(part)
             self.rows += [row for row in rows if split in ("", row["info"]["split"])] * int(times or 1)
@@ -219,14 +224,15 @@ class Features:
         """-> (float16 (T, n_taps, D), info)"""
         return load_batch(self, [i])[0][0], self.infos[i]
 
-    def mean_std(self, n_clips, seed):
-        """Mean and standard deviation over the frames of n_clips clips drawn by seed: two float32 (n_taps, D)."""
-        n, total, squares = 0, 0.0, 0.0
-        for i in np.random.default_rng(seed).permutation(len(self))[:n_clips]:
-            x = self[i][0].astype(np.float64)  # (T, n_taps, D)
-            n, total, squares = n + len(x), total + x.sum(0), squares + (x * x).sum(0)
-        mean = total / n
-        return mean.astype(np.float32), np.sqrt(np.maximum(squares / n - mean**2, 0)).astype(np.float32)
+
+def mean_std(clips):
+    """Mean and standard deviation over the frames of clips (T, n_taps, D): two float32 (n_taps, D)."""
+    n, total, squares = 0, 0.0, 0.0
+    for x in clips:
+        x = x.astype(np.float64)
+        n, total, squares = n + len(x), total + x.sum(0), squares + (x * x).sum(0)
+    mean = total / n
+    return mean.astype(np.float32), np.sqrt(np.maximum(squares / n - mean**2, 0)).astype(np.float32)
 
 
 def load_batch(features, indices):
@@ -234,7 +240,7 @@ def load_batch(features, indices):
     lens, by_shard = features.lengths[indices].astype(np.int64), {}
     x = np.zeros((len(indices), lens.max(), *features.shape), dtype=np.float16)
     for b, i in enumerate(indices):
-        by_shard.setdefault(features.rows[i]["path"], []).append((features.rows[i]["offset"], x[b, : lens[b]]))
+        by_shard.setdefault(features.rows[i]["shard"], []).append((features.rows[i]["offset"], x[b, : lens[b]]))
     for path, reads in by_shard.items():
         with open(path, "rb", buffering=0) as f:
             for offset, clip in reads:
@@ -257,23 +263,33 @@ def cut_points(lengths, batch_size, batch_tokens):
 
 @lru_cache(maxsize=8)
 def epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens=0):
-    """An epoch's batches, each clip once: a list of int64 arrays of indices; lengths: bytes of int32 (N,)."""
+    """An epoch's batches, each clip once: a list of int64 arrays of indices, and each clip's stretch, float64 (N,).
+
+    lengths: bytes of int32 (N,). A clip is sorted as if it were `stretch` times as long, 1 - jitter to 1 + jitter.
+    """
     cuts = cut_points(lengths, batch_size, batch_tokens)
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), epoch])
     lengths = np.frombuffer(lengths, dtype=np.int32)
-    shuffled = rng.permutation(len(lengths))  # clips of equal length meet others in each epoch
-    order = shuffled[np.argsort(lengths[shuffled] * rng.uniform(1 - jitter, 1 + jitter, len(lengths)))]
-    batches = np.split(order, cuts)
-    return [batches[i] for i in rng.permutation(len(batches))]
+    shuffled, stretch = rng.permutation(len(lengths)), np.empty(len(lengths))  # clips of equal length meet others anew
+    stretch[shuffled] = rng.uniform(1 - jitter, 1 + jitter, len(lengths))
+    batches = np.split(shuffled[np.argsort((lengths * stretch)[shuffled])], cuts)
+    return [batches[i] for i in rng.permutation(len(batches))], stretch
 
 
-def batch_indices(lengths, seed, split, step, microbatch, batch_size, grad_accum=1, jitter=0.03, batch_tokens=0):
+def stretched_batch(lengths, seed, split, step, microbatch, batch_size, grad_accum=1, jitter=0.03, batch_tokens=0):
     """Clips of a microbatch, a function of its arguments alone: any rank may ask for any step, resume needs no state.
 
     lengths: of clips (N,); seed >= 0; microbatch: 0..grad_accum-1; jitter: share by which lengths move before sorting.
     An epoch: batches of similar length in random order, each clip once, of batch_size clips at most (0: any), and where
-    batch_tokens is given of so many (padding counts; up to the jitter over it), or of one longer clip. -> int64 (B,)
+    batch_tokens is given of so many (padding counts; up to the jitter over it), or of one longer clip. -> int64 (B,),
+    and how much longer each clip was taken to be, float64 (B,)
     """
     lengths = np.asarray(lengths, np.int32).tobytes()
     epoch, i = divmod(step * grad_accum + microbatch, len(cut_points(lengths, batch_size, batch_tokens)) + 1)
-    return epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens)[i]
+    batches, stretch = epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens)
+    return batches[i], stretch[batches[i]]
+
+
+def batch_indices(*arguments, **settings):
+    """The clips alone of what stretched_batch returns: int64 (B,)."""
+    return stretched_batch(*arguments, **settings)[0]

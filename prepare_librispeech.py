@@ -3,6 +3,7 @@
     python prepare_librispeech.py --subset=dev-clean            # data/LibriSpeech, downloaded where it is missing
     python prepare_librispeech.py --subset=train-clean-100,dev-clean
     python prepare_librispeech.py config/cpu_features.py        # what speedrun.sh runs: data/synthetic/features
+    torchrun --standalone --nproc_per_node=8 prepare_librispeech.py --subset=train-clean-100      # shards by rank
     python prepare_librispeech.py --source=mine.jsonl           # your own clips
     python prepare_librispeech.py --limit=8 --out_dir=data/toy  # a toy: 8 clips of each subset
 
@@ -17,9 +18,11 @@ Writes <out_dir>/shard-NNNNNN.tar (float16 (T, n_taps, D), 50 frames a second: 1
 Works in <out_dir>/.part until all is whole, so the features of an earlier run stay until then; run it again after any
 interruption and it goes on shard by shard. On 2 cores and whisper-base it is about 150 times as fast as the speech.
 """
+import datetime
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -28,16 +31,19 @@ import tarfile
 import time
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from audio import SAMPLE_RATE, encode, load_encoder, load_encoder_file, read_audio
 from configurator import configure, fail
 from data import Features, download, write_index, write_json, write_shard
+from model import pick_device
 from tokenizer import normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
@@ -62,10 +68,12 @@ max_bad_share = 0.01       # more clips than this share that cannot be used stop
 # features
 whisper = ""               # encoder: '' for the default, a model's name, an encoder.pt or a model folder
 taps = "-1"                # encoder layers, comma-separated: -1 the last after ln_post, 0.. the output of that block
+index_only = False         # True: no features, only the index that train_align.py --online=True reads
 # work
+device = "auto"            # auto, cuda, mps, cpu; a rank of torchrun takes the GPU of its number, or a core
 clips_per_shard = 256      # what an interruption loses at most, per worker
 batch_size = 48            # clips of similar length handed to the encoder, which cuts them to a batch that fits
-workers = 0                # processes; 0: one for each core
+workers = 0                # on a CPU processes, of a rank or beside a GPU threads that read audio; 0: one for each core
 config = configure(globals())  # prints each change; stored in manifest.json
 # -----------------------------------------------------------------------------
 SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test"}  # by the beginning of a subset's name
@@ -77,6 +85,7 @@ ARCHIVES = {  # bytes and MD5 of https://www.openslr.org/12
     "train-clean-100": (6_387_309_499, "2a93770f6d5c6c964bc36631d331a522"),
     "train-clean-360": (23_049_477_885, "c0e676e450a7ff2f54aeade5171606fa"),
     "train-other-500": (30_593_501_606, "d1a0fd59409feb2c614ce4d30c387708")}
+FINAL = Path(out_dir or os.path.join(source if os.path.isdir(source) else os.path.dirname(source), "features"))
 VERSION = 1  # part of the plan: raise it when the features change for the same audio and settings
 
 
@@ -273,12 +282,12 @@ def check_failures(failures, n_found):
 def plan_shards(clips, encoder, layers):
     """-> ({shard name: clips of one split, by length}, plan: a hash of all that decides what the shards hold)."""
     shards = {}
-    for split in sorted({clip["info"]["split"] for clip in clips}):
+    for split in sorted({clip["info"]["split"] for clip in clips} if not index_only else ()):
         ordered = sorted((clip for clip in clips if clip["info"]["split"] == split), key=lambda clip: clip["seconds"])
         for i in range(0, len(ordered), clips_per_shard):
             shards[f"shard-{len(shards):06d}.tar"] = ordered[i : i + clips_per_shard]
     contents = [[name, [[clip["bytes"], clip["info"]] for clip in group]] for name, group in shards.items()]
-    what = VERSION, encoder.sha256, layers, contents
+    what = [VERSION, encoder.sha256, layers, contents] + [[clip["info"] for clip in clips]] * index_only
     return shards, hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -296,23 +305,41 @@ def read_states(folder, shards, plan):
     return states
 
 
-def features_of(clips, encoder, layers, failures, tick):
-    """Yield (key, float16 (T, n_taps, D), info) for write_shard; failures are appended; tick(n) after each batch."""
+def try_read(clip):
+    """-> float32 (n,) at 16 kHz, or the reason (str) why a clip can't be read."""
+    try:
+        return read_audio(clip["path"], max_audio_s + 1)
+    except (ValueError, OSError) as e:
+        return str(e)
+
+
+def features_of(clips, encoder, layers, failures, tick, read):
+    """Yield (key, float16 (T, n_taps, D), info) for write_shard; failures are appended; tick(n) after each batch.
+
+    read: map, or the map of a pool of threads, which reads ahead while the encoder works.
+    """
+    wavs = read(try_read, clips)
     for batch in (clips[i : i + batch_size] for i in range(0, len(clips), batch_size)):
-        infos, wavs = [], []
-        for clip in batch:
-            try:
-                wavs.append(read_audio(clip["path"], max_audio_s + 1))
-                infos.append(clip["info"])
-            except (ValueError, OSError) as e:
-                failures.append({"key": clip["info"]["key"], "reason": str(e)})
-        for info, x in zip(infos, encode(encoder, wavs, layers)):
+        tried = [(clip["info"], wav) for clip, wav in zip(batch, wavs)]
+        failures += [{"key": info["key"], "reason": wav} for info, wav in tried if isinstance(wav, str)]
+        good = [(info, wav) for info, wav in tried if not isinstance(wav, str)]
+        for (info, _), x in zip(good, encode(encoder, [wav for _, wav in good], layers)):
             yield info["key"], x, info
         tick(len(batch))
 
 
-def work(rank, names, n_done, finished, parent, folder, shards, plan, encoder, layers):
-    """A worker process: make the shards called names, each a tar and then its state (rows, failures, sha256, plan)."""
+def make_shard(name, tick, read, folder, shards, plan, encoder, layers):
+    """Write a shard, then its state (rows, failures, sha256, plan)."""
+    path, failures = folder / name, []
+    rows = write_shard(str(path), features_of(shards[name], encoder, layers, failures, tick, read))
+    with open(path, "rb") as f:
+        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    state = {"plan": plan, "rows": rows, "failures": failures, "bytes": path.stat().st_size, "sha256": sha256}
+    write_json(str(path.with_suffix(".json")), state)
+
+
+def work(rank, names, n_done, finished, parent, shared):
+    """A worker process: make the shards called names."""
     def tick(n):
         n_done[rank] += n
         if os.getppid() != parent:  # the parent was killed: don't go on alone
@@ -321,29 +348,23 @@ def work(rank, names, n_done, finished, parent, folder, shards, plan, encoder, l
     torch.set_num_threads(1)
     try:
         for name in names:
-            path, failures = folder / name, []
-            rows = write_shard(str(path), features_of(shards[name], encoder, layers, failures, tick))
-            with open(path, "rb") as f:
-                sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-            state = {"plan": plan, "rows": rows, "failures": failures, "bytes": path.stat().st_size, "sha256": sha256}
-            write_json(str(path.with_suffix(".json")), state)
+            make_shard(name, tick, map, *shared)
             finished.put((name, ""))
     except (ValueError, OSError) as e:
         finished.put((name, str(e)))
 
 
-def make_shards(todo, states, failures, n_found, folder, shards, *shared):
-    """Make the shards called todo on all cores, adding to states and failures; stops when too many clips fail."""
+def made_by_processes(names, bar, shared):
+    """Make shards on the cores of a CPU, each process its own; yield the name of each as it ends."""
     ctx = get_context("fork")  # shares the encoder's memory; safe, for torch has run on one thread only until here
-    n_workers = min(len(todo), workers or os.cpu_count())
+    n_workers, n_ended = min(len(names), workers or os.cpu_count()), 0
     n_done, finished = ctx.RawArray("q", n_workers), ctx.SimpleQueue()
-    todo, shared = todo[::-1], (n_done, finished, os.getpid(), folder, shards, *shared)  # long clips first
-    pool = [ctx.Process(target=work, args=(i, todo[i::n_workers], *shared)) for i in range(n_workers)]
-    bar = tqdm(total=sum(len(shards[name]) for name in todo), desc="features", unit=" clips", miniters=1)
+    pool = [ctx.Process(target=work, args=(i, names[i::n_workers], n_done, finished, os.getpid(), shared))
+            for i in range(n_workers)]
     try:
         for process in pool:
             process.start()
-        while len(states) < len(shards):
+        while n_ended < len(names):
             time.sleep(0.1)
             was_killed = any(process.exitcode for process in pool)  # asked before its last shard is taken
             bar.update(sum(n_done) - bar.n)
@@ -351,15 +372,31 @@ def make_shards(todo, states, failures, n_found, folder, shards, *shared):
                 name, error = finished.get()
                 if error:
                     raise OSError(f"{name}: {error}")
-                states[name] = json.loads((folder / name).with_suffix(".json").read_bytes())
-                failures += states[name]["failures"]
-                check_failures(failures, n_found)
+                n_ended += 1
+                yield name
             if was_killed:
                 raise OSError("a worker was killed (out of memory?): lower batch_size or workers and run again")
     finally:
-        bar.close()
         for process in pool:
             process.kill()
+
+
+def made_by_this_process(names, bar, shared):
+    """Make shards on a GPU or as a rank, audio read ahead by threads (libsndfile lets them run); yield their names."""
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for name in names:
+            make_shard(name, bar.update, pool.map, *shared)
+            yield name
+
+
+def make_shards(names, failures, n_found, folder, shards, plan, encoder, layers):
+    """Make the shards called names, longest clips first; stops when too many clips fail, with those of before."""
+    is_alone, failures = encoder.conv1.weight.device.type != "cpu" or dist.is_initialized(), list(failures)
+    made, shared = made_by_this_process if is_alone else made_by_processes, (folder, shards, plan, encoder, layers)
+    with tqdm(total=sum(len(shards[name]) for name in names), desc="features", unit=" clips", miniters=1) as bar:
+        for name in made(names[::-1], bar, shared):
+            failures += json.loads((folder / name).with_suffix(".json").read_bytes())["failures"]
+            check_failures(failures, n_found)
 
 
 def check_disk(folder, todo, shards, row_bytes):
@@ -387,34 +424,94 @@ def lock(folder):
     raise OSError(f"{folder}: another prepare_librispeech.py works there: wait for its end")
 
 
-def is_made(final, plan, n_clips):
+def is_made(plan, n_clips):
     """True when out_dir holds the features asked for, whole; ValueError when what it holds must not be replaced."""
-    for path in final.glob("shard-*.tar"):
+    for path in FINAL.glob("shard-*.tar"):
         if not path.with_suffix(".json").exists():
             raise ValueError(f"{path} is not of this script: choose another out_dir")
     try:
-        old = Features(str(final)).manifest
+        old = Features(str(FINAL), online=True).manifest
     except ValueError:
         return False  # none, or damaged: whole shards are kept
     n_old, is_same = sum(old["clips"].values()), old.get("plan") == plan
     if (limit or subset) and n_old > n_clips:
-        raise ValueError(f"{final} holds {n_old:,} clips: for {limit=} and {subset=} choose another out_dir")
-    print(f"{final}: {n_old:,} clips, encoder {old['encoder']} {old['encoder_sha256'][:16]}, taps {old['taps']}: "
+        raise ValueError(f"{FINAL} holds {n_old:,} clips: for {limit=} and {subset=} choose another out_dir")
+    print(f"{FINAL}: {n_old:,} clips, encoder {old['encoder']} {old['encoder_sha256'][:16]}, taps {old['taps']}: "
           + ("up to date" if is_same else "not what is asked for; they stay until the new ones are whole"))
     return is_same
 
 
-def replace_features(final, part, shards):
+def replace_features(part, shards):
     """Delete old shards from out_dir and move there what is in .part, manifest.json last."""
-    (final / "manifest.json").unlink(missing_ok=True)  # interrupted from here on, a rerun moves the rest
-    for path in final.glob("*.jsonl"):
+    (FINAL / "manifest.json").unlink(missing_ok=True)  # interrupted from here on, a rerun moves the rest
+    for path in FINAL.glob("*.jsonl"):
         path.unlink()
-    for path in sorted(final.glob("shard-*"), reverse=True):  # a tar before its json: they must never be of two plans
+    for path in sorted(FINAL.glob("shard-*"), reverse=True):  # a tar before its json: they must never be of two plans
         if f"{path.stem}.tar" not in shards or (part / path.name).exists():
             path.unlink()
     for path in sorted(part.iterdir(), key=lambda path: (path.name == "manifest.json", path.name)):
-        os.replace(path, final / path.name)
+        os.replace(path, FINAL / path.name)
     part.rmdir()
+
+
+def join_ranks():
+    """-> (rank, n_ranks) of torchrun, in one group on the CPU, and the device of this rank."""
+    rank, n_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    own = pick_device(device)
+    if n_ranks > 1:
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if own.type == "cuda" else own
+        dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # a rank may wait for the corpus so long
+    return rank, n_ranks, own
+
+
+def from_first(rank, n_ranks, make, *arguments):
+    """Return make(*arguments), which the first rank alone calls; the others wait for it."""
+    found = [make(*arguments) if rank == 0 else None]
+    if n_ranks > 1:
+        dist.broadcast_object_list(found)
+    return found[0]
+
+
+def prepare(encoder, layers):
+    """Read the corpus, make room -> (clips, failures, n_found, counts, shards, plan, todo); todo None: all is made."""
+    clips, failures, n_found, counts = read_corpus()
+    shards, plan = plan_shards(clips, encoder, layers)
+    todo = None
+    if not is_made(plan, len(clips)):
+        lock(part := FINAL / ".part")
+        states = read_states(part, shards, plan)
+        for path in part.iterdir():
+            if f"{path.stem}.tar" not in states:
+                path.unlink()  # of another plan, or half-written
+        states |= read_states(FINAL, shards, plan)
+        todo = [name for name in shards if name not in states]
+        check_disk(part, todo, shards, 2 * len(layers) * encoder.n_embd)
+    return clips, failures, n_found, counts, shards, plan, todo
+
+
+def finish(clips, failures, n_found, counts, shards, plan, encoder, layers):
+    """Write lists, index and manifest of all shards and put them in place -> (manifest, failures)."""
+    part = FINAL / ".part"
+    states = read_states(FINAL, shards, plan) | read_states(part, shards, plan)
+    failures = failures + [failure for state in states.values() for failure in state["failures"]]
+    check_failures(failures, n_found)
+    manifest = {"encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers, "D": encoder.n_embd,
+                "plan": plan, "counts": counts, "failures": failures, "settings": config,
+                "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
+    sizes = {name: {"bytes": states[name]["bytes"], "sha256": states[name]["sha256"]} for name in shards}
+    paths = {clip["info"]["key"]: os.path.relpath(clip["path"], FINAL) for clip in clips}
+    rows = [row for name in shards for row in states[name]["rows"]]
+    if index_only:
+        rows = [{"frames": max(1, math.ceil(round(clip["seconds"] * SAMPLE_RATE) / 160) // 2), "info": clip["info"]}
+                for clip in clips]
+    rows = [row | {"audio": paths[row["info"]["key"]]} for row in rows]
+    manifest = write_index(str(part), rows, sizes, manifest)
+    for split in manifest["clips"]:
+        rows = [{"audio": paths[clip["info"]["key"]], **clip["info"]} for clip in clips
+                if clip["info"]["split"] == split]
+        (part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    replace_features(part, shards)
+    return manifest, failures
 
 
 def main():
@@ -423,41 +520,29 @@ def main():
         raise ValueError(f"taps={taps} is no comma-separated list of layers, like -1 or 1,3,-1")
     if min(clips_per_shard, batch_size) < 1 or min(workers, limit, max_bad_share) < 0:
         raise ValueError("clips_per_shard and batch_size start at 1, workers, limit and max_bad_share at 0")
-    (clips, failures, n_found, counts), layers = read_corpus(), [int(tap) for tap in taps.split(",")]
-    encoder = load_encoder_file(whisper) if os.path.isfile(whisper) else load_encoder(whisper)
+    (rank, n_ranks, own), layers = join_ranks(), [int(tap) for tap in taps.split(",")]
+    find_encoder = load_encoder_file if os.path.isfile(whisper) else load_encoder
+    from_first(rank, n_ranks, lambda: find_encoder(whisper) and None)  # one download for all
+    encoder = find_encoder(whisper, own)
     if max(layers) >= encoder.n_layer:
         raise ValueError(f"taps={taps}: {encoder.name} has layers 0 to {encoder.n_layer - 1}")
-    shards, plan = plan_shards(clips, encoder, layers)
-    final = Path(out_dir or os.path.join(source if os.path.isdir(source) else os.path.dirname(source), "features"))
-    if is_made(final, plan, len(clips)):
+    clips, failures, n_found, counts, shards, plan, todo = from_first(rank, n_ranks, prepare, encoder, layers)
+    if todo is None:
         return
-    lock(part := final / ".part")
-    states = read_states(part, shards, plan)
-    for path in part.iterdir():
-        if f"{path.stem}.tar" not in states:
-            path.unlink()  # of another plan, or half-written
-    states = read_states(final, shards, plan) | states
-    failures += [failure for state in states.values() for failure in state["failures"]]
-    todo = [name for name in shards if name not in states]
-    check_disk(part, todo, shards, 2 * len(layers) * encoder.n_embd)
-    start = time.time()
-    if todo:
-        make_shards(todo, states, failures, n_found, part, shards, plan, encoder, layers)
+    start, mine = time.time(), todo[rank::n_ranks]
+    if mine:
+        make_shards(mine, failures, n_found, FINAL / ".part", shards, plan, encoder, layers)
+    if n_ranks > 1:
+        dist.barrier()
+    if rank > 0:
+        return
     took_s, n_new = time.time() - start + 1e-9, sum(len(shards[name]) for name in todo)
-    manifest = {"encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers, "D": encoder.n_embd,
-                "plan": plan, "counts": counts, "failures": failures, "settings": config,
-                "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
-    sizes = {name: {"bytes": states[name]["bytes"], "sha256": states[name]["sha256"]} for name in shards}
-    manifest = write_index(str(part), [row for name in shards for row in states[name]["rows"]], sizes, manifest)
-    for split in manifest["clips"]:
-        rows = [{"audio": os.path.relpath(clip["path"], final), **clip["info"]} for clip in clips
-                if clip["info"]["split"] == split]
-        (part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    replace_features(final, part, shards)
-    print(f"{final}: " + ", ".join(f"{split} {n:,} clips {manifest['seconds'][split] / 3600:.2f} h"
+    manifest, failures = finish(clips, failures, n_found, counts, shards, plan, encoder, layers)
+    print(f"{FINAL}: " + ", ".join(f"{split} {n:,} clips {manifest['seconds'][split] / 3600:.2f} h"
                                    for split, n in manifest["clips"].items()))
-    print(f"{len(shards)} shards, {sum(s['bytes'] for s in sizes.values()) / 1e6:,.1f} MB; {len(failures)} failed "
-          f"(see manifest.json); {n_new:,} in {took_s:.1f} s, {n_new / took_s:.1f} clips/s")
+    n_bytes = sum(shard["bytes"] for shard in manifest["shards"].values())
+    print(f"{len(shards)} shards, {n_bytes / 1e6:,.1f} MB; {len(failures)} failed (see manifest.json); {n_new:,} in "
+          f"{took_s:.1f} s, {n_new / took_s:.1f} clips/s")
     print("; ".join(f"{n:,} {why}" for why, n in counts.items()))
 
 

@@ -4,7 +4,7 @@ Make data/text/{train,val,test}.txt: sentences of the phrase grammar in grammar.
     python prepare_text.py                                     # 604,000 sentences on one core
     python prepare_text.py config/cpu_text.py --seed=1         # settings from a file, one more from here
     python prepare_text.py --limit=8                           # a toy: 8 sentences a split
-    python prepare_text.py --text_file=book.txt,more.txt       # prose in place of the grammar
+    python prepare_text.py --text_file=book.txt,folder         # prose in place of the grammar
 
 Reads grammar.txt (its format stands at its top) or the text files. Writes into out_dir, in UTF-8, one sentence a line
 of a-z, apostrophe and space, none twice: train.txt (30 MB), val.txt and test.txt (100 kB each), and meta.json (counts,
@@ -12,6 +12,7 @@ words, entropy, settings, checksums). A sentence's split is decided by its hash 
 train.txt. Takes 10 s; run again it does nothing unless a setting or the source is another; then all four are new.
 """
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -25,12 +26,16 @@ from random import Random
 from tqdm import tqdm
 
 from configurator import configure, fail
+from tokenizer import normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "data/text"
 grammar = "grammar.txt"  # the phrase grammar
-text_file = ""           # comma-separated text files, in place of the grammar; their first sentences are taken
+text_file = ""           # comma-separated files or folders (.txt .md .json .jsonl), in place of the grammar, in order
 one_per_line = False     # text_file: every line is a sentence (True), or prose cut at . ! ? and empty lines (False)
+json_key = "text"        # text_file: comma-separated names; of .json and .jsonl the strings under them are read
+file_kb = 0              # text_file: of each file so many kB of its middle; 0: all
+exclude = ""             # comma-separated lists of clips (.jsonl): what they say is left out of every split
 # 600,000 sentences are 9M tokens of a 2048-entry BPE (15 a sentence), twice what a d4 on two cores reads in 10 minutes
 n_train = 600_000        # sentences; of text files at most so many
 n_val = 2_000
@@ -210,12 +215,33 @@ def chooser(options, random):
 
 
 # ---- text files ----
+def find_files(paths):
+    """The text files of files and folders, in order. OSError when one is missing or a folder holds none."""
+    found = {path: sorted(str(f) for f in Path(path).rglob("*") if f.suffix in (".txt", ".md", ".json", ".jsonl"))
+             if os.path.isdir(path) else [path] for path in paths}
+    for path, files in found.items():
+        if not files or not os.path.isfile(files[0]):
+            raise FileNotFoundError(f"text_file={path}: no such file, or a folder without .txt .md .json .jsonl")
+    return [file for files in found.values() for file in files]
+
+
+def read_blocks(path):
+    """Return what a file says in pieces that no sentence crosses: paragraphs, lines, or strings of JSON."""
+    text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    if path.endswith((".json", ".jsonl")):
+        names = "|".join(map(re.escape, json_key.replace(" ", "").split(",")))
+        strings = re.finditer(rf'"(?:{names})"\s*:\s*("(?:[^"\\]|\\.)*")', text)
+        text = "\n\n".join(json.loads(string[1], strict=False) for string in strings)
+    if file_kb:
+        text = text[max(0, len(text) // 2 - 500 * file_kb):len(text) // 2 + 500 * file_kb]
+    return text.splitlines() if one_per_line else re.split(r"\n\s*\n", text)
+
+
 def text_sentences(paths, dropped):
     """Yield the sentences of text files in order, in a-z, apostrophe and space; count the others in dropped."""
     for path in paths:
-        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-        blocks = text.splitlines() if one_per_line else re.split(r"\n\s*\n", text)
-        for piece in (p for block in blocks for p in ([block] if one_per_line else SENTENCE_END.split(block))):
+        blocks = ([block] if one_per_line else SENTENCE_END.split(block) for block in read_blocks(path))
+        for piece in itertools.chain.from_iterable(blocks):
             piece = re.sub(r"^\s*\d+-\d+-\d+ ", "", piece)  # the key of a line in LibriSpeech's .trans.txt
             piece = re.sub(r"[\u2018\u2019`]", "'", unicodedata.normalize("NFKD", piece).lower())
             piece = re.sub(r"[\u0300-\u036f]", "", piece)  # accents
@@ -228,11 +254,23 @@ def text_sentences(paths, dropped):
 
 
 # ---- splits and files ----
-def fill_splits(sentences, sizes, dropped, endless):
+def read_excluded():
+    """Return the sentences of the lists to exclude, as a set; ValueError names a line that is no clip."""
+    said = set()
+    for path in (path.strip() for path in exclude.split(",") if exclude):
+        for n, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                said.add(normalize_transcript(json.loads(line)["text"]))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(f'exclude={path}:{n}: no JSON object with "text"') from None
+    return said
+
+
+def fill_splits(sentences, sizes, dropped, endless, excluded):
     """Deal sentences by their hash into {split: [str]} until each has its size (sizes: {split: int}) or none is left.
 
-    Left out: a sentence seen before or of another length (counted in dropped), and one whose split is full. endless:
-    stop after MAX_MISSES in a row were left out.
+    Left out: a sentence excluded, seen before or of another length (counted in dropped), or whose split is full.
+    endless: stop after MAX_MISSES in a row were left out.
     """
     splits, seen, missing, misses = {split: [] for split in sizes}, set(), sum(sizes.values()), 0
     for sentence in tqdm(sentences if missing else (), unit=" sentences", disable=None):
@@ -243,6 +281,8 @@ def fill_splits(sentences, sizes, dropped, endless):
             dropped["of another length"] += 1
         elif key in seen:
             dropped["seen before"] += 1
+        elif sentence in excluded:
+            dropped["excluded"] += 1
         elif len(splits[split]) < sizes[split]:
             seen.add(key)
             splits[split].append(sentence)
@@ -288,15 +328,18 @@ def main():
     if not 1 <= min_words <= max_words or min(n_train, n_val, n_test, limit) < 0:
         raise ValueError("settings: 1 <= min_words <= max_words, and no count (n_train, n_val, n_test, limit) below 0")
     sizes = {split: min(n, limit or n) for split, n in zip(SPLITS, (n_train, n_val, n_test))}
-    paths = [path.strip() for path in text_file.split(",")] if text_file else [grammar]
+    paths = find_files([path.strip() for path in text_file.split(",")]) if text_file else [grammar]
+    excluded = read_excluded()
     source = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    source |= {"excluded": hashlib.sha256("\n".join(sorted(excluded)).encode()).hexdigest()} if excluded else {}
     if meta := finished(source):
         report(meta)
         return print(f"{out_dir} is up to date")
     rules = None if text_file else Grammar(grammar, seed)
-    splits = fill_splits(rules.sentences() if rules else text_sentences(paths, dropped), sizes, dropped, bool(rules))
+    splits = fill_splits(rules.sentences() if rules else text_sentences(paths, dropped), sizes, dropped,
+                         bool(rules), excluded)
     if not splits["train"] and sizes["train"]:
-        raise ValueError(f"{', '.join(paths)}: no sentence of {min_words} to {max_words} words (left out: "
+        raise ValueError(f"{', '.join(paths[:3])}: no sentence of {min_words} to {max_words} words (left out: "
                          f"{dict(dropped)}); for text with a sentence a line set --one_per_line=True")
     texts = {split: "".join(f"{sentence}\n" for sentence in splits[split]) for split in SPLITS}
     train, held_out = set(texts["train"].split()), set((texts["val"] + texts["test"]).split())

@@ -17,9 +17,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
-from audio import SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_file, n_audio_tokens, save_encoder
+from audio import (SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_file, log_mel, n_audio_tokens, read_audio,
+                   save_encoder)
+from augment import add_noise, change_speed, mask
 from configurator import configure, fail
-from data import Features, batch_indices, epoch_batches, load_batch, write_index, write_json, write_shard
+from data import Features, epoch_batches, load_batch, mean_std, stretched_batch, write_index, write_json, write_shard
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, Muon, checkpoint_steps, load_checkpoint, load_optimizers, load_saved,
                    norm, pick_device, read_meta, sha256_file, transcribe)
 from tokenizer import ByteTokenizer, load_tokenizer
@@ -41,7 +43,12 @@ hidden = 1024           # of its MLP; 0: 4 * n_embd
 zero_init = False       # W1's projector: fc2 starts at zero, no norm
 dropout = 0.1           # on the standardized features
 voice_mix = 0.0         # half of the training clips get up to so much of another clip's mean features; 0: none
-time_warp = 0.1         # training clips are read up to so much faster or slower, from a random one of `stack` frames
+time_warp = 0.1         # frames are read up to so much faster or slower, from a random one of the first `stack` on
+online = False          # the encoder works in the step, on the audio that data_dir's index names, not on shards; then
+speed = 0.0             # clips are played up to so much faster or slower, pitch too, not time_warp; 0.1 is usual
+noise_db = 0.0          # noise is added, this to 25 dB more below the speech; 0: none
+mask_bands = 0          # two bands of up to so many of the log-mel's channels are zeroed; 27 is usual
+mask_frames = 0         # two spans of up to so many of its frames, 100 a second; 100 is usual
 audio_at = 0            # text tokens before the audio: 0 (before bos) or 1 (after it)
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
 batch_tokens = 3400     # audio and text tokens per microbatch, padding too; the value to lower on out-of-memory
@@ -76,6 +83,10 @@ if min(stack, max_steps, batch_tokens, grad_accum, eval_clips, save_every, log_e
     fail("stack, max_steps, batch_tokens, grad_accum, eval_clips, save_every, log_every: 1 or more; audio_at: 0 or 1")
 if not (0 <= dropout <= 0.9 and 0 <= voice_mix <= 1 and 0 <= time_warp <= 0.5):
     fail(f"{dropout=} is 0 to 0.9, {voice_mix=} 0 to 1, {time_warp=} 0 to 0.5")
+if not (0 <= speed <= 0.5 and min(noise_db, mask_bands, mask_frames) >= 0):
+    fail(f"{speed=} is 0 to 0.5, noise_db, mask_bands and mask_frames 0 or more")
+if (speed or noise_db or mask_bands or mask_frames) and not online:
+    fail("speed, noise_db and mask_* change audio, which takes online=True")
 if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers, batch_size) < 0:
     fail("every rate, weight_decay, grad_clip, max_clips, seed, workers and batch_size: 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
@@ -183,12 +194,11 @@ def text_batch(texts):
     return rows[:, :-1].clamp(min=0).to(device), rows[:, 1:].to(device)
 
 
-def warp(feats, lens, rng):
-    """Read frames (B, T, n_taps, D) at a pace (the batch's, or rows pad) and each clip from a start of its own."""
-    pace = 1 + time_warp * rng.uniform(-1, 1)
+def warp(feats, lens, stretch, rng):
+    """Read frames (B, T, n_taps, D) `stretch` (B,) times as slowly, each clip from one of its first `stack` frames."""
     start = rng.integers(0, np.minimum(stack, lens)) * (time_warp > 0)
-    new_lens = np.ceil((lens - start) / pace).astype(np.int64)
-    frame = (start[:, None] + pace * np.arange(new_lens.max())).astype(np.int64)  # (B, T_new)
+    new_lens = np.ceil((lens - start) * stretch).astype(np.int64)
+    frame = (start[:, None] + np.arange(new_lens.max()) / stretch[:, None]).astype(np.int64)  # (B, T_new)
     feats = feats[np.arange(len(lens))[:, None], np.minimum(frame, lens[:, None] - 1)]
     feats[np.arange(new_lens.max()) >= new_lens[:, None]] = 0
     return feats, new_lens
@@ -200,15 +210,41 @@ def count_tokens(clips, pool):
                     dtype=np.int32)
 
 
+def read_mels(clips, at, stretch=None, rng=None):
+    """Log-mels of the audio of clips `at`, a list of float32 (n_mels, T_mel), given rng changed as the settings say."""
+    wavs = [read_audio(clips.rows[i]["audio"]) for i in at]
+    if rng and speed:
+        wavs = [change_speed(wav, 1 / longer) for wav, longer in zip(wavs, stretch)]
+    if rng and noise_db:
+        wavs = [add_noise(wav, rng.uniform(noise_db, noise_db + 25), rng) for wav in wavs]
+    mels = [log_mel(wav, encoder.n_mels) for wav in wavs]
+    return [mask(mel, mask_bands, mask_frames, rng) for mel in mels] if rng else mels
+
+
+def encode_mels(mels):
+    """What load_batch returns, of log-mels: float16 (B, T, n_taps, D), zero past the end, and frames int64 (B,)."""
+    rows = encode(encoder, mels, manifest["taps"])
+    lens = np.array([len(row) for row in rows])
+    return np.stack([np.pad(row, ((0, lens.max() - len(row)), (0, 0), (0, 0))) for row in rows]), lens
+
+
+def read_features(clips, at):
+    """Features of clips `at` as load_batch returns them, from disk or online."""
+    return encode_mels(read_mels(clips, at)) if online else load_batch(clips, at)
+
+
 class Microbatches:
     """The training's microbatches by number, for a DataLoader: a function of (seed, step, microbatch)."""
 
     def __getitem__(self, n):
-        """-> clips (B,), features float16 (B, T, n_taps, D), lens (B,)"""
+        """-> clips (B,), and what a worker can do for them: features and lens as warp() returns them, or log-mels."""
         step, microbatch = divmod(n, grad_accum)
-        at = usable["train"][batch_indices(n_tokens["train"], seed, "train", step, microbatch, batch_size, grad_accum,
-                                           batch_tokens=batch_tokens)]
-        return at, *warp(*load_batch(data["train"], at), np.random.default_rng([seed, step, microbatch]))
+        at, stretch = stretched_batch(n_tokens["train"], seed, "train", step, microbatch, batch_size, grad_accum,
+                                      speed or time_warp or 0.03, batch_tokens)
+        at, rng = usable["train"][at], np.random.default_rng([seed, step, microbatch])
+        if online:
+            return at, read_mels(data["train"], at, stretch, rng)
+        return at, *warp(*load_batch(data["train"], at), stretch if time_warp else np.ones(len(at)), rng)
 
 
 def forward_clips(clips, at, feats, lens, with_logits=False):
@@ -233,11 +269,12 @@ try:
         fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
     is_smoke = data_dir == "tones"
     shards = os.path.join(out_dir, "features") if is_smoke else data_dir
-    if rank == 0:
+    if rank == 0 or online:
         encoder = (load_encoder_file if os.path.isfile(whisper) else load_encoder)(whisper, device)
         if is_smoke:
             write_tones(shards)
-    data = {split: Features(shards, split, encoder.sha256 if rank == 0 else "") for split in ("train", "val")}
+    data = {split: Features(shards, split, encoder.sha256 if rank == 0 else "", online=online)
+            for split in ("train", "val")}
     usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
     if not min(map(len, usable.values())):
         fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
@@ -263,7 +300,8 @@ try:
             fail(f"{lm} was aligned with other {', '.join(other)}: give the same, or the base model as lm")
         projector.load_state_dict(load_saved(lm, meta, "projector", device))
     else:
-        projector.set_stats(*data["train"].mean_std(300, seed))
+        some = np.random.default_rng(seed).permutation(len(data["train"]))[:300]
+        projector.set_stats(*mean_std(read_features(data["train"], [i])[0][0] for i in some))
 except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
     fail(e)
 model.requires_grad_(train_lm)
@@ -302,7 +340,7 @@ if rank == 0:
 
 def read_texts(clips, at):
     """Greedy transcripts of clips `at`."""
-    features, lens = load_batch(clips, at)
+    features, lens = read_features(clips, at)
     return transcribe(model, projector, tok, [f[:n] for f, n in zip(features, lens)], audio_at)
 
 
@@ -313,10 +351,10 @@ def evaluate():
     model.eval(), projector.eval()
     model.trunk = plain_trunk
     clips, pool = data["val"], usable["val"]
-    batches = epoch_batches(n_tokens["val"].tobytes(), seed, "val", 0, 0, 0.0, batch_tokens)  # each by length
+    batches, _ = epoch_batches(n_tokens["val"].tobytes(), seed, "val", 0, 0, 0.0, batch_tokens)  # each by length
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # true nats, shuffled nats, right tokens, targets
     for at in (pool[batch] for batch in batches[rank::world_size]):
-        feats, lens = (torch.from_numpy(a) for a in load_batch(clips, at))
+        feats, lens = map(torch.from_numpy, read_features(clips, at))
         true, targets, _, logits = forward_clips(clips, at, feats, lens, with_logits=True)
         wrong = forward_clips(clips, at, feats.roll(1, dims=0), lens.roll(1))[0]
         sums += torch.stack([true, wrong, (logits.argmax(2) == targets).sum(), (targets >= 0).sum()]).double()
@@ -345,7 +383,7 @@ def plot_pca():
     from matplotlib import pyplot as plt
     projector.eval()
     with torch.no_grad():
-        feats, lens = (torch.from_numpy(a).to(device) for a in load_batch(data["val"], usable["val"][:64]))
+        feats, lens = (torch.from_numpy(a).to(device) for a in read_features(data["val"], usable["val"][:64]))
         audio = torch.cat([row[:n] for row, n in zip(*projector(feats, lens))]).float().cpu()
         words = norm(model.transformer.wte.weight[:tok.vocab_size]).float().cpu()
     centre = words.mean(0)
@@ -398,8 +436,14 @@ for step in range(first_step, max_steps):
     sums = torch.zeros(2, device=device)  # nats, targets
     for microbatch in range(rank, grad_accum, world_size):
         began_read = time.time()
-        at, feats, lens = next(reader)
+        try:
+            at, *read = next(reader)
+        except (ValueError, OSError) as e:  # a file that is gone or broken
+            fail(str(e).strip().splitlines()[-1])
         wait += time.time() - began_read
+        if online:
+            read = map(torch.from_numpy, encode_mels(read[0]))
+        feats, lens = read
         torch.manual_seed(hash((seed, step, microbatch)))  # dropout: a function of the microbatch, so resume repeats it
         loss, targets, n, _ = forward_clips(data["train"], at, feats, lens)
         loss.backward()

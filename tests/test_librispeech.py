@@ -120,6 +120,11 @@ def test_command_line(prepare, originals):
     assert manifest["encoder_sha256"] == sha256 and manifest["D"] == 32 and manifest["failures"] == []
     assert manifest["settings"]["taps"] == "0,-1" and manifest["clips"] == {"train": 12, "val": 4, "test": 4}
     assert abs(manifest["hours"] * 3600 - sum(manifest["seconds"].values())) < 1
+    assert all((prepare.out / row["audio"]).exists() for row in features.rows)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *prepare.command[1:]]
+    done = subprocess.run([*ranks, "--taps=0,-1", f"--out_dir={prepare.speech}/two"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("20 clips") == 1, done.stderr  # the first rank reads the corpus
+    assert files_of(prepare.speech / "two") == files_of(prepare.out)
 
 
 def test_runs_again(prepare, originals):

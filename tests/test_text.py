@@ -171,3 +171,27 @@ Mr. Smith doesn't like cafes -- never did.
     assert sorted(sum(read(tmp_path / "keys")[0].values(), [])) == ["go do you hear", "it's another line"]
     done = prepare(tmp_path / "none", f"--text_file={tmp_path / 'keys.txt'}", "--min_words=14")
     assert done.returncode == 2 and "--one_per_line=True" in done.stderr
+
+
+def test_folders_json_and_exclusion(tmp_path):
+    """Dialogue in JSON is not read, a book takes more than its share, or a test sentence stands in the LM's text."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "talk.json").write_text(json.dumps(
+        [{"turns": [{"utterance": "Is \"this\" heard?\nYes, it is."}, {"other": "not this one"}]}], indent=1))
+    halves = "The first half ends.\n\n" * 60, "The last part ends. " * 60
+    (tmp_path / "in" / "book.md").write_text("# Title of it\n\n" + "Now comes the middle. ".join(halves))
+    (tmp_path / "list.jsonl").write_text('{"text": "YES, IT IS"}\n')
+    settings = f"--text_file={tmp_path}/in", "--json_key=text,utterance", f"--exclude={tmp_path}/list.jsonl"
+    done = prepare(tmp_path / "out", *settings)
+    assert done.returncode == 0, done.stderr
+    texts, meta = read(tmp_path / "out")
+    assert sorted(sum(texts.values(), [])) == ["is this heard", "now comes the middle", "the first half ends",
+                                               "the last part ends", "title of it"]
+    assert meta["dropped"]["excluded"] == 1
+    prepare(tmp_path / "middle", *settings, "--file_kb=1")
+    assert "title of it" not in sum(read(tmp_path / "middle")[0].values(), [])
+    (tmp_path / "list.jsonl").write_text('{"text": "yes"}\nno json\n')
+    for args in (settings, [f"--text_file={tmp_path}/nowhere"]):
+        done = prepare(tmp_path / "no", *args)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert "list.jsonl:2" in done.stderr or "nowhere" in done.stderr

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import data
@@ -144,6 +145,36 @@ def test_alignment_freezes_the_lm(world, tmp_path):
     assert "aligned with other stack, hidden" in out and "Traceback" not in out
     align(world, tmp_path / "lm", "--max_steps=2", "--train_lm=True")
     assert not same_state(world / "base" / "model_000002.pt", tmp_path / "lm" / "model_000002.pt")
+
+
+@pytest.mark.slow
+def test_online_hears_what_is_on_disk(world, tmp_path):
+    """Features made in the step would not be those on disk, or audio would not be changed as the settings say."""
+    rng = np.random.default_rng(0)
+    with open(tmp_path / "list.jsonl", "w") as f:
+        for i in range(20):
+            soundfile.write(tmp_path / f"{i}.wav", 0.1 * rng.normal(size=int(16000 * rng.uniform(0.3, 0.6))), 16000)
+            row = {"audio": f"{i}.wav", "text": f"a {WORDS[i % 15]}", "split": "train" if i < 16 else "val"}
+            f.write(json.dumps(row) + "\n")
+    for name in ("disk", "index"):
+        run("prepare_librispeech.py", f"--source={tmp_path}/list.jsonl", f"--whisper={world}/encoder.pt", "--workers=1",
+            f"--out_dir={tmp_path}/{name}", f"--index_only={name == 'index'}")
+    assert not list((tmp_path / "index").glob("*.tar")) and list((tmp_path / "disk").glob("*.tar"))
+
+    def train(features, out, *args, ok=True):
+        return align(world, tmp_path / out, f"--data_dir={tmp_path}/{features}", "--max_steps=2", "--time_warp=0",
+                     *args, ok=ok)
+    train("disk", "a")
+    train("index", "b", "--online=True", "--workers=2")
+    a, b = (losses(tmp_path / out) for out in "ab")
+    assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-3 for step in a)
+    for change in ("--speed=0.2", "--noise_db=1", "--mask_bands=40", "--mask_frames=40"):
+        train("disk", "c", "--online=True", "--init_from=scratch", change)
+        assert abs(losses(tmp_path / "c")[1] - a[1]) > 1e-5, change
+    assert "names no shard" in train("index", "d", ok=False)
+    assert "takes online=True" in train("disk", "d", "--speed=0.2", ok=False)
+    (tmp_path / "3.wav").unlink()
+    assert "3.wav" in train("index", "d", "--online=True", "--workers=2", ok=False).strip().splitlines()[-1]
 
 
 @pytest.mark.slow

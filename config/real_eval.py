@@ -1,0 +1,10 @@
+"""
+    python eval_bench.py config/real_eval.py                             # LM frozen
+    python eval_bench.py config/real_eval.py --ckpt=out/real_lm          # LM tuned
+
+Word error rates of the real-voice recipe: adults and children never heard, and Piper on sentences of books.
+"""
+ckpt = "out/real_w2"
+max_clips = 200
+data = ("adults=data/speechocean762/features/test_adults.jsonl,children=data/speechocean762/features/test_children.jsonl,"
+        "piper=data/real_synthetic/test")

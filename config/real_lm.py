@@ -1,0 +1,23 @@
+"""
+    python train_align.py config/real_lm.py
+
+On from config/real_w2.py with the LM trained too.
+"""
+out_dir = "out/real_lm"
+data_dir = "data/real_synthetic/features,data/speechocean762/features*3"
+lm = "out/real_w2"
+train_lm = True
+lm_learning_rate = 5e-4
+learning_rate = 5e-4
+muon_lr = 0.01
+stack = 4
+hidden = 1024
+dropout = 0.2
+voice_mix = 1.0
+time_warp = 0.15
+max_steps = 900
+lr_decay_steps = 900
+warmdown_share = 0.8
+eval_every = 300
+save_every = 100
+use_compile = False     # compiling takes longer here than it saves
