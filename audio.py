@@ -26,8 +26,7 @@ SAMPLE_RATE = 16000
 N_FFT = 400              # 25 ms window
 HOP = 160                # 10 ms between mel frames
 MAX_MEL_FRAMES = 3000    # 30 s: Whisper's table of positions ends there
-BATCH_MEL_FRAMES = 4800  # mel frames in one encoder call, 24 clips of 2 s; more was no faster (2 cores, 2026-11-21)
-GPU_MEL_FRAMES = 96_000  # on a GPU: 32 clips of 30 s
+BATCH_MEL_FRAMES = {"cpu": 4800, "cuda": 96_000}  # in one call; cpu: more was no faster (2026-11-21); cuda: a guess
 WHEELS_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"  # the public faster-whisper-base
 
 # --- from a file to a log-mel spectrogram ----------------------------------------------------------------------------
@@ -151,7 +150,7 @@ class WhisperEncoder(nn.Module):
         mask = None if is_real.all() else is_real[:, None, None, ::2].to(mel.device)  # (B, 1, 1, T)
         is_real = is_real[:, None].to(mel.device)
         x = F.gelu(self.conv1((mel * is_real).to(self.conv1.weight.dtype))) * is_real  # padding is zero, as at an end
-        x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, T, D)
+        x = F.gelu(self.conv2(x)).transpose(1, 2).contiguous()  # (B, T, D); else each layer norm copies it
         x, outputs = x + self.embed_positions.weight[:x.shape[1]], {}
         for i, layer in enumerate(self.layers):
             outputs[i] = x = layer(x, mask)
@@ -310,9 +309,8 @@ def encode(encoder, clips, taps=(-1,)):
         windows += [(clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]) for i in range(n)]
     windows.sort(key=lambda window: -window[2].shape[1])
     while windows:
-        T_mel = windows[0][2].shape[1]
-        n = (BATCH_MEL_FRAMES if device.type == "cpu" else GPU_MEL_FRAMES) // T_mel
-        batch, windows = windows[:n], windows[n:]
+        T_mel, most = windows[0][2].shape[1], BATCH_MEL_FRAMES.get(device.type, 4800)
+        batch, windows = windows[:most // T_mel], windows[most // T_mel:]
         lens = torch.tensor([mel.shape[1] for _, _, mel in batch])
         x = encoder(torch.stack([F.pad(mel, (0, T_mel - mel.shape[1])) for _, _, mel in batch]), lens, taps)
         x = x.clamp(-65504, 65504).half().cpu().numpy()  # the largest fp16: taps of large models go beyond

@@ -1,4 +1,4 @@
-"""What a recording could have sounded like: other speeds, noise, and holes, for training without features on disk."""
+"""What a recording could have sounded like: other speeds, noise, and holes in its spectrogram."""
 import numpy as np
 
 SAMPLE_RATE = 16000

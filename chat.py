@@ -36,12 +36,12 @@ def stream(tok, tokens):
 
 
 def listen(model, meta, tok):
-    """Print what the model hears in the setting `audio`, piece by piece; a piece is at most 15 s, cut at a pause."""
+    """Print what the model hears in the setting `audio`, a long one cut at pauses into pieces as long as training's."""
     from audio import encode, load_ears, read_audio, split_at_pauses
     from model import transcribe
     wav = read_audio(audio)  # float32 (n,) at 16 kHz
     encoder, projector = load_ears(ckpt, meta, model.cos.device)
-    for start, end in split_at_pauses(wav):
+    for start, end in split_at_pauses(wav, meta["audio"].get("max_s", 15.0)):
         features = encode(encoder, [wav[start:end]], tuple(meta["audio"]["taps"]))
         heard = transcribe(model, projector, tok, features, meta["audio"]["audio_at"])[0]
         print(heard, end=" " if heard and end < len(wav) else "", flush=True)

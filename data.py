@@ -1,7 +1,7 @@
 """Feature shards (write, index, read), deterministic length-sorted batches, and the one resumable download.
 
 A folder of features holds WebDataset tars (shard-000000.tar: per clip <key>.npy, float16 (T, n_taps, D), and
-<key>.json), index.json (a row per clip: shard, byte offset of its numbers, frames, info) and, written last,
+<key>.json), index.json (a row per clip: shard, byte offset of its numbers, frames, audio, info) and, written last,
 manifest.json (encoder and its weights' sha256, taps, D, counts, hours, bytes and sha256 of each shard).
 """
 import hashlib

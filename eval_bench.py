@@ -34,12 +34,12 @@ batch_size = 32        # recordings encoded and decoded together; the value to l
 max_clips = 0          # at most so many clips of each folder, drawn by seed; 0: all
 device = "auto"        # auto, cuda, mps, cpu
 seed = 0               # of the bootstrap, max_clips and the transcripts shown
+n_shown = 5            # transcripts kept, of all folders in turn; five are printed, more stand in report.md
 stages = ""            # a jsonl with "seconds" in each line: `minutes` is their sum; '': this evaluation's own
 report = False         # True: no new evaluation; sum `stages` again, rewrite report.md and print the results
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
 N_RESAMPLES = 2000  # of the bootstrap
-N_SHOWN = 5         # transcripts printed and reported
 KINDS = ("wer", "wer_shuffled", "wer_shuffled_floor")
 
 
@@ -126,7 +126,8 @@ def hear(listener, clips):
             rows, pieces = order[start:start + batch_size], []
             for i in rows:
                 wav = read_audio(clips[i]["audio"])
-                pieces += [(i, wav[begin:end]) for begin, end in split_at_pauses(wav)]  # one, unless over 15 s
+                spans = split_at_pauses(wav, ears.get("max_s", 15.0))  # one, unless longer than training's clips
+                pieces += [(i, wav[begin:end]) for begin, end in spans]
             for first in range(0, len(pieces), batch_size):
                 owners, wavs = zip(*pieces[first:first + batch_size])
                 features = encode(encoder, wavs, tuple(ears["taps"]))
@@ -214,7 +215,7 @@ def evaluate_folder(listener, name, clips, partner):
     counts = score(clips, heard, partner)
     rows = [{"key": clip["key"], "errors": int(c[1:].sum()), "words": int(c[0]), "reference": clip["text"],
              "hypothesis": text, "audio": clip["audio"]} for clip, text, c in zip(clips, heard, counts["wer"])]
-    shown = [{"folder": name, **rows[i]} for i in np.random.default_rng(seed).permutation(len(rows))[:N_SHOWN]]
+    shown = [{"folder": name, **rows[i]} for i in np.random.default_rng(seed).permutation(len(rows))[:n_shown]]
     rows.sort(key=lambda row: (-row["errors"] / max(row["words"], 1), row["key"]))
     write(f"eval_{name}.jsonl" if name else "eval.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return (counts, lm_nats(listener[0], listener[2], [clip["text"] for clip in clips]), clips), shown
@@ -239,7 +240,7 @@ def evaluate():
     result |= {"seconds": round(seconds, 1), "minutes": round(seconds / 60, 2) if minutes is None else minutes,
                "ckpt": ckpt, "step": listener[1]["step"], "encoder": listener[1]["audio"]["encoder"],
                **machine(listener[0].cos.device), "seed": seed, "folders": tables,
-               "transcripts": [row for row in chain(*zip_longest(*shown)) if row][:N_SHOWN]}
+               "transcripts": [row for row in chain(*zip_longest(*shown)) if row][:n_shown]}
     draw(result)
     write("eval.json", json.dumps(result, indent=1) + "\n")
     return result
@@ -318,8 +319,9 @@ def closing_text(result):
              ("clips", str(result["clips"]), ""), ("minutes", f"{result['minutes']:.1f}", "")]
     rows = [("result", "figure", "95%"), ("-" * 38, "-" * 8, "-" * 15), *rows]
     lines = [f"| {what:<38} | {figure:>8} | {ends:<15} |" for what, figure, ends in rows]
-    lines += ["", f"{len(result['transcripts'])} held-out transcripts, drawn at random:", ""]
-    for row in result["transcripts"]:
+    shown = result["transcripts"][:5]
+    lines += ["", f"{len(shown)} held-out transcripts, drawn at random:", ""]
+    for row in shown:
         lines += [f"    reference  {row['reference']}", f"    heard      {row['hypothesis']}", ""]
     own = os.path.relpath(sys.executable)
     command = (f"{'python' if own.startswith('..') else own} chat.py --ckpt={ckpt} "
@@ -341,7 +343,12 @@ def write_report(result):
              f"minutes ({span}); encoder {result['encoder']}; {versions}.", ""]
     pictures = [f"![]({name})" for name in ("eval.png", "pca.png")
                 if os.path.isfile(os.path.join(out_dir or ckpt, name))]
-    lines += [closing_text(result), *pictures, "", "## Losses: first and last of log.jsonl", ""]
+    lines += [closing_text(result), *pictures, ""]
+    for name in result["folders"] if len(result["transcripts"]) > 5 else ():
+        rows = [row for row in result["transcripts"] if row["folder"] == name]
+        lines += [f"## {name or 'All'}: {len(rows)} transcripts, drawn at random, what was said and what was heard", ""]
+        lines += [f"    {row['reference']}\n    {row['hypothesis']}\n" for row in rows]
+    lines += ["## Losses: first and last of log.jsonl", ""]
     lines += [f"    {name} = {first} ... {last}" for name, (first, last) in seen.items()]
     lines += ["", "## Settings", ""]
     lines += [f"    {name} = {value!r}" for name, value in meta.get("user_config", {}).items()]
@@ -349,8 +356,8 @@ def write_report(result):
 
 
 def main():
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: give 1 or more")
+    if min(batch_size, n_shown) < 1:
+        raise ValueError(f"{batch_size=}, {n_shown=}: give 1 or more")
     if report:
         result = read_json(os.path.join(out_dir or ckpt, "eval.json"))  # of an evaluation before, without --report
         result["minutes"] = result["minutes"] if stage_minutes() is None else stage_minutes()

@@ -18,11 +18,11 @@ Writes <out_dir>/shard-NNNNNN.tar (float16 (T, n_taps, D), 50 frames a second: 1
 Works in <out_dir>/.part until all is whole, so the features of an earlier run stay until then; run it again after any
 interruption and it goes on shard by shard. On 2 cores and whisper-base it is about 150 times as fast as the speech.
 """
+import ctypes
 import datetime
 import fcntl
 import hashlib
 import json
-import math
 import os
 import platform
 import re
@@ -40,7 +40,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from audio import SAMPLE_RATE, encode, load_encoder, load_encoder_file, read_audio
+from augment import change_speed
+from audio import HOP, SAMPLE_RATE, encode, load_encoder, load_encoder_file, read_audio
 from configurator import configure, fail
 from data import Features, download, write_index, write_json, write_shard
 from model import pick_device
@@ -63,6 +64,7 @@ max_audio_s = 30.0         # longer clips are dropped and counted
 min_words = 1              # clips of fewer words are dropped and counted
 max_words = 0              # of more; 0: any number
 new_sentences = False      # True: held-out clips whose sentence is in train too are dropped and counted
+speeds = ""                # comma-separated: training clips are there at these speeds too; 0.9,1.1 is usual
 seen_voices = False        # True: val and test may hold speakers of train; False: such a clip counts as failed
 max_bad_share = 0.01       # more clips than this share that cannot be used stop the run
 # features
@@ -71,7 +73,7 @@ taps = "-1"                # encoder layers, comma-separated: -1 the last after 
 index_only = False         # True: no features, only the index that train_align.py --online=True reads
 # work
 device = "auto"            # auto, cuda, mps, cpu; a rank of torchrun takes the GPU of its number, or a core
-clips_per_shard = 256      # what an interruption loses at most, per worker
+clips_per_shard = 256      # what an interruption loses at most, per worker; a rank holds so many in memory
 batch_size = 48            # clips of similar length handed to the encoder, which cuts them to a batch that fits
 workers = 0                # on a CPU processes, of a rank or beside a GPU threads that read audio; 0: one for each core
 config = configure(globals())  # prints each change; stored in manifest.json
@@ -85,7 +87,7 @@ ARCHIVES = {  # bytes and MD5 of https://www.openslr.org/12
     "train-clean-100": (6_387_309_499, "2a93770f6d5c6c964bc36631d331a522"),
     "train-clean-360": (23_049_477_885, "c0e676e450a7ff2f54aeade5171606fa"),
     "train-other-500": (30_593_501_606, "d1a0fd59409feb2c614ce4d30c387708")}
-FINAL = Path(out_dir or os.path.join(source if os.path.isdir(source) else os.path.dirname(source), "features"))
+FINAL = Path(out_dir or os.path.join(os.path.dirname(source) if source.endswith(".jsonl") else source, "features"))
 VERSION = 1  # part of the plan: raise it when the features change for the same audio and settings
 
 
@@ -250,7 +252,9 @@ def read_corpus():
         info = labels | {"key": key, "text": normalize_transcript(words), "seconds": seconds}
         clips.append({"path": path, "bytes": os.path.getsize(path), "seconds": seconds, "info": info})
     check_failures(failures, n_found := len(clips) + len(failures))
-    return choose(clips, counts), failures, n_found, counts
+    chosen = choose(clips, counts)
+    n_found += sum("playback_speed" in clip["info"] for clip in chosen)  # if its file is broken, it fails too
+    return chosen, failures, n_found, counts
 
 
 def choose(clips, counts):
@@ -269,7 +273,25 @@ def choose(clips, counts):
     chosen = [found[:: max(1, len(found) // limit)][:limit] if limit else found for found in by_subset.values()]
     if not chosen:
         raise ValueError(f"{source}: no clip of at most {max_audio_s:g} s and so many words, {len(clips)} others")
-    return sum(chosen, [])
+    chosen = sum(chosen, [])
+    return chosen + [at_speed(clip, percent) for clip in chosen if clip["info"]["split"] == "train"
+                     for percent in read_percents() if 100 * clip["seconds"] <= percent * max_audio_s]
+
+
+def read_percents():
+    """The setting speeds as percent, int."""
+    found = [round(100 * float(speed)) if re.fullmatch(r"\s*\d(\.\d\d?)?\s*", speed) else 0
+             for speed in speeds.split(",") if speeds]
+    if not all(50 <= percent <= 200 for percent in found) or len({100, *found}) <= len(found):
+        raise ValueError(f"speeds={speeds} is no list of different speeds from 0.5 to 2, not 1 itself, like 0.9,1.1")
+    return found
+
+
+def at_speed(clip, percent):
+    """A clip as it is at a speed, under a key of its own."""
+    seconds = round(100 * clip["seconds"] / percent, 4)
+    info = {"key": f"{clip['info']['key']}-speed{percent}", "seconds": seconds, "playback_speed": percent / 100}
+    return clip | {"seconds": seconds, "info": clip["info"] | info}
 
 
 def check_failures(failures, n_found):
@@ -277,6 +299,11 @@ def check_failures(failures, n_found):
     if len(failures) > max_bad_share * n_found:
         first = "; ".join(f"{f['key']}: {f['reason']}" for f in failures[:3]) + (" ..." if len(failures) > 3 else "")
         raise ValueError(f"{len(failures)} of {n_found} clips failed, over max_bad_share={max_bad_share}: {first}")
+
+
+def name_audio(clip):
+    """The path of a clip's audio from FINAL."""
+    return os.path.relpath(os.path.realpath(clip["path"]), os.path.realpath(FINAL))
 
 
 def plan_shards(clips, encoder, layers):
@@ -287,7 +314,8 @@ def plan_shards(clips, encoder, layers):
         for i in range(0, len(ordered), clips_per_shard):
             shards[f"shard-{len(shards):06d}.tar"] = ordered[i : i + clips_per_shard]
     contents = [[name, [[clip["bytes"], clip["info"]] for clip in group]] for name, group in shards.items()]
-    what = [VERSION, encoder.sha256, layers, contents] + [[clip["info"] for clip in clips]] * index_only
+    what = [VERSION, encoder.sha256, layers, contents]
+    what += [[name_audio(clip), clip["bytes"], clip["info"]] for clip in clips] if index_only else []
     return shards, hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -308,9 +336,23 @@ def read_states(folder, shards, plan):
 def try_read(clip):
     """-> float32 (n,) at 16 kHz, or the reason (str) why a clip can't be read."""
     try:
-        return read_audio(clip["path"], max_audio_s + 1)
+        wav, speed = read_audio(clip["path"], max_audio_s + 1), clip["info"].get("playback_speed", 1)
+        return wav if speed == 1 else change_speed(wav, speed)
     except (ValueError, OSError) as e:
         return str(e)
+
+
+def try_all(clips):
+    """Decode every clip once -> (index rows of those that can be read, failures)."""
+    good, bad = [], []
+    with thread_pool() as pool:
+        lengths = pool.map(lambda clip: wav if isinstance(wav := try_read(clip), str) else len(wav), clips)
+        for clip, n in tqdm(zip(clips, lengths), total=len(clips), desc="decoding", unit=" clips"):
+            if isinstance(n, str):
+                bad.append({"key": clip["info"]["key"], "reason": n})
+            else:
+                good.append({"frames": max(1, -(-n // HOP) // 2), "info": clip["info"]})
+    return good, bad
 
 
 def features_of(clips, encoder, layers, failures, tick, read):
@@ -329,13 +371,15 @@ def features_of(clips, encoder, layers, failures, tick, read):
 
 
 def make_shard(name, tick, read, folder, shards, plan, encoder, layers):
-    """Write a shard, then its state (rows, failures, sha256, plan)."""
+    """Write a shard, then its state (rows, failures, sha256, plan), and give the memory back that it took."""
     path, failures = folder / name, []
     rows = write_shard(str(path), features_of(shards[name], encoder, layers, failures, tick, read))
     with open(path, "rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     state = {"plan": plan, "rows": rows, "failures": failures, "bytes": path.stat().st_size, "sha256": sha256}
     write_json(str(path.with_suffix(".json")), state)
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's
+        libc.malloc_trim(0)
 
 
 def work(rank, names, n_done, finished, parent, shared):
@@ -381,19 +425,25 @@ def made_by_processes(names, bar, shared):
             process.kill()
 
 
+def thread_pool():
+    """Threads that read audio, this rank's share of the cores."""
+    return ThreadPoolExecutor(workers or max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
 def made_by_this_process(names, bar, shared):
     """Make shards on a GPU or as a rank, audio read ahead by threads (libsndfile lets them run); yield their names."""
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with thread_pool() as pool:
         for name in names:
             make_shard(name, bar.update, pool.map, *shared)
             yield name
 
 
 def make_shards(names, failures, n_found, folder, shards, plan, encoder, layers):
-    """Make the shards called names, longest clips first; stops when too many clips fail, with those of before."""
+    """Make the shards called names, longest clips first; stops when too many of the clips fail here or did before."""
     is_alone, failures = encoder.conv1.weight.device.type != "cpu" or dist.is_initialized(), list(failures)
     made, shared = made_by_this_process if is_alone else made_by_processes, (folder, shards, plan, encoder, layers)
-    with tqdm(total=sum(len(shards[name]) for name in names), desc="features", unit=" clips", miniters=1) as bar:
+    with tqdm(total=sum(len(shards[name]) for name in names), desc="features", unit=" clips", miniters=1,
+              disable=int(os.environ.get("RANK", 0)) > 0) as bar:
         for name in made(names[::-1], bar, shared):
             failures += json.loads((folder / name).with_suffix(".json").read_bytes())["failures"]
             check_failures(failures, n_found)
@@ -412,7 +462,7 @@ def check_disk(folder, todo, shards, row_bytes):
 
 
 def lock(folder):
-    """Make the folder and lock it against a second run, for as long as this process or a worker of it lives."""
+    """Make the folder and lock it against a second run, for as long as this process or one it forked lives."""
     for _ in range(20):  # workers of a killed run need a moment to notice
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder, os.O_RDONLY)
@@ -430,12 +480,18 @@ def is_made(plan, n_clips):
         if not path.with_suffix(".json").exists():
             raise ValueError(f"{path} is not of this script: choose another out_dir")
     try:
-        old = Features(str(FINAL), online=True).manifest
-    except ValueError:
+        old = json.loads((FINAL / "manifest.json").read_bytes())
+        n_old, is_same = sum(old["clips"].values()), old.get("plan") == plan
+    except (OSError, ValueError, KeyError):
         return False  # none, or damaged: whole shards are kept
-    n_old, is_same = sum(old["clips"].values()), old.get("plan") == plan
     if (limit or subset) and n_old > n_clips:
         raise ValueError(f"{FINAL} holds {n_old:,} clips: for {limit=} and {subset=} choose another out_dir")
+    if index_only and old["shards"]:
+        raise ValueError(f"{FINAL} holds features, whose index serves online=True too: choose another out_dir")
+    try:
+        Features(str(FINAL), online=True)
+    except ValueError:
+        return False  # a shard is cut short, or the index is of before it named the audio
     print(f"{FINAL}: {n_old:,} clips, encoder {old['encoder']} {old['encoder_sha256'][:16]}, taps {old['taps']}: "
           + ("up to date" if is_same else "not what is asked for; they stay until the new ones are whole"))
     return is_same
@@ -458,22 +514,18 @@ def join_ranks():
     """-> (rank, n_ranks) of torchrun, in one group on the CPU, and the device of this rank."""
     rank, n_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     own = pick_device(device)
+    if own.type == "cuda" and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
+        raise ValueError(f"more ranks than the {torch.cuda.device_count()} GPUs: lower --nproc_per_node")
     if n_ranks > 1:
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if own.type == "cuda" else own
         dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # a rank may wait for the corpus so long
     return rank, n_ranks, own
 
 
-def from_first(rank, n_ranks, make, *arguments):
-    """Return make(*arguments), which the first rank alone calls; the others wait for it."""
-    found = [make(*arguments) if rank == 0 else None]
-    if n_ranks > 1:
-        dist.broadcast_object_list(found)
-    return found[0]
-
-
 def prepare(encoder, layers):
     """Read the corpus, make room -> (clips, failures, n_found, counts, shards, plan, todo); todo None: all is made."""
+    if max(layers) >= encoder.n_layer:
+        raise ValueError(f"taps={taps}: {encoder.name} has layers 0 to {encoder.n_layer - 1}")
     clips, failures, n_found, counts = read_corpus()
     shards, plan = plan_shards(clips, encoder, layers)
     todo = None
@@ -493,22 +545,20 @@ def finish(clips, failures, n_found, counts, shards, plan, encoder, layers):
     """Write lists, index and manifest of all shards and put them in place -> (manifest, failures)."""
     part = FINAL / ".part"
     states = read_states(FINAL, shards, plan) | read_states(part, shards, plan)
-    failures = failures + [failure for state in states.values() for failure in state["failures"]]
+    good, bad = try_all(clips) if index_only else ([], [])
+    failures = failures + bad + [failure for state in states.values() for failure in state["failures"]]
     check_failures(failures, n_found)
     manifest = {"encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers, "D": encoder.n_embd,
                 "plan": plan, "counts": counts, "failures": failures, "settings": config,
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
     sizes = {name: {"bytes": states[name]["bytes"], "sha256": states[name]["sha256"]} for name in shards}
-    paths = {clip["info"]["key"]: os.path.relpath(clip["path"], FINAL) for clip in clips}
-    rows = [row for name in shards for row in states[name]["rows"]]
-    if index_only:
-        rows = [{"frames": max(1, math.ceil(round(clip["seconds"] * SAMPLE_RATE) / 160) // 2), "info": clip["info"]}
-                for clip in clips]
+    paths = {clip["info"]["key"]: name_audio(clip) for clip in clips}
+    rows = [row for name in shards for row in states[name]["rows"]] or good
     rows = [row | {"audio": paths[row["info"]["key"]]} for row in rows]
     manifest = write_index(str(part), rows, sizes, manifest)
     for split in manifest["clips"]:
         rows = [{"audio": paths[clip["info"]["key"]], **clip["info"]} for clip in clips
-                if clip["info"]["split"] == split]
+                if clip["info"]["split"] == split and "playback_speed" not in clip["info"]]
         (part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     replace_features(part, shards)
     return manifest, failures
@@ -522,13 +572,16 @@ def main():
         raise ValueError("clips_per_shard and batch_size start at 1, workers, limit and max_bad_share at 0")
     (rank, n_ranks, own), layers = join_ranks(), [int(tap) for tap in taps.split(",")]
     find_encoder = load_encoder_file if os.path.isfile(whisper) else load_encoder
-    from_first(rank, n_ranks, lambda: find_encoder(whisper) and None)  # one download for all
-    encoder = find_encoder(whisper, own)
-    if max(layers) >= encoder.n_layer:
-        raise ValueError(f"taps={taps}: {encoder.name} has layers 0 to {encoder.n_layer - 1}")
-    clips, failures, n_found, counts, shards, plan, todo = from_first(rank, n_ranks, prepare, encoder, layers)
+    encoder, shared = None, [None]
+    if rank == 0:
+        encoder = find_encoder(whisper, own)
+        shared = [prepare(encoder, layers)]
+    if n_ranks > 1:
+        dist.broadcast_object_list(shared)
+    clips, failures, n_found, counts, shards, plan, todo = shared[0]
     if todo is None:
         return
+    encoder = encoder or find_encoder(whisper, own)  # after the first rank, which may have downloaded it
     start, mine = time.time(), todo[rank::n_ranks]
     if mine:
         make_shards(mine, failures, n_found, FINAL / ".part", shards, plan, encoder, layers)

@@ -26,7 +26,6 @@ from random import Random
 from tqdm import tqdm
 
 from configurator import configure, fail
-from tokenizer import normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "data/text"
@@ -231,10 +230,24 @@ def read_blocks(path):
     if path.endswith((".json", ".jsonl")):
         names = "|".join(map(re.escape, json_key.replace(" ", "").split(",")))
         strings = re.finditer(rf'"(?:{names})"\s*:\s*("(?:[^"\\]|\\.)*")', text)
-        text = "\n\n".join(json.loads(string[1], strict=False) for string in strings)
-    if file_kb:
-        text = text[max(0, len(text) // 2 - 500 * file_kb):len(text) // 2 + 500 * file_kb]
-    return text.splitlines() if one_per_line else re.split(r"\n\s*\n", text)
+        try:
+            text = "\n\n".join(json.loads(string[1], strict=False) for string in strings)
+        except ValueError as e:
+            raise ValueError(f"{path}: a string of it is no JSON ({e})") from None
+    is_cut = 0 < 1000 * file_kb < len(text)
+    if is_cut:
+        text = text[len(text) // 2 - 500 * file_kb:len(text) // 2 + 500 * file_kb]
+    blocks = text.splitlines() if one_per_line else re.split(r"\n\s*\n", text)
+    return blocks[1:-1] if is_cut else blocks  # the outer ones are cut somewhere
+
+
+def to_sentence(piece):
+    """Return a piece of text in lower case without accents and marks; what is neither a letter nor a mark stays."""
+    piece = re.sub(r"^\s*\d+-\d+-\d+ ", "", piece)  # the key of a line in LibriSpeech's .trans.txt
+    piece = re.sub(r"[\u2018\u2019`]", "'", unicodedata.normalize("NFKD", piece).lower())
+    piece = re.sub(r"[\u0300-\u036f]", "", piece)  # accents
+    piece = re.sub(r"[\s.,;:!?\"\u201c\u201d()\[\]*_#\-\u2010-\u2015]+", " ", piece)
+    return " ".join(word.strip("'") for word in piece.split() if word.strip("'"))
 
 
 def text_sentences(paths, dropped):
@@ -242,11 +255,7 @@ def text_sentences(paths, dropped):
     for path in paths:
         blocks = ([block] if one_per_line else SENTENCE_END.split(block) for block in read_blocks(path))
         for piece in itertools.chain.from_iterable(blocks):
-            piece = re.sub(r"^\s*\d+-\d+-\d+ ", "", piece)  # the key of a line in LibriSpeech's .trans.txt
-            piece = re.sub(r"[\u2018\u2019`]", "'", unicodedata.normalize("NFKD", piece).lower())
-            piece = re.sub(r"[\u0300-\u036f]", "", piece)  # accents
-            piece = re.sub(r"[\s.,;:!?\"\u201c\u201d()\[\]*_#\-\u2010-\u2015]+", " ", piece)
-            sentence = " ".join(word.strip("'") for word in piece.split() if word.strip("'"))
+            sentence = to_sentence(piece)
             if re.fullmatch(r"[a-z' ]+", sentence):
                 yield sentence
             elif sentence:
@@ -260,7 +269,7 @@ def read_excluded():
     for path in (path.strip() for path in exclude.split(",") if exclude):
         for n, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
             try:
-                said.add(normalize_transcript(json.loads(line)["text"]))
+                said.update(map(to_sentence, SENTENCE_END.split(json.loads(line)["text"])))
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise ValueError(f'exclude={path}:{n}: no JSON object with "text"') from None
     return said
@@ -325,8 +334,8 @@ def report(meta):
 
 def main():
     started, dropped = time.time(), Counter()
-    if not 1 <= min_words <= max_words or min(n_train, n_val, n_test, limit) < 0:
-        raise ValueError("settings: 1 <= min_words <= max_words, and no count (n_train, n_val, n_test, limit) below 0")
+    if not 1 <= min_words <= max_words or min(n_train, n_val, n_test, limit, file_kb) < 0:
+        raise ValueError("settings: 1 <= min_words <= max_words; no n_train, n_val, n_test, limit or file_kb below 0")
     sizes = {split: min(n, limit or n) for split, n in zip(SPLITS, (n_train, n_val, n_test))}
     paths = find_files([path.strip() for path in text_file.split(",")]) if text_file else [grammar]
     excluded = read_excluded()

@@ -44,7 +44,7 @@ zero_init = False       # W1's projector: fc2 starts at zero, no norm
 dropout = 0.1           # on the standardized features
 voice_mix = 0.0         # half of the training clips get up to so much of another clip's mean features; 0: none
 time_warp = 0.1         # frames are read up to so much faster or slower, from a random one of the first `stack` on
-online = False          # the encoder works in the step, on the audio that data_dir's index names, not on shards; then
+online = False          # the encoder works in the step, on the audio that data_dir's index names; no time_warp, but
 speed = 0.0             # clips are played up to so much faster or slower, pitch too, not time_warp; 0.1 is usual
 noise_db = 0.0          # noise is added, this to 25 dB more below the speech; 0: none
 mask_bands = 0          # two bands of up to so many of the log-mel's channels are zeroed; 27 is usual
@@ -213,8 +213,8 @@ def count_tokens(clips, pool):
 def read_mels(clips, at, stretch=None, rng=None):
     """Log-mels of the audio of clips `at`, a list of float32 (n_mels, T_mel), given rng changed as the settings say."""
     wavs = [read_audio(clips.rows[i]["audio"]) for i in at]
-    if rng and speed:
-        wavs = [change_speed(wav, 1 / longer) for wav, longer in zip(wavs, stretch)]
+    paces = [clips.infos[i].get("playback_speed", 1.0) for i in at] / (stretch if rng and speed else np.ones(len(at)))
+    wavs = [wav if pace == 1 else change_speed(wav, pace) for wav, pace in zip(wavs, paces)]
     if rng and noise_db:
         wavs = [add_noise(wav, rng.uniform(noise_db, noise_db + 25), rng) for wav in wavs]
     mels = [log_mel(wav, encoder.n_mels) for wav in wavs]
@@ -230,7 +230,10 @@ def encode_mels(mels):
 
 def read_features(clips, at):
     """Features of clips `at` as load_batch returns them, from disk or online."""
-    return encode_mels(read_mels(clips, at)) if online else load_batch(clips, at)
+    try:
+        return encode_mels(read_mels(clips, at)) if online else load_batch(clips, at)
+    except (ValueError, OSError) as e:
+        fail(e)
 
 
 class Microbatches:
@@ -240,7 +243,7 @@ class Microbatches:
         """-> clips (B,), and what a worker can do for them: features and lens as warp() returns them, or log-mels."""
         step, microbatch = divmod(n, grad_accum)
         at, stretch = stretched_batch(n_tokens["train"], seed, "train", step, microbatch, batch_size, grad_accum,
-                                      speed or time_warp or 0.03, batch_tokens)
+                                      (speed if online else time_warp) or 0.03, batch_tokens)
         at, rng = usable["train"][at], np.random.default_rng([seed, step, microbatch])
         if online:
             return at, read_mels(data["train"], at, stretch, rng)
@@ -269,10 +272,14 @@ try:
         fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
     is_smoke = data_dir == "tones"
     shards = os.path.join(out_dir, "features") if is_smoke else data_dir
-    if rank == 0 or online:
-        encoder = (load_encoder_file if os.path.isfile(whisper) else load_encoder)(whisper, device)
+    find_encoder = load_encoder_file if os.path.isfile(whisper) else load_encoder
+    if rank == 0:
+        encoder = find_encoder(whisper, device)
         if is_smoke:
             write_tones(shards)
+    if online and world_size > 1:
+        dist.barrier()  # the first rank may have downloaded it
+        encoder = encoder if rank == 0 else find_encoder(whisper, device)
     data = {split: Features(shards, split, encoder.sha256 if rank == 0 else "", online=online)
             for split in ("train", "val")}
     usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
@@ -290,6 +297,7 @@ try:
         tok = ByteTokenizer()
         with torch.device(device):
             model = GPT(GPTConfig.of_depth(depth, tok.vocab_size))
+    longest_s = min(15.0, 1.1 * max(data["train"].seconds[i] for i in usable["train"]))  # of a long recording's pieces
     n_tokens = {split: count_tokens(clips, usable[split]) for split, clips in data.items()}
     manifest = data["train"].manifest
     projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init,
@@ -299,10 +307,10 @@ try:
         if other := [k for k in ("stack", "hidden", "zero_init", "encoder_sha256", "taps") if then[k] != now[k]]:
             fail(f"{lm} was aligned with other {', '.join(other)}: give the same, or the base model as lm")
         projector.load_state_dict(load_saved(lm, meta, "projector", device))
-    else:
+    elif not first_step:
         some = np.random.default_rng(seed).permutation(len(data["train"]))[:300]
         projector.set_stats(*mean_std(read_features(data["train"], [i])[0][0] for i in some))
-except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
+except (ValueError, OSError, RuntimeError) as e:  # a wrong file or folder, or more ranks than GPUs
     fail(e)
 model.requires_grad_(train_lm)
 matrices = [projector.fc1.weight, projector.fc2.weight] if muon_lr else []
@@ -417,7 +425,7 @@ def save(step, result):
     """Write the checkpoint of a step."""
     audio = {"projector": projector.arguments, "encoder": manifest["encoder"],
              "encoder_sha256": manifest["encoder_sha256"], "taps": manifest["taps"], "stack": stack,
-             "prompt": "transcript", "audio_at": audio_at}
+             "prompt": "transcript", "audio_at": audio_at, "max_s": longest_s}
     state = {"optimizers": [o.state_dict() for o in optimizers]}
     save_checkpoint(step, {"model": model.state_dict(), "projector": projector.state_dict(), "optim": state},
                     {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio})

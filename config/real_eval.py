@@ -6,5 +6,6 @@ Word error rates of the real-voice recipe: adults and children never heard, and 
 """
 ckpt = "out/real_w2"
 max_clips = 200
-data = ("adults=data/speechocean762/features/test_adults.jsonl,children=data/speechocean762/features/test_children.jsonl,"
-        "piper=data/real_synthetic/test")
+n_shown = 60
+data = ("adults=data/speechocean762/features/test_adults.jsonl,"
+        "children=data/speechocean762/features/test_children.jsonl,piper=data/real_synthetic/test")

@@ -4,7 +4,7 @@
 On from config/real_w2.py with the LM trained too.
 """
 out_dir = "out/real_lm"
-data_dir = "data/real_synthetic/features,data/speechocean762/features*3"
+data_dir = "data/real_synthetic/features,data/speechocean762/features"
 lm = "out/real_w2"
 train_lm = True
 lm_learning_rate = 5e-4

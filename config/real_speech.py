@@ -8,3 +8,4 @@ layout = "speechocean"
 min_words = 3
 max_words = 12
 new_sentences = True
+speeds = "0.9,1.1"

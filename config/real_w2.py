@@ -1,10 +1,10 @@
 """
     python train_align.py config/real_w2.py
 
-W2 on synthetic and real voices: LM and Whisper frozen, the real clips three times an epoch.
+W2 on synthetic and real voices: LM and Whisper frozen, the real clips at three speeds.
 """
 out_dir = "out/real_w2"
-data_dir = "data/real_synthetic/features,data/speechocean762/features*3"
+data_dir = "data/real_synthetic/features,data/speechocean762/features"
 lm = "out/real_base"
 stack = 4
 hidden = 1024
@@ -12,8 +12,8 @@ dropout = 0.2
 voice_mix = 1.0
 time_warp = 0.15
 muon_lr = 0.04
-max_steps = 700
-lr_decay_steps = 700
-eval_every = 350
+max_steps = 800
+lr_decay_steps = 800
+eval_every = 400
 save_every = 100
 use_compile = False     # compiling takes longer here than it saves

@@ -171,7 +171,7 @@ def test_batches_hear_what_single_clips_say(bench, tiny, monkeypatch):
     assert len(set(heard)) == len(clips)  # it depends on the audio
     monkeypatch.setattr(bench, "batch_size", 1)
     assert bench.hear(listener, clips) == heard
-    monkeypatch.setattr("audio.split_at_pauses", lambda wav: [(0, 4800), (4800, len(wav))])  # as if all were long
+    monkeypatch.setattr("audio.split_at_pauses", lambda wav, max_s: [(0, 4800), (4800, len(wav))])  # as if long
     wav = soundfile.read(clips[0]["audio"], dtype="float32")[0]
     model, _, tok, encoder, projector = listener
     alone = [transcribe(model, projector, tok, encode(encoder, [wav[a:b]]))[0] for a, b in ((0, 4800), (4800, None))]

@@ -367,6 +367,12 @@ def test_own_clips(prepare, tmp_path):
     assert prepare(*command, "--max_bad_share=0.1", "--new_sentences=True", f"--out_dir={tmp_path}/new").code == 0
     assert set(Features(f"{tmp_path}/new").manifest["clips"]) == {"train"}
     assert_fails(prepare(f"--source={tmp_path}/none.jsonl"), "none.jsonl")
+    fast = prepare(*command, "--max_bad_share=0.1", "--speeds=0.8,2", f"--out_dir={tmp_path}/fast")
+    assert fast.code == 0 and "-speed" not in (tmp_path / "fast/train.jsonl").read_text()
+    lengths = dict(zip((features := Features(f"{tmp_path}/fast", "train")).keys, features.lengths))
+    assert len(lengths) == 3 * Features(f"{tmp_path}/features").manifest["clips"]["train"]
+    assert (lengths["mine-2"], lengths["mine-2-speed80"], lengths["mine-2-speed200"]) == (25, 31, 12)
+    assert_fails(prepare(*command, "--max_bad_share=0.1", "--speeds=0.9,9"), "speeds=0.9,9", "0.5 to 2")
 
 
 def test_speechocean(prepare, tmp_path):
