@@ -41,7 +41,7 @@ def listen(model, meta, tok):
     from model import transcribe
     wav = read_audio(audio)  # float32 (n,) at 16 kHz
     encoder, projector = load_ears(ckpt, meta, model.cos.device)
-    for start, end in split_at_pauses(wav, meta["audio"].get("max_s", 15.0)):
+    for start, end in split_at_pauses(wav, meta["audio"].get("piece_s", 15.0)):
         features = encode(encoder, [wav[start:end]], tuple(meta["audio"]["taps"]))
         heard = transcribe(model, projector, tok, features, meta["audio"]["audio_at"])[0]
         print(heard, end=" " if heard and end < len(wav) else "", flush=True)

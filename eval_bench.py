@@ -126,7 +126,7 @@ def hear(listener, clips):
             rows, pieces = order[start:start + batch_size], []
             for i in rows:
                 wav = read_audio(clips[i]["audio"])
-                spans = split_at_pauses(wav, ears.get("max_s", 15.0))  # one, unless longer than training's clips
+                spans = split_at_pauses(wav, ears.get("piece_s", 15.0))  # one, unless longer than training's clips
                 pieces += [(i, wav[begin:end]) for begin, end in spans]
             for first in range(0, len(pieces), batch_size):
                 owners, wavs = zip(*pieces[first:first + batch_size])

@@ -297,7 +297,7 @@ try:
         tok = ByteTokenizer()
         with torch.device(device):
             model = GPT(GPTConfig.of_depth(depth, tok.vocab_size))
-    longest_s = min(15.0, 1.1 * max(data["train"].seconds[i] for i in usable["train"]))  # of a long recording's pieces
+    piece_s = min(15.0, 1.1 * np.percentile(np.array(data["train"].seconds)[usable["train"]], 99))  # of a long recording
     n_tokens = {split: count_tokens(clips, usable[split]) for split, clips in data.items()}
     manifest = data["train"].manifest
     projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init,
@@ -425,7 +425,7 @@ def save(step, result):
     """Write the checkpoint of a step."""
     audio = {"projector": projector.arguments, "encoder": manifest["encoder"],
              "encoder_sha256": manifest["encoder_sha256"], "taps": manifest["taps"], "stack": stack,
-             "prompt": "transcript", "audio_at": audio_at, "max_s": longest_s}
+             "prompt": "transcript", "audio_at": audio_at, "piece_s": float(piece_s)}
     state = {"optimizers": [o.state_dict() for o in optimizers]}
     save_checkpoint(step, {"model": model.state_dict(), "projector": projector.state_dict(), "optim": state},
                     {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio})
