@@ -297,7 +297,7 @@ try:
         tok = ByteTokenizer()
         with torch.device(device):
             model = GPT(GPTConfig.of_depth(depth, tok.vocab_size))
-    piece_s = min(15.0, 1.1 * np.percentile(np.array(data["train"].seconds)[usable["train"]], 99))  # of a long recording
+    piece_s = min(15.0, 1.1 * np.percentile(np.array(data["train"].seconds)[usable["train"]], 99))  # of long recordings
     n_tokens = {split: count_tokens(clips, usable[split]) for split, clips in data.items()}
     manifest = data["train"].manifest
     projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init,
