@@ -2,7 +2,7 @@
     python train_align.py config/cpu_w2.py
 
 W2 of the CPU demo: synthetic speech, LM and Whisper frozen, only the projector moves. 2 shared cores, 5 minutes;
-WER 21.6% on new sentences, 28.2% in another engine's voice (2026-11-22).
+WER 22.4% on new sentences, 26.6% in another engine's voice (2026-11-22).
 """
 out_dir = "out/cpu_w2"
 data_dir = "data/synthetic/features"
