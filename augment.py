@@ -1,13 +1,11 @@
 """What a recording could have sounded like: other speeds, noise, and holes in its spectrogram."""
 import numpy as np
 
-SAMPLE_RATE = 16000
-
 
 def change_speed(wav, speed):
-    """Play float32 (n,) at 16 kHz `speed` times as fast, pitch and all (Ko et al. 2015) -> float32 (n / speed,)."""
+    """Play float32 (n,) `speed` times as fast, pitch and all (Ko et al. 2015) -> float32 (n / speed,)."""
     import soxr
-    return soxr.resample(wav, SAMPLE_RATE * speed, SAMPLE_RATE)
+    return soxr.resample(wav, speed, 1.0)
 
 
 def add_noise(wav, snr_db, rng):

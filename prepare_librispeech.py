@@ -273,9 +273,9 @@ def choose(clips, counts):
     chosen = [found[:: max(1, len(found) // limit)][:limit] if limit else found for found in by_subset.values()]
     if not chosen:
         raise ValueError(f"{source}: no clip of at most {max_audio_s:g} s and so many words, {len(clips)} others")
-    chosen = sum(chosen, [])
+    chosen, percents = sum(chosen, []), read_percents()
     return chosen + [at_speed(clip, percent) for clip in chosen if clip["info"]["split"] == "train"
-                     for percent in read_percents() if 100 * clip["seconds"] <= percent * max_audio_s]
+                     for percent in percents if 100 * clip["seconds"] <= percent * max_audio_s]
 
 
 def read_percents():

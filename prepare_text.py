@@ -270,7 +270,7 @@ def read_excluded():
         for n, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
             try:
                 said.update(map(to_sentence, SENTENCE_END.split(json.loads(line)["text"])))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError):
                 raise ValueError(f'exclude={path}:{n}: no JSON object with "text"') from None
     return said
 
