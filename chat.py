@@ -14,7 +14,8 @@ step = -1            # which checkpoint of it; -1: the last
 audio = ""           # a recording to transcribe; '': continue `prompt` instead
 prompt = ""          # the text to continue; '': start from nothing
 max_tokens = 64      # of a continuation; a transcript ends by itself
-temperature = 0.8    # of a continuation, 0 is greedy; a transcript is always greedy
+temperature = 0.8    # of a continuation, 0 is greedy
+beams = 5            # of a transcript: hypotheses kept; 1: greedy
 top_k = 50           # of a continuation: only the k likeliest tokens are drawn; 0: all
 seed = 0             # of a continuation
 device = "auto"      # auto, cuda, mps, cpu
@@ -43,7 +44,7 @@ def listen(model, meta, tok):
     encoder, projector = load_ears(ckpt, meta, model.cos.device)
     for start, end in split_at_pauses(wav, meta["audio"].get("piece_s", 15.0)):
         features = encode(encoder, [wav[start:end]], tuple(meta["audio"]["taps"]))
-        heard = transcribe(model, projector, tok, features, meta["audio"]["audio_at"])[0]
+        heard = transcribe(model, projector, tok, features, meta["audio"]["audio_at"], beams)[0]
         print(heard, end=" " if heard and end < len(wav) else "", flush=True)
     print()
 
@@ -64,8 +65,8 @@ def continue_text(model, tok):
 def main():
     if audio and not os.path.isfile(audio):
         raise ValueError(f"audio: {audio}: {'a folder, give one file' if os.path.isdir(audio) else 'no such file'}")
-    if max_tokens < 1 or temperature < 0 or top_k < 0:
-        raise ValueError(f"{max_tokens=}, {temperature=}, {top_k=}: at least 1, 0 and 0")
+    if min(max_tokens, beams) < 1 or temperature < 0 or top_k < 0:
+        raise ValueError(f"{max_tokens=}, {beams=}, {temperature=}, {top_k=}: at least 1, 1, 0 and 0")
     from model import load_checkpoint, pick_device, read_meta
     from tokenizer import load_tokenizer
     ears = read_meta(ckpt, step).get("audio")

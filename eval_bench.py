@@ -31,6 +31,7 @@ step = -1              # which checkpoint of it; -1: the last
 data = ""              # [name=]folder[,[name=]folder...]: in LibriSpeech's layout, or a .jsonl of {"audio", "text"}
 out_dir = ""           # where the results go; '': the run's folder
 batch_size = 32        # recordings encoded and decoded together; the value to lower on out-of-memory
+beams = 5              # hypotheses kept a recording, as Whisper keeps; 1: greedy
 max_clips = 0          # at most so many clips of each folder, drawn by seed; 0: all
 device = "auto"        # auto, cuda, mps, cpu
 seed = 0               # of the bootstrap, max_clips and the transcripts shown
@@ -131,7 +132,8 @@ def hear(listener, clips):
             for first in range(0, len(pieces), batch_size):
                 owners, wavs = zip(*pieces[first:first + batch_size])
                 features = encode(encoder, wavs, tuple(ears["taps"]))
-                for i, text in zip(owners, transcribe(model, projector, tok, features, ears["audio_at"])):
+                texts = transcribe(model, projector, tok, features, ears["audio_at"], beams)
+                for i, text in zip(owners, texts):
                     heard[i].append(text)
             bar.update(len(rows))
     return [" ".join(filter(None, texts)) for texts in heard]
@@ -238,7 +240,7 @@ def evaluate():
     result["intervals"] |= {keys[name]: t["intervals"]["wer"] for name, t in tables.items()}
     seconds = time.perf_counter() - began
     result |= {"seconds": round(seconds, 1), "minutes": round(seconds / 60, 2) if minutes is None else minutes,
-               "ckpt": ckpt, "step": listener[1]["step"], "encoder": listener[1]["audio"]["encoder"],
+               "ckpt": ckpt, "step": listener[1]["step"], "beams": beams, "encoder": listener[1]["audio"]["encoder"],
                **machine(listener[0].cos.device), "seed": seed, "folders": tables,
                "transcripts": [row for row in chain(*zip_longest(*shown)) if row][:n_shown]}
     draw(result)
@@ -356,8 +358,8 @@ def write_report(result):
 
 
 def main():
-    if min(batch_size, n_shown) < 1:
-        raise ValueError(f"{batch_size=}, {n_shown=}: give 1 or more")
+    if min(batch_size, beams, n_shown) < 1:
+        raise ValueError(f"{batch_size=}, {beams=}, {n_shown=}: give 1 or more")
     if report:
         result = read_json(os.path.join(out_dir or ckpt, "eval.json"))  # of an evaluation before, without --report
         result["minutes"] = result["minutes"] if stage_minutes() is None else stage_minutes()

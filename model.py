@@ -1,4 +1,4 @@
-"""The GPT that reads and hears: nanochat's architecture, audio tokens among the text, KV cache, Muon, checkpoints.
+"""The GPT that reads and hears: nanochat's architecture, audio tokens among the text, KV cache, decoding, checkpoints.
 
 One row is text alone, or text with one recording in it:  text[:audio_at], audio tokens, text[audio_at:].
 A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_model.py keeps its numbers).
@@ -414,6 +414,11 @@ class KVCache:
         self.lens = self.lens + (T if lens is None else lens)
         self.longest = self.longest + T if lens is None else int(self.lens.max())
 
+    def select(self, rows):
+        """Go on with `rows` (int64 (B',)) of what is held: each once, several times or not at all."""
+        self.k, self.v = self.k[:, rows], self.v[:, rows]
+        self.lens, self.previous = self.lens[rows], self.previous[rows]
+
 
 def sample(logits, temperature, top_k, top_p, generator):
     """Choose a token a row: logits (B, V) -> ids (B,). temperature 0 is greedy; top_k 0 and top_p 1 are off."""
@@ -462,65 +467,50 @@ def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=
 
 
 @torch.inference_mode()
-def transcribe(model, projector, tok, features, audio_at=0):
-    """Greedy transcripts of clips, decoded together; a clip alone gives the same as in a batch.
+def transcribe(model, projector, tok, features, audio_at=0, beams=1):
+    """Transcripts of clips by beam search, decoded together; a clip alone gives the same as in a batch.
 
-    features: B float arrays or tensors (T, n_taps, D), 50 frames a second. Returns a list of B str.
+    features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a clip, 1 is greedy;
+    the one of the highest log-probability a token wins, as Whisper's do (arXiv:2212.04356). Returns a list of B str.
     """
     features = [torch.as_tensor(f, device=model.cos.device) for f in features]
     lens = torch.tensor([len(f) for f in features], device=model.cos.device)
-    x, lens_a = projector(nn.utils.rnn.pad_sequence(features, batch_first=True), lens)  # (B, T_a, C)
-    audio, ids = [row[:n] for row, n in zip(x, lens_a.tolist())], [[] for _ in features]
+    audio, audio_lens = projector(nn.utils.rnn.pad_sequence(features, batch_first=True), lens)  # (B, T_a, C)
     sizes, room = tok.token_bytes(), [16 + len(f) // 2 for f in features]  # bytes: 25 a second and 16
-    for step in generate(model, [[tok.bos_id]] * len(ids), audio, audio_at, max(room), stop_ids=(tok.bos_id,)):
-        for i, token in enumerate(step):
-            room[i] -= sizes[token] if token is not None else 0
-            ids[i].extend([token] if token is not None and room[i] >= 0 else [])
-        if all(token is None or left < 0 for token, left in zip(step, room)):
+    cache = KVCache(model.config, len(room), audio.size(1) + 1 + max(room), model.cos.device)
+    idx = torch.full((len(room), 1), tok.bos_id, device=model.cos.device)
+    logits = model(idx, kv_cache=cache, audio_features=audio, audio_lens=audio_lens, audio_at=audio_at)
+    ended, live = [[] for _ in room], [(i, 0.0, []) for i in range(len(room))]  # (clip, log-probability, ids)
+    for _ in range(max(room)):
+        following = extend(live, logits[:, -1], beams)
+        rows, live = [], []
+        for i, candidates in following.items():
+            kept = []
+            for rank, (total, row, ids) in enumerate(candidates):
+                is_over = sum(sizes[token] for token in ids) > room[i]
+                if (ids[-1] == tok.bos_id or is_over) and rank < beams:
+                    ended[i].append((total / len(ids), ids[:-1]))
+                elif ids[-1] != tok.bos_id and not is_over and len(kept) < beams:
+                    kept.append((row, (i, total, ids)))
+            if len(ended[i]) < beams:
+                rows += [row for row, _ in kept]
+                live += [hypothesis for _, hypothesis in kept]
+        if not live:
             break
-    return [" ".join(tok.decode(row).split()) for row in ids]
+        cache.select(torch.tensor(rows, device=idx.device))
+        logits = model(torch.tensor([[ids[-1]] for *_, ids in live], device=idx.device), kv_cache=cache)
+    for i, total, ids in live:
+        ended[i].append((total / len(ids), ids))
+    return [" ".join(tok.decode(max(hypotheses)[1]).split()) for hypotheses in ended]
 
 
-# --- the optimizer of matrices ----------------------------------------------------------------------------------------
-def orthogonalize(x, steps=5):
-    """Bring the singular values of matrices x (N, rows, cols) near 1, by Newton-Schulz steps in bf16; same shape."""
-    wide = x if x.size(1) <= x.size(2) else x.mT
-    y = wide.bfloat16()
-    y = y / (y.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    a, b, c = 3.4445, -4.7750, 2.0315
-    for _ in range(steps):  # y <- a y + b (y y') y + c (y y')^2 y
-        gram = y @ y.mT
-        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
-    return y if wide is x else y.mT
-
-
-class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon's update (arXiv:2502.16982), matrices of one shape together: half its time (2 cores, 2026-11).
-
-    momentum: Nesterov's; 0.9 and twice the rate hear sooner than 0.95 in runs of some hundred steps (2026-11).
-    """
-
-    def __init__(self, params, lr=0.02, momentum=0.9, weight_decay=0.0):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-
-    @torch.no_grad()
-    def step(self):
-        """Update every parameter (rows, cols) that has a gradient."""
-        for group in self.param_groups:
-            by_shape = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
-            for (rows, cols), params in by_shape.items():
-                ahead = []
-                for p in params:
-                    if "momentum_buffer" not in self.state[p]:
-                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                    average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                    ahead.append(p.grad.lerp(average, group["momentum"]))
-                lr = group["lr"] * max(1, rows / cols) ** 0.5
-                for p, update in zip(params, orthogonalize(torch.stack(ahead))):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.to(p.dtype), alpha=-lr)
+def extend(live, logits, beams):
+    """Return {clip: its 2*beams likeliest (log-probability, row, ids)}, best first, of live hypotheses one token on."""
+    found = {}
+    best, tokens = (x.tolist() for x in logits.log_softmax(1).topk(2 * beams))  # (rows, 2*beams)
+    for row, (i, total, ids) in enumerate(live):
+        found.setdefault(i, []).extend((total + p, row, [*ids, token]) for p, token in zip(best[row], tokens[row]))
+    return {i: sorted(candidates, key=lambda c: -c[0])[:2 * beams] for i, candidates in found.items()}
 
 
 # --- checkpoints: model_000100.pt (the GPT alone) and meta_000100.json, which is written last -------------------------

@@ -22,8 +22,9 @@ from audio import (SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_fi
 from augment import add_noise, change_speed, mask
 from configurator import configure, fail
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch, write_index, write_json, write_shard
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, Muon, checkpoint_steps, load_checkpoint, load_optimizers, load_saved,
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_optimizers, load_saved,
                    norm, pick_device, read_meta, sha256_file, transcribe)
+from optim import Muon
 from tokenizer import ByteTokenizer, load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value

@@ -18,8 +18,9 @@ import torch.distributed as dist
 
 from configurator import configure, fail
 from data import batch_indices
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, Muon, checkpoint_steps, load_checkpoint, load_optimizers, load_saved,
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_optimizers, load_saved,
                    norm, pick_device, read_meta, sha256_file)
+from optim import Muon
 from tokenizer import BPETokenizer, load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value

@@ -2,14 +2,14 @@
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import model as M
-from model import GPT, GPTConfig, KVCache, Muon, generate, load_checkpoint, sample
+from model import GPT, GPTConfig, KVCache, generate, load_checkpoint, sample
+from optim import Muon
 
 NANOCHAT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nanochat_d4")
 TINY = GPTConfig(sequence_len=64, vocab_size=50, n_layer=4, n_head=4, n_kv_head=2, n_embd=48, window_pattern="SL")
@@ -250,14 +250,63 @@ def test_written_out_gradients(ours, theirs, dtype, tolerance):
         assert a.dtype == dtype and ((a - b).norm(dim=1) <= tolerance * b.norm(dim=1)).all()
 
 
+class Hears:
+    """Stands for projector and tokenizer: three audio tokens a clip, the frames' own numbers; ids as text."""
+    bos_id = 0
+
+    def __init__(self, size):
+        self.token_bytes = lambda: [0] + [size] * 49
+
+    def __call__(self, feats, lens):
+        return feats[:, :3].flatten(2), (lens > 3) * 2 + 1
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
+def search(model, audio, room, beams):
+    """Reference beam search of one clip: every hypothesis anew through an uncached forward, 5 bytes a token."""
+    live, ended = [(0.0, [])], []
+    while live and len(ended) < beams:
+        found = []
+        for total, ids in live:
+            logits = model(torch.tensor([[0, *ids]]), audio_features=audio[None])[0, -1]
+            found += [(total + p, [*ids, token]) for token, p in enumerate(logits.log_softmax(0).tolist())]
+        found, live = sorted(found, reverse=True)[:2 * beams], []
+        for rank, (total, ids) in enumerate(found):
+            if (ids[-1] == 0 or 5 * len(ids) > room) and rank < beams:
+                ended.append((total / len(ids), ids[:-1]))
+            elif ids[-1] != 0 and 5 * len(ids) <= room and len(live) < beams:
+                live.append((total, ids))
+    return " ".join(map(str, max(ended)[1]))
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_beam_search(tiny, beams):
+    """Hypotheses mixed up in the cache, or between clips, would be scored on another one's words; one beam is greedy."""
+    tiny.lm_head.weight.data *= 3  # else every score is about the same
+    hears, feats = Hears(5), [4 * torch.randn(n, 1, TINY.n_embd) for n in (100, 3, 4, 60, 40)]
+    heard = M.transcribe(tiny, hears, hears, feats, beams=beams)
+    tokens = [hears(f[None], torch.tensor([len(f)])) for f in feats]
+    audio = [x[0, :n] for x, n in tokens]
+    assert heard == [search(tiny, x, 16 + len(f) // 2, beams) for x, f in zip(audio, feats)]
+    assert len(set(heard)) == 5 and min(map(len, heard)) < max(map(len, heard))
+    if beams == 1:
+        steps = [[row[0] for row in generate(tiny, [[0]], [x], 0, 3 + len(f) // 10, stop_ids=(0,))]
+                 for x, f in zip(audio, feats)]
+        assert heard == [" ".join(map(str, ids)) for ids in steps]
+    else:
+        assert heard != M.transcribe(tiny, hears, hears, feats)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("size", [1, 7])
-def test_transcript_has_an_end(tiny, monkeypatch, size):
+def test_transcript_has_an_end(tiny, monkeypatch, size, beams):
     """A model in a loop would write for ever, or the more the longer its tokens are."""
-    tok = SimpleNamespace(bos_id=0, token_bytes=lambda: [0] + [size] * 49, decode=lambda ids: "x" * size * len(ids))
-    hear, n = lambda feats, lens: (torch.zeros(len(feats), 3, TINY.n_embd), torch.tensor([3, 1])), []
-    monkeypatch.setattr(M, "generate", lambda *a, **k: ([5, 5 if n.append(i) or i < 4 else None] for i in range(a[4])))
-    loops, ends = M.transcribe(tiny, hear, tok, [torch.zeros(100, 1, 2), torch.zeros(40, 1, 2)])
-    assert len(loops) == 66 // size * size and len(ends) == 4 * size and len(n) == min(66, 66 // size + 1)
+    monkeypatch.setattr(GPT, "logits", lambda self, x: 9.0 * F.one_hot(torch.full(x.shape[:2], 5), 50))
+    loops, short = M.transcribe(tiny, Hears(size), Hears(size), [torch.zeros(100, 1, 48), torch.zeros(40, 1, 48)],
+                                beams=beams)
+    assert loops == " ".join(["5"] * (66 // size)) and short == " ".join(["5"] * (36 // size))
 
 
 def test_token_starts_from_its_pieces(tiny):

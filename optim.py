@@ -1,0 +1,43 @@
+"""Muon, the optimizer of the matrices of the GPT and the projector; all else trains by torch's AdamW."""
+import torch
+
+
+def orthogonalize(x, steps=5):
+    """Bring the singular values of matrices x (N, rows, cols) near 1, by Newton-Schulz steps in bf16; same shape."""
+    wide = x if x.size(1) <= x.size(2) else x.mT
+    y = wide.bfloat16()
+    y = y / (y.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for _ in range(steps):  # y <- a y + b (y y') y + c (y y')^2 y
+        gram = y @ y.mT
+        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return y if wide is x else y.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """torch.optim.Muon's update (arXiv:2502.16982), matrices of one shape together: half its time (2 cores, 2026-11).
+
+    momentum: Nesterov's; 0.9 and twice the rate hear sooner than 0.95 in runs of some hundred steps (2026-11).
+    """
+
+    def __init__(self, params, lr=0.02, momentum=0.9, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        """Update every parameter (rows, cols) that has a gradient."""
+        for group in self.param_groups:
+            by_shape = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for (rows, cols), params in by_shape.items():
+                ahead = []
+                for p in params:
+                    if "momentum_buffer" not in self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                    average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                    ahead.append(p.grad.lerp(average, group["momentum"]))
+                lr = group["lr"] * max(1, rows / cols) ** 0.5
+                for p, update in zip(params, orthogonalize(torch.stack(ahead))):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.to(p.dtype), alpha=-lr)
