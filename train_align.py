@@ -49,7 +49,7 @@ online = False          # the encoder works in the step, on the audio that data_
 speed = 0.0             # clips are played up to so much faster or slower, pitch too, not time_warp; 0.1 is usual
 noise_db = 0.0          # noise is added, this to 25 dB more below the speech; 0: none
 mask_bands = 0          # two bands of up to so many of the log-mel's channels are zeroed; 27 is usual
-mask_frames = 0         # two spans of up to so many of its frames, 100 a second; 100 is usual
+mask_frames = 0         # two spans of up to so many of its frames, 100 a second; without online, of the features
 audio_at = 0            # text tokens before the audio: 0 (before bos) or 1 (after it)
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
 batch_tokens = 3400     # audio and text tokens per microbatch, padding too; the value to lower on out-of-memory
@@ -86,8 +86,8 @@ if not (0 <= dropout <= 0.9 and 0 <= voice_mix <= 1 and 0 <= time_warp <= 0.5):
     fail(f"{dropout=} is 0 to 0.9, {voice_mix=} 0 to 1, {time_warp=} 0 to 0.5")
 if not (0 <= speed <= 0.5 and min(noise_db, mask_bands, mask_frames) >= 0):
     fail(f"{speed=} is 0 to 0.5, noise_db, mask_bands and mask_frames 0 or more")
-if (speed or noise_db or mask_bands or mask_frames) and not online:
-    fail("speed, noise_db and mask_* change audio, which takes online=True")
+if (speed or noise_db or mask_bands) and not online:
+    fail("speed, noise_db and mask_bands change audio, which takes online=True")
 if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers, batch_size) < 0:
     fail("every rate, weight_decay, grad_clip, max_clips, seed, workers and batch_size: 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
@@ -302,7 +302,7 @@ try:
     n_tokens = {split: count_tokens(clips, usable[split]) for split, clips in data.items()}
     manifest = data["train"].manifest
     projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init,
-                          dropout, voice_mix).to(device)
+                          dropout, voice_mix, 0 if online else mask_frames // 2).to(device)
     if lm and not first_step and "audio" in meta:  # an aligned run: its projector too
         then, now = meta["audio"] | meta["audio"]["projector"], config | manifest
         if other := [k for k in ("stack", "hidden", "zero_init", "encoder_sha256", "taps") if then[k] != now[k]]:

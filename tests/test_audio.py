@@ -477,6 +477,21 @@ def test_bad_ears(tmp_path, offline):
             audio.load_ears(tmp_path, meta)
 
 
+def test_projector_masks_spans():
+    """Training would hear every frame all the same, or serving not all of them."""
+    torch.manual_seed(0)
+    projector = Projector(6, 1, 1, 8, mask_frames=10).train()
+    feats, lens = torch.randn(64, 50, 1, 6), torch.randint(20, 51, (64,))
+    feats *= (torch.arange(50) < lens[:, None])[..., None, None]
+    heard, whole = projector(feats, lens)[0], projector.eval()(feats, lens)[0]
+    masked = (heard != whole).any(2)  # (B, T)
+    blank = projector(torch.zeros(1, 1, 1, 6), [1])[0][0, 0]  # the features' mean
+    assert torch.equal(heard[masked], blank.expand_as(heard[masked])) and torch.equal(heard[~masked], whole[~masked])
+    per_clip = masked.sum(1)
+    assert per_clip.max() <= 20 and 6 < per_clip.float().mean() < 10 and len(per_clip.unique()) > 10
+    assert not masked[torch.arange(50) >= lens[:, None]].any()
+
+
 def test_split_at_pauses():
     """No sample is lost or doubled, no piece is over the limit, cuts lie in pauses or where it is quietest."""
     rng, words, pauses, n = np.random.default_rng(0), [], [], 0
@@ -487,9 +502,11 @@ def test_split_at_pauses():
         n = pauses[-1][1]
     wav = np.concatenate(words).astype(np.float32)
     pieces = split_at_pauses(wav)
-    assert pieces[0][0] == 0 and pieces[-1][1] == len(wav) and len(pieces) < 12
+    assert pieces[0][0] == 0 and pieces[-1][1] == len(wav) and len(pieces) < 25
     assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:])) and all(0 < b - a <= 15 * RATE for a, b in pieces)
     assert all(any(start + 800 <= end <= stop - 800 for start, stop in pauses) for _, end in pieces[:-1])
+    first = next((start + stop) / 2 for start, stop in pauses if start > 3 * RATE and stop - start > 0.42 * RATE)
+    assert abs(pieces[0][1] - first) < 0.1 * RATE  # where a sentence ends, not the last breath before the limit
     noise = rng.standard_normal(40 * RATE).astype(np.float32) * 0.1
     noise[9 * RATE:int(9.4 * RATE)] *= 0.3
     assert 9 * RATE <= split_at_pauses(noise)[0][1] <= 9.4 * RATE

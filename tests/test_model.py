@@ -283,7 +283,7 @@ def search(model, audio, room, beams):
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_beam_search(tiny, beams):
-    """Hypotheses mixed up in the cache, or between clips, would be scored on another one's words; one beam is greedy."""
+    """Hypotheses mixed up in the cache or between clips would be scored on another one's words; one beam is greedy."""
     tiny.lm_head.weight.data *= 3  # else every score is about the same
     hears, feats = Hears(5), [4 * torch.randn(n, 1, TINY.n_embd) for n in (100, 3, 4, 60, 40)]
     heard = M.transcribe(tiny, hears, hears, feats, beams=beams)

@@ -144,7 +144,44 @@ def test_voices_are_many():
     """The issue asks for ten or more espeak voices and variants, of both sexes; a speaker's number is one voice's."""
     voices = VOICES["espeak"]
     assert len({voice for voice, *_ in voices}) == len(voices) >= 10 and {"male", "female"} <= {v[2] for v in voices}
-    assert len(set(synthetic.SPEAKERS.values())) == len(synthetic.SPEAKERS) == len(voices) + 1
+    assert len(set(synthetic.SPEAKERS.values())) == len(synthetic.SPEAKERS) == sum(map(len, VOICES.values()))
+
+
+FLITE = """#!{python}
+import sys
+import numpy, soundfile
+settings = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if settings["-voice"] == "rms":
+    sys.exit("no such voice")
+seconds = numpy.arange(16000 * len(settings["-t"]) // 20) / 16000
+soundfile.write(settings["-o"], 0.5 * numpy.sin(2 * numpy.pi * 150 * seconds) ** 15, 16000)
+print(sys.argv[1:], file=open("{log}", "a"))
+"""
+
+
+def test_flite_speaks(corpus, tmp_path, monkeypatch):
+    """The program's settings would not be those of the labels, or its absence or refusal a traceback."""
+    (tmp_path / "bin").mkdir()
+    program, log = tmp_path / "bin/flite", tmp_path / "flite.log"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    voices = {"flite": [VOICES["flite"][i] for i in (0, 2)], "piper": VOICES["piper"]}
+    monkeypatch.setattr(synthetic, "VOICES", voices)
+    monkeypatch.setattr(synthetic, "PACKAGES", {"flite": (), "piper": ()})
+    monkeypatch.setattr(synthetic, "train_engines", "flite")
+    with pytest.raises(OSError, match="flite is not installed: apt install flite"):
+        corpus(n_val=0, n_test=0)
+    program.write_text(FLITE.format(python=sys.executable, log=log))
+    program.chmod(0o755)
+    labels = [json.loads(line) for line in (corpus(n_val=0, n_test=0) / "labels.jsonl").read_text().splitlines()]
+    calls = log.read_text()
+    assert len(labels) == 24 and {row["voice"] for row in labels} == {"awb", "slt"}
+    for row in labels:
+        assert f"'duration_stretch={row['duration_stretch']}', '--setf', 'f0_shift={row['f0_shift']}', '-t', " in calls
+        assert row["text"] in calls and abs(row["pitch_hz"] - 150) < 3
+    assert len({row["f0_shift"] for row in labels}) > 12
+    monkeypatch.setattr(synthetic, "VOICES", {"flite": [VOICES["flite"][1]], "piper": VOICES["piper"]})
+    with pytest.raises(ValueError, match="flite refuses clip .*no such voice"):
+        corpus(n_val=0, n_test=0)
 
 
 def test_mistakes_end_before_anything_is_removed(corpus, tmp_path, monkeypatch):
@@ -158,8 +195,10 @@ def test_mistakes_end_before_anything_is_removed(corpus, tmp_path, monkeypatch):
         patch.setattr(synthetic, "PACKAGES", {"espeak": ("no-such-voice",), "piper": ()})
         with pytest.raises(OSError, match="no-such-voice is not installed: pip install -r requirements-demo.txt"):
             corpus(seed=5)
-    for settings, message in (({"rate_min": 300}, "rate_min <= rate_max"), ({"n_val": 17}, "run prepare_text.py"),
-                              ({"train_engines": "flite"}, "espeak, piper"), ({"text_dir": "no"}, "prepare_text.py")):
+    for settings, message in (({"rate_min": 300}, "rate_min <= rate_max"),
+                              ({"n_val": 17}, "run prepare_text.py"),
+                              ({"train_engines": "festival"}, "only espeak, piper exist"),
+                              ({"text_dir": "no"}, "prepare_text.py")):
         with monkeypatch.context() as patch, pytest.raises(ValueError, match=message):
             patch.setattr(synthetic, "rate_min", synthetic.rate_min)
             patch.setattr(synthetic, "train_engines", synthetic.train_engines)
