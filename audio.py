@@ -394,8 +394,9 @@ def load_ears(run_dir, meta, device="cpu"):
 def split_at_pauses(wav, max_s=15.0):
     """Cut a long recording (n,) into pieces of at most max_s -> list of (start, end) samples that tile it.
 
-    From 20% of max_s on, a cut is the middle of the first pause of 0.4 s or more, 10 dB below the speech: where a
-    sentence ends, as most of training's clips do. Without one it is the last 10 ms within 6 dB of the quietest 0.2 s.
+    From 20% of max_s on, a cut is the middle of the first pause of 0.3 s or more, where a sentence may end, as
+    training's clips do; without one it is the last quiet place. Quiet is 0.2 s 30 dB below the speech or within 6 dB
+    of the quietest; a pause, 10 dB below the speech at least.
     """
     longest, power = int(max_s * SAMPLE_RATE), np.square(wav, dtype=np.float64)
     total = np.pad(power, (10 * HOP + 1, 10 * HOP)).cumsum()[::HOP]
@@ -403,10 +404,10 @@ def split_at_pauses(wav, max_s=15.0):
     pieces, start = [], 0
     while len(wav) - start > longest:
         steps = np.arange(-(-(start + longest // 5) // HOP), (start + longest) // HOP + 1)
-        level, quiet = loudness[steps], steps[loudness[steps] <= loudness[steps].min() + 6]
-        runs, n_least = np.split(quiet, np.flatnonzero(np.diff(quiet) > 1) + 1), 20  # each step: the 0.2 s around it
-        is_speech = np.percentile(level, 90) > level.min() + 10
-        pause = next((run for run in runs if is_speech and len(run) >= n_least), quiet[-1:])
+        speech, floor = np.percentile(loudness[steps], 90), loudness[steps].min()
+        quiet = steps[loudness[steps] <= max(floor + 6, speech - 30)]
+        runs = np.split(quiet, np.flatnonzero(np.diff(quiet) > 1) + 1)
+        pause = next((run for run in runs if len(run) >= 10 and speech > floor + 10), quiet[-1:])
         pieces.append((start, int(pause[len(pause) // 2]) * HOP))
         start = pieces[-1][1]
     return pieces + [(start, len(wav))]

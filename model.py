@@ -62,6 +62,7 @@ def keep_freed_memory():
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
         libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap shrinks when so much is free
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # pages of 2 MB; torch reads it at its first tensor
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # 1024 kernels of as many shapes hold 1 GB
 
 
 class RMSNorm(torch.autograd.Function):

@@ -505,7 +505,7 @@ def test_split_at_pauses():
     assert pieces[0][0] == 0 and pieces[-1][1] == len(wav) and len(pieces) < 25
     assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:])) and all(0 < b - a <= 15 * RATE for a, b in pieces)
     assert all(any(start + 800 <= end <= stop - 800 for start, stop in pauses) for _, end in pieces[:-1])
-    first = next((start + stop) / 2 for start, stop in pauses if start > 3 * RATE and stop - start > 0.42 * RATE)
+    first = next((start + stop) / 2 for start, stop in pauses if start > 3 * RATE and stop - start > 0.32 * RATE)
     assert abs(pieces[0][1] - first) < 0.1 * RATE  # where a sentence ends, not the last breath before the limit
     noise = rng.standard_normal(40 * RATE).astype(np.float32) * 0.1
     noise[9 * RATE:int(9.4 * RATE)] *= 0.3
