@@ -65,8 +65,9 @@ def continue_text(model, tok):
 def main():
     if audio and not os.path.isfile(audio):
         raise ValueError(f"audio: {audio}: {'a folder, give one file' if os.path.isdir(audio) else 'no such file'}")
-    if min(max_tokens, beams) < 1 or temperature < 0 or top_k < 0:
-        raise ValueError(f"{max_tokens=}, {beams=}, {temperature=}, {top_k=}: at least 1, 1, 0 and 0")
+    for name, least in (("max_tokens", 1), ("beams", 1), ("temperature", 0), ("top_k", 0)):
+        if config[name] < least:
+            raise ValueError(f"{name}={config[name]}: give {least} or more")
     from model import load_checkpoint, pick_device, read_meta
     from tokenizer import load_tokenizer
     ears = read_meta(ckpt, step).get("audio")

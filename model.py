@@ -38,7 +38,10 @@ def pick_compute_dtype():
     return torch.bfloat16 if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else torch.float32
 
 
-COMPUTE_DTYPE = pick_compute_dtype()
+try:
+    COMPUTE_DTYPE = pick_compute_dtype()
+except ValueError as e:  # no traceback for a misspelt variable
+    sys.exit(str(e))
 
 
 def pick_device(device):

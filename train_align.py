@@ -361,12 +361,13 @@ def evaluate():
     model.trunk = plain_trunk
     clips, pool = data["val"], usable["val"]
     batches, _ = epoch_batches(n_tokens["val"].tobytes(), seed, "val", 0, 0, 0.0, batch_tokens)  # each by length
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # true nats, shuffled nats, right tokens, targets
+    exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no other
+    sums = torch.zeros(4, dtype=exact, device=device)  # true nats, shuffled nats, right tokens, targets
     for at in (pool[batch] for batch in batches[rank::world_size]):
         feats, lens = map(torch.from_numpy, read_features(clips, at))
         true, targets, _, logits = forward_clips(clips, at, feats, lens, with_logits=True)
         wrong = forward_clips(clips, at, feats.roll(1, dims=0), lens.roll(1))[0]
-        sums += torch.stack([true, wrong, (logits.argmax(2) == targets).sum(), (targets >= 0).sum()]).double()
+        sums += torch.stack([true, wrong, (logits.argmax(2) == targets).sum(), (targets >= 0).sum()]).to(exact)
     if world_size > 1:
         dist.all_reduce(sums)
     true, wrong, n_right, n = sums.tolist()

@@ -325,7 +325,8 @@ def evaluate(units):
     """Held-out text in 'tokens' or 'pieces': bits per byte and perplexity per word alone, and the loss listening."""
     model.eval()
     model.trunk = plain_trunk
-    nats = torch.zeros(4, dtype=torch.float64, device=device)  # plain nats, practice nats, practice targets, words
+    exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no other
+    nats = torch.zeros(4, dtype=exact, device=device)  # plain nats, practice nats, practice targets, words
     n_bytes, (ids, starts, _) = 0, text["val", units]
     batches = np.array_split(np.argsort(np.diff(starts), kind="stable"), -(-(len(starts) - 1) // batch_size))
     for i, at in enumerate(batches):
