@@ -356,7 +356,8 @@ class Projector(nn.Module):
         """feats (B, T, n_taps, D), zero past lens (B,) -> (B, T_a, n_embd), zero past lens_a; lens_a (B,)."""
         (B, T, _, D), device, centre = feats.shape, feats.device, self.mean
         lens = torch.as_tensor(lens, device=device)
-        keep = torch.arange(T, device=device) < lens[:, None]  # (B, T)
+        frame = torch.arange(T, device=device)
+        keep = frame < lens[:, None]  # (B, T)
         if self.training and self.voice_mix:
             chosen, share = torch.rand(2, B, 1, 1, 1, device=device)
             own = feats.sum(1, keepdim=True, dtype=torch.float32) / lens.view(B, 1, 1, 1)  # (B, 1, n_taps, D)
@@ -368,7 +369,6 @@ class Projector(nn.Module):
         if self.training and self.mask_frames:
             begin, width = torch.rand(2, B, 2, 1, device=device)
             begin = begin * lens[:, None, None]  # (B, 2, 1)
-            frame = torch.arange(T, device=device)
             keep = keep & ~((frame >= begin) & (frame < begin + width * self.mask_frames)).any(1)
         x = x[:, :, 0] if len(self.mix) == 1 else (x * self.mix.softmax(0)[:, None]).sum(2)  # (B, T, D)
         x = F.pad(x.to(COMPUTE_DTYPE) * keep[..., None], (0, 0, 0, -T % self.stack))
@@ -395,8 +395,8 @@ def split_at_pauses(wav, max_s=15.0):
     """Cut a long recording (n,) into pieces of at most max_s -> list of (start, end) samples that tile it.
 
     From 20% of max_s on, a cut is the middle of the first pause of 0.3 s or more, where a sentence may end, as
-    training's clips do; without one it is the last quiet place. Quiet is 0.2 s 30 dB below the speech or within 6 dB
-    of the quietest; a pause, 10 dB below the speech at least.
+    training's clips do; without one it is the last quiet place. Quiet are 0.2 s 30 dB below the speech or within 6 dB
+    of the quietest; in a pause they are 10 dB below the speech at least.
     """
     longest, power = int(max_s * SAMPLE_RATE), np.square(wav, dtype=np.float64)
     total = np.pad(power, (10 * HOP + 1, 10 * HOP)).cumsum()[::HOP]
@@ -406,8 +406,9 @@ def split_at_pauses(wav, max_s=15.0):
         steps = np.arange(-(-(start + longest // 5) // HOP), (start + longest) // HOP + 1)
         speech, floor = np.percentile(loudness[steps], 90), loudness[steps].min()
         quiet = steps[loudness[steps] <= max(floor + 6, speech - 30)]
-        runs = np.split(quiet, np.flatnonzero(np.diff(quiet) > 1) + 1)
-        pause = next((run for run in runs if len(run) >= 10 and speech > floor + 10), quiet[-1:])
+        calm = quiet[loudness[quiet] <= speech - 10]
+        runs = np.split(calm, np.flatnonzero(np.diff(calm) > 1) + 1)
+        pause = next((run for run in runs if len(run) >= 10), quiet[-1:])
         pieces.append((start, int(pause[len(pause) // 2]) * HOP))
         start = pieces[-1][1]
     return pieces + [(start, len(wav))]

@@ -28,8 +28,9 @@ def pick_compute_dtype():
     """Return the dtype of matmuls and activations: NANOCHAT_DTYPE, else bf16 where the hardware multiplies in it."""
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     name = os.environ.get("NANOCHAT_DTYPE", "")
-    if name and name not in names:
-        raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}")
+    if name and name not in names:  # asked for at import: no script is there to catch an error
+        print(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}", file=sys.stderr)
+        sys.exit(2)
     if name:
         return names[name]
     if torch.cuda.is_available():
@@ -38,10 +39,7 @@ def pick_compute_dtype():
     return torch.bfloat16 if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else torch.float32
 
 
-try:
-    COMPUTE_DTYPE = pick_compute_dtype()
-except ValueError as e:  # no traceback for a misspelt variable
-    sys.exit(str(e))
+COMPUTE_DTYPE = pick_compute_dtype()
 
 
 def pick_device(device):
@@ -59,13 +57,16 @@ def pick_device(device):
 
 
 def keep_freed_memory():
-    """Let glibc keep what a tensor frees: given back, the kernel zeroes it for the next (2026-11: a step 1.7x)."""
+    """Let glibc keep what a tensor frees: given back, the kernel zeroes it for the next (2026-11: a step 1.7x).
+
+    And let oneDNN keep fewer kernels: 1,024 of them, one for every shape, grow past 0.4 GB a process (2026-11).
+    """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
         libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap shrinks when so much is free
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # pages of 2 MB; torch reads it at its first tensor
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # 1024 kernels of as many shapes hold 1 GB
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # no slower in features
 
 
 class RMSNorm(torch.autograd.Function):
@@ -396,7 +397,7 @@ class KVCache:
         self.v = torch.zeros_like(self.k)
         self.lens = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.previous = torch.zeros(batch_size, 1, config.n_embd, dtype=COMPUTE_DTYPE, device=device)
-        self.longest = 0  # of lens, on the host
+        self.longest = 0  # of lens, on the host, or more
         self.n_keys = 0   # keys that a query of this call may see
 
     def begin(self, T, limit):
@@ -419,8 +420,16 @@ class KVCache:
         self.longest = self.longest + T if lens is None else int(self.lens.max())
 
     def select(self, rows):
-        """Go on with `rows` (int64 (B',)) of what is held: each once, several times or not at all."""
-        self.k, self.v = self.k[:, rows], self.v[:, rows]
+        """Go on with `rows` (B' ints) of what is held: each once, several times or not at all."""
+        if rows == list(range(len(self.lens))):
+            return
+        for name in ("k", "v"):
+            old = getattr(self, name)
+            kept = old[:, rows, :, :self.longest]
+            fits = len(rows) <= old.size(1)
+            new = old[:, :len(rows)] if fits else old.new_zeros(old.size(0), len(rows), *old.shape[2:])
+            new[:, :, :, :self.longest] = kept
+            setattr(self, name, new)
         self.lens, self.previous = self.lens[rows], self.previous[rows]
 
 
@@ -475,7 +484,7 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1):
     """Transcripts of clips by beam search, decoded together; a clip alone gives the same as in a batch.
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a clip, 1 is greedy;
-    the one of the highest log-probability a token wins, as Whisper's do (arXiv:2212.04356). Returns a list of B str.
+    of as many that ended the one of the highest log-probability a token wins. Returns a list of B str.
     """
     features = [torch.as_tensor(f, device=model.cos.device) for f in features]
     lens = torch.tensor([len(f) for f in features], device=model.cos.device)
@@ -485,33 +494,37 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1):
     idx = torch.full((len(room), 1), tok.bos_id, device=model.cos.device)
     logits = model(idx, kv_cache=cache, audio_features=audio, audio_lens=audio_lens, audio_at=audio_at)
     ended, live = [[] for _ in room], [(i, 0.0, []) for i in range(len(room))]  # (clip, log-probability, ids)
-    for _ in range(max(room)):
+    for _ in range(max(room) + 1):
         following = extend(live, logits[:, -1], beams)
         rows, live = [], []
         for i, candidates in following.items():
             kept = []
             for rank, (total, row, ids) in enumerate(candidates):
-                is_over = sum(sizes[token] for token in ids) > room[i]
-                if (ids[-1] == tok.bos_id or is_over) and rank < beams:
+                if ids[-1] == tok.bos_id and rank < beams:
                     ended[i].append((total / len(ids), ids[:-1]))
-                elif ids[-1] != tok.bos_id and not is_over and len(kept) < beams:
+                elif ids[-1] != tok.bos_id and len(kept) < beams and sum(sizes[token] for token in ids) <= room[i]:
                     kept.append((row, (i, total, ids)))
+            if not kept and not ended[i]:  # a loop: cut off where the room ends
+                ended[i].append((0.0, candidates[0][2][:-1]))
             if len(ended[i]) < beams:
                 rows += [row for row, _ in kept]
                 live += [hypothesis for _, hypothesis in kept]
         if not live:
             break
-        cache.select(torch.tensor(rows, device=idx.device))
+        cache.select(rows)
         logits = model(torch.tensor([[ids[-1]] for *_, ids in live], device=idx.device), kv_cache=cache)
-    for i, total, ids in live:
-        ended[i].append((total / len(ids), ids))
+    for i, _, ids in live:  # tokens of no bytes, and no end
+        ended[i] = ended[i] or [(0.0, ids)]
     return [" ".join(tok.decode(max(hypotheses)[1]).split()) for hypotheses in ended]
 
 
 def extend(live, logits, beams):
-    """Return {clip: its 2*beams likeliest (log-probability, row, ids)}, best first, of live hypotheses one token on."""
-    found = {}
-    best, tokens = (x.tolist() for x in logits.log_softmax(1).topk(2 * beams))  # (rows, 2*beams)
+    """Return {clip: its 2*beams likeliest (log-probability, row, ids)}, best first, of live hypotheses one token on.
+
+    live: [(clip, log-probability, ids)], a row of logits (rows, V) each.
+    """
+    found, n = {}, min(2 * beams, logits.size(1))
+    best, tokens = (x.tolist() for x in logits.log_softmax(1).topk(n))  # (rows, n)
     for row, (i, total, ids) in enumerate(live):
         found.setdefault(i, []).extend((total + p, row, [*ids, token]) for p, token in zip(best[row], tokens[row]))
     return {i: sorted(candidates, key=lambda c: -c[0])[:2 * beams] for i, candidates in found.items()}
@@ -540,17 +553,6 @@ def load_saved(folder, meta, name, device="cpu"):
     """Load 'projector', 'optim' ... of the step that meta is of; ValueError as load_tensors, its sha256 checked."""
     file = f"{name}_{meta['step']:06d}{'_rank0' if name == 'optim' else ''}.pt"
     return load_tensors(os.path.join(folder, file), device, meta.get("sha256", {}).get(file, ""))
-
-
-def load_optimizers(optimizers, saved):
-    """Restore the optimizers' moments; rates and decay stay as set now. ValueError: other parameters were trained."""
-    if len(optimizers) != len(saved):
-        raise ValueError(f"the checkpoint is of {len(saved)} optimizers, these settings of {len(optimizers)}")
-    for optimizer, state in zip(optimizers, saved):
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        optimizer.load_state_dict(state)
-        for group, now in zip(optimizer.param_groups, settings):
-            group.update(now)
 
 
 def checkpoint_steps(folder):

@@ -1,4 +1,4 @@
-"""Muon, the optimizer of the matrices of the GPT and the projector; all else trains by torch's AdamW."""
+"""Muon, the optimizer of the matrices of the GPT and the projector (all else: torch's AdamW); saved moments."""
 import torch
 
 
@@ -41,3 +41,14 @@ class Muon(torch.optim.Optimizer):
                 lr = group["lr"] * max(1, rows / cols) ** 0.5
                 for p, update in zip(params, orthogonalize(torch.stack(ahead))):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.to(p.dtype), alpha=-lr)
+
+
+def load_optimizers(optimizers, saved):
+    """Restore the optimizers' moments; rates and decay stay as set now. ValueError: other parameters were trained."""
+    if len(optimizers) != len(saved):
+        raise ValueError(f"the checkpoint is of {len(saved)} optimizers, these settings of {len(optimizers)}")
+    for optimizer, state in zip(optimizers, saved):
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, now in zip(optimizer.param_groups, settings):
+            group.update(now)

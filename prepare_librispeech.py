@@ -432,12 +432,13 @@ def thread_pool():
 
 def made_by_this_process(names, bar, shared):
     """Make shards on a GPU or as a rank, audio read ahead by threads (libsndfile lets them run); yield their names."""
+    parent = os.getppid()
+
     def tick(n):
         bar.update(n)
-        if dist.is_initialized() and os.getppid() != torchrun:  # it was killed: don't go on alone
+        if dist.is_initialized() and os.getppid() != parent:  # torchrun was killed: don't go on alone
             os._exit(1)
 
-    torchrun = os.getppid()
     with thread_pool() as pool:
         for name in names:
             make_shard(name, tick, pool.map, *shared)

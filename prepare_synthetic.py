@@ -131,6 +131,7 @@ def speak_piper(text, clip):
 def speak_flite(text, clip):
     """Speak with the program flite; ValueError when it refuses the text or a setting."""
     import soundfile
+    text = text.replace("\0", " ")
     with tempfile.TemporaryDirectory() as folder:
         settings = [part for name in FLITE for part in ("--setf", f"{name}={clip[name]}")]
         command = ["flite", "-voice", clip["voice"], *settings, "-t", text, "-o", f"{folder}/clip.wav"]
@@ -260,18 +261,29 @@ def run_workers(todo):
 
 
 # ---- the corpus ----
+def check_flite():
+    """-> {"flite": its version}; OSError when the program or a voice is missing (it would speak in another one)."""
+    if not shutil.which("flite"):
+        raise OSError("flite is not installed: apt install flite (or brew install flite), or leave it out")
+    ask = lambda flag: subprocess.run(["flite", flag], capture_output=True, text=True).stdout.split()
+    missing = {voice for voice, *_ in VOICES["flite"]} - set(ask("-lv"))
+    if missing:
+        raise OSError(f"this flite has no voice {', '.join(sorted(missing))} (flite -lv): install one that has")
+    return {"flite": " ".join(ask("--version"))}
+
+
 def check_settings():
-    """-> {package: version} of the engines; ValueError for a setting out of range, OSError for a missing package."""
+    """-> {package: version} of the engines; ValueError for a setting out of range, OSError for a missing engine."""
     for rule in RULES:
         if not eval(rule):
             raise ValueError(f"these settings break the rule {rule}")
     names = {*train_engines.split(","), *test_engines.split(",")}
     if names - set(VOICES):
         raise ValueError(f"train_engines={train_engines}, test_engines={test_engines}: only {', '.join(VOICES)} exist")
-    if "flite" in names and not shutil.which("flite"):
-        raise OSError("flite is not installed: apt install flite (or brew install flite), or leave it out")
+    versions = check_flite() if "flite" in names else {}
     try:
-        return {package: importlib.metadata.version(package) for name in sorted(names) for package in PACKAGES[name]}
+        return versions | {package: importlib.metadata.version(package)
+                           for name in sorted(names) for package in PACKAGES[name]}
     except importlib.metadata.PackageNotFoundError as e:
         raise OSError(f"{e.name} is not installed: pip install -r requirements-demo.txt") from None
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from audio import (SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_fi
 from augment import add_noise, change_speed, mask
 from configurator import configure, fail
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch, write_index, write_json, write_shard
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_optimizers, load_saved,
-                   norm, pick_device, read_meta, sha256_file, transcribe)
-from optim import Muon
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_saved, norm,
+                   pick_device, read_meta, sha256_file, transcribe)
+from optim import Muon, load_optimizers
 from tokenizer import ByteTokenizer, load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
@@ -49,7 +50,7 @@ online = False          # the encoder works in the step, on the audio that data_
 speed = 0.0             # clips are played up to so much faster or slower, pitch too, not time_warp; 0.1 is usual
 noise_db = 0.0          # noise is added, this to 25 dB more below the speech; 0: none
 mask_bands = 0          # two bands of up to so many of the log-mel's channels are zeroed; 27 is usual
-mask_frames = 0         # two spans of up to so many of its frames, 100 a second; without online, of the features
+mask_frames = 0         # two spans of up to so many of its frames, 10 ms each; without online, of the features
 audio_at = 0            # text tokens before the audio: 0 (before bos) or 1 (after it)
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
 batch_tokens = 3400     # audio and text tokens per microbatch, padding too; the value to lower on out-of-memory
@@ -57,6 +58,8 @@ batch_size = 0          # clips per microbatch at most; 0: any number
 grad_accum = 1          # microbatches per step over all ranks; a multiple of the world size
 # what trains
 train_lm = False        # W2: LM and Whisper frozen, only the projector moves
+text_file = ""          # with train_lm: sentences, one a line, that the LM reads without audio too, not to forget them
+text_rows = 32          # so many of them per microbatch
 learning_rate = 2e-3    # peak, of the projector
 muon_lr = 0.0           # peak, for the projector's two matrices by Muon; 0: AdamW for all
 lm_learning_rate = 3e-4  # peak, of the LM when train_lm
@@ -90,6 +93,8 @@ if (speed or noise_db or mask_bands) and not online:
     fail("speed, noise_db and mask_bands change audio, which takes online=True")
 if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers, batch_size) < 0:
     fail("every rate, weight_decay, grad_clip, max_clips, seed, workers and batch_size: 0 or more")
+if text_file and not train_lm or text_rows < 1:
+    fail("text_file is for train_lm=True, with text_rows of 1 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -288,7 +293,11 @@ try:
         fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
     usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
     inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
-              "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders)}
+              "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders),
+              "text": sha256_file(text_file) if text_file else ""}
+    sentences = Path(text_file).read_text(encoding="utf-8").split("\n") if text_file else []
+    if text_file and not (sentences := [line.strip() for line in sentences if line.strip()]):
+        fail(f"text_file={text_file} holds no sentence")
     os.makedirs(out_dir, exist_ok=True)
     kept = [first_step := find_last(inputs)]
     if first_step or lm:
@@ -302,7 +311,7 @@ try:
     n_tokens = {split: count_tokens(clips, usable[split]) for split, clips in data.items()}
     manifest = data["train"].manifest
     projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init,
-                          dropout, voice_mix, 0 if online else mask_frames // 2).to(device)
+                          dropout, voice_mix, 0 if online else -(-mask_frames // 2)).to(device)
     if lm and not first_step and "audio" in meta:  # an aligned run: its projector too
         then, now = meta["audio"] | meta["audio"]["projector"], config | manifest
         if other := [k for k in ("stack", "hidden", "zero_init", "encoder_sha256", "taps") if then[k] != now[k]]:
@@ -361,13 +370,12 @@ def evaluate():
     model.trunk = plain_trunk
     clips, pool = data["val"], usable["val"]
     batches, _ = epoch_batches(n_tokens["val"].tobytes(), seed, "val", 0, 0, 0.0, batch_tokens)  # each by length
-    exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no other
-    sums = torch.zeros(4, dtype=exact, device=device)  # true nats, shuffled nats, right tokens, targets
+    sums = torch.zeros(4, device=device)  # true nats, shuffled nats, right tokens, targets
     for at in (pool[batch] for batch in batches[rank::world_size]):
         feats, lens = map(torch.from_numpy, read_features(clips, at))
         true, targets, _, logits = forward_clips(clips, at, feats, lens, with_logits=True)
         wrong = forward_clips(clips, at, feats.roll(1, dims=0), lens.roll(1))[0]
-        sums += torch.stack([true, wrong, (logits.argmax(2) == targets).sum(), (targets >= 0).sum()]).to(exact)
+        sums += torch.stack([true, wrong, (logits.argmax(2) == targets).sum(), (targets >= 0).sum()])
     if world_size > 1:
         dist.all_reduce(sums)
     true, wrong, n_right, n = sums.tolist()
@@ -457,6 +465,9 @@ for step in range(first_step, max_steps):
         torch.manual_seed(hash((seed, step, microbatch)))  # dropout: a function of the microbatch, so resume repeats it
         loss, targets, n, _ = forward_clips(data["train"], at, feats, lens)
         loss.backward()
+        if sentences:
+            chosen = np.random.default_rng([seed, step, microbatch]).integers(len(sentences), size=text_rows)
+            model(*text_batch([sentences[i] for i in chosen]), loss_reduction="sum").backward()
         sums += torch.stack([loss.detach(), (targets >= 0).sum()])
         n_places += n
         n_padding += n - int((targets >= 0).sum()) - int(n_audio_tokens(lens, stack).sum())

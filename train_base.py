@@ -18,9 +18,9 @@ import torch.distributed as dist
 
 from configurator import configure, fail
 from data import batch_indices
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_optimizers, load_saved,
-                   norm, pick_device, read_meta, sha256_file)
-from optim import Muon
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_saved, norm,
+                   pick_device, read_meta, sha256_file)
+from optim import Muon, load_optimizers
 from tokenizer import BPETokenizer, load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
@@ -325,8 +325,7 @@ def evaluate(units):
     """Held-out text in 'tokens' or 'pieces': bits per byte and perplexity per word alone, and the loss listening."""
     model.eval()
     model.trunk = plain_trunk
-    exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no other
-    nats = torch.zeros(4, dtype=exact, device=device)  # plain nats, practice nats, practice targets, words
+    nats = torch.zeros(4, device=device)  # plain nats, practice nats, practice targets, words
     n_bytes, (ids, starts, _) = 0, text["val", units]
     batches = np.array_split(np.argsort(np.diff(starts), kind="stable"), -(-(len(starts) - 1) // batch_size))
     for i, at in enumerate(batches):

@@ -5,9 +5,10 @@ On from config/real_w2.py with the LM trained too. 2 shared cores, 18 minutes; W
 never heard (2026-11-22, on the README's earlier text).
 """
 out_dir = "out/real_lm"
-data_dir = "data/real_synthetic/features,data/speechocean762/features"
+data_dir = "data/real_synthetic/features,data/real_flite/features,data/speechocean762/features*2"
 lm = "out/real_w2"
 train_lm = True
+text_file = "data/real_text/train.txt"
 lm_learning_rate = 5e-4
 learning_rate = 5e-4
 muon_lr = 0.01
@@ -16,6 +17,7 @@ hidden = 1024
 dropout = 0.2
 voice_mix = 1.0
 time_warp = 0.15
+mask_frames = 60
 max_steps = 900
 lr_decay_steps = 900
 warmdown_share = 0.8

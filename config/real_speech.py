@@ -8,4 +8,4 @@ layout = "speechocean"
 min_words = 3
 max_words = 12
 new_sentences = True
-speeds = "0.9,1.1"
+speeds = "0.85,0.9,0.95,1.05,1.1,1.15"

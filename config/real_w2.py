@@ -5,7 +5,7 @@ W2 on synthetic and real voices: LM and Whisper frozen, the real clips at three 
 WER 38.1% on adults, 41.9% on children never heard (2026-11-22, on the README's earlier text).
 """
 out_dir = "out/real_w2"
-data_dir = "data/real_synthetic/features,data/speechocean762/features"
+data_dir = "data/real_synthetic/features,data/real_flite/features,data/speechocean762/features*2"
 lm = "out/real_base"
 stack = 4
 hidden = 1024

@@ -31,7 +31,7 @@ def heard_by_evaluation(monkeypatch, ckpt, wavs):
     monkeypatch.delitem(sys.modules, "eval_bench", raising=False)
     import eval_bench
     model, _, tok, encoder, projector = eval_bench.load_listener()
-    return [transcribe(model, projector, tok, encode(encoder, [wav]))[0] for wav in wavs]
+    return [transcribe(model, projector, tok, encode(encoder, [wav]), beams=eval_bench.beams)[0] for wav in wavs]
 
 
 def said(out):
@@ -103,7 +103,8 @@ def test_wrong_input_is_one_line(ckpt, tmp_path, monkeypatch, capsys):
              ([f"--audio={corrupt}"], "corrupt.wav"), ([f"--audio={empty}"], "empty.wav"), (["--step=8"], "no step 8"),
              ([f"--audio={clip}", f"--ckpt={deaf}"], "takes no audio"), ([f"--ckpt={other}"], "has 258 ids"),
              ([f"--ckpt={tmp_path}/none"], "none"),
-             (["--max_tokens=1000000"], "lower"), (["--temperature=-1"], "temperature"), (["--promt=x"], "prompt")]
+             (["--max_tokens=1000000"], "lower"), (["--temperature=-1"], "temperature=-1.0: give 0"),
+             (["--beams=0"], "beams=0: give 1"), (["--promt=x"], "prompt")]
     for args, expected in cases:
         code, _, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", *args)
         assert code == 2 and err.startswith("chat.py: ") and err.count("\n") == 1 and expected in err, (args, err)

@@ -174,7 +174,8 @@ def test_batches_hear_what_single_clips_say(bench, tiny, monkeypatch):
     monkeypatch.setattr("audio.split_at_pauses", lambda wav, max_s: [(0, 4800), (4800, len(wav))])  # as if long
     wav = soundfile.read(clips[0]["audio"], dtype="float32")[0]
     model, _, tok, encoder, projector = listener
-    alone = [transcribe(model, projector, tok, encode(encoder, [wav[a:b]]))[0] for a, b in ((0, 4800), (4800, None))]
+    alone = [transcribe(model, projector, tok, encode(encoder, [wav[a:b]]), beams=bench.beams)[0]
+             for a, b in ((0, 4800), (4800, None))]
     assert bench.hear(listener, clips[:1]) == [" ".join(alone)]
 
 

@@ -150,9 +150,11 @@ def test_voices_are_many():
 FLITE = """#!{python}
 import sys
 import numpy, soundfile
+if sys.argv[1] in ("-lv", "--version"):
+    sys.exit(print("Voices available: awb slt" if sys.argv[1] == "-lv" else "version 2"))
 settings = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-if settings["-voice"] == "rms":
-    sys.exit("no such voice")
+if "refused" in settings["-t"]:
+    sys.exit("can't say that")
 seconds = numpy.arange(16000 * len(settings["-t"]) // 20) / 16000
 soundfile.write(settings["-o"], 0.5 * numpy.sin(2 * numpy.pi * 150 * seconds) ** 15, 16000)
 print(sys.argv[1:], file=open("{log}", "a"))
@@ -179,9 +181,24 @@ def test_flite_speaks(corpus, tmp_path, monkeypatch):
         assert f"'duration_stretch={row['duration_stretch']}', '--setf', 'f0_shift={row['f0_shift']}', '-t', " in calls
         assert row["text"] in calls and abs(row["pitch_hz"] - 150) < 3
     assert len({row["f0_shift"] for row in labels}) > 12
-    monkeypatch.setattr(synthetic, "VOICES", {"flite": [VOICES["flite"][1]], "piper": VOICES["piper"]})
-    with pytest.raises(ValueError, match="flite refuses clip .*no such voice"):
+    assert json.loads((tmp_path / "out/meta.json").read_text())["packages"]["flite"] == "version 2"
+    (tmp_path / "train.txt").write_text("this is refused\n")
+    with pytest.raises(ValueError, match="flite refuses clip .*can't say that"):
         corpus(n_val=0, n_test=0)
+    monkeypatch.setattr(synthetic, "VOICES", {"flite": VOICES["flite"], "piper": VOICES["piper"]})
+    with pytest.raises(OSError, match="no voice kal16, rms"):
+        corpus(n_val=0, n_test=0)
+
+
+@pytest.mark.skipif(not shutil.which("flite"), reason="needs the program flite (apt install flite)")
+def test_flite_itself():
+    """The program would have changed its flags, or a voice would not take the labels' settings."""
+    words, clip = "we were all going down to the river", {"key": "k", "voice": "slt", "duration_stretch": 1.0}
+    low, high = (synthetic.speak_flite(words, clip | {"f0_shift": shift}) for shift in (0.9, 1.2))
+    slow = synthetic.speak_flite(words, clip | {"f0_shift": 1.0, "duration_stretch": 1.25})
+    pitches = [synthetic.measure_pitch(wav) for wav, rate in (low, high)]
+    assert low[1] == high[1] == 16000 and 1.25 < pitches[1] / pitches[0] < 1.42
+    assert 1.2 < len(slow[0]) / len(low[0]) < 1.3 and synthetic.check_flite()["flite"].count("flite")
 
 
 def test_mistakes_end_before_anything_is_removed(corpus, tmp_path, monkeypatch):

@@ -145,6 +145,9 @@ def test_alignment_freezes_the_lm(world, tmp_path):
     assert "aligned with other stack, hidden" in out and "Traceback" not in out
     align(world, tmp_path / "lm", "--max_steps=2", "--train_lm=True")
     assert not same_state(world / "base" / "model_000002.pt", tmp_path / "lm" / "model_000002.pt")
+    align(world, tmp_path / "text", "--max_steps=2", "--train_lm=True", f"--text_file={world}/text/train.txt")
+    assert not same_state(tmp_path / "lm" / "model_000002.pt", tmp_path / "text" / "model_000002.pt")
+    assert losses(tmp_path / "lm")[1] == losses(tmp_path / "text")[1]  # the clips' loss is told, not the text's
 
 
 @pytest.mark.slow
