@@ -509,8 +509,11 @@ def test_split_at_pauses():
     assert abs(pieces[0][1] - first) < 0.1 * RATE  # where a sentence ends, not the last breath before the limit
     steady = rng.standard_normal(16 * RATE).astype(np.float32) * 0.1
     steady[5 * RATE:int(5.6 * RATE)] *= 0.53  # softer, but no pause
-    steady[8 * RATE:int(8.4 * RATE)] *= 0.2
+    steady[8 * RATE:int(8.4 * RATE)] *= 0.28
     assert 8 * RATE < split_at_pauses(steady)[0][1] < 8.4 * RATE
+    steady[6 * RATE:int(6.5 * RATE)] *= 0.01  # a pause in a room, beside a deeper silence
+    steady[9 * RATE:int(9.5 * RATE)] = 0
+    assert 6 * RATE < split_at_pauses(steady)[0][1] < 6.5 * RATE
     noise = rng.standard_normal(40 * RATE).astype(np.float32) * 0.1
     noise[9 * RATE:int(9.4 * RATE)] *= 0.3
     assert 9 * RATE <= split_at_pauses(noise)[0][1] <= 9.4 * RATE
