@@ -3,6 +3,6 @@
     python prepare_synthetic.py config/cpu_synthetic.py
     # 2 shared cores, 2 to 3 minutes; 7.3 hours
 """
-n_train = 8_000
+n_train = 6_000
 rate_min = 160
 rate_max = 205
