@@ -37,7 +37,7 @@ def stream(tok, tokens):
 
 
 def listen(model, meta, tok):
-    """Print what the model hears in the setting `audio`, a long one cut at pauses into pieces as long as training's."""
+    """Print what the model hears in the setting `audio`, a long one cut at pauses to the length of training's."""
     from audio import encode, load_ears, read_audio, split_at_pauses
     from model import transcribe
     wav = read_audio(audio)  # float32 (n,) at 16 kHz

@@ -342,7 +342,7 @@ def write_report(result):
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     span = "all stages" if stages else "this evaluation"
     lines = [f"# {ckpt}, step {result['step']}", "", f"{result['date']}, {result['machine']}; {result['minutes']} "
-             f"minutes ({span}); encoder {result['encoder']}; {versions}.", ""]
+             f"minutes ({span}); encoder {result['encoder']}, {result.get('beams', 1)} beams; {versions}.", ""]
     pictures = [f"![]({name})" for name in ("eval.png", "pca.png")
                 if os.path.isfile(os.path.join(out_dir or ckpt, name))]
     lines += [closing_text(result), *pictures, ""]

@@ -1,4 +1,4 @@
-"""Speak the sentences of prepare_text.py with pip-installed voices, into LibriSpeech's layout, with exact labels.
+"""Speak the sentences of prepare_text.py with installed voices, into LibriSpeech's layout, with exact labels.
 
     python prepare_synthetic.py config/cpu_synthetic.py       # what speedrun.sh runs
     python prepare_synthetic.py --limit=8 --out_dir=data/toy  # a toy: 8 clips of each split

@@ -1,7 +1,7 @@
 """
     python train_align.py config/real_w2.py
 
-W2 on synthetic and real voices: LM and Whisper frozen, the real clips at three speeds. 2 shared cores, 14 minutes;
+W2 on synthetic and real voices: LM and Whisper frozen, the real clips at seven speeds. 2 shared cores, 14 minutes;
 WER 34.7% on adults, 37.8% on children never heard (2026-11-22, on the README's earlier text and clips).
 """
 out_dir = "out/real_w2"
