@@ -1,8 +1,8 @@
 """
     python train_align.py config/real_w2.py
 
-W2 on synthetic and real voices: LM and Whisper frozen, the real clips at seven speeds. 2 shared cores, 14 minutes;
-WER 34.7% on adults, 37.8% on children never heard (2026-11-22, on the README's earlier text and clips).
+W2 on synthetic and real voices: LM and Whisper frozen, the real clips at seven speeds. 2 shared cores, 10 minutes;
+WER 36.3% on adults, 38.8% on children never heard (2026-11-22).
 """
 out_dir = "out/real_w2"
 data_dir = "data/real_synthetic/features,data/real_flite/features,data/speechocean762/features*2"
