@@ -1,8 +1,8 @@
 """
     python train_base.py config/real_base.py
 
-The LM of the real-voice recipe: d4 on books and dialogues, three quarters of it listening practice. 2 shared cores, 30
-minutes; perplexity 78.3 a word on held-out sentences (2026-11-22).
+The LM of the real-voice recipe: d4 on books and dialogues, three quarters of it listening practice. 2 shared cores, 40
+minutes with other jobs beside; perplexity 78.3 a word on held-out sentences (2026-11-22).
 """
 out_dir = "out/real_base"
 data_dir = "data/real_text"
