@@ -39,7 +39,7 @@ def stream(tok, tokens):
 def listen(model, meta, tok):
     """Print what the model hears in the setting `audio`, a long one cut at pauses to the length of training's."""
     from audio import encode, load_ears, read_audio, split_at_pauses
-    from model import transcribe
+    from decode import transcribe
     wav = read_audio(audio)  # float32 (n,) at 16 kHz
     encoder, projector = load_ears(ckpt, meta, model.cos.device)
     for start, end in split_at_pauses(wav, meta["audio"].get("piece_s", 15.0)):
@@ -51,7 +51,7 @@ def listen(model, meta, tok):
 
 def continue_text(model, tok):
     """Print `prompt` and what the model says after it."""
-    from model import generate
+    from decode import generate
     ids, room = [tok.bos_id, *tok.encode(prompt)], model.cos.size(0)
     if len(ids) + max_tokens > room:
         raise ValueError(f"{len(ids)} tokens of prompt and max_tokens={max_tokens} > the model's {room}: lower them")

@@ -118,7 +118,7 @@ def hear(listener, clips):
     """Return what the model hears in each clip (list of str): batches of similar length, the longest first."""
     from tqdm import tqdm
     from audio import encode, read_audio, split_at_pauses
-    from model import transcribe
+    from decode import transcribe
     model, meta, tok, encoder, projector = listener
     ears, heard = meta["audio"], [[] for _ in clips]
     order = sorted(range(len(clips)), key=lambda i: -clips[i]["seconds"])

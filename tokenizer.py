@@ -232,3 +232,20 @@ def read_messages(conversation):
             raise ValueError(f"conversation: message {i} ({role}) is neither text nor parts of type {', '.join(kinds)}")
         rows.append((role, [(part["type"], part["text"]) for part in parts]))
     return rows
+
+
+def multiple_choice(question, options):
+    """Return a question with its options, one a line: there and as the answer an option has the same token ids."""
+    return "\n".join([question, *options, "answer with one of the options"])
+
+
+def plain_text(text):
+    """Return text as a model of transcripts reads it: each line in lower case, a-z and apostrophe."""
+    return "\n".join(filter(None, map(normalize_transcript, text.splitlines())))
+
+
+def chat_prompt(tok, turns, question):
+    """Return the ids that ask `question` (str) after earlier turns [(question, answer), ...]; the answer follows them."""
+    messages = [m for q, a in turns for m in ({"role": "user", "content": q}, {"role": "assistant", "content": a})]
+    ids, _ = render_conversation(tok, {"messages": [*messages, {"role": "user", "content": question}]})
+    return [*ids, tok.special("<|assistant_start|>")]

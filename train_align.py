@@ -23,8 +23,9 @@ from audio import (SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_fi
 from augment import add_noise, change_speed, mask
 from configurator import configure, fail
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch, write_index, write_json, write_shard
+from decode import transcribe
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_saved, norm,
-                   pick_device, read_meta, sha256_file, transcribe)
+                   pick_device, read_meta, sha256_file)
 from optim import Muon, load_optimizers
 from tokenizer import ByteTokenizer, load_tokenizer
 

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from audio import encode, read_audio, split_at_pauses
-from model import transcribe
+from decode import transcribe
 from test_eval import ROOT, make_run, run
 from tokenizer import ByteTokenizer
 

@@ -12,7 +12,8 @@ import soundfile
 import torch
 
 from audio import Projector, WhisperEncoder, encode, save_encoder
-from model import GPT, GPTConfig, transcribe
+from decode import transcribe
+from model import GPT, GPTConfig
 from tokenizer import ByteTokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import model as M
-from model import GPT, GPTConfig, KVCache, generate, load_checkpoint, sample
+from decode import generate, sample
+from model import GPT, GPTConfig, KVCache, load_checkpoint
 from optim import Muon
 
 NANOCHAT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nanochat_d4")

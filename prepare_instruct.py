@@ -1,0 +1,466 @@
+"""Make questions and answers about audio: what was said, who speaks and how, where, and what else sounds.
+
+    python prepare_instruct.py config/cpu_instruct.py         # data/instruct: the mix that train_sft.py learns
+    python prepare_instruct.py config/cpu_bench.py            # data/audiobench_mini: 200 questions, none from training
+    python prepare_instruct.py --n=400 --out_dir=data/toy     # a toy
+
+Reads  <voices>/labels.jsonl and its clips (prepare_synthetic.py config/cpu_voices.py), questions.txt (how each task is
+       asked), spoken.txt (questions that are spoken, with answers), <text_dir>/val.txt.
+Writes <out_dir>/clips/*.flac, 16 kHz mono; items.jsonl, a clip a line: {"audio", "key", "split", "text", "turns": [[task,
+       question, answer], ...]}, which prepare_librispeech.py --source= turns into features; text.jsonl, chats without
+       audio; meta.json (counts). bench=True: <out_dir>/wavs/*.wav and questions.jsonl {"id", "cell", "task", "audio",
+       "question", "options", "key": index of the right one}.
+Labels come from how a clip was made, never from a model. The same settings and voices give the same files. 25 s.
+"""
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import sounds
+from audio import SAMPLE_RATE, read_audio
+from configurator import configure, fail
+from tokenizer import multiple_choice
+
+# config: every value here can be set from a config file or as --name=value
+voices = "data/voices"     # of prepare_synthetic.py, with styles and spoken lines
+text_dir = "data/text"     # sentences for chats without audio
+out_dir = "data/instruct"
+n = 20_000                 # instructions, of train; a clip has up to `turns`
+turns = 4                  # questions to a clip
+val_share = 0.05           # so many clips more are val, of heard voices and other sentences
+choice_share = 0.6         # so many of the questions that have options list them; the others are open
+two_part_share = 0.08      # so many turns ask two questions at once
+text_share = 0.1           # so many chats without audio more
+bench = False              # True: AudioBench-mini in place of the mix
+bench_items = 25           # questions to a cell
+questions_file = "questions.txt"
+spoken_file = "spoken.txt"
+workers = 0                # processes; 0: one for each core
+seed = 0
+config = configure(globals())  # prints each change; stored in meta.json
+# -----------------------------------------------------------------------------
+SHARES = {"speech": 0.56, "pair": 0.14, "scene": 0.06, "event": 0.11, "music": 0.06, "beeps": 0.03, "silence": 0.04}
+WEIGHTS = {"kind": 0.2, "sex": 0.5, "n_words": 0.5, "first": 0.5, "last": 0.5, "style": 4, "voice": 2, "pitch": 2,
+           "rate": 2, "word": 2, "digit": 4, "command": 4, "answer": 4, "sentence": 1.5}  # how often asked; else 1
+FASTEST = 240   # words a minute: of faster speech nobody is asked what was said
+PITCH_HZ = {"very low": (0, 85), "low": (105, 132), "high": (158, 190), "very high": (220, 500)}
+VOICE_HZ = {"male": {"low": (0, 90), "high": (122, 200)}, "female": {"low": (100, 165), "high": (215, 400)}}
+RATE = {"very slow": (0, 105), "slow": (130, 150), "fast": (185, 205), "very fast": (242, 999)}  # words a minute, set
+LOUDNESS_DB = {"very quiet": (-52, -48), "quiet": (-41, -37), "loud": (-30, -26), "very loud": (-19, -16)}
+QUALITY = {"plain": "clear", "whisper": "whispering", "croak": "creaky", "klatt": "buzzing"}
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+NOBODY = "nobody is speaking"
+BENCH = {"emotion or style": {"style": 25}, "speaker traits": {"voice": 13, "accent": 12},
+         "same or different speaker": {"pair": 25}, "pitch, loudness or rate": {"pitch": 9, "loudness": 8, "rate": 8},
+         "voice quality": {"quality": 25}, "sound event or scene": {"event": 13, "scene": 12},
+         "room, noise or channel": {"room": 9, "noise": 8, "channel": 8},
+         "spoken content": {"sentence": 10, "word": 10, "digit": 5}}  # cell: {task: questions of 25}
+
+
+# ---- what is asked
+
+def read_questions():
+    """-> {task: {"cell", "ask": [str], "bench": [str], "labels": [str]}} of questions.txt; ValueError names a line."""
+    tasks, task = {}, None
+    for number, line in enumerate(Path(questions_file).read_text(encoding="utf-8").splitlines(), 1):
+        mark, _, rest = line.strip().partition(" ")
+        if named := re.fullmatch(r"\[(\w+)\](.*)", line.strip()):
+            task = tasks[named[1]] = {"cell": named[2].strip(), "ask": [], "bench": [], "labels": []}
+        elif task and mark in "?!" and rest:
+            task["ask" if mark == "?" else "bench"].append(rest)
+        elif task and mark == "=" and rest:
+            task["labels"] += [label.strip() for label in rest.split("|")]
+        elif mark and mark[0] != "#":
+            raise ValueError(f"{questions_file}:{number}: a line starts with [task], ?, !, = or #")
+    return tasks
+
+
+def read_spoken():
+    """-> {spoken line: answer} of spoken.txt."""
+    lines = Path(spoken_file).read_text(encoding="utf-8").splitlines()
+    return dict(line.split(" | ", 1) for line in lines if " | " in line)
+
+
+def band(bands, value):
+    """The name of the band (low, high) that value lies in, or '' between bands."""
+    return next((name for name, (low, high) in bands.items() if value is not None and low <= value <= high), "")
+
+
+def voice_labels(clip):
+    """What can be asked about who speaks and how, of a clip's labels: {task: answer}."""
+    found, plain = {"style": clip["style"]}, clip["quality"] == "plain"
+    if not clip["style"]:
+        found["quality"] = QUALITY[clip["quality"]]
+    if clip["quality"] in ("plain", "klatt"):
+        found["pitch"] = band(PITCH_HZ, clip["pitch_hz"])
+    if plain:
+        found |= {"accent": clip["accent"], "sex": {"male": "a man", "female": "a woman"}[clip["sex"]]}
+        height = band(VOICE_HZ[clip["sex"]], clip["pitch_hz"])
+        found["voice"] = height and f"{found['sex']} with a {height} voice"
+    found["rate"] = band(RATE, clip["rate_set"])
+    return {task: answer for task, answer in found.items() if answer}
+
+
+def content_labels(clip, rng):
+    """What can be asked about the words: {task: answer}."""
+    words, is_clear = clip["text"].split(), clip["rate_set"] <= FASTEST
+    if not is_clear:
+        return {}
+    found = {"sentence": clip["text"]}
+    if clip["text"] in spoken:
+        kind = "digit" if clip["text"] in NUMBERS else "command" if len(words) == 1 else "answer"
+        return found | {kind: spoken[clip["text"]]}
+    long = [word for word in words if len(word) > 3 and words.count(word) == 1]
+    if long:
+        found["word"] = long[rng.integers(len(long))]
+    found |= {"first": words[0], "last": words[-1]}
+    return found | ({"n_words": NUMBERS[len(words)]} if 3 <= len(words) <= 12 else {})
+
+
+# ---- clips: each maker returns (float32 wav, {task: answer}, transcript or '')
+
+def read_voice(clip):
+    """The recording of a clip of the voices."""
+    speaker, chapter, _ = clip["key"].split("-")
+    return read_audio(os.path.join(voices, clip["split"], speaker, chapter, clip["key"] + ".flac"))
+
+
+def at_loudness(wav, rng, name=""):
+    """wav at a loudness, a random one unless it is named -> (wav, the name, or '' where peaks don't let it be so)."""
+    name = name or list(LOUDNESS_DB)[rng.integers(4)]
+    wanted = rng.uniform(*LOUDNESS_DB[name])
+    wav = sounds.level(wav, wanted)
+    peak = np.abs(wav).max()
+    return (wav, name) if peak <= 0.98 else (wav * (0.98 / peak), name if peak < 1.2 else "")
+
+
+def on_its_way(wav, rng, task, label):
+    """Speech in a room, in noise or through a channel, as one of their labels says."""
+    if task == "room" and sounds.ROOMS[label]:
+        return sounds.room(wav, rng, *sounds.ROOMS[label])
+    if task == "noise" and sounds.SNR_DB[label]:
+        noise = sounds.colored(len(wav), rng, rng.uniform(0, 1))
+        return sounds.level(wav) + 10 ** (-rng.uniform(*sounds.SNR_DB[label]) / 20) * noise
+    return sounds.through(wav, rng, label) if task == "channel" else wav
+
+
+def make_speech(clip, rng, task="", label=""):
+    """One voice, on its way to the microphone; task and label fix what the bench asks."""
+    task_way = task if task in ("room", "noise", "channel") else ("room", "noise", "channel")[rng.integers(3)]
+    labels = tasks[task_way]["labels"]
+    drawn = labels[rng.integers(4)]
+    is_plain_way = task and task != task_way  # the bench asks for the voice or words: nothing is done to them
+    way = label if task == task_way else labels[0] if is_plain_way else drawn
+    wav = on_its_way(read_voice(clip), rng, task_way, way)
+    wav, loudness = at_loudness(wav, rng, label if task == "loudness" else "loud" if task else "")
+    found = voice_labels(clip) | {task_way: way, "kind": "speech"} | ({"loudness": loudness} if loudness else {})
+    if way == "more noise than speech":
+        return wav, {task_way: way}, ""
+    return wav, found | content_labels(clip, rng), clip["text"] if clip["rate_set"] <= FASTEST else ""
+
+
+def make_pair(clips, rng, *_):
+    """Two sentences, of one voice or of two."""
+    sexes = [clip["sex"] for clip in clips]
+    one = clips[0]["voice"] == clips[1]["voice"]
+    who = {"male": "man", "female": "woman"}[sexes[0]]
+    answer = "a man and a woman" if len(set(sexes)) > 1 else f"one {who}" if one else f"two {who[:-2]}en"
+    wavs = [sounds.level(read_voice(clip), -26) for clip in clips]
+    wav = np.concatenate([wavs[0], np.zeros(int(rng.uniform(0.1, 0.3) * SAMPLE_RATE), np.float32), wavs[1]])
+    is_clear = max(clip["rate_set"] for clip in clips) <= FASTEST
+    return wav, {"pair": answer}, " ".join(clip["text"] for clip in clips) if is_clear else ""
+
+
+def make_scene(clip, rng, task="", label=""):
+    """Speech with a place around it."""
+    label = label or list(sounds.SCENES)[rng.integers(len(sounds.SCENES))]
+    wav = sounds.level(read_voice(clip))
+    wav = wav + 10 ** (-rng.uniform(3, 9) / 20) * sounds.SCENES[label](len(wav), rng)
+    return at_loudness(wav, rng, "loud")[0], {"scene": label} | ({} if task else voice_labels(clip)), ""
+
+
+def make_event(_, rng, task="", label=""):
+    """One sound event of 2 to 3 s."""
+    label = label or list(sounds.EVENTS)[rng.integers(len(sounds.EVENTS))]
+    wav = sounds.EVENTS[label](int(rng.uniform(2, 3) * SAMPLE_RATE), rng)
+    found = {"event": label, "sentence": NOBODY} | ({"kind": "noise"} if label in ("rain", "wind", "waves") else {})
+    return at_loudness(wav, rng, "loud")[0], found, ""
+
+
+def make_music(_, rng, *__):
+    """A melody of three notes."""
+    instrument, way = (list(names)[rng.integers(4)] for names in (sounds.INSTRUMENTS, sounds.MELODIES))
+    wav = sounds.melody(int(rng.uniform(1.5, 2.5) * SAMPLE_RATE), rng, instrument, sounds.MELODIES[way])
+    found = {"instrument": instrument, "melody": way, "kind": "music", "sentence": NOBODY}
+    return at_loudness(wav, rng, "loud")[0], found, ""
+
+
+def make_beeps(_, rng, *__):
+    """One to four tones."""
+    count = int(rng.integers(1, 5))
+    wav = sounds.beeps(SAMPLE_RATE, rng, count)
+    return at_loudness(wav, rng, "loud")[0], {"beeps": NUMBERS[count], "sentence": NOBODY}, ""
+
+
+def make_silence(_, rng, *__):
+    """Almost nothing, or noise: nobody speaks."""
+    wav, is_noise = sounds.colored(int(rng.uniform(1, 3) * SAMPLE_RATE), rng, rng.uniform(0, 1)), rng.uniform() < 0.5
+    wav = sounds.level(wav, rng.uniform(-45, -20) if is_noise else rng.uniform(-85, -70))
+    return wav, {"kind": "noise" if is_noise else "silence", "sentence": NOBODY}, ""
+
+
+MAKERS = {name: globals()["make_" + name] for name in SHARES}
+
+
+# ---- from a clip's labels to turns
+
+def options_for(task, answer, rng, said):
+    """Four options with the answer among them, in random order; None where there are none to offer."""
+    labels = tasks[task]["labels"]
+    if task in ("word", "first", "last"):
+        labels = [word for word in said["words"] if word not in said["own"]]
+    elif task == "sentence":
+        labels = said["sentences"]
+    others = [label for label in labels if label != answer]
+    if len(others) < 3 or answer == NOBODY:
+        return None
+    chosen = [answer, *(others[i] for i in rng.choice(len(others), 3, replace=False))]
+    return [chosen[i] for i in rng.permutation(4)]
+
+
+def ask(task, answer, rng, said):
+    """-> [task, question, answer], with options or open."""
+    question = tasks[task]["ask"][rng.integers(len(tasks[task]["ask"]))]
+    options = options_for(task, answer, rng, said)
+    must = task == "word"
+    if options and (must or rng.uniform() < choice_share):
+        question = multiple_choice(question, options)
+    return None if must and not options else [task, question, answer]
+
+
+def make_turns(found, rng, said):
+    """Choose up to `turns` of a clip's {task: answer} and ask them."""
+    if found.get("quality") == "clear" and rng.uniform() < 0.6:  # or most answers would be it
+        del found["quality"]
+    weights = np.array([WEIGHTS.get(name, 1.0) for name in found])
+    names = [list(found)[i] for i in rng.choice(len(found), min(turns, len(found)), False, weights / weights.sum())]
+    rows = [row for row in (ask(name, found[name], rng, said) for name in names) if row]
+    for i in range(len(rows) - 1, 0, -2):
+        a, b = rows[i - 1], rows[i]
+        is_short = all("\n" not in row[1] and tasks[row[0]]["labels"] for row in (a, b))
+        if is_short and rng.uniform() < 2 * two_part_share:
+            rows[i - 1:i + 1] = [["two", f"{a[1]} and {b[1]}", f"{a[2]} and {b[2]}"]]
+    return rows
+
+
+def make_item(job):
+    """Make a planned clip and write it; returns its row of items.jsonl."""
+    import soundfile
+    key, kind, clip, split, said, clip_seed = job
+    rng = np.random.default_rng(clip_seed)
+    wav, found, text = MAKERS[kind](clip, rng)
+    one = clip if isinstance(clip, dict) else {"text": ""}
+    said = said | {"own": set(one["text"].split())}
+    path = f"clips/{key}.flac"
+    soundfile.write(os.path.join(out_dir, ".part", path), np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
+    return {"audio": path, "key": key, "split": split, "text": text, "kind": kind, "labels": found,
+            "turns": make_turns(found.copy(), rng, said)}
+
+
+def pair_up(clips, rng, label=""):
+    """-> two clips of plain voices with other texts, whose speakers are as label, an answer of the task pair, says."""
+    plain = [clip for clip in clips if clip["quality"] == "plain" and not clip["style"] and clip["seconds"] < 4
+             and clip["pitch_hz"]]
+    number, who = (label or tasks["pair"]["labels"][rng.integers(5)]).split()[:2]
+    sex = {"man": "male", "men": "male", "woman": "female", "women": "female"}[who]
+    a = [clip for clip in plain if number == "a" or clip["sex"] == sex]
+    for i in rng.permutation(len(a)):
+        near = [b for b in plain if b["text"] != a[i]["text"] and (
+            b["sex"] != a[i]["sex"] if number == "a" else
+            b["voice"] == a[i]["voice"] and abs(b["pitch"] - a[i]["pitch"]) <= 4 if number == "one" else
+            b["sex"] == a[i]["sex"] and b["voice"] != a[i]["voice"]
+            and abs(np.log2(b["pitch_hz"] / a[i]["pitch_hz"])) > 0.35)]
+        if near:
+            return [a[i], near[rng.integers(len(near))]]
+    raise ValueError(f"{voices}: no two clips of {label or who}: raise n_train and n_test there")
+
+
+def plan(clips, count, split, said, salt):
+    """Choose what each of `count` clips is: jobs for make_item."""
+    rng, jobs = np.random.default_rng([seed, salt]), []
+    for i in range(count):
+        kind = list(SHARES)[rng.choice(len(SHARES), p=list(SHARES.values()))]
+        clip = pair_up(clips, rng) if kind == "pair" else clips[rng.integers(len(clips))]
+        others = {"sentences": [said["sentences"][k] for k in rng.integers(len(said["sentences"]), size=6)],
+                  "words": [said["words"][k] for k in rng.integers(len(said["words"]), size=24)]}
+        jobs.append((f"{split}-{i:06d}", kind, clip, split, others, [seed, salt, i]))
+    return jobs
+
+
+def read_clips(split):
+    """-> the labels of the voices' clips of a split."""
+    path = Path(voices, "labels.jsonl")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run prepare_synthetic.py config/cpu_voices.py")
+    clips = [clip for clip in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if clip["split"] == split]
+    if not clips or "style" not in clips[0]:
+        raise ValueError(f"{path}: no clips of {split} with styles there: make them with style_share above 0")
+    return clips
+
+
+def said_in(clips):
+    """-> {"sentences": texts of clips, "words": their longer words}, without those of spoken.txt."""
+    sentences = sorted({clip["text"] for clip in clips} - set(spoken))
+    words = sorted({word for text in sentences for word in text.split() if len(word) > 3})
+    return {"sentences": sentences, "words": words}
+
+
+def text_chats(count):
+    """Chats without audio, so that text stays known: say it again, its first or last word, and spoken.txt's answers."""
+    path = Path(text_dir, "train.txt")
+    with path.open(encoding="utf-8") as f:
+        lines = [line.strip() for line, _ in zip(f, range(4000))]
+    rng, rows = np.random.default_rng([seed, 9]), []
+    for _ in range(count):
+        line = lines[rng.integers(len(lines))]
+        question, answer = list(spoken.items())[rng.integers(len(spoken))]
+        rows.append([(f"say this\n{line}", line), (f"what is the last word\n{line}", line.split()[-1]),
+                     (f"what is the first word\n{line}", line.split()[0]), (question, answer)][rng.integers(4)])
+    return rows
+
+
+def make_mix(part):
+    """Write the mix below `part`; returns counts."""
+    (part / "clips").mkdir()
+    count = max(8, round(n / (turns - 0.6)))
+    jobs = []
+    for salt, (split, size) in enumerate({"train": count, "val": max(8, round(val_share * count))}.items()):
+        clips = read_clips(split)
+        jobs += plan(clips, size, split, said_in(clips), salt)
+    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("fork")) as pool:
+        rows = list(tqdm(pool.map(make_item, jobs, chunksize=32), total=len(jobs), unit=" clips", desc="instructions"))
+    asked = Counter(turn[0] for row in rows for turn in row["turns"])
+    (part / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    chats = [{"question": q, "answer": a} for q, a in text_chats(max(8, round(text_share * n)))]
+    (part / "text.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
+    return {"clips": len(rows), "instructions": sum(asked.values()), "chats": len(chats), "tasks": dict(asked)}
+
+
+# ---- the bench
+
+def bench_sets(task, count, clips, rng):
+    """-> [(clip, answer, options)] of a task: each answer as often the key as any of three distractors."""
+    if task in ("sentence", "word"):
+        return content_sets(task, count, clips, rng)
+    labels = tasks[task]["labels"]
+    keys = [labels[i] for i in rng.permutation(np.arange(count) % len(labels))]
+    left_out, rows = Counter(), []
+    for key in keys:
+        others = sorted((label for label in labels if label != key), key=lambda o: (left_out[o], rng.uniform()))
+        for label in others[:len(others) - 3]:
+            left_out[label] += 1
+        clip = bench_clip(task, key, clips, rng)
+        rows.append((clip, key, [key, *others[len(others) - 3:]]))
+    return rows
+
+
+def bench_clip(task, key, clips, rng):
+    """A clip of the held-out voices that shows the answer `key`."""
+    if task == "event":
+        return None
+    if task == "pair":
+        return pair_up(clips, rng, key)
+    asks_words = task == "digit"
+    fits = [clip for clip in clips if (clip["text"] in spoken) == asks_words and (
+        task in ("room", "noise", "channel", "loudness", "scene") and clip["quality"] == "plain" and not clip["style"]
+        or (voice_labels(clip) | content_labels(clip, rng)).get(task) == key)]
+    if not fits:
+        raise ValueError(f"{voices}: no clip of test shows {task} = {key}: raise n_test there")
+    return fits.pop(rng.integers(len(fits)))
+
+
+def content_sets(task, count, clips, rng):
+    """Sentences of about one length, or a word of each: the options of each are those of the next three."""
+    clear = [clip for clip in clips if clip["quality"] == "plain" and clip["rate_set"] <= 180 and not clip["style"]
+             and 5 <= len(clip["text"].split()) <= 8 and clip["text"] not in spoken]
+    chosen, keys, texts = [], [], set()
+    for i in rng.permutation(len(clear)):
+        words = clear[i]["text"].split()
+        long = [w for w in words if 5 <= len(w) <= 7 and not any(w in text.split() for text in texts)]
+        if long and not set(words) & set(keys) and len(chosen) < count:
+            chosen.append(clear[i])
+            keys.append(long[rng.integers(len(long))])
+            texts.add(clear[i]["text"])
+    if len(chosen) < count:
+        raise ValueError(f"{voices}: {len(chosen)} clear sentences of test for {count} questions: raise n_test there")
+    keys = keys if task == "word" else [clip["text"] for clip in chosen]
+    return [(clip, keys[i], [keys[(i + k) % count] for k in range(4)]) for i, clip in enumerate(chosen)]
+
+
+def make_bench(part):
+    """Write AudioBench-mini below `part`; returns counts."""
+    import soundfile
+    (part / "wavs").mkdir()
+    clips, rows = read_clips("test"), []
+    for cell, shares in BENCH.items():
+        scale = bench_items / sum(shares.values())
+        sizes = {task: round(scale * share) for task, share in shares.items()}
+        sizes[next(iter(sizes))] += bench_items - sum(sizes.values())
+        for k, (task, size) in enumerate(sizes.items()):
+            rng = np.random.default_rng([seed, 77, len(rows), k])
+            for clip, key, options in bench_sets(task, size, clips, rng) if size else ():
+                kind = task if task in ("pair", "scene", "event") else "speech"
+                wav = MAKERS[kind](clip, rng, task, key)[0]
+                name, asks = f"{len(rows):03d}", tasks[task]["bench"]
+                soundfile.write(part / f"wavs/{name}.wav", np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
+                rows.append({"id": name, "cell": cell, "task": task, "audio": f"wavs/{name}.wav",
+                             "question": asks[rng.integers(len(asks))], "options": options, "key": key})
+    places = np.random.default_rng([seed, 78]).permutation(np.arange(len(rows)) % 4)  # as often first as last
+    for row, place in zip(rows, places.tolist()):
+        others = [option for option in row["options"] if option != row["key"]]
+        rng = np.random.default_rng([seed, 79, int(row["id"])])
+        row["options"] = [others[i] for i in rng.permutation(3)]
+        row["options"].insert(place, row["key"])
+        row["key"] = place
+    (part / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"questions": len(rows), "cells": dict(Counter(row["cell"] for row in rows))}
+
+
+def main():
+    if min(n, turns, bench_items) < 1 or min(workers, seed) < 0:
+        raise ValueError("n, turns and bench_items are 1 or more, workers and seed 0 or more")
+    if not all(0 <= share <= 1 for share in (val_share, choice_share, two_part_share, text_share)):
+        raise ValueError("val_share, choice_share, two_part_share and text_share are shares of 0 to 1")
+    final, part = Path(out_dir), Path(out_dir, ".part")
+    if final.exists() and any(final.iterdir()) and not (final / "meta.json").exists() and not part.exists():
+        raise ValueError(f"{final} was not made by this script: set another out_dir, or remove it")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    meta = make_bench(part) if bench else make_mix(part)
+    meta["settings"] = {k: v for k, v in config.items() if k != "workers"}
+    (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    for path in sorted(part.iterdir(), key=lambda path: path.name == "meta.json"):
+        old = final / path.name
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        os.replace(path, old)
+    part.rmdir()
+    digest = hashlib.sha256((final / ("questions.jsonl" if bench else "items.jsonl")).read_bytes()).hexdigest()[:16]
+    print(f"{out_dir}: " + ", ".join(f"{k} {v}" for k, v in meta.items() if k != "settings") + f"; sha256 {digest}")
+
+
+tasks, spoken = {}, {}
+if __name__ == "__main__":
+    try:
+        tasks, spoken = read_questions(), read_spoken()
+        main()
+    except (ValueError, OSError) as e:
+        fail(e)
