@@ -178,9 +178,9 @@ def read_index(folder, encoder_sha256, taps, online):
         manifest, rows = (json.loads(Path(folder, name).read_bytes()) for name in ("manifest.json", "index.json"))
     except (FileNotFoundError, ValueError):
         raise ValueError(f"{folder}: no whole manifest.json and index.json there: {again}") from None
-    for name, needed in (("encoder_sha256", encoder_sha256), ("taps", list(taps or []))):
-        if needed and manifest[name] != needed:
-            raise ValueError(f"{folder}: features of {name} {manifest[name]}, but the run needs {needed}: {again}")
+    if encoder_sha256 and manifest["encoder_sha256"] != encoder_sha256 or not set(taps or []) <= set(manifest["taps"]):
+        raise ValueError(f"{folder}: features of encoder_sha256 {manifest['encoder_sha256']}, taps {manifest['taps']}, but "
+                         f"the run needs {encoder_sha256 or 'any'}, {taps or 'any'}: {again}")
     for path, shard in ((Path(folder, name), shard) for name, shard in manifest["shards"].items()):
         n = path.stat().st_size if path.exists() else 0
         if n != shard["bytes"]:
@@ -196,8 +196,8 @@ class Features:
     """Random access to the clips of a split ('' for all); it holds no open file, so it can be forked and pickled.
 
     folder: one, or several of the same encoder and taps: "a,b*3" counts each clip of b three times. encoder_sha256,
-    taps: what the run needs; online: of the clips' audio, not of shards. ValueError: no features, of other encoder or
-    taps, a shard cut short.
+    taps: what the run needs, of which only those taps are given out; online: of the clips' audio, not of shards.
+    ValueError: no features, of other encoder or taps, a shard cut short.
     """
 
     def __init__(self, folder, split="", encoder_sha256="", taps=None, online=False):
@@ -207,12 +207,17 @@ class Features:
             if not (times or "1").isdigit():
                 raise ValueError(f"{folder}: write a folder that counts three times as {part}*3")
             manifest, rows = read_index(part, encoder_sha256, taps, online)
-            encoder_sha256, taps = manifest["encoder_sha256"], manifest["taps"]
+            if self.folders and manifest["taps"] != self.manifest["taps"]:
+                raise ValueError(f"{folder}: of taps {self.manifest['taps']} and {manifest['taps']}: make them alike")
+            encoder_sha256, self.manifest = manifest["encoder_sha256"], manifest
             self.folders.append(part)
             self.rows += [row for row in rows if split in ("", row["info"]["split"])] * int(times or 1)
         if not self.rows:
             raise ValueError(f"{folder}: no clip of split {split!r}, only {sorted(manifest['clips'])}")
-        self.manifest, self.shape = manifest, (len(manifest["taps"]), manifest["D"])  # shape: (n_taps, D)
+        stored = manifest["taps"]
+        self.keep = [stored.index(tap) for tap in taps] if taps and list(taps) != stored else None
+        self.manifest = manifest | {"taps": list(taps or stored)}
+        self.shape = len(stored), manifest["D"]  # of a frame on disk: (n_taps, D)
         self.infos = [row["info"] for row in self.rows]
         self.keys, self.texts, self.seconds = ([i[name] for i in self.infos] for name in ("key", "text", "seconds"))
         self.lengths = np.array([row["frames"] for row in self.rows], dtype=np.int32)
@@ -246,7 +251,7 @@ def load_batch(features, indices):
             for offset, clip in reads:
                 if os.preadv(f.fileno(), [clip], offset) != clip.nbytes:  # from the page cache into the batch, no copy
                     raise ValueError(f"{f.name}: ends before byte {offset + clip.nbytes:,}: make the features again")
-    return x, lens
+    return x if features.keep is None else np.ascontiguousarray(x[:, :, features.keep]), lens
 
 
 @lru_cache(maxsize=8)

@@ -5,6 +5,8 @@ Word error rate of a checkpoint on speech, beside its shuffled control: folders 
     python eval_bench.py --ckpt=out/real --data=adults=test_adults.jsonl,children=test_children.jsonl
     python eval_bench.py config/cpu_eval.py                                        # the CPU demo: two named folders
     python eval_bench.py config/cpu_eval.py --report=True --stages=out/cpu_w2/stages.jsonl   # report again
+    python eval_bench.py --ckpt=out/cpu_w3 --bench=data/audiobench_mini            # 200 questions, with controls
+    python eval_bench.py --bench=data/audiobench_mini --answers=theirs.jsonl --out_dir=out/theirs   # another model's
 
 Writes eval.json (fractions; the last line of stdout too), eval_<name>.jsonl (reference and hypothesis, worst first),
 eval.png and report.md into the run's folder. Shuffled control: each clip against what the model hears in another clip
@@ -34,6 +36,10 @@ batch_size = 32        # recordings encoded and decoded together; the value to l
 beams = 5              # hypotheses kept a recording, as Whisper keeps; 1: greedy
 max_clips = 0          # at most so many clips of each folder, drawn by seed; 0: all
 device = "auto"        # auto, cuda, mps, cpu
+bench = ""             # a folder of questions.jsonl and recordings: these are asked, in place of word error rates
+answers = ""           # with bench: a .jsonl of {"id", "answer": an option or A to D} to score in place of a run's own
+page = False           # with bench: page.html too, 20 random questions to be checked by ear
+question = ""          # of a run that answers: asked for the transcript, '': written down as in alignment
 seed = 0               # of the bootstrap, max_clips and the transcripts shown
 n_shown = 5            # transcripts kept, of all folders in turn; five are printed, more stand in report.md
 stages = ""            # a jsonl with "seconds" in each line: `minutes` is their sum; '': this evaluation's own
@@ -104,9 +110,9 @@ def load_listener():
     from model import load_checkpoint, pick_device, read_meta
     from tokenizer import load_tokenizer
     prompt = (read_meta(ckpt, step).get("audio") or {}).get("prompt")
-    if prompt != "transcript":
-        raise ValueError(f"{ckpt} " + (f"is a '{prompt}' model, no 'transcript' model" if prompt else "takes no audio")
-                         + ": its word error rate can't be taken, give a run of train_align.py")
+    if not prompt or prompt != "chat" and (bench or question):
+        raise ValueError(f"{ckpt} " + ("transcribes and answers no questions: give a run of train_sft.py" if prompt else
+                                       "takes no audio: give a run of train_align.py or train_sft.py"))
     model, meta = load_checkpoint(ckpt, step, pick_device(device))
     tok = load_tokenizer(ckpt, model.config.vocab_size)
     return (model, meta, tok, *load_ears(ckpt, meta, model.cos.device))
@@ -120,7 +126,11 @@ def hear(listener, clips):
     from audio import encode, read_audio, split_at_pauses
     from decode import transcribe
     model, meta, tok, encoder, projector = listener
-    ears, heard = meta["audio"], [[] for _ in clips]
+    ears, heard, asks = meta["audio"], [[] for _ in clips], {}
+    if question:
+        from tokenizer import chat_prompt, plain_text
+        asks = {"prompt": chat_prompt(tok, [], plain_text(question) if ears["plain"] else question),
+                "end_id": tok.special("<|assistant_end|>")}
     order = sorted(range(len(clips)), key=lambda i: -clips[i]["seconds"])
     with tqdm(total=len(clips), unit="clip", desc="listening") as bar:
         for start in range(0, len(order), batch_size):
@@ -132,7 +142,7 @@ def hear(listener, clips):
             for first in range(0, len(pieces), batch_size):
                 owners, wavs = zip(*pieces[first:first + batch_size])
                 features = encode(encoder, wavs, tuple(ears["taps"]))
-                texts = transcribe(model, projector, tok, features, ears["audio_at"], beams)
+                texts = transcribe(model, projector, tok, features, ears["audio_at"], beams, **asks)
                 for i, text in zip(owners, texts):
                     heard[i].append(text)
             bar.update(len(rows))
@@ -357,9 +367,33 @@ def write_report(result):
     write("report.md", "\n".join(lines) + "\n")
 
 
+def evaluate_bench():
+    """Ask the questions of the bench, or score the answers given; write bench.json and its jsonl, picture and page."""
+    import audiobench
+    began, minutes = time.perf_counter(), stage_minutes()
+    audiobench.read_bench(bench)  # a wrong folder fails before the work
+    if answers:
+        result, choices = audiobench.score_answers_file(bench, answers)
+    else:
+        result, choices = audiobench.run_bench(load_listener(), bench, batch_size, seed)
+    seconds = time.perf_counter() - began
+    result |= {"seconds": round(seconds, 1), "minutes": round(seconds / 60, 2) if minutes is None else minutes,
+               "ckpt": "" if answers else ckpt, "seed": seed, "date": time.strftime("%Y-%m-%d")}
+    write("bench.json", json.dumps(result, indent=1) + "\n")
+    write("bench.jsonl", "".join(json.dumps(choice) + "\n" for choice in choices))
+    audiobench.draw_bench(result, os.path.join(out_dir or ckpt, "bench.png"))
+    if page:
+        write("page.html", audiobench.page(bench, choices, 20, seed))
+    print("\n".join([*audiobench.table(result), "", f"{result['minutes']:.1f} minutes; {out_dir or ckpt}/bench.json"]))
+
+
 def main():
     if min(batch_size, beams, n_shown) < 1:
         raise ValueError(f"{batch_size=}, {beams=}, {n_shown=}: give 1 or more")
+    if answers and not (bench and out_dir):
+        raise ValueError("answers needs bench, the folder of the questions, and out_dir, where the results go")
+    if bench:
+        return evaluate_bench()
     if report:
         result = read_json(os.path.join(out_dir or ckpt, "eval.json"))  # of an evaluation before, without --report
         result["minutes"] = result["minutes"] if stage_minutes() is None else stage_minutes()

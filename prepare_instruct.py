@@ -4,11 +4,13 @@
     python prepare_instruct.py config/cpu_bench.py            # data/audiobench_mini: 200 questions, none from training
     python prepare_instruct.py --n=400 --out_dir=data/toy     # a toy
 
-Reads  <voices>/labels.jsonl and its clips (prepare_synthetic.py config/cpu_voices.py), questions.txt (how each task is
-       asked), spoken.txt (questions that are spoken, with answers), <text_dir>/val.txt.
-Writes <out_dir>/clips/*.flac, 16 kHz mono; items.jsonl, a clip a line: {"audio", "key", "split", "text", "turns": [[task,
-       question, answer], ...]}, which prepare_librispeech.py --source= turns into features; text.jsonl, chats without
-       audio; meta.json (counts). bench=True: <out_dir>/wavs/*.wav and questions.jsonl {"id", "cell", "task", "audio",
+Reads  labels.jsonl and the clips of three folders of prepare_synthetic.py: voices (config/cpu_voices.py), spoken
+       (config/cpu_spoken.py) and speech (what alignment was trained on); questions.txt (how each task is asked),
+       spoken.txt (the answers to what is spoken), <text_dir>/train.txt.
+Writes <out_dir>/clips/*.flac, 16 kHz mono; items.jsonl, a clip a line: {"audio", "key", "split", "text", "labels": {task:
+       answer}, "turns": [[task, question, answer], ...]}, which prepare_librispeech.py --source= turns into features;
+       turns.jsonl, {"key", "turns"} for the clips of speech, whose features are there; text.jsonl, chats without audio;
+       meta.json (counts). bench=True: <out_dir>/wavs/*.wav and questions.jsonl {"id", "cell", "task", "audio",
        "question", "options", "key": index of the right one}.
 Labels come from how a clip was made, never from a model. The same settings and voices give the same files. 25 s.
 """
@@ -31,11 +33,13 @@ from configurator import configure, fail
 from tokenizer import multiple_choice
 
 # config: every value here can be set from a config file or as --name=value
-voices = "data/voices"     # of prepare_synthetic.py, with styles and spoken lines
+voices = "data/voices"     # of many voices, paces, pitches and styles: how it sounds
+spoken = "data/spoken"     # of the lines of spoken.txt
+speech = "data/synthetic"  # of sentences, clearly: what is said
 text_dir = "data/text"     # sentences for chats without audio
 out_dir = "data/instruct"
-n = 20_000                 # instructions, of train; a clip has up to `turns`
-turns = 4                  # questions to a clip
+n = 15_000                 # instructions of train on clips made here, about, beside those on the clips of speech
+turns = 4                  # questions to a clip, at most
 val_share = 0.05           # so many clips more are val, of heard voices and other sentences
 choice_share = 0.6         # so many of the questions that have options list them; the others are open
 two_part_share = 0.08      # so many turns ask two questions at once
@@ -48,10 +52,10 @@ workers = 0                # processes; 0: one for each core
 seed = 0
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
-SHARES = {"speech": 0.56, "pair": 0.14, "scene": 0.06, "event": 0.11, "music": 0.06, "beeps": 0.03, "silence": 0.04}
+SHARES = {"voice": 0.46, "spoken": 0.1, "pair": 0.14, "scene": 0.06, "event": 0.11, "music": 0.06, "beeps": 0.03, "silence": 0.04}
 WEIGHTS = {"kind": 0.2, "sex": 0.5, "n_words": 0.5, "first": 0.5, "last": 0.5, "style": 4, "voice": 2, "pitch": 2,
            "rate": 2, "word": 2, "digit": 4, "command": 4, "answer": 4, "sentence": 1.5}  # how often asked; else 1
-FASTEST = 240   # words a minute: of faster speech nobody is asked what was said
+CLEAR = {"rate_set": 205, "pitch": 65}  # espeak's; of faster and higher voices nobody is asked what they said
 PITCH_HZ = {"very low": (0, 85), "low": (105, 132), "high": (158, 190), "very high": (220, 500)}
 VOICE_HZ = {"male": {"low": (0, 90), "high": (122, 200)}, "female": {"low": (100, 165), "high": (215, 400)}}
 RATE = {"very slow": (0, 105), "slow": (130, 150), "fast": (185, 205), "very fast": (242, 999)}  # words a minute, set
@@ -97,8 +101,8 @@ def band(bands, value):
 
 def voice_labels(clip):
     """What can be asked about who speaks and how, of a clip's labels: {task: answer}."""
-    found, plain = {"style": clip["style"]}, clip["quality"] == "plain"
-    if not clip["style"]:
+    found, plain = {"style": clip.get("style")}, clip["quality"] == "plain" and clip["sex"]
+    if not clip.get("style") and (plain or clip["quality"] != "plain"):
         found["quality"] = QUALITY[clip["quality"]]
     if clip["quality"] in ("plain", "klatt"):
         found["pitch"] = band(PITCH_HZ, clip["pitch_hz"])
@@ -106,23 +110,25 @@ def voice_labels(clip):
         found |= {"accent": clip["accent"], "sex": {"male": "a man", "female": "a woman"}[clip["sex"]]}
         height = band(VOICE_HZ[clip["sex"]], clip["pitch_hz"])
         found["voice"] = height and f"{found['sex']} with a {height} voice"
-    found["rate"] = band(RATE, clip["rate_set"])
+    found["rate"] = band(RATE, clip.get("rate_set"))
     return {task: answer for task, answer in found.items() if answer}
+
+
+def is_clear(clip):
+    """True where a clip's words can be heard by a model that was aligned on such speech."""
+    return (clip["quality"] == "plain" and clip["accent"] in ("american", "british")
+            and all(clip.get(name, 0) <= most for name, most in CLEAR.items()))
 
 
 def content_labels(clip, rng):
     """What can be asked about the words: {task: answer}."""
-    words, is_clear = clip["text"].split(), clip["rate_set"] <= FASTEST
-    if not is_clear:
+    words = clip["text"].split()
+    if not is_clear(clip):
         return {}
-    found = {"sentence": clip["text"]}
-    if clip["text"] in spoken:
-        kind = "digit" if clip["text"] in NUMBERS else "command" if len(words) == 1 else "answer"
-        return found | {kind: spoken[clip["text"]]}
+    found = {"sentence": clip["text"], "first": words[0], "last": words[-1]}
     long = [word for word in words if len(word) > 3 and words.count(word) == 1]
     if long:
         found["word"] = long[rng.integers(len(long))]
-    found |= {"first": words[0], "last": words[-1]}
     return found | ({"n_words": NUMBERS[len(words)]} if 3 <= len(words) <= 12 else {})
 
 
@@ -131,7 +137,7 @@ def content_labels(clip, rng):
 def read_voice(clip):
     """The recording of a clip of the voices."""
     speaker, chapter, _ = clip["key"].split("-")
-    return read_audio(os.path.join(voices, clip["split"], speaker, chapter, clip["key"] + ".flac"))
+    return read_audio(os.path.join(clip["root"], clip["split"], speaker, chapter, clip["key"] + ".flac"))
 
 
 def at_loudness(wav, rng, name=""):
@@ -153,19 +159,27 @@ def on_its_way(wav, rng, task, label):
     return sounds.through(wav, rng, label) if task == "channel" else wav
 
 
-def make_speech(clip, rng, task="", label=""):
+def make_voice(clip, rng, task="", label=""):
     """One voice, on its way to the microphone; task and label fix what the bench asks."""
-    task_way = task if task in ("room", "noise", "channel") else ("room", "noise", "channel")[rng.integers(3)]
-    labels = tasks[task_way]["labels"]
-    drawn = labels[rng.integers(4)]
-    is_plain_way = task and task != task_way  # the bench asks for the voice or words: nothing is done to them
-    way = label if task == task_way else labels[0] if is_plain_way else drawn
-    wav = on_its_way(read_voice(clip), rng, task_way, way)
+    way = task if task in ("room", "noise", "channel") else ("room", "noise", "channel")[rng.integers(3)]
+    labels = tasks[way]["labels"]
+    how = label if task == way else labels[0] if task else labels[rng.integers(4)]
+    wav = on_its_way(read_voice(clip), rng, way, how)
     wav, loudness = at_loudness(wav, rng, label if task == "loudness" else "loud" if task else "")
-    found = voice_labels(clip) | {task_way: way, "kind": "speech"} | ({"loudness": loudness} if loudness else {})
-    if way == "more noise than speech":
-        return wav, {task_way: way}, ""
-    return wav, found | content_labels(clip, rng), clip["text"] if clip["rate_set"] <= FASTEST else ""
+    if how == "more noise than speech":
+        return wav, {way: how}, ""
+    found = voice_labels(clip) | {way: how, "kind": "speech"} | ({"loudness": loudness} if loudness else {})
+    if not is_clear(clip) or how not in (labels[0], "a little noise", "a telephone"):
+        return wav, found, ""
+    return wav, found | content_labels(clip, rng), clip["text"]
+
+
+def make_spoken(clip, rng, *_):
+    """A line of spoken.txt: a number, an order or a question."""
+    text = clip["text"]
+    task = "digit" if text in NUMBERS else "command" if text in tasks["command"]["labels"] else "answer"
+    wav, loudness = at_loudness(read_voice(clip), rng, ("loud", "very loud")[rng.integers(2)])
+    return wav, {task: answers[text], "sentence": text} | ({"loudness": loudness} if loudness else {}), text
 
 
 def make_pair(clips, rng, *_):
@@ -176,8 +190,7 @@ def make_pair(clips, rng, *_):
     answer = "a man and a woman" if len(set(sexes)) > 1 else f"one {who}" if one else f"two {who[:-2]}en"
     wavs = [sounds.level(read_voice(clip), -26) for clip in clips]
     wav = np.concatenate([wavs[0], np.zeros(int(rng.uniform(0.1, 0.3) * SAMPLE_RATE), np.float32), wavs[1]])
-    is_clear = max(clip["rate_set"] for clip in clips) <= FASTEST
-    return wav, {"pair": answer}, " ".join(clip["text"] for clip in clips) if is_clear else ""
+    return wav, {"pair": answer}, ""
 
 
 def make_scene(clip, rng, task="", label=""):
@@ -268,8 +281,6 @@ def make_item(job):
     key, kind, clip, split, said, clip_seed = job
     rng = np.random.default_rng(clip_seed)
     wav, found, text = MAKERS[kind](clip, rng)
-    one = clip if isinstance(clip, dict) else {"text": ""}
-    said = said | {"own": set(one["text"].split())}
     path = f"clips/{key}.flac"
     soundfile.write(os.path.join(out_dir, ".part", path), np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
     return {"audio": path, "key": key, "split": split, "text": text, "kind": kind, "labels": found,
@@ -294,32 +305,49 @@ def pair_up(clips, rng, label=""):
     raise ValueError(f"{voices}: no two clips of {label or who}: raise n_train and n_test there")
 
 
-def plan(clips, count, split, said, salt):
+def ask_speech(clips, said, salt):
+    """Turns for the clips of speech: {"key", "turns"} each."""
+    rows = []
+    for i, clip in enumerate(clips):
+        rng = np.random.default_rng([seed, 50 + salt, i])
+        found = voice_labels(clip) | content_labels(clip, rng)
+        rows.append({"key": clip["key"], "turns": make_turns(found, rng, some_of(said, rng, clip["text"]))})
+    return rows
+
+
+def some_of(said, rng, own=""):
+    """Some sentences and words to be wrong options, and the words that were said."""
+    return {name: [said[name][k] for k in rng.integers(len(said[name]), size=size)]
+            for name, size in (("sentences", 6), ("words", 24))} | {"own": own.split()}
+
+
+def plan(clips, lines, count, split, said, salt):
     """Choose what each of `count` clips is: jobs for make_item."""
     rng, jobs = np.random.default_rng([seed, salt]), []
     for i in range(count):
         kind = list(SHARES)[rng.choice(len(SHARES), p=list(SHARES.values()))]
-        clip = pair_up(clips, rng) if kind == "pair" else clips[rng.integers(len(clips))]
-        others = {"sentences": [said["sentences"][k] for k in rng.integers(len(said["sentences"]), size=6)],
-                  "words": [said["words"][k] for k in rng.integers(len(said["words"]), size=24)]}
+        pool = lines if kind == "spoken" else clips
+        clip = pair_up(clips, rng) if kind == "pair" else pool[rng.integers(len(pool))]
+        others = some_of(said, rng, clip["text"] if kind in ("voice", "spoken") else "")
         jobs.append((f"{split}-{i:06d}", kind, clip, split, others, [seed, salt, i]))
     return jobs
 
 
-def read_clips(split):
-    """-> the labels of the voices' clips of a split."""
-    path = Path(voices, "labels.jsonl")
+def read_clips(root, split):
+    """-> the labels of a folder's clips of a split, with the folder as "root"."""
+    path = Path(root, "labels.jsonl")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run prepare_synthetic.py config/cpu_voices.py")
-    clips = [clip for clip in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if clip["split"] == split]
-    if not clips or "style" not in clips[0]:
-        raise ValueError(f"{path}: no clips of {split} with styles there: make them with style_share above 0")
+        raise FileNotFoundError(f"{path} is missing: run prepare_synthetic.py config/cpu_{os.path.basename(root)}.py")
+    clips = [clip | {"root": root} for clip in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+             if clip["split"] == split]
+    if not clips or root == voices and "style" not in clips[0]:
+        raise ValueError(f"{path}: no clips of {split} there" + (", or none with a style" if clips else ""))
     return clips
 
 
 def said_in(clips):
-    """-> {"sentences": texts of clips, "words": their longer words}, without those of spoken.txt."""
-    sentences = sorted({clip["text"] for clip in clips} - set(spoken))
+    """-> {"sentences": texts of clips, "words": their longer words}."""
+    sentences = sorted({clip["text"] for clip in clips})
     words = sorted({word for text in sentences for word in text.split() if len(word) > 3})
     return {"sentences": sentences, "words": words}
 
@@ -332,7 +360,7 @@ def text_chats(count):
     rng, rows = np.random.default_rng([seed, 9]), []
     for _ in range(count):
         line = lines[rng.integers(len(lines))]
-        question, answer = list(spoken.items())[rng.integers(len(spoken))]
+        question, answer = list(answers.items())[rng.integers(len(answers))]
         rows.append([(f"say this\n{line}", line), (f"what is the last word\n{line}", line.split()[-1]),
                      (f"what is the first word\n{line}", line.split()[0]), (question, answer)][rng.integers(4)])
     return rows
@@ -341,18 +369,20 @@ def text_chats(count):
 def make_mix(part):
     """Write the mix below `part`; returns counts."""
     (part / "clips").mkdir()
-    count = max(8, round(n / (turns - 0.6)))
-    jobs = []
+    count = max(8, round(n / (0.75 * turns)))
+    jobs, overlay = [], []
     for salt, (split, size) in enumerate({"train": count, "val": max(8, round(val_share * count))}.items()):
-        clips = read_clips(split)
-        jobs += plan(clips, size, split, said_in(clips), salt)
+        said = said_in(read_clips(speech, split))
+        jobs += plan(read_clips(voices, split), read_clips(spoken, split), size, split, said, salt)
+        overlay += ask_speech(read_clips(speech, split), said, salt)
     with ProcessPoolExecutor(workers or os.cpu_count(), get_context("fork")) as pool:
         rows = list(tqdm(pool.map(make_item, jobs, chunksize=32), total=len(jobs), unit=" clips", desc="instructions"))
-    asked = Counter(turn[0] for row in rows for turn in row["turns"])
+    asked = Counter(turn[0] for row in rows + overlay for turn in row["turns"])
+    (part / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in overlay), encoding="utf-8")
     (part / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     chats = [{"question": q, "answer": a} for q, a in text_chats(max(8, round(text_share * n)))]
     (part / "text.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
-    return {"clips": len(rows), "instructions": sum(asked.values()), "chats": len(chats), "tasks": dict(asked)}
+    return {"clips": len(rows), "clips of speech": len(overlay), "instructions": sum(asked.values()), "chats": len(chats), "tasks": dict(asked)}
 
 
 # ---- the bench
@@ -379,19 +409,17 @@ def bench_clip(task, key, clips, rng):
         return None
     if task == "pair":
         return pair_up(clips, rng, key)
-    asks_words = task == "digit"
-    fits = [clip for clip in clips if (clip["text"] in spoken) == asks_words and (
-        task in ("room", "noise", "channel", "loudness", "scene") and clip["quality"] == "plain" and not clip["style"]
-        or (voice_labels(clip) | content_labels(clip, rng)).get(task) == key)]
+    on_plain = task in ("room", "noise", "channel", "loudness", "scene")
+    fits = [clip for clip in clips if (clip["quality"] == "plain" and not clip["style"] if on_plain else
+                                       clip["text"] == key if task == "digit" else voice_labels(clip).get(task) == key)]
     if not fits:
-        raise ValueError(f"{voices}: no clip of test shows {task} = {key}: raise n_test there")
-    return fits.pop(rng.integers(len(fits)))
+        raise ValueError(f"{clips[0]['root']}: no clip of test shows {task} = {key}: raise n_test there")
+    return fits[rng.integers(len(fits))]
 
 
 def content_sets(task, count, clips, rng):
     """Sentences of about one length, or a word of each: the options of each are those of the next three."""
-    clear = [clip for clip in clips if clip["quality"] == "plain" and clip["rate_set"] <= 180 and not clip["style"]
-             and 5 <= len(clip["text"].split()) <= 8 and clip["text"] not in spoken]
+    clear = [clip for clip in clips if 5 <= len(clip["text"].split()) <= 8]
     chosen, keys, texts = [], [], set()
     for i in rng.permutation(len(clear)):
         words = clear[i]["text"].split()
@@ -401,7 +429,7 @@ def content_sets(task, count, clips, rng):
             keys.append(long[rng.integers(len(long))])
             texts.add(clear[i]["text"])
     if len(chosen) < count:
-        raise ValueError(f"{voices}: {len(chosen)} clear sentences of test for {count} questions: raise n_test there")
+        raise ValueError(f"{speech}: {len(chosen)} clear sentences of test for {count} questions: raise n_test there")
     keys = keys if task == "word" else [clip["text"] for clip in chosen]
     return [(clip, keys[i], [keys[(i + k) % count] for k in range(4)]) for i, clip in enumerate(chosen)]
 
@@ -410,15 +438,16 @@ def make_bench(part):
     """Write AudioBench-mini below `part`; returns counts."""
     import soundfile
     (part / "wavs").mkdir()
-    clips, rows = read_clips("test"), []
+    clips, rows = {root: read_clips(root, "test") for root in (voices, spoken, speech)}, []
     for cell, shares in BENCH.items():
         scale = bench_items / sum(shares.values())
         sizes = {task: round(scale * share) for task, share in shares.items()}
         sizes[next(iter(sizes))] += bench_items - sum(sizes.values())
         for k, (task, size) in enumerate(sizes.items()):
             rng = np.random.default_rng([seed, 77, len(rows), k])
-            for clip, key, options in bench_sets(task, size, clips, rng) if size else ():
-                kind = task if task in ("pair", "scene", "event") else "speech"
+            root = {"sentence": speech, "word": speech, "digit": spoken}.get(task, voices)
+            for clip, key, options in bench_sets(task, size, clips[root], rng) if size else ():
+                kind = task if task in ("pair", "scene", "event") else "spoken" if task == "digit" else "voice"
                 wav = MAKERS[kind](clip, rng, task, key)[0]
                 name, asks = f"{len(rows):03d}", tasks[task]["bench"]
                 soundfile.write(part / f"wavs/{name}.wav", np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
@@ -457,10 +486,10 @@ def main():
     print(f"{out_dir}: " + ", ".join(f"{k} {v}" for k, v in meta.items() if k != "settings") + f"; sha256 {digest}")
 
 
-tasks, spoken = {}, {}
+tasks, answers = {}, {}
 if __name__ == "__main__":
     try:
-        tasks, spoken = read_questions(), read_spoken()
+        tasks, answers = read_questions(), read_spoken()
         main()
     except (ValueError, OSError) as e:
         fail(e)

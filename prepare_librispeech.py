@@ -225,7 +225,8 @@ def check_clip(key, path, words, labels, seen, split_of):
     speaker, split = labels.get("speaker", ""), labels.get("split", "")
     reason = ("audio without transcript" if words is None else "empty line, or none of audio and text" if not key else
               "key there twice" if key in seen else "transcript without audio" if not path else
-              "no words in the transcript" if not normalize_transcript(words) and not labels.get("turns") else "'.' in the key" if "." in key else
+              "no words in the transcript" if not (normalize_transcript(words) or labels.get("turns")) else
+              "'.' in the key" if "." in key else
               "" if seen_voices or not speaker or split_of.setdefault(speaker, split) == split or
               "test" in split and "test" in split_of[speaker] else
               f"speaker {speaker} is in {split_of[speaker]} too (seen_voices=True allows that)")
@@ -267,7 +268,8 @@ def choose(clips, counts):
     by_subset = {}
     for clip in clips:
         n_words, is_train = len(clip["info"]["text"].split()), clip["info"]["split"] == "train"
-        why = ("too long" if clip["seconds"] > max_audio_s else "too few words" if n_words < min_words else
+        why = ("too long" if clip["seconds"] > max_audio_s else
+               "too few words" if n_words < min_words and "turns" not in clip["info"] else
                "too many words" if n_words > (max_words or n_words) else
                "sentence in train" if new_sentences and not is_train and clip["info"]["text"] in trained else "")
         if why:

@@ -83,7 +83,7 @@ ESPEAK = {  # language: (accent, its variants that are male, female, or neither)
 MANY = {"m1": ("male", "plain"), "m3": ("male", "plain"), "m7": ("male", "plain"), "f1": ("female", "plain"),
         "f2": ("female", "plain"), "f5": ("female", "plain"), "croak": ("male", "croak"),
         "whisper": ("male", "whisper"), "klatt": ("", "klatt"), "klatt2": ("", "klatt")}
-NEW = {"m2": ("male", "plain"), "m6": ("male", "plain"), "f3": ("female", "plain"), "f4": ("female", "plain"),
+NEW = {"m4": ("male", "plain"), "m5": ("male", "plain"), "f3": ("female", "plain"), "f4": ("female", "plain"),
        "grandpa": ("male", "croak"), "whisperf": ("female", "whisper"), "klatt4": ("", "klatt")}
 ACCENTS = {"en-us": "american", "en-gb-x-rp": "british", "en-gb-scotland": "scottish", "en-029": "caribbean"}
 VOICES = {  # engine: [(voice, accent, sex or '', quality)]

@@ -41,6 +41,7 @@ depth = 6               # of a new random GPT (W1)
 max_clips = 0           # training clips to use; 0: all
 max_audio_s = 30.0      # longer clips are dropped, and counted
 # the projector
+taps = ""               # those of the features that are used, comma-separated; '': all
 stack = 5               # encoder frames (50 a second) to one audio token
 hidden = 1024           # of its MLP; 0: 4 * n_embd
 zero_init = False       # W1's projector: fc2 starts at zero, no norm
@@ -287,7 +288,8 @@ try:
     if online and world_size > 1:
         dist.barrier()  # the first rank may have downloaded it
         encoder = encoder if rank == 0 else find_encoder(whisper, device)
-    data = {split: Features(shards, split, encoder.sha256 if rank == 0 else "", online=online)
+    layers = [int(tap) for tap in taps.split(",")] if taps else None
+    data = {split: Features(shards, split, encoder.sha256 if rank == 0 else "", layers, online)
             for split in ("train", "val")}
     usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
     if not min(map(len, usable.values())):

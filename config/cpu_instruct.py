@@ -2,4 +2,4 @@
 
     python prepare_instruct.py config/cpu_instruct.py
 """
-n = 20_000
+n = 15_000

@@ -6,6 +6,7 @@ WER 22.3% on new sentences, 26.3% in another engine's voice (2026-11-22).
 """
 out_dir = "out/cpu_w2"
 data_dir = "data/synthetic/features"
+taps = "-1"
 lm = "out/cpu_base"
 stack = 4
 hidden = 512

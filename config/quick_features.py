@@ -5,4 +5,5 @@ The same as cpu_features.py at the toy size of `speedrun.sh --quick` (CI): secon
 """
 source = "data/quick"
 clips_per_shard = 64
+taps = "0,-1"
 seen_voices = True  # val: new sentences in voices of train

@@ -13,6 +13,5 @@ rate_min = 85
 rate_max = 265
 pitch_min = 5
 pitch_max = 95
-style_share = 0.25
-spoken_share = 0.2
+style_share = 0.3
 noise_share = 0.0

@@ -5,6 +5,7 @@ cpu_w2.py at the toy size of `speedrun.sh --quick` (CI): it shows that the parts
 """
 out_dir = "out/quick_w2"
 data_dir = "data/quick/features"
+taps = "-1"
 lm = "out/quick_base"
 hidden = 128
 batch_tokens = 850

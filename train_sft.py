@@ -1,0 +1,552 @@
+"""Audio instructions, stage W3: teach an aligned model to answer about what it hears, with LoRA on a frozen LM.
+
+    python train_sft.py config/cpu_w3.py                                     # 2 cores: the demo's W3
+    python train_sft.py config/w3_lora.py                                    # one GPU
+    torchrun --standalone --nproc_per_node=8 train_sft.py config/w3_lora.py
+    python train_sft.py config/cpu_w3.py --init_from=resume                  # go on from the last checkpoint
+"""
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from audio import Projector, load_encoder_file, n_audio_tokens, save_encoder
+from configurator import configure, fail
+from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
+from decode import transcribe
+from model import (COMPUTE_DTYPE, add_lora, checkpoint_steps, load_checkpoint, load_saved, lora_state, merged_state,
+                   pick_device, read_meta, sha256_file)
+from optim import Muon, load_optimizers
+from tokenizer import SPECIAL_TOKENS, load_tokenizer, plain_text, render_conversation
+
+# config: every value here can be set from a config file or as --name=value
+out_dir = "out/w3"
+data_dir = "data/instruct/features*2,data/synthetic/features"  # of prepare_librispeech.py; each clip of b*3 counts thrice
+turns = "data/instruct/turns.jsonl"  # questions to clips of data_dir by their keys, beside those they bring; '': none
+chats = "data/instruct/text.jsonl"   # chats without audio {"question", "answer"}; '': none
+text_dir = "data/text"  # train.txt and val.txt: plain sentences, not to forget them, and for bits per byte; '': none
+lm = "out/cpu_w2"       # folder of the aligned run that this one goes on from
+init_from = "auto"      # scratch; resume (the last checkpoint of out_dir); auto: resume if there is one, else scratch
+max_clips = 0           # training clips to use; 0: all
+max_audio_s = 30.0      # longer clips are dropped, and counted
+# what trains: the projector, and
+full = False            # the whole LM; False: LoRA, and the embeddings of the tokens that only chats have
+lora_rank = 16
+lora_alpha = 32.0       # the product of the LoRA matrices counts alpha/rank times
+lora_dropout = 0.0
+lora_targets = "attn.c_q,attn.c_k,attn.c_v,attn.c_proj,mlp.c_fc,mlp.c_proj"  # '': none, the projector alone
+# the projector, beside what alignment made of it
+texture = 4             # tokens of how the clip's parts sound on the whole, in front; 0: none
+texture_hidden = 512    # of their MLP
+dropout = 0.2           # on the standardized features
+plain = True            # questions and answers in lower case without marks, as the LM knows text
+# the mix: what prepare_instruct.py made, and of it
+transcript_share = 0.4  # so many of the clips with words are written down as in alignment, without a question
+task_weights = ""       # of the loss, by task: sentence=0.5,pair=2; else 1
+length_power = 0.5      # an answer of n tokens counts n ** (1 - length_power) times one of 1 token
+# batch: one step is grad_accum microbatches, whatever the number of GPUs
+batch_tokens = 3400     # audio and text tokens per microbatch, padding too; the value to lower on out-of-memory
+batch_size = 0          # clips per microbatch at most; 0: any number
+grad_accum = 1          # microbatches per step over all ranks; a multiple of the world size
+text_rows = 16          # rows without audio beside them, half chats, half plain sentences
+learning_rate = 2e-3    # peak, of LoRA and the new tokens
+lm_learning_rate = 3e-4  # peak, of the LM when full
+projector_lr = 2e-4     # peak, of what alignment trained
+texture_lr = 1e-3       # peak, of the texture tokens
+texture_muon_lr = 0.0   # peak, for their two matrices by Muon; 0: AdamW
+weight_decay = 0.0
+grad_clip = 1.0         # each group's gradients are clipped apart; 0: off
+max_steps = 1000        # when to stop
+lr_decay_steps = 1000   # when the schedule ends
+warmup_steps = 20
+warmdown_share = 0.6    # of lr_decay_steps: the linear fall at the end
+final_lr_share = 0.02   # of the peak, at the schedule's end
+# the rest
+eval_every = 250        # steps; 0: at the end only
+eval_clips = 64         # validation clips that are transcribed in each evaluation
+save_every = 250
+log_every = 10
+workers = 0             # processes that read ahead; 0: the step reads for itself, well enough on a CPU
+device = "auto"
+use_compile = True
+wandb_log = False       # project nanochat-omni-audio; WANDB_MODE=offline works
+seed = 0
+config = configure(globals())  # prints each change; stored in every checkpoint
+# -----------------------------------------------------------------------------
+if min(max_steps, batch_tokens, grad_accum, eval_clips, save_every, log_every, text_rows, lora_rank) < 1 or texture < 0:
+    fail("max_steps, batch_tokens, grad_accum, eval_clips, save_every, log_every, text_rows, lora_rank: 1 or more; "
+         "texture: 0 or more")
+if not (0 <= dropout <= 0.9 and 0 <= lora_dropout <= 0.9 and 0 <= transcript_share <= 1 and 0 <= length_power <= 1):
+    fail(f"{dropout=} and {lora_dropout=} are 0 to 0.9, {transcript_share=} and {length_power=} 0 to 1")
+if min(learning_rate, lm_learning_rate, projector_lr, texture_lr, texture_muon_lr, weight_decay, grad_clip, max_clips,
+       seed, workers, batch_size) < 0:
+    fail("every rate, weight_decay, grad_clip, max_clips, seed, workers and batch_size: 0 or more")
+if init_from not in ("scratch", "resume", "auto"):
+    fail(f"init_from={init_from}: use scratch, resume or auto")
+
+
+# ---- ranks, seed, dtype
+
+def set_up(device, seed):
+    """Join torchrun's group if there is one, seed, choose determinism; returns (rank, world_size, torch.device)."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(device)
+    if world_size > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.manual_seed(seed)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)  # embedding's compiled backward differs from run to run otherwise
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a fifth of the step, for debugging only
+    return rank, world_size, device
+
+
+def get_lr(step):
+    """Return the share of the peak learning rate: linear warm-up, constant, linear fall, final_lr_share after."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    left = (lr_decay_steps - step) / max(warmdown_share * lr_decay_steps, 1)
+    return max(min(left, 1.0), final_lr_share)
+
+
+def find_last(inputs):
+    """Return the step to go on from, 0 to start anew; auto goes on only where settings and inputs are the same."""
+    steps = checkpoint_steps(out_dir)
+    if init_from == "resume" and not steps:
+        fail(f"init_from=resume: {out_dir} holds no checkpoint")
+    if init_from == "auto" and steps:
+        meta = read_meta(out_dir)
+        now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
+        free = "init_from max_steps device use_compile log_every eval_every save_every wandb_log workers".split()
+        changed = [k for k in now if k not in free and now[k] != then.get(k)]
+        if changed:
+            fail(f"{out_dir} holds a run with other {', '.join(changed)}: give another --out_dir, or "
+                 f"--init_from=scratch to replace it, or --init_from=resume to go on all the same")
+    return steps[-1] if steps and init_from != "scratch" else 0
+
+
+def log(record):
+    """Print a dict's fields on one line and append it to out_dir/log.jsonl (rank 0)."""
+    if rank == 0:
+        print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}" for k, v in record.items()), flush=True)
+        with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
+            f.write(json.dumps(record) + "\n")
+        if wandb_log:
+            import wandb
+            wandb.log(record, step=record["step"])
+
+
+def save_checkpoint(step, files, meta):
+    """Write {name: state} as <name>_<step>.pt, then meta with their checksums; keep this run's last two (rank 0)."""
+    if rank > 0:
+        return
+    sums = {}
+    for name, state in files.items():
+        path = os.path.join(out_dir, f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt")
+        torch.save(state, path + ".tmp")
+        os.replace(path + ".tmp", path)
+        sums[os.path.basename(path)] = sha256_file(path)
+    commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
+    meta = {"step": step, **meta, "user_config": config, "inputs": inputs, "versions": versions, "sha256": sums}
+    path = os.path.join(out_dir, f"meta_{step:06d}.json")
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(meta, f, indent=2)
+    os.replace(path + ".tmp", path)
+    kept.append(step)
+    for old in set(checkpoint_steps(out_dir)) - set(kept[-2:]):
+        for name in ("meta_{:06d}.json", *(n + "_{:06d}.pt" for n in files), "optim_{:06d}_rank0.pt"):
+            if os.path.exists(os.path.join(out_dir, name.format(old))):
+                os.remove(os.path.join(out_dir, name.format(old)))
+
+
+# ---- data
+
+def parse_weights(text):
+    """'a=0.5,b=2' -> {a: 0.5, b: 2.0}"""
+    try:
+        return {name.strip(): float(value) for name, _, value in (part.partition("=") for part in text.split(",") if part)}
+    except ValueError:
+        fail(f"task_weights={text}: write it as sentence=0.5,pair=2")
+
+
+def clean(text):
+    """Text as the LM reads it."""
+    return plain_text(text) if plain else text
+
+
+def transcript_row(text):
+    """-> (ids, weight of each as a target) of a transcript as alignment taught it: <|bos|> text <|bos|>."""
+    ids = [tok.bos_id, *tok.encode(text), tok.bos_id]
+    return ids, [0.0] + [weights.get("transcript", 1.0) * (len(ids) - 1) ** -length_power] * (len(ids) - 1)
+
+
+def chat_row(asked):
+    """-> (ids, weight of each as a target) of [(task, question, answer), ...]."""
+    messages = [{"role": role, "content": text} for _, question, answer in asked
+                for role, text in (("user", clean(question)), ("assistant", clean(answer)))]
+    ids, mask = render_conversation(tok, {"messages": messages})
+    starts = [i for i in range(len(ids)) if mask[i] and not mask[i - 1]]
+    row, ends = [0.0] * len(ids), [mask.index(0, start) if 0 in mask[start:] else len(ids) for start in starts]
+    for (task, _, _), start, end in zip(asked, starts, ends):
+        row[start:end] = [weights.get(task, 1.0) * (end - start) ** -length_power] * (end - start)
+    return ids, row
+
+
+def clip_row(clips, i, rng=None):
+    """The row of clip i; given rng, its turns are in random order, or its transcript stands in their place."""
+    asked, text = clips.infos[i].get("turns", []), clips.texts[i]
+    if not asked or rng and text and rng.uniform() < transcript_share:
+        return transcript_row(text)
+    return chat_row([asked[k] for k in (rng.permutation(len(asked)) if rng else range(len(asked)))])
+
+
+def pad_rows(rows):
+    """[(ids, weights)] -> idx, targets int64 (B, T), -1 where none, and the targets' weights float32 (B, T)."""
+    width = max(len(ids) for ids, _ in rows) - 1
+    idx = torch.zeros(len(rows), width, dtype=torch.long)
+    targets, row_weights = torch.full_like(idx, -1), torch.zeros(len(rows), width)
+    for b, (ids, each) in enumerate(rows):
+        n = len(ids) - 1
+        idx[b, :n], row_weights[b, :n] = torch.tensor(ids[:-1]), torch.tensor(each[1:])
+        targets[b, :n] = torch.where(row_weights[b, :n] > 0, torch.tensor(ids[1:]), -1)
+    return idx.to(device), targets.to(device), row_weights.to(device)
+
+
+def count_tokens(clips, pool):
+    """Audio and text tokens of the longest row of each clip of the pool, int32 (N,)."""
+    longest = lambda i: max(len(clip_row(clips, i)[0]), len(transcript_row(clips.texts[i])[0]))
+    return np.array([n_audio_tokens(clips.lengths[i], stack) + texture + longest(i) for i in pool], dtype=np.int32)
+
+
+class Microbatches:
+    """The training's microbatches by number, for a DataLoader: a function of (seed, step, microbatch)."""
+
+    def __getitem__(self, n):
+        """-> clips (B,), features and lens as load_batch returns them."""
+        at, _ = stretched_batch(n_tokens["train"], seed, "train", *divmod(n, grad_accum), batch_size, grad_accum,
+                                batch_tokens=batch_tokens)
+        at = usable["train"][at]
+        return at, *load_batch(data["train"], at)
+
+
+def forward_rows(rows, feats, lens, with_logits=False):
+    """Rows with their clips' features: weighted loss, sum of weights, places of padded rows, logits, targets."""
+    idx, targets, row_weights = pad_rows(rows)
+    audio, audio_lens = projector(feats.to(device), lens.to(device))
+    text_lens = torch.tensor([len(ids) - 1 for ids, _ in rows], device=device)
+    out = model(idx, None if with_logits else targets, loss_reduction="none", audio_features=audio,
+                audio_lens=audio_lens, text_lens=text_lens, audio_at=audio_at)
+    if with_logits:
+        each = torch.nn.functional.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+        return (each * row_weights.flatten()).sum(), row_weights.sum(), out, targets
+    n_places = len(rows) * int((audio_lens + text_lens).max())
+    return (out * row_weights.flatten()).sum(), row_weights.sum(), n_places, int((audio_lens + text_lens).sum())
+
+
+def forward_text(rng):
+    """Rows without audio: chats and plain sentences -> weighted loss, sum of weights."""
+    n_chats = text_rows if not sentences else 0 if not talks else text_rows // 2
+    rows = [chat_row([("text", *talks[i])]) for i in rng.integers(max(len(talks), 1), size=n_chats)]
+    rows += [transcript_row(sentences[i]) for i in rng.integers(max(len(sentences), 1), size=text_rows - n_chats)]
+    idx, targets, row_weights = pad_rows(rows)
+    return (model(idx, targets, loss_reduction="none") * row_weights.flatten()).sum(), row_weights.sum()
+
+
+def read_turns():
+    """-> {key: [[task, question, answer], ...]} of the setting turns."""
+    rows = {}
+    for number, line in enumerate(Path(turns).read_text(encoding="utf-8").splitlines() if turns else [], 1):
+        try:
+            row = json.loads(line)
+            rows[row["key"]] = [[str(text) for text in (task, q, a)] for task, q, a in row["turns"]]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f'{turns}:{number}: no JSON object with "key" and "turns"') from None
+    return rows
+
+
+def read_text():
+    """-> (chats [(question, answer)], sentences of train, sentences of val); empty where the setting is ''."""
+    talks, lines = [], {"train": [], "val": []}
+    for number, line in enumerate(Path(chats).read_text(encoding="utf-8").splitlines() if chats else [], 1):
+        try:
+            talks.append([str(json.loads(line)[name]) for name in ("question", "answer")])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f'{chats}:{number}: no JSON object with "question" and "answer"') from None
+    for split in lines if text_dir else ():
+        with open(os.path.join(text_dir, split + ".txt"), encoding="utf-8") as f:
+            lines[split] = [line.strip() for line, _ in zip(f, range(100_000)) if line.strip()]
+    return talks, lines["train"], lines["val"][:500]
+
+
+# ---- data > model, optimizer, resume
+
+FORMATS = {"step": "6d", "loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
+           "tok/s": ",.0f", "eta_min": ".1f", "val_loss": ".4f", "val_shuffled": ".4f", "gap": ".4f",
+           "val_right": ".1%", "val_wer": ".3f", "val_bpb": ".4f"}
+weights = parse_weights(task_weights)
+try:
+    rank, world_size, device = set_up(device, seed)
+    if grad_accum % world_size:
+        fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+    start = read_meta(lm)
+    if "audio" not in start:
+        fail(f"{lm} has no projector: give a run of train_align.py as lm")
+    audio_at, stack = start["audio"]["audio_at"], start["audio"]["stack"]
+    data = {split: Features(data_dir, split, start["audio"]["encoder_sha256"]) for split in ("train", "val")}
+    more = read_turns()
+    each = {id(info): info for clips in data.values() for info in clips.infos}  # once, if the clip counts thrice
+    for info in (info for info in each.values() if info["key"] in more):
+        info["turns"] = info.get("turns", []) + more[info["key"]]
+    usable = {split: np.flatnonzero((np.array(clips.seconds) <= max_audio_s) & np.array(
+        [bool(text or info.get("turns")) for text, info in zip(clips.texts, clips.infos)]))
+        for split, clips in data.items()}
+    if not min(map(len, usable.values())):
+        fail(f"{data_dir} has no clip of {max_audio_s=} or less with words or turns for train or val")
+    usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
+    inputs = {"lm": sha256_file(os.path.join(lm, f"model_{start['step']:06d}.pt")),
+              "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders),
+              **{name: sha256_file(config[name]) if config[name] else "" for name in ("turns", "chats")}}
+    talks, sentences, val_sentences = read_text()
+    os.makedirs(out_dir, exist_ok=True)
+    kept = [first_step := find_last(inputs)]
+    model, meta = load_checkpoint(out_dir if first_step and full else lm, device=device)
+    tok = load_tokenizer(lm, model.config.vocab_size)
+    encoder = load_encoder_file(os.path.join(lm, "encoder.pt"))
+    n_tokens = {split: count_tokens(clips, usable[split]) for split, clips in data.items()}
+    manifest = data["train"].manifest
+    arguments = start["audio"]["projector"]
+    aligned = Projector(**arguments).to(device)
+    aligned.load_state_dict(load_saved(lm, start, "projector", device))
+    projector = Projector(**arguments | dict(n_taps=len(manifest["taps"]), dropout=dropout, voice_mix=0.0, mask_frames=0,
+                                             texture=texture, texture_hidden=texture_hidden)).to(device)
+    if not first_step:
+        some = np.random.default_rng(seed).permutation(len(data["train"]))[:300]
+        projector.set_stats(*mean_std(load_batch(data["train"], [i])[0][0] for i in some))
+        projector.start_from(aligned, manifest["taps"], start["audio"]["taps"])
+    new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10: the line's end between options
+    if not first_step:
+        with torch.no_grad():  # the chat's tokens start as bos, the end of text, which alignment ended with
+            for table in (model.transformer.wte, *model.value_embeds.values()):
+                table.weight[new_ids] = table.weight[tok.bos_id].clone()
+            end = tok.special("<|assistant_end|>")
+            model.lm_head.weight[end] = model.lm_head.weight[tok.bos_id]
+    targets = tuple(name.strip() for name in lora_targets.split(",") if name.strip())
+    model.requires_grad_(full)
+    lora = add_lora(model, lora_rank, lora_alpha, lora_dropout, targets) if targets and not full else []
+except (ValueError, OSError, RuntimeError) as e:  # a wrong file or folder, or more ranks than GPUs
+    fail(e)
+tables = {name: p for name, p in model.named_parameters() if name.endswith(("wte.weight", "lm_head.weight"))
+          or name.startswith("value_embeds")}
+if not full:  # of the tables only the rows of new_ids move
+    is_new = torch.zeros(len(model.lm_head.weight), 1, device=device).index_fill_(0, torch.tensor(new_ids, device=device), 1)
+    for p in tables.values():
+        p.requires_grad_(True).register_hook(lambda grad: grad * is_new)
+is_texture = lambda name: name.startswith("texture")
+by_kind = {False: [], True: []}
+for name, p in projector.named_parameters():
+    if p.requires_grad:
+        by_kind[is_texture(name)].append(p)
+matrices = [p for p in by_kind[True] if texture_muon_lr and p.shape[0] != texture]
+by_kind[True] = [p for p in by_kind[True] if all(p is not matrix for matrix in matrices)]
+groups = [dict(params=by_kind[False], peak_lr=projector_lr), dict(params=by_kind[True], peak_lr=texture_lr),
+          dict(params=lora, peak_lr=learning_rate),
+          dict(params=list(model.parameters()) if full else list(tables.values()),
+               peak_lr=lm_learning_rate if full else learning_rate)]
+groups = [group for group in groups if group["params"]]
+optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)]
+if matrices:
+    optimizers.append(Muon([dict(params=matrices, peak_lr=texture_muon_lr)], lr=texture_muon_lr))
+
+
+def adapters():
+    """What training changed in the LM, apart: LoRA's matrices and the rows of the new tokens."""
+    rows = {f"{name}.rows": p.detach()[new_ids].clone() for name, p in tables.items()}
+    return {} if full else {**lora_state(model), **rows, "ids": torch.tensor(new_ids)}
+
+
+try:
+    if first_step:
+        projector.load_state_dict(load_saved(out_dir, read_meta(out_dir), "projector", device))
+        if not full:
+            saved = load_saved(out_dir, read_meta(out_dir), "lora", device)
+            model.load_state_dict({k: v for k, v in saved.items() if "lora" in k}, strict=False)
+            with torch.no_grad():
+                for name, p in tables.items():
+                    p[new_ids] = saved[f"{name}.rows"]
+        load_optimizers(optimizers, load_saved(out_dir, read_meta(out_dir), "optim", device)["optimizers"])
+except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of another kind of run
+    fail(e)
+plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
+fast_trunk = torch.compile(model.trunk, dynamic=True) if use_compile else plain_trunk
+if rank == 0:
+    if wandb_log:
+        import wandb
+        wandb.init(project="nanochat-omni-audio", name=os.path.basename(out_dir), config=config)
+    if not first_step:
+        open(os.path.join(out_dir, "log.jsonl"), "w").close()
+    tok.save(out_dir)
+    save_encoder(encoder, os.path.join(out_dir, "encoder.pt"))
+    n_all = sum(p.numel() for p in model.parameters())
+    n_lm = n_all if full else sum(p.numel() for p in lora) + len(new_ids) * sum(p.shape[1] for p in tables.values())
+    print(f"trained: projector {sum(p.numel() for p in projector.parameters()):,}, "
+          f"{'LM' if full else 'LoRA and new tokens'} {n_lm:,}; frozen: LM "
+          f"{n_all - n_lm - 0 * len(lora):,}; {device}, {COMPUTE_DTYPE}, {world_size} ranks; starting at step {first_step}")
+    for split, clips in data.items():
+        hours = sum(clips.seconds[i] for i in usable[split]) / 3600
+        n_turns = sum(len(clips.infos[i].get("turns", [])) for i in usable[split])
+        print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h, {n_turns:,} questions; left out: "
+              f"{len(clips) - len(usable[split])}")
+
+
+# ---- evaluate()
+
+def count_right(clips, at, logits, targets, asked, right):
+    """Count by task the questions of clips `at`, and the answers of which every token is the likeliest."""
+    hits = (logits.argmax(2) == targets).tolist()
+    for row, i in enumerate(at):
+        is_target = (targets[row] >= 0).tolist()
+        starts = [t for t, on in enumerate(is_target) if on and not (t and is_target[t - 1])]
+        for (task, question, _), start in zip(clips.infos[i].get("turns", []), starts):
+            end = is_target.index(False, start) if False in is_target[start:] else len(is_target)
+            task += " of four" if "\n" in question else ""
+            asked[task] += 1
+            right[task] += all(hits[row][start:end])
+
+
+@torch.no_grad()
+def evaluate():
+    """Validation: loss with each clip's own audio and a neighbour's, answers right by task, word error rate, bpb."""
+    import jiwer
+    model.eval(), projector.eval()
+    model.trunk = plain_trunk
+    clips, pool = data["val"], usable["val"]
+    batches, _ = epoch_batches(n_tokens["val"].tobytes(), seed, "val", 0, 0, 0.0, batch_tokens)  # each by length
+    sums, asked, right = torch.zeros(4, device=device), Counter(), Counter()  # true, shuffled: nats and weights
+    for at in (pool[batch] for batch in batches[rank::world_size]):
+        rows = [clip_row(clips, i) for i in at]
+        feats, lens = map(torch.from_numpy, load_batch(clips, at))
+        true, weight, logits, targets = forward_rows(rows, feats, lens, with_logits=True)
+        wrong, _, *_ = forward_rows(rows, feats.roll(1, dims=0), lens.roll(1))
+        sums += torch.stack([true, wrong, weight, torch.ones_like(true)])
+        count_right(clips, at, logits, targets, asked, right)
+    if world_size > 1:
+        dist.all_reduce(sums)
+    true, wrong, n, _ = sums.tolist()
+    result = {"val_loss": true / n, "val_shuffled": wrong / n, "gap": (wrong - true) / n,
+              "val_right": sum(right.values()) / max(sum(asked.values()), 1)}
+    if rank == 0:
+        print("    right:", ", ".join(f"{task} {right[task]}/{asked[task]}" for task in sorted(asked)))
+        spoken = [i for i in pool if clips.texts[i]]
+        at = [spoken[k] for k in np.linspace(0, len(spoken) - 1, min(eval_clips, len(spoken))).astype(int)]
+        heard = []
+        for k in range(0, len(at), 32):
+            features, lens = load_batch(clips, at[k:k + 32])
+            heard += transcribe(model, projector, tok, [f[:m] for f, m in zip(features, lens)], audio_at)
+        if at:
+            result["val_wer"] = jiwer.wer([clips.texts[i] for i in at], heard)
+        if val_sentences:
+            rows = [transcript_row(text) for text in val_sentences]
+            idx, targets, _ = pad_rows(rows)
+            nats = model(idx, targets, loss_reduction="sum").item()
+            result["val_bpb"] = nats / math.log(2) / sum(len(text) + 1 for text in val_sentences)
+    model.train(), projector.train()
+    model.trunk = fast_trunk
+    return result
+
+
+def save(step, result):
+    """Write the checkpoint of a step: the LM with LoRA merged in, and beside it the adapters alone."""
+    audio = start["audio"] | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
+                              "plain": plain}
+    state = {"optimizers": [o.state_dict() for o in optimizers]}
+    files = {"model": merged_state(model), "projector": projector.state_dict(), "optim": state}
+    files |= {} if full else {"lora": adapters()}
+    save_checkpoint(step, files, {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio})
+
+
+# ---- loop
+
+model.trunk = fast_trunk
+result, began, wait, t0, n_places, n_padding = {}, time.time(), 0.0, time.time(), 0, 0
+if first_step < max_steps and not first_step:
+    result = evaluate()
+    log({"step": 0, **result})
+model.train(), projector.train()
+t0 = time.time()
+mine = [n for n in range(first_step * grad_accum, max_steps * grad_accum) if n % grad_accum % world_size == rank]
+ahead = dict(num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda")
+reader = iter(torch.utils.data.DataLoader(Microbatches(), batch_size=None, sampler=mine, **ahead))
+for step in range(first_step, max_steps):
+    share = get_lr(step)
+    sums = torch.zeros(4, device=device)  # nats and weights, with audio and without
+    for microbatch in range(rank, grad_accum, world_size):
+        began_read = time.time()
+        try:
+            at, feats, lens = next(reader)
+        except (ValueError, OSError) as e:  # a file that is gone or broken
+            fail(str(e).strip().splitlines()[-1])
+        wait += time.time() - began_read
+        torch.manual_seed(hash((seed, step, microbatch)))  # dropout: a function of the microbatch, so resume repeats it
+        rng = np.random.default_rng([seed, step, microbatch])
+        loss, weight, n, n_full = forward_rows([clip_row(data["train"], i, rng) for i in at], feats, lens)
+        loss.backward()
+        text_loss, text_weight = forward_text(rng) if talks or sentences else (loss.new_zeros(()),) * 2
+        if text_weight > 0:
+            text_loss.backward()
+        sums += torch.stack([loss.detach(), weight, text_loss.detach(), text_weight])
+        n_places += n
+        n_padding += n - n_full
+    if world_size > 1:
+        dist.all_reduce(sums)
+    norms = []
+    for group in (g for o in optimizers for g in o.param_groups):
+        for p in group["params"]:
+            if p.grad is None:  # rows without audio alone use none of the projector, and the other way round
+                continue
+            if world_size > 1:
+                dist.all_reduce(p.grad)
+            p.grad /= sums[1] + sums[3]
+        norms.append(torch.nn.utils.clip_grad_norm_(group["params"], grad_clip or math.inf).item())
+        group["lr"] = share * group["peak_lr"]
+    loss = (sums[0] / sums[1]).item()
+    if not math.isfinite(loss + sum(norms)):
+        fail(f"step {step}: the loss or its gradient is not finite; clips {[data['train'].keys[i] for i in at]}; "
+             f"the last good checkpoint stays in {out_dir}")
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    is_last = step + 1 == max_steps
+    if (step + 1) % log_every == 0 or is_last:
+        seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
+        record = {"step": step + 1, "loss": loss, "lr": share * learning_rate, "norm": math.hypot(*norms),
+                  "ms": 1e3 * seconds / n_steps, "wait": wait / seconds, "pad": n_padding / n_places,
+                  "tok/s": n_places * world_size / seconds,
+                  "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
+        log(record)
+        wait, t0, n_places, n_padding = 0.0, time.time(), 0, 0
+    pause = time.time()
+    if is_last or (eval_every and (step + 1) % eval_every == 0):
+        result = evaluate()
+        log({"step": step + 1, **result})
+    if is_last or (step + 1) % save_every == 0:
+        save(step + 1, result)
+    t0 += time.time() - pause
+
+if rank == 0:
+    size = 0 if full else sum(t.numel() * t.element_size() for t in adapters().values()) / 1e6
+    print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
+          + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} at {max(max_steps, first_step)}"
+          + ("" if full else f"; adapters alone {size:.1f} MB"))
+if world_size > 1:
+    dist.destroy_process_group()
