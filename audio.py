@@ -331,8 +331,8 @@ class Projector(nn.Module):
     training, dropout: share of features zeroed (in 256ths); mask_frames: two spans of up to so many frames are;
     voice_mix: half the clips get up to so much of another clip's mean in place of their own, for there voices and
     channels differ (MixStyle, arXiv:2104.02008).
-    texture: so many tokens come first, one for each of as many equal parts of the clip, of how every tap is distributed
-    there and in the whole clip: the mean and spread of a voice or room, which a stack of frames does not show.
+    texture: so many tokens come first, made of how every tap is distributed over the clip: the mean and spread of a
+    voice or a room, which a stack of frames does not show.
     """
 
     def __init__(self, d_in, n_taps, stack, n_embd, hidden=0, zero_init=False, dropout=0.0, voice_mix=0.0,
@@ -350,20 +350,20 @@ class Projector(nn.Module):
         if zero_init:
             nn.init.zeros_(self.fc2.weight)
         if texture:
-            self.texture_fc1 = Linear(4 * n_taps * d_in, texture_hidden)
-            self.texture_fc2 = Linear(texture_hidden, n_embd)
-            self.texture_place = nn.Parameter(torch.zeros(texture, n_embd))
+            self.texture_fc1 = Linear(3 * n_taps * d_in, texture_hidden)
+            self.texture_fc2 = Linear(texture_hidden, texture * n_embd)
+            self.texture_gain = nn.Parameter(torch.ones(texture, n_embd))
 
     @torch.no_grad()
     def start_from(self, other, taps, other_taps):
-        """Take over another projector's way from frames to tokens; taps it had not (taps: of each) weigh almost nothing.
+        """Take over another projector's way from frames to tokens; taps that it had not weigh almost nothing.
 
-        ValueError when its sizes or taps are others.
+        taps, other_taps: of this one and of the other. ValueError when its sizes or taps are others.
         """
         alike = ("d_in", "stack", "n_embd", "hidden", "zero_init")
         if not set(other_taps) <= set(taps) or any(self.arguments[k] != other.arguments[k] for k in alike):
-            raise ValueError(f"a projector of taps {other_taps}, {', '.join(alike)} of {other.arguments} is no start for "
-                             f"one of taps {taps} and {self.arguments}")
+            raise ValueError(f"a projector of taps {other_taps} and {other.arguments} is no start for one of taps "
+                             f"{taps} and {self.arguments}: {', '.join(alike)} have to be alike")
         own = {k: v for k, v in other.state_dict().items() if k not in ("mean", "std", "mix") and "texture" not in k}
         self.load_state_dict(own, strict=False)
         self.mix.fill_(-9.0)
@@ -371,24 +371,22 @@ class Projector(nn.Module):
             for name in ("mean", "std", "mix"):
                 getattr(self, name)[taps.index(tap)] = getattr(other, name)[k]
 
+    def pool(self, feats, lens):
+        """feats (B, T, n_taps, D), lens (B,) -> (B, 3 * n_taps * D): mean, spread, and how far quarters are from it."""
+        x = ((feats - self.mean) / self.std).flatten(2)  # (B, T, n_taps*D)
+        part = torch.arange(x.shape[1], device=x.device) * 4 // lens.clamp(min=1)[:, None]  # (B, T); past the end: 4 ..
+        is_in = (part[..., None] == torch.arange(4, device=x.device)).float().mT  # (B, 4, T)
+        quarter, whole, n = is_in @ x, is_in.sum(1, keepdim=True), lens.clamp(min=1)[:, None]
+        mean = quarter.sum(1) / n
+        spread = ((whole @ x.square())[:, 0] / n - mean.square()).clamp(min=1e-4).sqrt()
+        apart = (quarter / is_in.sum(2, keepdim=True).clamp(min=1) - mean[:, None]).abs().mean(1)
+        return torch.cat([mean, spread, apart], 1)
+
     def texture_tokens(self, feats, lens):
         """feats (B, T, n_taps, D), lens (B,) -> (B, texture, n_embd)."""
-        x = ((feats - self.mean) / self.std).flatten(2)  # (B, T, n_taps*D)
-        frame = torch.arange(x.shape[1], device=x.device)
-        part = frame * self.texture // lens.clamp(min=1)[:, None]  # (B, T); of frames past the end: texture or more
-        is_in = (part[..., None] == torch.arange(self.texture, device=x.device)).float().mT  # (B, texture, T)
-        n = is_in.sum(2, keepdim=True)
-        total, squares = is_in @ x, is_in @ x.square()  # (B, texture, n_taps*D)
-
-        def mean_spread(total, squares, n):
-            mean = total / n.clamp(min=1)
-            return mean, (squares / n.clamp(min=1) - mean.square()).clamp(min=1e-4).sqrt()
-
-        (mean, spread), whole = mean_spread(total, squares, n), [t.sum(1, keepdim=True) for t in (total, squares, n)]
-        clip_mean, clip_spread = mean_spread(*whole)  # (B, 1, n_taps*D)
-        x = torch.cat([mean, spread, mean - clip_mean, clip_spread.expand_as(mean)], 2).to(COMPUTE_DTYPE)
-        x = norm(self.texture_fc2(F.gelu(self.texture_fc1(F.dropout(x, self.dropout, self.training)))))
-        return x + self.texture_place.to(x.dtype)
+        x = F.dropout(self.pool(feats, lens), self.dropout, self.training).to(COMPUTE_DTYPE)
+        x = self.texture_fc2(F.gelu(self.texture_fc1(x))).unflatten(1, (self.texture, -1))
+        return norm(x) * self.texture_gain.to(x.dtype)
 
     def set_stats(self, mean, std):
         """Keep mean and std, (n_taps, D), of the training features; a channel that never moves is left unscaled."""

@@ -1,7 +1,7 @@
 """AudioBench-mini: four-choice questions about recordings, how a model answers them, and the controls beside it.
 
-A bench is a folder: questions.jsonl, a line {"id", "cell", "task", "audio", "question", "options": four, "key": 0-3} each,
-and the recordings. prepare_instruct.py --bench=True makes one.
+A bench is a folder of recordings and questions.jsonl, a line {"id", "cell", "task", "audio", "question", "options":
+four, "key": 0 to 3} each. prepare_instruct.py --bench=True makes one.
 """
 import base64
 import html
@@ -122,13 +122,13 @@ def answer_freely(listener, rows, audio, batch_size):
             for row, token in zip(ids, step):
                 row += [] if token is None else [token]
         said += [tok.decode(row) for row in ids]
-    return [(clean(row["options"][row["key"]]) == text.strip(), text.strip()) for row, text in zip(rows, said)]
+    return [(clean(row["options"][row["key"]]).strip() == text.strip(), text.strip()) for row, text in zip(rows, said)]
 
 
 # ---- the ceiling: a linear probe
 
 def pool(x):
-    """Features (T, n_taps, D) -> mean, spread, and how much the quarters differ from the whole, float32 (3*n_taps*D,)."""
+    """Features (T, n_taps, D) -> mean, spread, and how far quarters are from it, float32 (3*n_taps*D,)."""
     x = np.asarray(x, np.float32).reshape(len(x), -1)
     quarters = np.stack([part.mean(0) for part in np.array_split(x, 4) if len(part)])
     return np.concatenate([x.mean(0), x.std(0), np.abs(quarters - x.mean(0)).mean(0)])
@@ -223,7 +223,7 @@ def summarize(rows, right, probed=()):
 
 
 def score_answers_file(folder, path):
-    """Score answers that any model gave: a jsonl of {"id", "answer": the option's text, or A to D} -> (result, choices)."""
+    """Score any model's answers: a jsonl of {"id", "answer": the option's text, or A to D} -> (result, choices)."""
     rows, said = read_bench(folder), {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -237,14 +237,13 @@ def score_answers_file(folder, path):
     choices = []
     for row in rows:
         text = said.get(row["id"], "")
-        letter = text.rstrip(".):").upper()
         places = [k for k, option in enumerate(row["options"]) if plain_text(option) == plain_text(text)]
-        places = places or [LETTERS.index(letter)] if places or letter and letter in LETTERS and len(letter) == 1 else []
+        places = places or [k for k, letter in enumerate(LETTERS) if letter == text.rstrip(".):").upper()]
         choices.append({"id": row["id"], "said": text, "chosen": row["options"][places[0]] if places else "",
                         "right": places[:1] == [row["key"]]})
     right = {"real": np.array([choice["right"] for choice in choices])}
-    return summarize(rows, right) | {"bench": folder, "answers": path, "malformed": sum(not c["chosen"] for c in choices),
-                                     "missing": len(rows) - len(said)}, choices
+    return summarize(rows, right) | {"bench": folder, "answers": path, "missing": len(rows) - len(said),
+                                     "malformed": sum(not choice["chosen"] for choice in choices)}, choices
 
 
 # ---- what is shown

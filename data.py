@@ -179,8 +179,8 @@ def read_index(folder, encoder_sha256, taps, online):
     except (FileNotFoundError, ValueError):
         raise ValueError(f"{folder}: no whole manifest.json and index.json there: {again}") from None
     if encoder_sha256 and manifest["encoder_sha256"] != encoder_sha256 or not set(taps or []) <= set(manifest["taps"]):
-        raise ValueError(f"{folder}: features of encoder_sha256 {manifest['encoder_sha256']}, taps {manifest['taps']}, but "
-                         f"the run needs {encoder_sha256 or 'any'}, {taps or 'any'}: {again}")
+        raise ValueError(f"{folder}: features of encoder_sha256 {manifest['encoder_sha256']}, taps {manifest['taps']}, "
+                         f"but the run needs {encoder_sha256 or 'any'}, {taps or 'any'}: {again}")
     for path, shard in ((Path(folder, name), shard) for name, shard in manifest["shards"].items()):
         n = path.stat().st_size if path.exists() else 0
         if n != shard["bytes"]:

@@ -28,7 +28,7 @@ def pad(rows, device, value=0):
 
 
 def prefill(model, prompts, audio, audio_at, room):
-    """Read B prompts (lists of ids) with their audio (None, or B tensors (T_a, C)) into a cache with `room` more places.
+    """Read B prompts (lists of ids) with their audio (None, or B tensors (T_a, C)) into a cache with `room` to spare.
 
     Returns (KVCache, logits (B, V) of what follows each prompt).
     """
@@ -76,8 +76,10 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None
     features = [torch.as_tensor(f, device=model.cos.device) for f in features]
     lens = torch.tensor([len(f) for f in features], device=model.cos.device)
     audio, audio_lens = projector(nn.utils.rnn.pad_sequence(features, batch_first=True), lens)  # (B, T_a, C)
-    sizes, room = tok.token_bytes(), [16 + len(f) // 2 for f in features]  # bytes: 25 a second and 16
-    cache, logits = prefill(model, [prompt] * len(room), [a[:n] for a, n in zip(audio, audio_lens)], audio_at, max(room))
+    sizes = [max(n, 1) for n in tok.token_bytes()]  # a special token counts too, or a loop of them would not end
+    room = [16 + len(f) // 2 for f in features]  # bytes: 25 a second and 16
+    audio = [row[:n] for row, n in zip(audio, audio_lens)]
+    cache, logits = prefill(model, [prompt] * len(room), audio, audio_at, max(room))
     ended, live = [[] for _ in room], [(i, 0.0, []) for i in range(len(room))]  # (clip, log-probability, ids)
     for _ in range(max(room) + 1):
         following = extend(live, logits, beams)
@@ -98,7 +100,7 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None
             break
         cache.select(rows)
         logits = model(torch.tensor([[ids[-1]] for *_, ids in live], device=lens.device), kv_cache=cache)[:, -1]
-    for i, _, ids in live:  # tokens of no bytes, and no end
+    for i, _, ids in live:
         ended[i] = ended[i] or [(0.0, ids)]
     return [" ".join(tok.decode(max(hypotheses)[1]).split()) for hypotheses in ended]
 
@@ -119,8 +121,8 @@ def extend(live, logits, beams):
 def score_answers(model, prompts, answers, audio=None, audio_at=0):
     """Summed log-probability of answers after prompts; each prompt is read once, whatever the number of its answers.
 
-    prompts: B lists of ids; answers: B lists of as many (K) lists of ids, with the token that ends them; audio: None, or
-    B tensors (T_a, C). Returns float32 (B, K).
+    prompts: B lists of ids; answers: B lists of K lists of ids, with the token that ends them; audio: None, or B
+    tensors (T_a, C). Returns float32 (B, K).
     """
     K, flat = len(answers[0]), [answer for each in answers for answer in each]
     cache, logits = prefill(model, prompts, audio, audio_at, max(map(len, flat)))

@@ -286,6 +286,14 @@ def stage_minutes():
     return round(sum(row.get("seconds", 0) for row in read_json(stages)) / 60, 2) if stages else None
 
 
+def stage_table():
+    """Return lines that say what each stage of the jsonl `stages` took."""
+    took = {}
+    for row in read_json(stages) if stages else []:
+        took[row["stage"]] = took.get(row["stage"], 0) + row["seconds"]
+    return ["seconds: " + ", ".join(f"{name} {seconds}" for name, seconds in took.items()), ""] if took else []
+
+
 # ---- what is left behind
 
 def write(name, content):
@@ -372,14 +380,18 @@ def evaluate_bench():
     import audiobench
     began, minutes = time.perf_counter(), stage_minutes()
     audiobench.read_bench(bench)  # a wrong folder fails before the work
-    if answers:
+    if report:
+        result, choices = read_json(os.path.join(out_dir or ckpt, "bench.json")), None  # asked before, without --report
+    elif answers:
         result, choices = audiobench.score_answers_file(bench, answers)
     else:
         result, choices = audiobench.run_bench(load_listener(), bench, batch_size, seed)
-    seconds = time.perf_counter() - began
-    result |= {"seconds": round(seconds, 1), "minutes": round(seconds / 60, 2) if minutes is None else minutes,
-               "ckpt": "" if answers else ckpt, "seed": seed, "date": time.strftime("%Y-%m-%d")}
+    seconds = result["seconds"] if report else round(time.perf_counter() - began, 1)
+    result |= {"seconds": seconds, "minutes": round(seconds / 60, 2) if minutes is None else minutes,
+               "ckpt": "" if answers else ckpt, "seed": seed, "date": result.get("date", time.strftime("%Y-%m-%d"))}
     write("bench.json", json.dumps(result, indent=1) + "\n")
+    if report:
+        return print("\n".join([*stage_table(), *audiobench.table(result), f"{result['minutes']:.1f} minutes in all"]))
     write("bench.jsonl", "".join(json.dumps(choice) + "\n" for choice in choices))
     audiobench.draw_bench(result, os.path.join(out_dir or ckpt, "bench.png"))
     if page:

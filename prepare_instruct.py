@@ -7,8 +7,8 @@
 Reads  labels.jsonl and the clips of three folders of prepare_synthetic.py: voices (config/cpu_voices.py), spoken
        (config/cpu_spoken.py) and speech (what alignment was trained on); questions.txt (how each task is asked),
        spoken.txt (the answers to what is spoken), <text_dir>/train.txt.
-Writes <out_dir>/clips/*.flac, 16 kHz mono; items.jsonl, a clip a line: {"audio", "key", "split", "text", "labels": {task:
-       answer}, "turns": [[task, question, answer], ...]}, which prepare_librispeech.py --source= turns into features;
+Writes <out_dir>/clips/*.flac, 16 kHz mono; items.jsonl, a clip a line: {"audio", "key", "split", "text", "labels":
+       {task: answer}, "turns": [[task, question, answer], ...]}, whose features prepare_librispeech.py makes;
        turns.jsonl, {"key", "turns"} for the clips of speech, whose features are there; text.jsonl, chats without audio;
        meta.json (counts). bench=True: <out_dir>/wavs/*.wav and questions.jsonl {"id", "cell", "task", "audio",
        "question", "options", "key": index of the right one}.
@@ -52,7 +52,8 @@ workers = 0                # processes; 0: one for each core
 seed = 0
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
-SHARES = {"voice": 0.46, "spoken": 0.1, "pair": 0.14, "scene": 0.06, "event": 0.11, "music": 0.06, "beeps": 0.03, "silence": 0.04}
+SHARES = {"voice": 0.46, "spoken": 0.1, "pair": 0.14, "scene": 0.06, "event": 0.11, "music": 0.06, "beeps": 0.03,
+          "silence": 0.04}
 WEIGHTS = {"kind": 0.2, "sex": 0.5, "n_words": 0.5, "first": 0.5, "last": 0.5, "style": 4, "voice": 2, "pitch": 2,
            "rate": 2, "word": 2, "digit": 4, "command": 4, "answer": 4, "sentence": 1.5}  # how often asked; else 1
 CLEAR = {"rate_set": 205, "pitch": 65}  # espeak's; of faster and higher voices nobody is asked what they said
@@ -382,7 +383,8 @@ def make_mix(part):
     (part / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     chats = [{"question": q, "answer": a} for q, a in text_chats(max(8, round(text_share * n)))]
     (part / "text.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
-    return {"clips": len(rows), "clips of speech": len(overlay), "instructions": sum(asked.values()), "chats": len(chats), "tasks": dict(asked)}
+    return {"clips": len(rows), "clips of speech": len(overlay), "instructions": sum(asked.values()),
+            "chats": len(chats), "tasks": dict(asked)}
 
 
 # ---- the bench

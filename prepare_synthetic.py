@@ -360,7 +360,8 @@ def write_tables(chapters, packages):
         number = SPEAKERS[engine, voice]
         rows += f"{number:<5}| {(sex or '-')[0].upper()} | {split:<17}| {minutes:<6.2f}| {voice}\n"
     meta = {"counts": {split: sum(clip["split"] == split for clip in clips) for split in SPLITS}, "seconds": seconds,
-            "voices": len({(clip["engine"], clip["voice"]) for clip in clips}), "packages": packages, "settings": config}
+            "voices": len({(clip["engine"], clip["voice"]) for clip in clips}), "packages": packages,
+            "settings": config}
     for name, text in (("SPEAKERS.TXT", rows), ("labels.jsonl", "".join(lines)), ("meta.json", json.dumps(meta))):
         (root / ".part" / name).write_text(text, encoding="utf-8")
         os.replace(root / ".part" / name, root / name)

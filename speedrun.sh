@@ -5,13 +5,19 @@
 # The settings are in config/cpu_*.py (config/quick_*.py), nothing is hidden here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-size=cpu text=data/text speech=data/synthetic
-[ "${1:-}" != --quick ] || { size=quick text=data/quick_text speech=data/quick; shift; }
+size=cpu text=data/text speech=data/synthetic voices=data/voices spoken=data/spoken
+items=data/instruct bench=data/audiobench_mini
+if [ "${1:-}" = --quick ]; then
+    size=quick text=data/quick_text speech=data/quick voices=data/quick_voices spoken=data/quick_spoken
+    items=data/quick_instruct bench=data/quick_bench
+    shift
+fi
 [ $# -eq 0 ] || { echo "speedrun.sh: unknown argument '$1' (there is only --quick)" >&2; exit 2; }
 
 run=out/${size}_w2
 stages=$run/stages.jsonl  # a line per stage, and per part of a stage that was stopped
-chain=$(sha256sum < grammar.txt)  # checksum of the configs so far: a change makes its stage and all later ones run anew
+chain=$(cat grammar.txt questions.txt spoken.txt | sha256sum)
+# checksum of the configs so far: a change makes its stage and all later ones run anew
 mkdir -p "$run"
 source setup.sh
 setup requirements.txt requirements-demo.txt
@@ -60,4 +66,13 @@ stage base     "out/${size}_base/tokenizer.json" train_base.py        "config/${
 stage smoke    out/w1_smoke/smoke.json         train_align.py         config/w1_smoke.py
 stage align    "$run/pca.png"                  train_align.py         "config/${size}_w2.py"
 stage eval     "$run/eval.json"                eval_bench.py          "config/${size}_eval.py"
+stage voices   "$voices/meta.json" prepare_synthetic.py   "config/${size}_voices.py"
+stage spoken   "$spoken/meta.json" prepare_synthetic.py   "config/${size}_spoken.py"
+stage items    "$items/meta.json" prepare_instruct.py    "config/${size}_instruct.py"
+stage sounds   "$items/features/manifest.json" prepare_librispeech.py "config/${size}_instruct_features.py"
+stage sft      "out/${size}_w3/tokenizer.json"  train_sft.py           "config/${size}_w3.py"
+stage words    "out/${size}_w3/eval.json"       eval_bench.py          "config/${size}_w3_eval.py"
+stage bench    "$bench/meta.json"               prepare_instruct.py    "config/${size}_bench.py"
+stage score    "out/${size}_w3/bench.json"      eval_bench.py          "config/${size}_w3_bench.py"
 .venv/bin/python eval_bench.py "config/${size}_eval.py" --report=True --stages="$stages"
+.venv/bin/python eval_bench.py "config/${size}_w3_bench.py" --report=True --stages="$stages"

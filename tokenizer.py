@@ -240,12 +240,12 @@ def multiple_choice(question, options):
 
 
 def plain_text(text):
-    """Return text as a model of transcripts reads it: each line in lower case, a-z and apostrophe."""
-    return "\n".join(filter(None, map(normalize_transcript, text.splitlines())))
+    """Return text as a model of transcripts reads it: lines in lower case, a-z and apostrophe, a space before each."""
+    return "\n".join(f" {line}" for line in map(normalize_transcript, text.splitlines()) if line)
 
 
 def chat_prompt(tok, turns, question):
-    """Return the ids that ask `question` (str) after earlier turns [(question, answer), ...]; the answer follows them."""
+    """Return the ids that ask `question` (str) after turns [(question, answer), ...]; its answer follows them."""
     messages = [m for q, a in turns for m in ({"role": "user", "content": q}, {"role": "assistant", "content": a})]
     ids, _ = render_conversation(tok, {"messages": [*messages, {"role": "user", "content": question}]})
     return [*ids, tok.special("<|assistant_start|>")]

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from audio import Projector, load_encoder_file, n_audio_tokens, save_encoder
 from configurator import configure, fail
@@ -29,7 +30,7 @@ from tokenizer import SPECIAL_TOKENS, load_tokenizer, plain_text, render_convers
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/w3"
-data_dir = "data/instruct/features*2,data/synthetic/features"  # of prepare_librispeech.py; each clip of b*3 counts thrice
+data_dir = "data/instruct/features*2,data/synthetic/features"  # each clip of b*3 counts three times an epoch
 turns = "data/instruct/turns.jsonl"  # questions to clips of data_dir by their keys, beside those they bring; '': none
 chats = "data/instruct/text.jsonl"   # chats without audio {"question", "answer"}; '': none
 text_dir = "data/text"  # train.txt and val.txt: plain sentences, not to forget them, and for bits per byte; '': none
@@ -44,8 +45,8 @@ lora_alpha = 32.0       # the product of the LoRA matrices counts alpha/rank tim
 lora_dropout = 0.0
 lora_targets = "attn.c_q,attn.c_k,attn.c_v,attn.c_proj,mlp.c_fc,mlp.c_proj"  # '': none, the projector alone
 # the projector, beside what alignment made of it
-texture = 4             # tokens of how the clip's parts sound on the whole, in front; 0: none
-texture_hidden = 512    # of their MLP
+texture = 16            # tokens of how the clip sounds on the whole, in front; 0: none
+texture_hidden = 256    # of their MLP
 dropout = 0.2           # on the standardized features
 plain = True            # questions and answers in lower case without marks, as the LM knows text
 # the mix: what prepare_instruct.py made, and of it
@@ -175,7 +176,7 @@ def save_checkpoint(step, files, meta):
 def parse_weights(text):
     """'a=0.5,b=2' -> {a: 0.5, b: 2.0}"""
     try:
-        return {name.strip(): float(value) for name, _, value in (part.partition("=") for part in text.split(",") if part)}
+        return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(",") if part)}
     except ValueError:
         fail(f"task_weights={text}: write it as sentence=0.5,pair=2")
 
@@ -241,26 +242,30 @@ class Microbatches:
 
 
 def forward_rows(rows, feats, lens, with_logits=False):
-    """Rows with their clips' features: weighted loss, sum of weights, places of padded rows, logits, targets."""
+    """Rows, the first of them with their clips' features: weighted loss, sum of weights, places of padded rows and
+    those filled; with_logits in place of the last two logits and targets."""
     idx, targets, row_weights = pad_rows(rows)
     audio, audio_lens = projector(feats.to(device), lens.to(device))
+    n_others = len(rows) - len(audio)
+    audio, audio_lens = F.pad(audio, (0, 0, 0, 0, 0, n_others)), F.pad(audio_lens, (0, n_others))
     text_lens = torch.tensor([len(ids) - 1 for ids, _ in rows], device=device)
     out = model(idx, None if with_logits else targets, loss_reduction="none", audio_features=audio,
                 audio_lens=audio_lens, text_lens=text_lens, audio_at=audio_at)
     if with_logits:
-        each = torch.nn.functional.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+        each = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
         return (each * row_weights.flatten()).sum(), row_weights.sum(), out, targets
     n_places = len(rows) * int((audio_lens + text_lens).max())
     return (out * row_weights.flatten()).sum(), row_weights.sum(), n_places, int((audio_lens + text_lens).sum())
 
 
-def forward_text(rng):
-    """Rows without audio: chats and plain sentences -> weighted loss, sum of weights."""
+def read_talk(rng):
+    """Rows without audio, half chats, half plain sentences: [(ids, weights)]."""
+    if not talks and not sentences:
+        return []
     n_chats = text_rows if not sentences else 0 if not talks else text_rows // 2
     rows = [chat_row([("text", *talks[i])]) for i in rng.integers(max(len(talks), 1), size=n_chats)]
-    rows += [transcript_row(sentences[i]) for i in rng.integers(max(len(sentences), 1), size=text_rows - n_chats)]
-    idx, targets, row_weights = pad_rows(rows)
-    return (model(idx, targets, loss_reduction="none") * row_weights.flatten()).sum(), row_weights.sum()
+    at = rng.integers(max(len(sentences), 1), size=text_rows - n_chats)
+    return rows + [transcript_row(sentences[i]) for i in at]
 
 
 def read_turns():
@@ -328,8 +333,9 @@ try:
     arguments = start["audio"]["projector"]
     aligned = Projector(**arguments).to(device)
     aligned.load_state_dict(load_saved(lm, start, "projector", device))
-    projector = Projector(**arguments | dict(n_taps=len(manifest["taps"]), dropout=dropout, voice_mix=0.0, mask_frames=0,
-                                             texture=texture, texture_hidden=texture_hidden)).to(device)
+    arguments |= dict(n_taps=len(manifest["taps"]), dropout=dropout, voice_mix=0.0, mask_frames=0, texture=texture,
+                      texture_hidden=texture_hidden)
+    projector = Projector(**arguments).to(device)
     if not first_step:
         some = np.random.default_rng(seed).permutation(len(data["train"]))[:300]
         projector.set_stats(*mean_std(load_batch(data["train"], [i])[0][0] for i in some))
@@ -349,15 +355,17 @@ except (ValueError, OSError, RuntimeError) as e:  # a wrong file or folder, or m
 tables = {name: p for name, p in model.named_parameters() if name.endswith(("wte.weight", "lm_head.weight"))
           or name.startswith("value_embeds")}
 if not full:  # of the tables only the rows of new_ids move
-    is_new = torch.zeros(len(model.lm_head.weight), 1, device=device).index_fill_(0, torch.tensor(new_ids, device=device), 1)
+    is_new = torch.zeros(len(model.lm_head.weight), 1, device=device)
+    is_new[new_ids] = 1
     for p in tables.values():
         p.requires_grad_(True).register_hook(lambda grad: grad * is_new)
+n_embd = model.config.n_embd
 is_texture = lambda name: name.startswith("texture")
 by_kind = {False: [], True: []}
 for name, p in projector.named_parameters():
     if p.requires_grad:
         by_kind[is_texture(name)].append(p)
-matrices = [p for p in by_kind[True] if texture_muon_lr and p.shape[0] != texture]
+matrices = [p for p in by_kind[True] if texture_muon_lr and p.shape[-1] != n_embd]
 by_kind[True] = [p for p in by_kind[True] if all(p is not matrix for matrix in matrices)]
 groups = [dict(params=by_kind[False], peak_lr=projector_lr), dict(params=by_kind[True], peak_lr=texture_lr),
           dict(params=lora, peak_lr=learning_rate),
@@ -401,7 +409,7 @@ if rank == 0:
     n_lm = n_all if full else sum(p.numel() for p in lora) + len(new_ids) * sum(p.shape[1] for p in tables.values())
     print(f"trained: projector {sum(p.numel() for p in projector.parameters()):,}, "
           f"{'LM' if full else 'LoRA and new tokens'} {n_lm:,}; frozen: LM "
-          f"{n_all - n_lm - 0 * len(lora):,}; {device}, {COMPUTE_DTYPE}, {world_size} ranks; starting at step {first_step}")
+          f"{n_all - n_lm:,}; {device}, {COMPUTE_DTYPE}, {world_size} ranks; starting at step {first_step}")
     for split, clips in data.items():
         hours = sum(clips.seconds[i] for i in usable[split]) / 3600
         n_turns = sum(len(clips.infos[i].get("turns", [])) for i in usable[split])
@@ -472,7 +480,8 @@ def save(step, result):
     state = {"optimizers": [o.state_dict() for o in optimizers]}
     files = {"model": merged_state(model), "projector": projector.state_dict(), "optim": state}
     files |= {} if full else {"lora": adapters()}
-    save_checkpoint(step, files, {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio})
+    save_checkpoint(step, files, {"val_loss": result.get("val_loss"), "model_config": vars(model.config),
+                                  "audio": audio})
 
 
 # ---- loop
@@ -489,7 +498,7 @@ ahead = dict(num_workers=workers, prefetch_factor=4 if workers else None, pin_me
 reader = iter(torch.utils.data.DataLoader(Microbatches(), batch_size=None, sampler=mine, **ahead))
 for step in range(first_step, max_steps):
     share = get_lr(step)
-    sums = torch.zeros(4, device=device)  # nats and weights, with audio and without
+    sums = torch.zeros(2, device=device)  # weighted nats, weights
     for microbatch in range(rank, grad_accum, world_size):
         began_read = time.time()
         try:
@@ -499,12 +508,10 @@ for step in range(first_step, max_steps):
         wait += time.time() - began_read
         torch.manual_seed(hash((seed, step, microbatch)))  # dropout: a function of the microbatch, so resume repeats it
         rng = np.random.default_rng([seed, step, microbatch])
-        loss, weight, n, n_full = forward_rows([clip_row(data["train"], i, rng) for i in at], feats, lens)
+        rows = [clip_row(data["train"], i, rng) for i in at] + read_talk(rng)
+        loss, weight, n, n_full = forward_rows(rows, feats, lens)
         loss.backward()
-        text_loss, text_weight = forward_text(rng) if talks or sentences else (loss.new_zeros(()),) * 2
-        if text_weight > 0:
-            text_loss.backward()
-        sums += torch.stack([loss.detach(), weight, text_loss.detach(), text_weight])
+        sums += torch.stack([loss.detach(), weight])
         n_places += n
         n_padding += n - n_full
     if world_size > 1:
@@ -512,11 +519,9 @@ for step in range(first_step, max_steps):
     norms = []
     for group in (g for o in optimizers for g in o.param_groups):
         for p in group["params"]:
-            if p.grad is None:  # rows without audio alone use none of the projector, and the other way round
-                continue
             if world_size > 1:
                 dist.all_reduce(p.grad)
-            p.grad /= sums[1] + sums[3]
+            p.grad /= sums[1]
         norms.append(torch.nn.utils.clip_grad_norm_(group["params"], grad_clip or math.inf).item())
         group["lr"] = share * group["peak_lr"]
     loss = (sums[0] / sums[1]).item()

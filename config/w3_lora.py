@@ -1,0 +1,16 @@
+"""
+    torchrun --standalone --nproc_per_node=8 train_sft.py config/w3_lora.py      # or python, on one GPU
+
+W3 at its real size: LoRA of rank 16 on the attention and MLP of a frozen d12, on from config/w2_frozen.py; 50,000
+instructions (prepare_instruct.py --n=50000). Not run yet: the d12 base and its alignment come first.
+"""
+out_dir = "out/w3_lora"
+lm = "out/w2_frozen"
+batch_tokens = 5_600
+workers = 4
+grad_accum = 8
+max_steps = 3_000
+lr_decay_steps = 3_000
+warmup_steps = 100
+eval_every = 500
+save_every = 500
