@@ -238,7 +238,7 @@ def score_answers_file(folder, path):
     for row in rows:
         text = said.get(row["id"], "")
         places = [k for k, option in enumerate(row["options"]) if plain_text(option) == plain_text(text)]
-        places = places or [k for k, letter in enumerate(LETTERS) if letter == text.rstrip(".):").upper()]
+        places = places or [k for k, letter in enumerate(LETTERS) if letter == text.strip(" ().:").upper()]
         choices.append({"id": row["id"], "said": text, "chosen": row["options"][places[0]] if places else "",
                         "right": places[:1] == [row["key"]]})
     right = {"real": np.array([choice["right"] for choice in choices])}

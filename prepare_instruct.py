@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -28,9 +29,10 @@ import numpy as np
 from tqdm import tqdm
 
 import sounds
+import sources as real_sets
 from audio import SAMPLE_RATE, read_audio
 from configurator import configure, fail
-from tokenizer import multiple_choice
+from tokenizer import multiple_choice, normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
 voices = "data/voices"     # of many voices, paces, pitches and styles: how it sounds
@@ -44,7 +46,11 @@ val_share = 0.05           # so many clips more are val, of heard voices and oth
 choice_share = 0.6         # so many of the questions that have options list them; the others are open
 two_part_share = 0.08      # so many turns ask two questions at once
 text_share = 0.1           # so many chats without audio more
+sources = ""               # comma-separated sets of real recordings that you have, name or name=folder: see sources.py
+source_share = 0.3         # so many of the clips are from them
+non_commercial = False     # True: sets whose licence forbids commercial use too
 bench = False              # True: AudioBench-mini in place of the mix
+bench_sources = ""         # with bench: the bench is made of real recordings of these sets, their test speakers
 bench_items = 25           # questions to a cell
 questions_file = "questions.txt"
 spoken_file = "spoken.txt"
@@ -232,7 +238,15 @@ def make_silence(_, rng, *__):
     return wav, {"kind": "noise" if is_noise else "silence", "sentence": NOBODY}, ""
 
 
-MAKERS = {name: globals()["make_" + name] for name in SHARES}
+def make_real(clip, rng, *_):
+    """A recording of a real set, of at most 10 s, as it is."""
+    wav = read_audio(clip["path"])[:10 * SAMPLE_RATE]
+    is_whole = len(wav) < 10 * SAMPLE_RATE
+    said = {"sentence": clip["text"]} if clip["text"] and is_whole else {}
+    return wav, clip["labels"] | said, said.get("sentence", "")
+
+
+MAKERS = {name: globals()["make_" + name] for name in [*SHARES, "real"]}
 
 
 # ---- from a clip's labels to turns
@@ -324,13 +338,14 @@ def some_of(said, rng, own=""):
 
 def plan(clips, lines, count, split, said, salt):
     """Choose what each of `count` clips is: jobs for make_item."""
-    rng, jobs = np.random.default_rng([seed, salt]), []
+    rng, jobs, others = np.random.default_rng([seed, salt]), [], real.get(split)
     for i in range(count):
         kind = list(SHARES)[rng.choice(len(SHARES), p=list(SHARES.values()))]
-        pool = lines if kind == "spoken" else clips
+        kind = "real" if others and rng.uniform() < source_share else kind
+        pool = {"spoken": lines, "real": others}.get(kind, clips)
         clip = pair_up(clips, rng) if kind == "pair" else pool[rng.integers(len(pool))]
-        others = some_of(said, rng, clip["text"] if kind in ("voice", "spoken") else "")
-        jobs.append((f"{split}-{i:06d}", kind, clip, split, others, [seed, salt, i]))
+        wrong = some_of(said, rng, clip["text"] if kind in ("voice", "spoken", "real") else "")
+        jobs.append((f"{split}-{i:06d}", kind, clip, split, wrong, [seed, salt, i]))
     return jobs
 
 
@@ -343,6 +358,27 @@ def read_clips(root, split):
              if clip["split"] == split]
     if not clips or root == voices and "style" not in clips[0]:
         raise ValueError(f"{path}: no clips of {split} there" + (", or none with a style" if clips else ""))
+    return clips
+
+
+def read_sources(names, split):
+    """-> clips of sets of real recordings, labelled by our tasks; ValueError where a licence is in the way."""
+    clips = []
+    for name, _, folder in (part.strip().partition("=") for part in names.split(",") if part.strip()):
+        known = real_sets.SOURCES.get(name)
+        if known and not known["is_free"]:
+            print(f"{name}: {known['licence']} forbids commercial use ({known['address']})")
+            if not non_commercial:
+                raise ValueError(f"{name} is for non-commercial use alone: say so with --non_commercial=True")
+        for clip in real_sets.list_clips(name, folder or (known or {"folder": ""})["folder"]):
+            labels = {"thing" if task == "event" else task: answer for task, answer in clip["labels"].items()}
+            if clip["split"] == split and (labels or clip["text"]):
+                clips.append(clip | {"labels": labels, "text": normalize_transcript(clip["text"])})
+    for clip in clips:  # an open set of sounds: what these sets hold
+        if "thing" in clip["labels"] and clip["labels"]["thing"] not in tasks["thing"]["labels"]:
+            tasks["thing"]["labels"].append(clip["labels"]["thing"])
+    if names and not clips:
+        raise ValueError(f"sources={names}: no clip of {split} there")
     return clips
 
 
@@ -372,6 +408,8 @@ def make_mix(part):
     (part / "clips").mkdir()
     count = max(8, round(n / (0.75 * turns)))
     jobs, overlay = [], []
+    for clip in read_sources(sources, "train"):  # val: a twentieth of the speakers
+        real.setdefault("val" if zlib.crc32(clip["speaker"].encode()) % 20 == 0 else "train", []).append(clip)
     for salt, (split, size) in enumerate({"train": count, "val": max(8, round(val_share * count))}.items()):
         said = said_in(read_clips(speech, split))
         jobs += plan(read_clips(voices, split), read_clips(spoken, split), size, split, said, salt)
@@ -411,6 +449,9 @@ def bench_clip(task, key, clips, rng):
         return None
     if task == "pair":
         return pair_up(clips, rng, key)
+    if "path" in clips[0]:  # real recordings
+        fits = [clip for clip in clips if clip["labels"].get(task) == key]
+        return fits[rng.integers(len(fits))]
     on_plain = task in ("room", "noise", "channel", "loudness", "scene")
     fits = [clip for clip in clips if (clip["quality"] == "plain" and not clip["style"] if on_plain else
                                        clip["text"] == key if task == "digit" else voice_labels(clip).get(task) == key)]
@@ -436,20 +477,37 @@ def content_sets(task, count, clips, rng):
     return [(clip, keys[i], [keys[(i + k) % count] for k in range(4)]) for i, clip in enumerate(chosen)]
 
 
+def real_cells(found):
+    """-> {cell: {task: share}} of what four-choice questions can ask about real recordings."""
+    cells = {}
+    for task in ("emotion", "thing", "digit", "command"):
+        known = {clip["labels"][task] for clip in found if task in clip["labels"]}
+        tasks[task]["labels"] = sorted(known)
+        if len(known) >= 4:
+            cells.setdefault(tasks[task]["cell"] or "spoken content", {})[task] = 1
+    n_sentences = sum(5 <= len(clip["text"].split()) <= 8 for clip in found)
+    cells |= {"what was said": {"sentence": 1, "word": 1}} if n_sentences >= 4 * bench_items else {}
+    if not cells:
+        raise ValueError(f"bench_sources={bench_sources}: no task has four answers or more there")
+    return cells
+
+
 def make_bench(part):
     """Write AudioBench-mini below `part`; returns counts."""
     import soundfile
     (part / "wavs").mkdir()
-    clips, rows = {root: read_clips(root, "test") for root in (voices, spoken, speech)}, []
-    for cell, shares in BENCH.items():
+    rows, found = [], read_sources(bench_sources, "test")
+    clips = {} if found else {root: read_clips(root, "test") for root in (voices, spoken, speech)}
+    for cell, shares in (real_cells(found) if found else BENCH).items():
         scale = bench_items / sum(shares.values())
         sizes = {task: round(scale * share) for task, share in shares.items()}
         sizes[next(iter(sizes))] += bench_items - sum(sizes.values())
         for k, (task, size) in enumerate(sizes.items()):
             rng = np.random.default_rng([seed, 77, len(rows), k])
-            root = {"sentence": speech, "word": speech, "digit": spoken}.get(task, voices)
-            for clip, key, options in bench_sets(task, size, clips[root], rng) if size else ():
-                kind = task if task in ("pair", "scene", "event") else "spoken" if task == "digit" else "voice"
+            pool = found or clips[{"sentence": speech, "word": speech, "digit": spoken}.get(task, voices)]
+            for clip, key, options in bench_sets(task, size, pool, rng) if size else ():
+                kind = "voice" if task not in ("pair", "scene", "event", "digit") else task.replace("digit", "spoken")
+                kind = "real" if found else kind
                 wav = MAKERS[kind](clip, rng, task, key)[0]
                 name, asks = f"{len(rows):03d}", tasks[task]["bench"]
                 soundfile.write(part / f"wavs/{name}.wav", np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
@@ -488,7 +546,7 @@ def main():
     print(f"{out_dir}: " + ", ".join(f"{k} {v}" for k, v in meta.items() if k != "settings") + f"; sha256 {digest}")
 
 
-tasks, answers = {}, {}
+tasks, answers, real = {}, {}, {}
 if __name__ == "__main__":
     try:
         tasks, answers = read_questions(), read_spoken()

@@ -57,7 +57,7 @@ length_power = 0.5      # an answer of n tokens counts n ** (1 - length_power) t
 batch_tokens = 3400     # audio and text tokens per microbatch, padding too; the value to lower on out-of-memory
 batch_size = 0          # clips per microbatch at most; 0: any number
 grad_accum = 1          # microbatches per step over all ranks; a multiple of the world size
-text_rows = 16          # rows without audio beside them, half chats, half plain sentences
+text_rows = 4           # rows without audio beside them, of four chats or of four plain sentences
 learning_rate = 2e-3    # peak, of LoRA and the new tokens
 lm_learning_rate = 3e-4  # peak, of the LM when full
 projector_lr = 2e-4     # peak, of what alignment trained
@@ -259,13 +259,15 @@ def forward_rows(rows, feats, lens, with_logits=False):
 
 
 def read_talk(rng):
-    """Rows without audio, half chats, half plain sentences: [(ids, weights)]."""
-    if not talks and not sentences:
-        return []
-    n_chats = text_rows if not sentences else 0 if not talks else text_rows // 2
-    rows = [chat_row([("text", *talks[i])]) for i in rng.integers(max(len(talks), 1), size=n_chats)]
-    at = rng.integers(max(len(sentences), 1), size=text_rows - n_chats)
-    return rows + [transcript_row(sentences[i]) for i in at]
+    """Rows without audio, of chats and of plain sentences in turn, four each: [(ids, weights)]."""
+    rows = []
+    for k in range(text_rows if talks or sentences else 0):
+        if talks and (k % 2 == 0 or not sentences):
+            rows.append(chat_row([("text", *talks[i]) for i in rng.integers(len(talks), size=4)]))
+        else:
+            each = [transcript_row(sentences[i]) for i in rng.integers(len(sentences), size=4)]
+            rows.append(tuple([x for row in each for x in row[part][:-1]] + each[-1][part][-1:] for part in (0, 1)))
+    return rows
 
 
 def read_turns():
@@ -333,8 +335,7 @@ try:
     arguments = start["audio"]["projector"]
     aligned = Projector(**arguments).to(device)
     aligned.load_state_dict(load_saved(lm, start, "projector", device))
-    arguments |= dict(n_taps=len(manifest["taps"]), dropout=dropout, voice_mix=0.0, mask_frames=0, texture=texture,
-                      texture_hidden=texture_hidden)
+    arguments |= dict(n_taps=len(manifest["taps"]), dropout=dropout, texture=texture, texture_hidden=texture_hidden)
     projector = Projector(**arguments).to(device)
     if not first_step:
         some = np.random.default_rng(seed).permutation(len(data["train"]))[:300]

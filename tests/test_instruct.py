@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import sounds
-from test_synthetic import ROOT
+from test_eval import ROOT
 
 SIZES = {"voices": ["--train_engines=espeak_many", "--test_engines=espeak_new", "--n_train=240", "--n_val=40",
                     "--n_test=560", "--rate_min=85", "--rate_max=265", "--pitch_min=5", "--pitch_max=95",
