@@ -1,11 +1,15 @@
 """
     python train_sft.py config/cpu_w3.py
 
-W3 of the CPU demo: LoRA on the frozen LM, the projector trained on.
+W3 of the CPU demo: LoRA of rank 16 on the frozen LM, the projector trained on.
 """
 out_dir = "out/cpu_w3"
-max_steps = 400
-lr_decay_steps = 400
-eval_every = 200
+task_weights = "transcript=2.5"
+batch_tokens = 1500
+text_rows = 2
+texture_muon_lr = 0.02
+max_steps = 1300
+lr_decay_steps = 1300
+eval_every = 650
 save_every = 200
 use_compile = False     # compiling takes longer here than it saves

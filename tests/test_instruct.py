@@ -118,7 +118,7 @@ def test_labels_are_true_of_the_sound(world):
             loud = np.convolve(np.abs(wav), np.ones(400) / 400, "same") > 0.3 * np.abs(wav).max()
             count = int((np.diff(loud.astype(int)) == 1).sum() + loud[0])
             assert count == ["zero", "one", "two", "three", "four"].index(labels["beeps"])
-        seen.update(labels)
+        seen.update(list(labels))
     assert {"loudness", "channel", "room", "noise", "pair", "event", "scene", "style", "quality", "beeps"} <= set(seen)
 
 
