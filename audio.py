@@ -364,7 +364,9 @@ class Projector(nn.Module):
         if not set(other_taps) <= set(taps) or any(self.arguments[k] != other.arguments[k] for k in alike):
             raise ValueError(f"a projector of taps {other_taps} and {other.arguments} is no start for one of taps "
                              f"{taps} and {self.arguments}: {', '.join(alike)} have to be alike")
-        own = {k: v for k, v in other.state_dict().items() if k not in ("mean", "std", "mix") and "texture" not in k}
+        same_texture = all(self.arguments[k] == other.arguments.get(k) for k in ("n_taps", "texture", "texture_hidden"))
+        own = {k: v for k, v in other.state_dict().items() if k not in ("mean", "std", "mix")
+               and (same_texture or not k.startswith("texture"))}
         self.load_state_dict(own, strict=False)
         self.mix.fill_(-9.0)
         for k, tap in enumerate(other_taps):

@@ -266,7 +266,8 @@ def read_talk(rng):
             rows.append(chat_row([("text", *talks[i]) for i in rng.integers(len(talks), size=4)]))
         else:
             each = [transcript_row(sentences[i]) for i in rng.integers(len(sentences), size=4)]
-            rows.append(tuple([x for row in each for x in row[part][:-1]] + each[-1][part][-1:] for part in (0, 1)))
+            ids = [token for row, _ in each for token in row[:-1]]  # the bos that ends one begins the next
+            rows.append(([*ids, tok.bos_id], [0.0, *(w for _, row in each for w in row[1:])]))
     return rows
 
 
@@ -342,7 +343,7 @@ try:
         projector.set_stats(*mean_std(load_batch(data["train"], [i])[0][0] for i in some))
         projector.start_from(aligned, manifest["taps"], start["audio"]["taps"])
     new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10: the line's end between options
-    if not first_step:
+    if not first_step and start["audio"]["prompt"] != "chat":
         with torch.no_grad():  # the chat's tokens start as bos, the end of text, which alignment ended with
             for table in (model.transformer.wte, *model.value_embeds.values()):
                 table.weight[new_ids] = table.weight[tok.bos_id].clone()
