@@ -140,12 +140,12 @@ def ridge(x, y, strength=300.0):
     return x.T @ np.linalg.solve(gram + strength * np.eye(len(x), dtype=np.float32), y)
 
 
-def probe(data_dir, encoder_sha256, rows, features, seed=0, most=1500):
+def probe(data_dir, ears, rows, features, seed=0, most=1500):
     """Answers of a linear probe of the training features' labels: {index of a question: right or not}.
 
     Questions whose answers are an open set (words, sentences) have none.
     """
-    clips = Features(data_dir, "train", encoder_sha256)
+    clips = Features(data_dir, "train", ears["encoder_sha256"], ears["taps"])
     by_task, right = {}, {}
     for i, row in enumerate(rows):
         by_task.setdefault(row["task"], []).append(i)
@@ -188,7 +188,7 @@ def run_bench(listener, folder, batch_size, seed):
     right["free_generation"] = np.array([ok for ok, _ in free])
     data_dir = meta["user_config"].get("data_dir", "")
     has_data = all(os.path.isdir(part.partition("*")[0]) for part in data_dir.split(","))
-    probed = probe(data_dir, meta["audio"]["encoder_sha256"], rows, features) if has_data else {}
+    probed = probe(data_dir, meta["audio"], rows, features) if has_data else {}
     result = summarize(rows, right, probed) | {
         "bench": folder, "mcnemar_p": mcnemar(right["real"].tolist(), right["shuffled"].tolist()),
         "chosen_places": places["real"], "step": meta["step"]}

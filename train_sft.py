@@ -45,6 +45,7 @@ lora_alpha = 32.0       # the product of the LoRA matrices counts alpha/rank tim
 lora_dropout = 0.0
 lora_targets = "attn.c_q,attn.c_k,attn.c_v,attn.c_proj,mlp.c_fc,mlp.c_proj"  # '': none, the projector alone
 # the projector, beside what alignment made of it
+taps = ""               # those of the features that are used, comma-separated; '': all
 texture = 16            # tokens of how the clip sounds on the whole, in front; 0: none
 texture_hidden = 256    # of their MLP
 dropout = 0.2           # on the standardized features
@@ -311,7 +312,8 @@ try:
     if "audio" not in start:
         fail(f"{lm} has no projector: give a run of train_align.py as lm")
     audio_at, stack = start["audio"]["audio_at"], start["audio"]["stack"]
-    data = {split: Features(data_dir, split, start["audio"]["encoder_sha256"]) for split in ("train", "val")}
+    layers = [int(tap) for tap in taps.split(",")] if taps else None
+    data = {split: Features(data_dir, split, start["audio"]["encoder_sha256"], layers) for split in ("train", "val")}
     more = read_turns()
     each = {id(info): info for clips in data.values() for info in clips.infos}  # once, if the clip counts thrice
     for info in (info for info in each.values() if info["key"] in more):
