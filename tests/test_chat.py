@@ -81,6 +81,25 @@ def test_continuing_text(ckpt, monkeypatch, capsys):
     assert say("--top_k=1", prompt="a dog")[len("a dog"):] != others[1][len("the cat"):]
 
 
+def test_answering_a_question(tmp_path, monkeypatch, capsys):
+    """Broken: a run of train_sft.py is not asked, its audio or question doesn't count, or its text isn't made plain."""
+    from test_audiobench import make_run as make_chat_run
+    ckpt = make_chat_run(tmp_path / "run")
+    clips = [write_audio(tmp_path / f"{s}.wav", seconds=s) for s in (0.5, 1.5)]
+
+    def ask(prompt, *args):
+        code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--prompt={prompt}", "--temperature=0",
+                             "--device=cpu", *args)
+        assert code == 0, err
+        return said(out)
+    answer = ask("how high is it", f"--audio={clips[0]}")
+    assert answer == ask("How high is it?!", f"--audio={clips[0]}")
+    others = [ask("how high is it", f"--audio={clips[1]}"), ask("how high is it"), ask("red", f"--audio={clips[0]}")]
+    assert answer not in others
+    code, _, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", "--prompt=x", "--max_tokens=100000")
+    assert code == 2 and "give a shorter recording" in err
+
+
 def test_half_a_character_waits(monkeypatch, capsys):
     """Broken: a UTF-8 character of two tokens is printed as a question mark, or what is shown is shown again."""
     monkeypatch.setattr(sys, "argv", ["chat.py"])
