@@ -28,18 +28,22 @@ def read_bench(folder):
     path = Path(folder, "questions.jsonl")
     if not path.is_file():
         raise ValueError(f"{path} is missing: prepare_instruct.py config/cpu_bench.py makes a bench")
-    rows = []
+    rows, seen = [], set()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            is_whole = len(set(row["options"])) == 4 and row["key"] in range(4) and row["question"] and row["cell"]
-            row["audio"] = os.path.join(folder, row["audio"])
+            row |= {"id": str(row["id"]), "audio": os.path.join(folder, row["audio"])}
+            is_whole = (len(set(row["options"])) == len(row["options"]) == 4 and row["key"] in range(4)
+                        and row["question"] and row["cell"] and row["task"] and row["id"] not in seen)
         except (ValueError, KeyError, TypeError):
             is_whole = False
-        if not is_whole or not os.path.isfile(row["audio"]) or row["id"] in {r["id"] for r in rows}:
+        if not is_whole or not os.path.isfile(row["audio"]):
             raise ValueError(f"{path}:{number}: needs an own id, cell, task, audio that is there, question, four "
                              "different options, and key, 0 to 3")
+        seen.add(row["id"])
         rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} holds no question")
     return rows
 
 
@@ -109,7 +113,7 @@ def score_options(listener, rows, audio, batch_size):
 
 
 def answer_freely(listener, rows, audio, batch_size):
-    """What the model says (greedy) to each question, a list of str."""
+    """What the model says (greedy) to each question: [(is it the key's text, the text)]."""
     model, meta, tok, *_ = listener
     clean = plain_text if meta["audio"].get("plain") else str
     said, end = [], tok.special("<|assistant_end|>")
@@ -219,7 +223,7 @@ def summarize(rows, right, probed=()):
         known = [probed[i] for i in members if i in probed]
         result["tasks"][task] = [int(right["real"][members].sum()), len(members), int(sum(known)) if known else None]
     known = [probed[i] for i in range(n) if i in probed]
-    return result | {"probe": figure(known) if known else None}
+    return result | {"probe": figure(known) if known else None, "probed": len(known)}
 
 
 def score_answers_file(folder, path):
@@ -254,8 +258,9 @@ def table(result):
     lines = ["| cell | right | 95% | shuffled | no audio | probe |", "|---|---|---|---|---|---|"]
     for name, cell in [*result["cells"].items(), ("all", result | {"of": result["questions"]})]:
         low, high = cell["interval"]
+        probed = percent(cell["probe"]) + (f" of {cell['probed']}" if 0 < cell["probed"] < cell["of"] else "")
         lines.append(f"| {name} | {percent(cell['score'])} | {100 * low:.0f} - {100 * high:.0f} | "
-                     f"{percent(cell.get('shuffled'))} | {percent(cell.get('no_audio'))} | {percent(cell['probe'])} |")
+                     f"{percent(cell.get('shuffled'))} | {percent(cell.get('no_audio'))} | {probed} |")
     if "shuffled" in result:
         lines += ["", f"free generation {percent(result['free_generation'])}, less what text alone says "
                   f"{percent(result['pmi'])}, noise for audio {percent(result['noise'])}; McNemar's p against shuffled "
@@ -277,7 +282,8 @@ def draw_bench(result, path):
         if not shown:
             continue
         shares = np.array([cell[kind] for _, cell in shown])
-        ends = np.array([wilson(round(cell[kind] * cell["of"]), cell["of"]) for _, cell in shown]).T
+        counts = [cell["probed" if kind == "probe" else "of"] for _, cell in shown]
+        ends = np.array([wilson(round(share * n), n) for share, n in zip(shares, counts)]).T
         ax.bar([at + 0.2 * (k - 1.5) for at, _ in shown], 100 * shares, 0.19, label=label, color=color,
                yerr=100 * abs(ends - shares), capsize=2, error_kw={"lw": 0.8})
     ax.axhline(25, color="black", lw=0.8, ls="--")

@@ -42,7 +42,7 @@ text_dir = "data/text"     # sentences for chats without audio
 out_dir = "data/instruct"
 n = 15_000                 # instructions of train on clips made here, about, beside those on the clips of speech
 turns = 4                  # questions to a clip, at most
-val_share = 0.05           # so many clips more are val, of heard voices and other sentences
+val_share = 0.05           # so many clips more are val, of heard voices, of other sentences but the spoken lines
 choice_share = 0.6         # so many of the questions that have options list them; the others are open
 two_part_share = 0.08      # so many turns ask two questions at once
 text_share = 0.1           # so many chats without audio more
@@ -64,7 +64,7 @@ WEIGHTS = {"kind": 0.2, "sex": 0.5, "n_words": 0.5, "first": 0.5, "last": 0.5, "
            "rate": 2, "word": 2, "digit": 4, "command": 4, "answer": 4, "sentence": 1.5}  # how often asked; else 1
 CLEAR = {"rate_set": 205, "pitch": 65}  # espeak's; of faster and higher voices nobody is asked what they said
 PITCH_HZ = {"very low": (0, 85), "low": (105, 132), "high": (158, 190), "very high": (220, 500)}
-VOICE_HZ = {"male": {"low": (0, 90), "high": (122, 200)}, "female": {"low": (100, 165), "high": (215, 400)}}
+VOICE_HZ = {"male": {"low": (0, 90), "high": (133, 200)}, "female": {"low": (100, 150), "high": (215, 400)}}
 RATE = {"very slow": (0, 105), "slow": (130, 150), "fast": (185, 205), "very fast": (242, 999)}  # words a minute, set
 LOUDNESS_DB = {"very quiet": (-52, -48), "quiet": (-41, -37), "loud": (-30, -26), "very loud": (-19, -16)}
 QUALITY = {"plain": "clear", "whisper": "whispering", "croak": "creaky", "klatt": "buzzing"}
@@ -109,6 +109,8 @@ def band(bands, value):
 def voice_labels(clip):
     """What can be asked about who speaks and how, of a clip's labels: {task: answer}."""
     found, plain = {"style": clip.get("style")}, clip["quality"] == "plain" and clip["sex"]
+    if clip["quality"] == "whisper":
+        del found["style"]  # it has no pitch, which tells bored from calm
     if not clip.get("style") and (plain or clip["quality"] != "plain"):
         found["quality"] = QUALITY[clip["quality"]]
     if clip["quality"] in ("plain", "klatt"):
@@ -254,11 +256,11 @@ MAKERS = {name: globals()["make_" + name] for name in [*SHARES, "real"]}
 def options_for(task, answer, rng, said):
     """Four options with the answer among them, in random order; None where there are none to offer."""
     labels = tasks[task]["labels"]
-    if task in ("word", "first", "last"):
-        labels = [word for word in said["words"] if word not in said["own"]]
+    if task in ("word", "first", "last"):  # a short answer among longer words would give itself away
+        labels = [word for word in said["words"] if word not in said["own"]] if len(answer) > 3 else []
     elif task == "sentence":
-        labels = said["sentences"]
-    others = [label for label in labels if label != answer]
+        labels = list(answers) if answer in answers else said["sentences"]
+    others = [label for label in dict.fromkeys(labels) if label != answer]
     if len(others) < 3 or answer == NOBODY:
         return None
     chosen = [answer, *(others[i] for i in rng.choice(len(others), 3, replace=False))]
@@ -279,6 +281,8 @@ def make_turns(found, rng, said):
     """Choose up to `turns` of a clip's {task: answer} and ask them."""
     if found.get("quality") == "clear" and rng.uniform() < 0.6:  # or most answers would be it
         del found["quality"]
+    if not found:
+        return []
     weights = np.array([WEIGHTS.get(name, 1.0) for name in found])
     names = [list(found)[i] for i in rng.choice(len(found), min(turns, len(found)), False, weights / weights.sum())]
     rows = [row for row in (ask(name, found[name], rng, said) for name in names) if row]
@@ -356,8 +360,12 @@ def read_clips(root, split):
         raise FileNotFoundError(f"{path} is missing: run prepare_synthetic.py config/cpu_{os.path.basename(root)}.py")
     clips = [clip | {"root": root} for clip in map(json.loads, path.read_text(encoding="utf-8").splitlines())
              if clip["split"] == split]
-    if not clips or root == voices and "style" not in clips[0]:
-        raise ValueError(f"{path}: no clips of {split} there" + (", or none with a style" if clips else ""))
+    wrong = next((clip["key"] for clip in clips if root == voices and not {"style", "pitch"} <= set(clip)
+                  or root == spoken and clip["text"] not in answers), "")
+    if wrong:
+        raise ValueError(f"{path}: {wrong} is not of espeak with style_share above 0, or not of {spoken_file}")
+    if not clips:
+        raise ValueError(f"{path}: no clips of {split} there")
     return clips
 
 
@@ -372,7 +380,7 @@ def read_sources(names, split):
                 raise ValueError(f"{name} is for non-commercial use alone: say so with --non_commercial=True")
         for clip in real_sets.list_clips(name, folder or (known or {"folder": ""})["folder"]):
             labels = {"thing" if task == "event" else task: answer for task, answer in clip["labels"].items()}
-            if clip["split"] == split and (labels or clip["text"]):
+            if clip["split"] == split and (labels or clip["text"]):  # what a cut leaves without a turn is not written
                 clips.append(clip | {"labels": labels, "text": normalize_transcript(clip["text"])})
     for clip in clips:  # an open set of sounds: what these sets hold
         if "thing" in clip["labels"] and clip["labels"]["thing"] not in tasks["thing"]["labels"]:
@@ -393,7 +401,9 @@ def text_chats(count):
     """Chats without audio, so that text stays known: say it again, its first or last word, and spoken.txt's answers."""
     path = Path(text_dir, "train.txt")
     with path.open(encoding="utf-8") as f:
-        lines = [line.strip() for line, _ in zip(f, range(4000))]
+        lines = [line.strip() for line, _ in zip(f, range(4000)) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no sentence: run prepare_text.py again")
     rng, rows = np.random.default_rng([seed, 9]), []
     for _ in range(count):
         line = lines[rng.integers(len(lines))]
@@ -409,13 +419,14 @@ def make_mix(part):
     count = max(8, round(n / (0.75 * turns)))
     jobs, overlay = [], []
     for clip in read_sources(sources, "train"):  # val: a twentieth of the speakers
-        real.setdefault("val" if zlib.crc32(clip["speaker"].encode()) % 20 == 0 else "train", []).append(clip)
+        real.setdefault("val" if zlib.crc32(clip["speaker"].encode()) % 20 == 1 else "train", []).append(clip)
     for salt, (split, size) in enumerate({"train": count, "val": max(8, round(val_share * count))}.items()):
         said = said_in(read_clips(speech, split))
         jobs += plan(read_clips(voices, split), read_clips(spoken, split), size, split, said, salt)
         overlay += ask_speech(read_clips(speech, split), said, salt)
     with ProcessPoolExecutor(workers or os.cpu_count(), get_context("fork")) as pool:
         rows = list(tqdm(pool.map(make_item, jobs, chunksize=32), total=len(jobs), unit=" clips", desc="instructions"))
+    rows = [row for row in rows if row["turns"] or row["text"]]  # a long real recording may have no question left
     asked = Counter(turn[0] for row in rows + overlay for turn in row["turns"])
     (part / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in overlay), encoding="utf-8")
     (part / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -428,7 +439,7 @@ def make_mix(part):
 # ---- the bench
 
 def bench_sets(task, count, clips, rng):
-    """-> [(clip, answer, options)] of a task: each answer as often the key as any of three distractors."""
+    """-> [(clip, answer, options)] of a task: answers in turn, each about a third as often the key as a distractor."""
     if task in ("sentence", "word"):
         return content_sets(task, count, clips, rng)
     labels = tasks[task]["labels"]
@@ -492,6 +503,16 @@ def real_cells(found):
     return cells
 
 
+def make_right(kind, clip, task, key, number):
+    """The wav of a question; ValueError where what was made is not what the key says."""
+    for attempt in range(20):  # a peaky voice may not get as loud as it should
+        rng = np.random.default_rng([seed, 80, number, attempt])
+        wav, found, _ = MAKERS[kind](clip, rng, task, key)
+        if task == "word" or found.get(task) == key:
+            return wav
+    raise ValueError(f"question {number}: its recording shows {task} = {found.get(task)}, not {key}")
+
+
 def make_bench(part):
     """Write AudioBench-mini below `part`; returns counts."""
     import soundfile
@@ -504,15 +525,16 @@ def make_bench(part):
         sizes[next(iter(sizes))] += bench_items - sum(sizes.values())
         for k, (task, size) in enumerate(sizes.items()):
             rng = np.random.default_rng([seed, 77, len(rows), k])
+            phrase = np.random.default_rng([seed, 81, len(rows), k])  # not moved by what the clips' draws take
             pool = found or clips[{"sentence": speech, "word": speech, "digit": spoken}.get(task, voices)]
             for clip, key, options in bench_sets(task, size, pool, rng) if size else ():
                 kind = "voice" if task not in ("pair", "scene", "event", "digit") else task.replace("digit", "spoken")
                 kind = "real" if found else kind
-                wav = MAKERS[kind](clip, rng, task, key)[0]
                 name, asks = f"{len(rows):03d}", tasks[task]["bench"]
+                wav = make_right(kind, clip, task, key, len(rows))
                 soundfile.write(part / f"wavs/{name}.wav", np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
                 rows.append({"id": name, "cell": cell, "task": task, "audio": f"wavs/{name}.wav",
-                             "question": asks[rng.integers(len(asks))], "options": options, "key": key})
+                             "question": asks[phrase.integers(len(asks))], "options": options, "key": key})
     places = np.random.default_rng([seed, 78]).permutation(np.arange(len(rows)) % 4)  # as often first as last
     for row, place in zip(rows, places.tolist()):
         others = [option for option in row["options"] if option != row["key"]]

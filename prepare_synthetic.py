@@ -84,7 +84,7 @@ MANY = {"m1": ("male", "plain"), "m3": ("male", "plain"), "m7": ("male", "plain"
         "f2": ("female", "plain"), "f5": ("female", "plain"), "croak": ("male", "croak"),
         "whisper": ("male", "whisper"), "klatt": ("", "klatt"), "klatt2": ("", "klatt")}
 NEW = {"m4": ("male", "plain"), "m5": ("male", "plain"), "f3": ("female", "plain"), "f4": ("female", "plain"),
-       "grandpa": ("male", "croak"), "whisperf": ("female", "whisper"), "klatt4": ("", "klatt")}
+       "grandpa": ("male", "croak"), "whisperf": ("female", "whisper"), "klatt3": ("", "klatt")}
 ACCENTS = {"en-us": "american", "en-gb-x-rp": "british", "en-gb-scotland": "scottish", "en-029": "caribbean"}
 VOICES = {  # engine: [(voice, accent, sex or '', quality)]
     "espeak": [(f"{language}+{variant}", accent, sex, variant if variant in ("croak", "whisper") else "plain")

@@ -1,6 +1,6 @@
 """Sounds made by formulas, with exact labels: events, instruments, melodies, and rooms, noise and channels for speech.
 
-Every maker takes (n, rng): samples at 16 kHz and numpy's Generator, and returns float32 (n,) of RMS 1.
+A maker of EVENTS takes (n, rng): samples at 16 kHz and numpy's Generator, and returns float32 (n,) of RMS 1.
 """
 import numpy as np
 
@@ -101,8 +101,8 @@ def clock(n, rng):
 def alarm(n, rng):
     hz, length = rng.uniform(1800, 3000), int(0.09 * SAMPLE_RATE)
     beep = np.sign(np.sin(2 * np.pi * hz * seconds(length)))
-    four = np.concatenate([np.pad(beep, (0, length // 2))] * 3)
-    return repeat(n, rng, rng.uniform(0.7, 1.0), lambda r: four)
+    three = np.concatenate([np.pad(beep, (0, length // 2))] * 3)
+    return repeat(n, rng, rng.uniform(0.7, 1.0), lambda r: three)
 
 
 def knocking(n, rng):
@@ -199,7 +199,7 @@ MELODIES = {"up": (0, 4, 7), "down": (7, 4, 0), "up and down": (0, 7, 0), "down 
 
 
 def melody(n, rng, instrument, steps):
-    """Notes of an instrument, of EVENTS' length n: steps are semitones over a random pitch."""
+    """Notes of an instrument, together n samples: steps are semitones over a random pitch."""
     base, m = 220 * 2 ** (rng.uniform(0, 12) / 12), n // len(steps)
     notes = [INSTRUMENTS[instrument](base * 2 ** (step / 12), m, rng) for step in steps]
     return level(np.pad(np.concatenate(notes), (0, n - m * len(steps))))
@@ -215,7 +215,7 @@ def beeps(n, rng, count):
     return level(out + 1e-5 * rng.standard_normal(len(out)))
 
 
-# ---- what happens to speech on its way: (wav (n,), rng) -> float32 ----
+# ---- what happens to speech on its way ----
 def room(wav, rng, seconds_60, wet):
     """Reverberation: noise that falls by 60 dB in seconds_60, at `wet` times the direct sound's energy."""
     n = int(seconds_60 * SAMPLE_RATE)

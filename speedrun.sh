@@ -40,7 +40,7 @@ stage() {
     local last
     last=$(grep -s "\"$name\"" "$stages" | tail -1 || true)
     if [[ $script == train_* && -n $last && $last != *"$chain"* ]]; then
-        rm -f "${result%/*}"/{meta,model,optim,projector}_*  # other settings: a later kill must not find them
+        rm -f "${result%/*}"/{meta,model,optim,projector,lora}_*  # other settings: a later kill must not find them
     fi
     echo "=== $name: python $script $config"
     began=$(date +%s)

@@ -43,7 +43,7 @@ full = False            # the whole LM; False: LoRA, and the embeddings of the t
 lora_rank = 16
 lora_alpha = 32.0       # the product of the LoRA matrices counts alpha/rank times
 lora_dropout = 0.0
-lora_targets = "attn.c_q,attn.c_k,attn.c_v,attn.c_proj,mlp.c_fc,mlp.c_proj"  # '': none, the projector alone
+lora_targets = "attn.c_q,attn.c_k,attn.c_v,attn.c_proj,mlp.c_fc,mlp.c_proj"  # '': no LoRA
 # the projector, beside what alignment made of it
 taps = ""               # those of the features that are used, comma-separated; '': all
 texture = 16            # tokens of how the clip sounds on the whole, in front; 0: none
@@ -177,9 +177,12 @@ def save_checkpoint(step, files, meta):
 def parse_weights(text):
     """'a=0.5,b=2' -> {a: 0.5, b: 2.0}"""
     try:
-        return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(",") if part)}
+        found = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(",") if part)}
     except ValueError:
-        fail(f"task_weights={text}: write it as sentence=0.5,pair=2")
+        found = {"": 0.0}
+    if not all(0 < value < math.inf for value in found.values()):
+        fail(f"task_weights={text}: write it as sentence=0.5,pair=2, each above 0")
+    return found
 
 
 def clean(text):
@@ -323,8 +326,14 @@ try:
         for split, clips in data.items()}
     if not min(map(len, usable.values())):
         fail(f"{data_dir} has no clip of {max_audio_s=} or less with words or turns for train or val")
+    usable["val"] = np.array(list({data["val"].keys[i]: i for i in usable["val"]}.values()))  # each clip once
+    asked_for = {task for clips in data.values() for info in clips.infos for task, *_ in info.get("turns", [])}
+    if unknown := set(weights) - asked_for - {"transcript", "text"}:
+        fail(f"task_weights: {sorted(unknown)[0]} is no task of {data_dir} ({', '.join(sorted(asked_for))})")
     usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
-    inputs = {"lm": sha256_file(os.path.join(lm, f"model_{start['step']:06d}.pt")),
+    parts = [os.path.join(lm, f"{name}_{start['step']:06d}.pt") for name in ("model", "projector")]
+    inputs = {"lm": " ".join(map(sha256_file, parts)),
+              "text": sha256_file(os.path.join(text_dir, "train.txt")) if text_dir else "",
               "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders),
               **{name: sha256_file(config[name]) if config[name] else "" for name in ("turns", "chats")}}
     talks, sentences, val_sentences = read_text()
@@ -374,7 +383,7 @@ by_kind[True] = [p for p in by_kind[True] if all(p is not matrix for matrix in m
 groups = [dict(params=by_kind[False], peak_lr=projector_lr), dict(params=by_kind[True], peak_lr=texture_lr),
           dict(params=lora, peak_lr=learning_rate),
           dict(params=list(model.parameters()) if full else list(tables.values()),
-               peak_lr=lm_learning_rate if full else learning_rate)]
+               peak_lr=lm_learning_rate if full else learning_rate, weight_decay=weight_decay if full else 0.0)]
 groups = [group for group in groups if group["params"]]
 optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)]
 if matrices:
@@ -444,18 +453,21 @@ def evaluate():
     model.trunk = plain_trunk
     clips, pool = data["val"], usable["val"]
     batches, _ = epoch_batches(n_tokens["val"].tobytes(), seed, "val", 0, 0, 0.0, batch_tokens)  # each by length
-    sums, asked, right = torch.zeros(4, device=device), Counter(), Counter()  # true, shuffled: nats and weights
+    sums, asked, right = torch.zeros(4, device=device), Counter(), Counter()  # true, shuffled: nats, weights each
     for at in (pool[batch] for batch in batches[rank::world_size]):
         rows = [clip_row(clips, i) for i in at]
         feats, lens = map(torch.from_numpy, load_batch(clips, at))
         true, weight, logits, targets = forward_rows(rows, feats, lens, with_logits=True)
-        wrong, _, *_ = forward_rows(rows, feats.roll(1, dims=0), lens.roll(1))
-        sums += torch.stack([true, wrong, weight, torch.ones_like(true)])
+        sums[:2] += torch.stack([true, weight])
         count_right(clips, at, logits, targets, asked, right)
+        if len(at) > 1:  # or it would be its own neighbour
+            sums[2:] += torch.stack(forward_rows(rows, feats.roll(1, dims=0), lens.roll(1))[:2])
     if world_size > 1:
         dist.all_reduce(sums)
-    true, wrong, n, _ = sums.tolist()
-    result = {"val_loss": true / n, "val_shuffled": wrong / n, "gap": (wrong - true) / n,
+        dist.all_gather_object(everyone := [None] * world_size, (asked, right))
+        asked, right = (sum(counts, Counter()) for counts in zip(*everyone))
+    true, wrong = (sums[0] / sums[1]).item(), (sums[2] / sums[3]).item()
+    result = {"val_loss": true, "val_shuffled": wrong, "gap": wrong - true,
               "val_right": sum(right.values()) / max(sum(asked.values()), 1)}
     if rank == 0:
         print("    right:", ", ".join(f"{task} {right[task]}/{asked[task]}" for task in sorted(asked)))
