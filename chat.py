@@ -24,12 +24,15 @@ config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
 
 
-def stream(tok, tokens):
-    """Print token ids (an iterable of int) as text as they come; return the text. A half UTF-8 character waits."""
+def stream(tok, tokens, strip=False):
+    """Print token ids (an iterable of int) as text as they come; return the text. A half UTF-8 character waits.
+
+    strip: without the space before it.
+    """
     ids, shown, text = [], "", ""
     for token in tokens:
         ids.append(token)
-        text = tok.decode(ids)
+        text = tok.decode(ids).removeprefix(" " * strip)
         if not text.endswith("\ufffd"):
             print(text[len(shown):], end="", flush=True)
             shown = text
@@ -68,7 +71,7 @@ def answer(model, meta, tok):
         raise ValueError(f"{n} tokens of audio, prompt and max_tokens > the model's {room}: give a shorter recording")
     tokens = generate(model, [ids], heard, ears["audio_at"], max_tokens, temperature, top_k,
                       stop_ids=(tok.special("<|assistant_end|>"), tok.bos_id), seed=seed)
-    stream(tok, (row[0] for row in tokens))
+    stream(tok, (row[0] for row in tokens), ears["plain"])
     print()
 
 
