@@ -473,7 +473,7 @@ def bench_clip(task, key, clips, rng):
 
 def content_sets(task, count, clips, rng):
     """Sentences of about one length, or a word of each: the options of each are those of the next three."""
-    clear = [clip for clip in clips if 5 <= len(clip["text"].split()) <= 8]
+    clear = [clip for clip in clips if 5 <= len(clip["text"].split()) <= 8 and ("path" in clip or is_clear(clip))]
     chosen, keys, texts = [], [], set()
     for i in rng.permutation(len(clear)):
         words = clear[i]["text"].split()

@@ -515,4 +515,5 @@ if rank == 0:
     if is_smoke and losses:
         judge_smoke(losses)
 if world_size > 1:
+    dist.barrier()  # gloo has aborted in a rank that ended long before the others (2026-11)
     dist.destroy_process_group()

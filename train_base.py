@@ -418,4 +418,5 @@ if rank == 0:
     print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
           + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} at {max(max_steps, first_step)}")
 if world_size > 1:
+    dist.barrier()  # gloo has aborted in a rank that ended long before the others (2026-11)
     dist.destroy_process_group()

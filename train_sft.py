@@ -570,4 +570,5 @@ if rank == 0:
           + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} at {max(max_steps, first_step)}"
           + ("" if full else f"; adapters alone {size:.1f} MB"))
 if world_size > 1:
+    dist.barrier()  # gloo has aborted in a rank that ended long before the others (2026-11)
     dist.destroy_process_group()

@@ -17,7 +17,7 @@ SIZES = {"voices": ["--train_engines=espeak_many", "--test_engines=espeak_new", 
                     "--style_share=0.3", "--noise_share=0"],
          "spoken": ["--spoken_share=1", "--n_train=60", "--n_val=20", "--n_test=300", "--test_engines=espeak_new",
                     f"--spoken_file={ROOT}/spoken.txt"],
-         "speech": ["--n_train=60", "--n_val=20", "--n_test=60", "--test_engines=espeak_new"]}
+         "speech": ["--n_train=60", "--n_val=20", "--n_test=200", "--test_engines=espeak"]}
 
 
 def python(*args, ok=True):

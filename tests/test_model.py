@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import model as M
-from decode import generate, sample
+from decode import generate, sample, transcribe
 from model import GPT, GPTConfig, KVCache, load_checkpoint
 from optim import Muon
 
@@ -286,7 +286,7 @@ def test_beam_search(tiny, beams):
     tiny.lm_head.weight.data *= 3  # else every score is about the same
     tiny.lm_head.weight.data[0] += 0.4 * tiny.lm_head.weight.data[1:9].sum(0)  # some end, one has no room to
     hears, feats = Hears(5), [4 * torch.randn(n, 1, TINY.n_embd) for n in (100, 3, 4, 60, 80, 90, 100, 100)]
-    heard = M.transcribe(tiny, hears, hears, feats, beams=beams)
+    heard = transcribe(tiny, hears, hears, feats, beams=beams)
     tokens = [hears(f[None], torch.tensor([len(f)])) for f in feats]
     audio = [x[0, :n] for x, n in tokens]
     assert heard == [search(tiny, x, 16 + len(f) // 2, beams) for x, f in zip(audio, feats)]
@@ -295,7 +295,7 @@ def test_beam_search(tiny, beams):
         steps = [[row[0] for row in generate(tiny, [[0]], [x], 0, (16 + len(f) // 2) // 5, stop_ids=(0,))]
                  for x, f in zip(audio, feats)]
         assert heard == [" ".join(map(str, ids)) for ids in steps]
-    assert M.transcribe(tiny, hears, hears, feats[:1], beams=40) != heard[:1]  # more than half the vocabulary
+    assert transcribe(tiny, hears, hears, feats[:1], beams=40) != heard[:1]  # more than half the vocabulary
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -303,8 +303,8 @@ def test_beam_search(tiny, beams):
 def test_transcript_has_an_end(tiny, monkeypatch, size, beams):
     """A model in a loop would write for ever, or the more the longer its tokens are."""
     monkeypatch.setattr(GPT, "logits", lambda self, x: 9.0 * F.one_hot(torch.full(x.shape[:2], 5), 50))
-    loops, short = M.transcribe(tiny, Hears(size), Hears(size), [torch.zeros(100, 1, 48), torch.zeros(40, 1, 48)],
-                                beams=beams)
+    loops, short = transcribe(tiny, Hears(size), Hears(size), [torch.zeros(100, 1, 48), torch.zeros(40, 1, 48)],
+                              beams=beams)
     assert loops == " ".join(["5"] * (66 // size)) and short == " ".join(["5"] * (36 // size))
 
 

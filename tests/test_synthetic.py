@@ -135,7 +135,8 @@ def test_labels_are_what_is_heard(corpus):
             assert abs(labels["loudness"] - labels["noise_db"] - labels["snr_db"]) < 0.11
     planned = [synthetic.plan_clip("train", i, [voice], "a") for i in range(400)]
     assert 0.2 < np.mean([clip["noise"] != "" for clip in planned]) < 0.4
-    for name, low, high in (("rate_set", synthetic.rate_min, synthetic.rate_max), ("pitch", *synthetic.PITCH)):
+    for name, low, high in (("rate_set", synthetic.rate_min, synthetic.rate_max),
+                                ("pitch", synthetic.pitch_min, synthetic.pitch_max)):
         values = [clip[name] for clip in planned]
         assert low <= min(values) < low + 3 and high - 3 < max(values) <= high
 
