@@ -2,7 +2,7 @@
     python train_sft.py config/cpu_w3.py
 
 W3 of the CPU demo: LoRA of rank 16 on the frozen LM, the projector trained on. 2 shared cores, 7 minutes;
-AudioBench-mini 68.5%, WER 25.2% on new sentences and 30.5% in another engine's voice, 23.5 and 28.8% before (2026-11-23).
+AudioBench-mini 68.5%; WER 25.2% on new sentences, 30.5% in another engine's voice, 23.5 and 28.8% before (2026-11-23).
 """
 out_dir = "out/cpu_w3"
 task_weights = "transcript=2.5"
