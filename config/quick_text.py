@@ -6,4 +6,4 @@
 out_dir = "data/quick_text"
 n_train = 20_000
 n_val = 200
-n_test = 200
+n_test = 400
