@@ -307,21 +307,26 @@ def make_item(job):
 
 
 def pair_up(clips, rng, label=""):
-    """-> two clips of plain voices with other texts, whose speakers are as label, an answer of the task pair, says."""
+    """-> two clips of plain voices with other texts, whose speakers are as label, an answer of the task pair, says.
+
+    Without a label it is drawn, and another one serves where no two clips fit.
+    """
     plain = [clip for clip in clips if clip["quality"] == "plain" and not clip["style"] and clip["seconds"] < 4
              and clip["pitch_hz"]]
-    number, who = (label or tasks["pair"]["labels"][rng.integers(5)]).split()[:2]
-    sex = {"man": "male", "men": "male", "woman": "female", "women": "female"}[who]
-    a = [clip for clip in plain if number == "a" or clip["sex"] == sex]
-    for i in rng.permutation(len(a)):
-        near = [b for b in plain if b["text"] != a[i]["text"] and (
-            b["sex"] != a[i]["sex"] if number == "a" else
-            b["voice"] == a[i]["voice"] and abs(b["pitch"] - a[i]["pitch"]) <= 4 if number == "one" else
-            b["sex"] == a[i]["sex"] and b["voice"] != a[i]["voice"]
-            and abs(np.log2(b["pitch_hz"] / a[i]["pitch_hz"])) > 0.35)]
-        if near:
-            return [a[i], near[rng.integers(len(near))]]
-    raise ValueError(f"{voices}: no two clips of {label or who}: raise n_train and n_test there")
+    labels = tasks["pair"]["labels"]
+    first = label or labels[rng.integers(5)]
+    for number, who in (name.split()[:2] for name in [first, *(name for name in labels if not label and name != first)]):
+        sex = {"man": "male", "men": "male", "woman": "female", "women": "female"}[who]
+        a = [clip for clip in plain if number == "a" or clip["sex"] == sex]
+        for i in rng.permutation(len(a)):
+            near = [b for b in plain if b["text"] != a[i]["text"] and (
+                b["sex"] != a[i]["sex"] if number == "a" else
+                b["voice"] == a[i]["voice"] and abs(b["pitch"] - a[i]["pitch"]) <= 4 if number == "one" else
+                b["sex"] == a[i]["sex"] and b["voice"] != a[i]["voice"]
+                and abs(np.log2(b["pitch_hz"] / a[i]["pitch_hz"])) > 0.35)]
+            if near:
+                return [a[i], near[rng.integers(len(near))]]
+    raise ValueError(f"{voices}: no two clips of {first}: raise n_train and n_test there")
 
 
 def ask_speech(clips, said, salt):
