@@ -479,18 +479,19 @@ def bench_clip(task, key, clips, rng):
 def content_sets(task, count, clips, rng):
     """Sentences of about one length, or a word of each: the options of each are those of the next three."""
     clear = [clip for clip in clips if 5 <= len(clip["text"].split()) <= 8 and ("path" in clip or is_clear(clip))]
-    chosen, keys, texts = [], [], set()
+    chosen, keys, texts, n_sets = [], [], set(), max(count, 4)
     for i in rng.permutation(len(clear)):
         words = clear[i]["text"].split()
         long = [w for w in words if 5 <= len(w) <= 7 and not any(w in text.split() for text in texts)]
-        if long and not set(words) & set(keys) and len(chosen) < count:
+        if long and not set(words) & set(keys) and len(chosen) < n_sets:
             chosen.append(clear[i])
             keys.append(long[rng.integers(len(long))])
             texts.add(clear[i]["text"])
-    if len(chosen) < count:
-        raise ValueError(f"{speech}: {len(chosen)} clear sentences of test for {count} questions: raise n_test there")
+    if len(chosen) < n_sets:
+        raise ValueError(f"{speech}: {len(chosen)} clear sentences of test for {n_sets} questions: raise n_test there")
     keys = keys if task == "word" else [clip["text"] for clip in chosen]
-    return [(clip, keys[i], [keys[(i + k) % count] for k in range(4)]) for i, clip in enumerate(chosen)]
+    return [(clip, keys[i], [keys[(i + k) % n_sets] for k in range(4)])
+            for i, clip in enumerate(chosen[:count])]
 
 
 def real_cells(found):
