@@ -315,7 +315,8 @@ def pair_up(clips, rng, label=""):
              and clip["pitch_hz"]]
     labels = tasks["pair"]["labels"]
     first = label or labels[rng.integers(5)]
-    for number, who in (name.split()[:2] for name in [first, *(name for name in labels if not label and name != first)]):
+    wanted = [first, *(name for name in labels if not label and name != first)]
+    for number, who in (name.split()[:2] for name in wanted):
         sex = {"man": "male", "men": "male", "woman": "female", "women": "female"}[who]
         a = [clip for clip in plain if number == "a" or clip["sex"] == sex]
         for i in rng.permutation(len(a)):
