@@ -387,7 +387,7 @@ def evaluate_bench():
     else:
         result, choices = audiobench.run_bench(load_listener(), bench, batch_size, seed)
     old = os.path.join(out_dir or ckpt, "bench.json")
-    if minutes is None and not answers and os.path.isfile(old):
+    if minutes is None and not answers and os.path.isfile(old) and read_json(old).get("bench") == bench:
         minutes = read_json(old).get("minutes")  # of all stages, where this only asks again
     seconds = result["seconds"] if report else round(time.perf_counter() - began, 1)
     result |= {"seconds": seconds, "minutes": round(seconds / 60, 2) if minutes is None else minutes,

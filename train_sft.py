@@ -426,8 +426,8 @@ if rank == 0:
     for split, clips in data.items():
         hours = sum(clips.seconds[i] for i in usable[split]) / 3600
         n_turns = sum(len(clips.infos[i].get("turns", [])) for i in usable[split])
-        print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h, {n_turns:,} questions; left out: "
-              f"{len(clips) - len(usable[split])}")
+        left_out = len(set(clips.keys)) - len({clips.keys[i] for i in usable[split]})  # a folder may count twice
+        print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h, {n_turns:,} questions; left out: {left_out}")
 
 
 # ---- evaluate()
