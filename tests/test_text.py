@@ -49,7 +49,7 @@ def test_grammar_is_rich_enough(text):
     _, texts, meta = text
     assert meta["frames"] >= 300 and meta["words"] >= 2000
     assert 35 < meta["perplexity"] < 75 and meta["perplexity"] == pytest.approx(math.exp(meta["entropy"]))
-    assert meta["counts"] == {"train": 20_000, "val": 200, "test": 200} == {s: len(texts[s]) for s in SPLITS}
+    assert meta["counts"] == {"train": 20_000, "val": 200, "test": 400} == {s: len(texts[s]) for s in SPLITS}
     assert meta["mean_words"] == pytest.approx(meta["grammar_words"], abs=0.2)
     assert meta["oov"] < 60
 
