@@ -30,6 +30,10 @@ BATCH_MEL_FRAMES = {"cpu": 4800, "cuda": 96_000}  # in one call; cpu: more was n
 WHEELS_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"  # the public faster-whisper-base
 
 # --- from a file to a log-mel spectrogram ----------------------------------------------------------------------------
+class TooLong(ValueError):
+    """A recording over the limit of seconds."""
+
+
 def read_audio(path_or_bytes, max_s=600.0):
     """Decode wav, flac, ogg or mp3, a path or a file's bytes, of at most max_s -> float32 mono (n,) at 16 kHz.
 
@@ -44,7 +48,9 @@ def read_audio(path_or_bytes, max_s=600.0):
         with open(name, "rb") if is_path else io.BytesIO(path_or_bytes) as f, soundfile.SoundFile(f) as sound:
             rate, n = sound.samplerate, sound.frames
             if n > max_s * rate:
-                raise ValueError(f"{name} is {n / rate:.1f} s long, over the limit of {max_s:g} s")
+                raise TooLong(f"{name} is {n / rate:.1f} s long, over the limit of {max_s:g} s")
+            if not 1000 <= rate <= 384_000:
+                raise ValueError(f"{name} has a sample rate of {rate} Hz: 1,000 to 384,000 can be read")
             wav = sound.read(dtype="float32", always_2d=True).mean(1)
     except (RuntimeError, TypeError) as e:  # TypeError: headerless formats (.raw) ask for a sample rate
         raise ValueError(f"{name} is corrupt or no audio file ({str(e).split(': ')[-1].strip()})") from None

@@ -4,7 +4,7 @@ import math
 import torch
 import torch.nn as nn
 
-from model import KVCache, take
+from model import KVCache
 
 
 def sample(logits, temperature, top_k, top_p, generator):
@@ -38,8 +38,8 @@ def prefill(model, prompts, audio, audio_at, room):
     n = idx.size(1) + (0 if features is None else features.size(1))
     cache = KVCache(model.config, len(prompts), n + room, model.cos.device)
     logits = model(idx, kv_cache=cache, audio_features=features, audio_lens=audio_lens, text_lens=text_lens,
-                   audio_at=audio_at)
-    return cache, take(logits, (text_lens - 1)[:, None])[:, 0]
+                   audio_at=audio_at, logits_at=text_lens - 1)
+    return cache, logits[:, 0]
 
 
 @torch.inference_mode()

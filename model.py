@@ -334,13 +334,14 @@ class GPT(nn.Module):
         return SOFTCAP * torch.tanh(z / SOFTCAP)
 
     def forward(self, idx, targets=None, kv_cache=None, loss_reduction="mean",
-                audio_features=None, audio_lens=None, text_lens=None, audio_at=0):
+                audio_features=None, audio_lens=None, text_lens=None, audio_at=0, logits_at=None):
         """Logits of text, or its loss; audio tokens stand among the text, and nothing is predicted at them.
 
         idx, targets: int64 (B, T); targets of -1 count nothing. kv_cache: a KVCache; this call's tokens are appended
         to what each row holds. audio_features: (B, T_a, C), a projector's output; audio_lens, text_lens: (B,), true
-        lengths of padded rows (None: full). audio_at: text tokens that stand before the audio.
-        Returns logits (B, T, V) fp32, or with targets the loss: 'mean' and 'sum' a scalar, 'none' (B*T,), 0 where -1.
+        lengths of padded rows (None: full). audio_at: text tokens that stand before the audio. logits_at: (B,), the
+        text token whose logits alone are wanted. Returns logits (B, T, V) fp32 (T is 1 with logits_at), or with targets
+        the loss: 'mean' and 'sum' a scalar, 'none' (B*T,), 0 where -1.
         """
         B, T = idx.shape
         x = self.embed(idx)
@@ -361,7 +362,8 @@ class GPT(nn.Module):
             lens = text_lens + audio_lens
         x = self.run(x, ve, kv_cache, lens)
         if targets is None:
-            return self.logits(x if place is None else take(x, place))
+            x = x if place is None else take(x, place)
+            return self.logits(x if logits_at is None else take(x, logits_at[:, None]))
         return self.loss(x, place, targets, loss_reduction)
 
     def run(self, x, ve, kv_cache, lens):
@@ -370,7 +372,7 @@ class GPT(nn.Module):
         if kv_cache is None:
             assert T <= limit, f"a row of {T} tokens > {limit} positions (10 x sequence_len): use a shorter recording"
             return self.trunk(x, ve, self.cos[None, :T, None], self.sin[None, :T, None], self.masks(None, T))
-        q_pos = kv_cache.begin(T, limit)  # (B, T)
+        q_pos = kv_cache.begin(T, lens, limit)  # (B, T)
         cos, sin = self.cos[q_pos][:, :, None], self.sin[q_pos][:, :, None]  # (B, T, 1, D/2)
         x = self.trunk(x, ve, cos, sin, self.masks(q_pos, kv_cache.n_keys), kv_cache)
         kv_cache.advance(T, lens)
@@ -435,20 +437,21 @@ class KVCache:
     """
 
     def __init__(self, config, batch_size, max_len, device="cpu"):
-        shape = (config.n_layer, batch_size, config.n_kv_head, max_len, config.n_embd // config.n_head)
+        shape = (config.n_layer, batch_size, config.n_kv_head, max_len + 1, config.n_embd // config.n_head)
         self.k = torch.zeros(shape, dtype=COMPUTE_DTYPE, device=device)
         self.v = torch.zeros_like(self.k)
         self.lens = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.previous = torch.zeros(batch_size, 1, config.n_embd, dtype=COMPUTE_DTYPE, device=device)
-        self.longest = 0  # of lens, on the host, or more
+        self.longest = 0  # of lens, on the host
         self.n_keys = 0   # keys that a query of this call may see
 
-    def begin(self, T, limit):
-        """Take T more places in every row; return their positions (B, T)."""
-        self.n_keys, max_len = self.longest + T, min(self.k.size(3), limit)
+    def begin(self, T, lens, limit):
+        """Take T more places in every row, or lens (B,) of them; return their positions (B, T)."""
+        self.n_keys = self.longest + T if lens is None else int((self.lens + lens).max())
+        max_len = min(self.k.size(3) - 1, limit)  # what is padding beyond it is written to the place behind the last
         assert self.n_keys <= max_len, f"{self.n_keys} tokens > the cache's {max_len}: make max_len larger"
-        self.at = self.lens[:, None] + torch.arange(T, device=self.lens.device)
-        return self.at
+        self.at = (self.lens[:, None] + torch.arange(T, device=self.lens.device)).clamp(max=self.k.size(3) - 1)
+        return self.at.clamp(max=limit - 1)
 
     def write(self, layer, k, v):
         """Store k, v (B, T, H_kv, D) at begin()'s positions; return all keys and values (B, H_kv, n_keys, D)."""
@@ -460,7 +463,7 @@ class KVCache:
     def advance(self, T, lens):
         """Count this call's tokens: T in every row, or lens (B,) of them."""
         self.lens = self.lens + (T if lens is None else lens)
-        self.longest = self.longest + T if lens is None else int(self.lens.max())
+        self.longest = self.n_keys
 
     def select(self, rows):
         """Go on with `rows` (B' ints) of what is held: each once, several times or not at all."""
@@ -474,6 +477,19 @@ class KVCache:
             new[:, :, :, :self.longest] = kept
             setattr(self, name, new)
         self.lens, self.previous = self.lens[rows], self.previous[rows]
+        self.longest = int(self.lens.max())
+
+    @classmethod
+    def gather(cls, config, rows, max_len, device="cpu"):
+        """A cache of max_len places with the first n places of row b of others: rows is [(KVCache or None, b, n)]."""
+        new = cls(config, len(rows), max_len, device)
+        for i, (old, b, n) in enumerate(rows):
+            if n:
+                new.k[:, i, :, :n], new.v[:, i, :, :n] = old.k[:, b, :, :n], old.v[:, b, :, :n]
+                new.previous[i] = old.previous[b]
+        new.lens = torch.tensor([n for *_, n in rows], device=device)
+        new.longest = max(n for *_, n in rows)
+        return new
 
 
 # --- checkpoints: model_000100.pt (the GPT alone) and meta_000100.json, which is written last -------------------------

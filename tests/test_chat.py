@@ -1,4 +1,5 @@
 """chat.py: what a tiny run hears in every kind of file, what it continues, and what it refuses."""
+import io
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import soundfile
 
 from audio import encode, read_audio, split_at_pauses
 from decode import transcribe
+from talk import Batch, Recording
 from test_eval import ROOT, make_run, run
 from tokenizer import ByteTokenizer
 
@@ -100,14 +102,28 @@ def test_answering_a_question(tmp_path, monkeypatch, capsys):
     assert code == 2 and "give a shorter recording" in err
 
 
-def test_half_a_character_waits(monkeypatch, capsys):
-    """Broken: a UTF-8 character of two tokens is printed as a question mark, or what is shown is shown again."""
-    monkeypatch.setattr(sys, "argv", ["chat.py"])
-    monkeypatch.delitem(sys.modules, "chat", raising=False)
-    import chat
-    assert chat.stream(ByteTokenizer(), "né à".encode()) == "né à" and capsys.readouterr().out == "né à"
-    assert chat.stream(ByteTokenizer(), b"a\xffb\xff") == "a\ufffdb\ufffd"
-    assert capsys.readouterr().out == "a\ufffdb\ufffd"
+def test_a_chat_of_several_turns(tmp_path, monkeypatch, capsys):
+    """Broken: a turn forgets the one before or its recording, a wrong file ends the chat, /new doesn't begin anew."""
+    from test_audiobench import make_run as make_chat_run
+    ckpt, clip = make_chat_run(tmp_path / "run"), write_audio(tmp_path / "clip.wav")
+
+    def chat(*lines):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", "--temperature=0", "--device=cpu",
+                             "--max_tokens=12")
+        assert code == 0, err
+        return [said(part) for part in out.split("> ")[1:]], err
+    asked, add = [], Batch.add
+    monkeypatch.setattr(Batch, "add", lambda self, rows: (asked.append(rows[0].prompt), add(self, rows)))
+    turns, err = chat("how high is it", f"/audio {clip}", "how high is it", "/audio no.wav", "how high is it", "/new",
+                      "how high is it", "/quit", "red")
+    assert len(turns) == 8 and turns[1][:2] == ["0.5", "s:"] and "no.wav" in err and err.count("\n") == 1
+    assert turns[0] == turns[6] and len(asked) == 4
+    first, second, third, anew = asked
+    assert first == anew == second[:len(first)] and second == third[:len(second)]
+    assert [sum(isinstance(item, Recording) for item in items) for items in asked] == [0, 1, 1, 0]
+    monkeypatch.setattr(Batch, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert chat("how high is it", "/new", "/help")[0][0] == ["[stopped]"]
 
 
 def test_wrong_input_is_one_line(ckpt, tmp_path, monkeypatch, capsys):

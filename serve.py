@@ -1,0 +1,532 @@
+"""
+Serve a run: a web page with a microphone at /, and OpenAI's API under /v1.
+
+    python serve.py --ckpt=out/cpu_w3                                        # then open http://127.0.0.1:8000
+    python serve.py --ckpt=out/cpu_w3 --host=0.0.0.0 --api_key=a-long-secret
+
+One process: requests that wait are read and decoded together, each joining and leaving between tokens. What a request
+holds stays in memory; logs have no content; a web page of another origin, or a host name it made up, is refused.
+"""
+import asyncio
+import base64
+import hmac
+import ipaddress
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections import deque
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from configurator import configure, fail
+
+# config: every value here can be set from a config file or as --name=value
+ckpt = "out/cpu_w3"       # the run's folder
+step = -1                 # which checkpoint of it; -1: the last
+host = "127.0.0.1"        # the address to listen at; 0.0.0.0: anyone who reaches this machine may ask
+port = 8000               # 0: any free one
+api_key = ""              # asked for as a bearer token; '': the environment variable NANOCHAT_API_KEY, if it is set
+allow_hosts = ""          # comma-separated names besides localhost and addresses by which this server may be called
+max_batch = 16            # answers decoded together
+window_ms = 4.0           # an idle server waits so long for requests that come together
+max_queue = 64            # requests that wait; one more is told that the server is busy
+max_body_mb = 25.0        # of a request
+max_audio_s = 30.0        # of a message's recordings together
+max_transcript_s = 600.0  # of a recording to transcribe
+max_tokens = 256          # of an answer, however many a request wants
+request_timeout_s = 120.0
+cache_mb = 256            # of conversations' keys and values, kept for their next turn; the oldest go first
+temperature = 0.0         # where a request names none; 0: the likeliest token
+beams = 5                 # of a transcript
+question = "answer the question"  # to a recording that comes without words
+device = "auto"           # auto, cuda, mps, cpu
+config = configure(globals())  # prints each change
+# -----------------------------------------------------------------------------
+if min(max_batch, max_tokens) < 1 or min(window_ms, max_queue, cache_mb, temperature) < 0 or not 0 <= port <= 65535 or (
+        min(max_body_mb, max_audio_s, max_transcript_s, request_timeout_s) <= 0) or beams < 1:
+    fail("max_batch, max_tokens, beams are 1 or more; window_ms, max_queue, cache_mb, temperature 0 or more; port 0 to "
+         "65535; max_body_mb, max_audio_s, max_transcript_s and request_timeout_s above 0")
+try:
+    from fastapi import FastAPI, Request
+    from fastapi.concurrency import run_in_threadpool
+    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+    from pydantic import BaseModel, Field, ValidationError
+    from starlette.exceptions import HTTPException
+    from starlette.formparsers import MultiPartParser
+    import uvicorn
+except ImportError as e:
+    fail(f"{e}: pip install -r requirements.txt")
+from audio import SAMPLE_RATE, TooLong, read_audio
+from talk import Batch, Row, Talker, Text, joined, size
+
+MultiPartParser.spool_max_size = int(max_body_mb * 1e6)  # an upload is never written to disk
+PAGE = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
+POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src 'unsafe-inline'; "
+          "img-src data:; media-src blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+          "form-action 'none'")
+
+
+class Refused(Exception):
+    """A request that gets an error: status and what OpenAI's errors hold."""
+
+    def __init__(self, status, message, param=None, code=None):
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def response(self):
+        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "server_error",
+                500: "server_error"}.get(self.status, "invalid_request_error")
+        headers = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(self.status)
+        return JSONResponse({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}},
+                            self.status, headers)
+
+
+# ---- what a request may say
+
+class Sound(BaseModel):
+    data: str  # base64
+    format: Literal["wav", "mp3", "flac", "ogg"] = "wav"
+
+
+class Part(BaseModel):
+    type: Literal["text", "input_audio"]
+    text: str = ""
+    input_audio: Sound | None = None
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool | None = False
+
+
+class ChatRequest(BaseModel):
+    """What is read of OpenAI's request; what would change an answer and can't be done is refused, the rest ignored."""
+    model: str = ""
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-2**63, lt=2**63)
+    presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
+    tools: list | None = Field(None, max_length=0)
+    modalities: list[Literal["text"]] | None = None
+
+
+def decode(data, most_s, param):
+    """A file's bytes -> float32 (n,) at 16 kHz, or Refused."""
+    try:
+        return read_audio(data, most_s)
+    except TooLong as e:
+        raise Refused(413, str(e), param, "audio_too_long") from None
+    except ValueError as e:
+        raise Refused(400, str(e), param, "invalid_audio") from None
+
+
+def read_message(message, place):
+    """-> (role, text, float32 wav or None) of a Message."""
+    parts = [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content or []
+    sounds, param = [], f"messages.{place}.content"
+    for i, part in enumerate(parts):
+        if (part.type == "input_audio") != bool(part.input_audio) or part.input_audio and message.role != "user":
+            raise Refused(400, "input_audio belongs to a user's part of type input_audio", f"{param}.{i}")
+        if part.input_audio:
+            try:
+                data = base64.b64decode(part.input_audio.data, validate=True)
+            except ValueError as e:
+                raise Refused(400, f"data is no base64: {e}", f"{param}.{i}.input_audio.data") from None
+            sounds.append(decode(data, max_audio_s, f"{param}.{i}.input_audio.data"))
+    wav = joined(sounds)
+    if wav is not None and len(wav) > max_audio_s * SAMPLE_RATE:
+        raise Refused(413, f"recordings of more than {max_audio_s:g} s in a message", param, "audio_too_long")
+    text = "\n".join(part.text for part in parts if part.text)
+    role = "system" if message.role == "developer" else message.role
+    return role, text or (question if sounds else ""), wav
+
+
+def make_row(ask):
+    """A ChatRequest -> Row, or Refused."""
+    if not talker.can_chat:
+        raise Refused(400, f"{name} only transcribes: use /v1/audio/transcriptions, or serve a run of train_sft.py")
+    messages = [read_message(message, i) for i, message in enumerate(ask.messages)]
+    if any(wav is not None for *_, wav in messages) and not talker.ears:
+        raise Refused(400, f"{name} takes no audio", "messages")
+    if messages[-1][0] != "user":
+        raise Refused(400, "the last message is the user's", "messages")
+    try:
+        prompt = talker.prompt([(role, text, None if wav is None else talker.record(wav))
+                                for role, text, wav in messages])
+    except ValueError as e:
+        raise Refused(400, str(e), "messages") from None
+    room = talker.limit - size(prompt)
+    if room < 1:
+        raise Refused(400, f"{size(prompt)} tokens of messages > the model's {talker.limit}", "messages",
+                      "context_length_exceeded")
+    wanted = ask.max_completion_tokens or ask.max_tokens or max_tokens
+    return Row(prompt, min(wanted, max_tokens, room), temperature if ask.temperature is None else ask.temperature,
+               top_p=ask.top_p or 1.0, presence_penalty=ask.presence_penalty or 0.0,
+               frequency_penalty=ask.frequency_penalty or 0.0, stop_ids=talker.stop_ids(),
+               seed=int.from_bytes(os.urandom(7)) if ask.seed is None else ask.seed)
+
+
+# ---- the one thread that runs the model
+
+class Job:
+    """A Row to answer, or a wav to transcribe; `events` gets ids and pieces of text, then None, or an exception."""
+
+    def __init__(self, row=None, wav=None):
+        self.row, self.wav, self.gone = row, wav, False
+        self.loop, self.events = asyncio.get_running_loop(), asyncio.Queue()
+
+
+def deliver(events):
+    for job, event in events:
+        job.events.put_nowait(event)
+
+
+class Engine(threading.Thread):
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.wake, self.waiting, self.running = threading.Condition(), deque(), {}  # row or Job -> Job
+        self.new_batch()
+
+    def new_batch(self):
+        self.batch = Batch(talker.model, talker.hear if talker.ears else None, int(cache_mb * 2**20))
+
+    def submit(self, job):
+        """Let a Job wait for its turn; Refused when too many do."""
+        with self.wake:
+            if len(self.waiting) >= max(max_queue, 1):
+                raise Refused(503, f"the server is busy: {len(self.waiting)} requests wait", code="busy")
+            self.waiting.append(job)
+            self.wake.notify()
+
+    def run(self):
+        while True:
+            try:
+                self.turn()
+            except Exception as e:  # out of memory, or a mistake of ours: these answers are lost, the server is not
+                traceback.print_exc()
+                lost, self.running = list(self.running.values()), {}
+                self.new_batch()
+                self.send([(job, e) for job in lost])
+
+    def send(self, events):
+        """Hand events to the jobs' own loop, all at once."""
+        if events:
+            try:
+                events[0][0].loop.call_soon_threadsafe(deliver, events)
+            except RuntimeError:  # the server is stopping
+                pass
+
+    def turn(self):
+        """Take in what waits, then a token of every answer and a piece of every transcript."""
+        with self.wake:
+            self.wake.wait_for(lambda: self.waiting or self.running)
+        if not self.running:
+            time.sleep(window_ms / 1e3)
+        with self.wake:
+            n = min(len(self.waiting), max_batch - len(self.running))
+            new = [job for job in (self.waiting.popleft() for _ in range(n)) if not job.gone]
+        gone = [key for key, job in self.running.items() if job.gone]
+        for key in gone:
+            del self.running[key]
+        self.batch.drop([key for key in gone if isinstance(key, Row)])
+        for job in new:
+            job.pieces = talker.transcripts(job.wav, beams) if job.row is None else None
+            self.running[job.row or job] = job
+        if rows := [job.row for job in new if job.row]:
+            self.batch.add(rows)
+        events = []
+        for row, token in self.batch.step() if self.batch.rows else ():
+            events += [(self.running[row], token)] * (token is not None) + [(self.running[row], None)] * bool(row.ended)
+        for job in [job for key, job in self.running.items() if job is key]:
+            piece = next(job.pieces, None)
+            events.append((job, piece))
+        self.running = {key: job for key, job in self.running.items() if (job, None) not in events}
+        self.send(events)
+
+
+async def follow(job):
+    """Yield a job's events until it ends; a reader that leaves frees its slot at the next token."""
+    try:
+        while (event := await job.events.get()) is not None:
+            if isinstance(event, Exception):
+                raise Refused(500, "the server failed on this request; others may do better") from event
+            yield event
+    finally:
+        job.gone = True
+
+
+async def unless_gone(request, work):
+    """Await work, cancelled when the client goes away."""
+    async def leave():
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(leave())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise Refused(499, "the client went away")
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+# ---- the API
+
+class Guard:
+    """Around every request: who may ask, how much and how long; and a line of log without content."""
+
+    def __init__(self, app):
+        self.app, self.active = app, 0
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        status, got, began = 0, 0, time.time()
+
+        async def counted():
+            nonlocal got
+            message = await receive()
+            got += len(message.get("body", b""))
+            if got > max_body_mb * 1e6:
+                raise Refused(413, f"a body of more than {max_body_mb:g} MB", code="body_too_large")
+            return message
+
+        async def noted(message):
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        is_post = scope["method"] == "POST"
+        self.active += is_post
+        try:
+            async with asyncio.timeout(request_timeout_s):
+                self.check(scope, {k.decode("latin1"): v.decode("latin1") for k, v in scope["headers"]})
+                await self.app(scope, counted, noted)
+        except (Refused, TimeoutError) as e:
+            e = e if isinstance(e, Refused) else Refused(408, f"not done in {request_timeout_s:g} s", code="timeout")
+            if status:  # an answer has begun: it ends here
+                raise ConnectionError(e.message) from None
+            await e.response()(scope, receive, noted)
+        finally:
+            self.active -= is_post
+            path = scope["path"] if scope["path"] in PATHS else "(no such path)"
+            print(f"{time.strftime('%H:%M:%S')} {scope['method'][:8]} {path} {status} {time.time() - began:.3f} s",
+                  flush=True)
+
+    def check(self, scope, headers):
+        """Refused unless Host, Origin, key, length and the number of requests at once are in order."""
+        called = headers.get("host", "")
+        if not is_own_name(called):
+            raise Refused(403, f"this server is not called {called[:80]!r}: see --allow_hosts", code="host")
+        own = (f"http://{called}".lower(), f"https://{called}".lower())
+        if headers.get("origin", own[0]).lower() not in own:
+            raise Refused(403, "a web page of another origin may not ask here", code="origin")
+        key, given = b"Bearer " + KEY.encode(), headers.get("authorization", "").encode("latin1", "replace")
+        if KEY and scope["path"] not in ("/", "/health") and not hmac.compare_digest(given, key):
+            raise Refused(401, "this server asks for its key: Authorization: Bearer ...", code="invalid_api_key")
+        if headers.get("content-length", "").isdigit() and int(headers["content-length"][:18]) > max_body_mb * 1e6:
+            raise Refused(413, f"a body of more than {max_body_mb:g} MB", code="body_too_large")
+        if scope["method"] == "POST" and self.active > max_queue + max_batch:
+            raise Refused(503, f"the server is busy: {self.active} requests are open", code="busy")
+
+
+def is_own_name(called):
+    """True for localhost, an address and allow_hosts; a name that a foreign page makes up to get here is none."""
+    try:
+        at = urlsplit("//" + called).hostname or ""
+        allowed = ["localhost", *(x.strip().lower() for x in allow_hosts.split(",") if x.strip())]
+        return at in allowed or bool(ipaddress.ip_address(at))
+    except ValueError:
+        return False
+
+
+app = FastAPI(title="nanochat-omni", docs_url=None, redoc_url=None, openapi_url=None)
+app.add_middleware(Guard)
+app.add_exception_handler(Refused, lambda request, e: e.response())
+app.add_exception_handler(HTTPException, lambda request, e: Refused(e.status_code, str(e.detail)).response())
+app.add_exception_handler(Exception, lambda request, e: Refused(500, "a mistake of this server").response())
+decoders = asyncio.Semaphore(4)  # recordings decoded at once
+
+
+@app.get("/")
+async def page():
+    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
+
+
+@app.get("/health")
+async def health():
+    return {"status": "ok", "model": name, "running": len(engine.running), "waiting": len(engine.waiting),
+            "max_audio_s": max_audio_s}
+
+
+@app.get("/v1/models")
+async def models():
+    one = {"id": name, "object": "model", "created": started, "owned_by": "nanochat-omni"}
+    return {"object": "list", "data": [one]}
+
+
+@app.get("/v1/models/{model:path}")
+async def one_model(model: str):
+    if model != name:
+        raise Refused(404, f"the model here is {name}", "model", "model_not_found")
+    return (await models())["data"][0]
+
+
+@app.post("/v1/chat/completions")
+async def chat(request: Request):
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise Refused(415, "the body is JSON, with Content-Type: application/json")
+    try:
+        ask = ChatRequest.model_validate_json(await request.body())
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        raise Refused(400, first["msg"], ".".join(map(str, first["loc"])) or None) from None
+    async with decoders:
+        row = await run_in_threadpool(make_row, ask)
+    job = Job(row)
+    engine.submit(job)
+    stops = [ask.stop] if isinstance(ask.stop, str) else ask.stop or []
+    text, said = Text(talker.tok, talker.plain, stops), follow(job)
+    usage = lambda: {"prompt_tokens": size(row.prompt), "completion_tokens": len(text.ids),
+                     "total_tokens": size(row.prompt) + len(text.ids)}
+    reason = lambda: "stop" if text.stopped else row.ended
+    base = {"id": "chatcmpl-" + uuid.uuid4().hex, "created": int(time.time()), "model": name}
+
+    async def deltas():
+        """Pieces of text, '' first, when the first token is there."""
+        async for token in said:
+            if new := text.add(token):
+                yield new
+            if text.stopped:
+                break
+        yield text.add()
+        await said.aclose()
+
+    if not ask.stream:
+        content = await unless_gone(request, collect(deltas()))
+        choice = {"index": 0, "message": {"role": "assistant", "content": content, "refusal": None}, "logprobs": None,
+                  "finish_reason": reason()}
+        return {**base, "object": "chat.completion", "choices": [choice], "usage": usage()}
+
+    pieces = deltas()
+    first = await unless_gone(request, anext(pieces))  # what goes wrong before it is an error with its status
+    with_usage = bool(ask.stream_options and ask.stream_options.include_usage)
+
+    async def events():
+        def event(choices, **more):
+            more = {"usage": None} | more if with_usage else more
+            chunk = base | {"object": "chat.completion.chunk", "choices": choices} | more
+            return f"data: {json.dumps(chunk)}\n\n"
+
+        delta = lambda said, why=None: event([{"index": 0, "delta": said, "logprobs": None, "finish_reason": why}])
+        try:
+            yield delta({"role": "assistant", "content": first})
+            async for piece in pieces:
+                yield delta({"content": piece}) if piece else ""
+            yield delta({}, reason())
+            if with_usage:
+                yield event([], usage=usage())
+            yield "data: [DONE]\n\n"
+        except Refused as e:
+            yield f"data: {e.response().body.decode()}\n\n"
+        finally:
+            job.gone = True
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def collect(pieces):
+    return "".join([piece async for piece in pieces])
+
+
+@app.post("/v1/audio/transcriptions")
+async def transcriptions(request: Request):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Refused(415, "the body is a form, with Content-Type: multipart/form-data")
+    if not talker.ears:
+        raise Refused(400, f"{name} takes no audio", "file")
+    async with request.form(max_files=1, max_fields=32) as form:
+        file, kind = form.get("file"), form.get("response_format") or "json"
+        if not hasattr(file, "read"):
+            raise Refused(400, "a form's file is missing", "file")
+        if kind not in ("json", "text"):
+            raise Refused(400, "response_format is json or text", "response_format")
+        async with decoders:
+            wav = await run_in_threadpool(decode, await file.read(), max_transcript_s, "file")
+    job = Job(wav=wav)
+    engine.submit(job)
+    text = " ".join([piece for piece in await unless_gone(request, gathered(follow(job))) if piece])
+    return {"text": text} if kind == "json" else PlainTextResponse(text + "\n")
+
+
+async def gathered(events):
+    return [event async for event in events]
+
+
+def warm_up():
+    """Answer and transcribe noise, alone and together, so that the first request finds everything in place."""
+    import numpy as np
+    wav = np.random.default_rng(0).normal(0, 0.01, 5 * SAMPLE_RATE).astype("float32")
+    sound = talker.record(wav) if talker.ears else None
+    batch = Batch(talker.model, talker.hear if talker.ears else None)
+    for n in (1, 2, max_batch) if talker.can_chat else ():
+        batch.add([Row(talker.prompt([("user", question, sound)]), 4) for _ in range(n)])
+        while batch.rows:
+            batch.step()
+    if talker.ears:
+        list(talker.transcripts(wav, beams))
+
+
+def main():
+    """Load, bind, warm up, serve until Ctrl-C."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family[0])
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(family[4])
+    except OSError as e:
+        fail(f"host={host} port={port}: {e.strerror or e}: is another server there? --port= sets another one")
+    warm_up()
+    engine.start()
+    at = f"[{host}]" if ":" in host else host
+    print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{sock.getsockname()[1]} in a browser",
+          flush=True)
+    if not (host == "localhost" or ipaddress.ip_address(family[4][0]).is_loopback):
+        print(f"host={host}: anyone who reaches this machine can use it" + ("" if KEY else
+              ", and no key is asked for: set --api_key= or NANOCHAT_API_KEY") + "; a browser gives its microphone to "
+              "https or localhost alone", flush=True)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=3,
+                                           server_header=False))
+    server.run(sockets=[sock])
+
+
+if __name__ == "__main__":
+    KEY = api_key or os.environ.get("NANOCHAT_API_KEY", "")
+    try:
+        talker = Talker(ckpt, step, device)
+    except (ValueError, OSError) as e:
+        fail(e)
+    name, started = os.path.basename(os.path.normpath(ckpt)), int(time.time())
+    PATHS = {"/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions", "/v1/audio/transcriptions"}
+    engine = Engine()
+    main()
