@@ -9,24 +9,36 @@ encoder  clips of 5 s to features, log-mel included: ours (real frames only, COM
          prepare_librispeech.py works) and transformers' as people use it (fp32, padded to 30 s, one process)
 align    a step of train_align.py: frozen d4 GPT and a projector on clips of LibriSpeech-like lengths, in length-sorted
          batches of so many tokens; the naive way: batches in random order, rows padded to their longest
+serve    serve.py on the loopback: from a 5 s clip's last byte to the first token, alone and with 8 clients at once;
+         answers of 64 and of 15 tokens a second with 8 clients; the naive way: one after another
 Random weights: speed does not depend on them. Figures of one run compare; machines here are shared and noisy.
 """
+import base64
+import http.client
+import io
 import json
 import os
 import platform
+import re
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 from multiprocessing import get_context
 
 import numpy as np
 import torch
 
-from audio import SAMPLE_RATE, Projector, WhisperEncoder, encode, n_audio_tokens
+from audio import SAMPLE_RATE, Projector, WhisperEncoder, encode, n_audio_tokens, save_encoder
 from configurator import configure, fail
 from data import epoch_batches
 from model import COMPUTE_DTYPE, GPT, GPTConfig, pick_device
+from tokenizer import BPETokenizer
 
 # config: every value here can be set from a config file or as --name=value
-only = ""            # comma-separated parts: encoder, align; '': all
+only = ""            # comma-separated parts: encoder, align, serve; '': all
+ckpt = ""            # serve: a run of train_sft.py; '': random weights, whose answers never end by themselves
 quick = False        # fewer repeats, under a minute on 2 cores
 clip_s = 5.0         # encoder: length of a clip
 encoder_size = "base"  # encoder: tiny, base, small, medium or large-v3
@@ -177,8 +189,99 @@ def measure_align(where, seconds):
             "gflops": round(flops * ours / 1e9, 1)}
 
 
+# ---- serve
+
+def make_run(folder):
+    """Save a run of random weights that serve.py takes: the demo's sizes."""
+    tok = BPETokenizer([bytes((a, b)) for a in range(32, 127) for b in range(32, 127)][:4096 - 265])
+    D, stack = SIZES[encoder_size][2], 4
+    gpt = GPT(GPTConfig.of_depth(depth, tok.vocab_size, 256, 64, "L"))
+    for p in gpt.parameters():
+        p.data.add_(0.02 * torch.randn_like(p))
+    names = ("name", "n_mels", "n_layer", "n_embd", "n_head")
+    encoder = WhisperEncoder(dict(zip(names, ("random", *SIZES[encoder_size]))))
+    projector = Projector(D, 2, stack, gpt.config.n_embd, 512, texture=16, texture_hidden=256)
+    torch.save(gpt.state_dict(), os.path.join(folder, "model_000000.pt"))
+    torch.save(projector.state_dict(), os.path.join(folder, "projector_000000.pt"))
+    save_encoder(encoder, os.path.join(folder, "encoder.pt"))
+    tok.save(folder)
+    audio = {"projector": projector.arguments, "encoder": "random", "encoder_sha256": encoder.sha256, "taps": [0, -1],
+             "stack": stack, "prompt": "chat", "audio_at": 0, "plain": False}
+    with open(os.path.join(folder, "meta_000000.json"), "w", encoding="utf-8") as f:
+        json.dump({"step": 0, "model_config": vars(gpt.config), "audio": audio}, f)
+
+
+def ask(port, n_tokens, number):
+    """Ask about a clip of noise that nobody has sent before -> seconds from its last byte to the first token."""
+    import soundfile
+    wav, out = np.random.default_rng(number).normal(0, 0.1, int(clip_s * SAMPLE_RATE)), io.BytesIO()
+    soundfile.write(out, wav, SAMPLE_RATE, format="WAV")
+    sound = {"data": base64.b64encode(out.getvalue()).decode(), "format": "wav"}
+    content = [{"type": "input_audio", "input_audio": sound}, {"type": "text", "text": "who is speaking"}]
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": n_tokens, "stream": True}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    began = time.perf_counter()
+    response = connection.getresponse()
+    response.readline()
+    first = time.perf_counter() - began
+    data = response.read()
+    connection.close()
+    if response.status != 200 or not data.endswith(b"[DONE]\n\n"):
+        raise OSError(f"serve.py answered {response.status}: {data[:200]!r}")
+    return first
+
+
+def ask_many(port, n_tokens, clients, each, first_number):
+    """`clients` at once, `each` questions one after another -> their first-token times, answers a second."""
+    firsts, began = [], time.perf_counter()
+
+    def run(client):
+        firsts.extend(ask(port, n_tokens, first_number + client * each + i) for i in range(each))
+    threads = [threading.Thread(target=run, args=(client,)) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(firsts) < clients * each:
+        raise OSError("a client of serve.py's bench failed: see above")
+    return firsts, clients * each / (time.perf_counter() - began)
+
+
+def measure_serve(where, seconds):
+    """-> first-token times alone and with 8 clients, answers a second of 1 and of 8 clients, their ratios."""
+    each, result = (4, {}) if quick else (16, {})
+    with tempfile.TemporaryDirectory() as folder:
+        if not ckpt:
+            make_run(folder)
+        command = [sys.executable, "serve.py", f"--ckpt={ckpt or folder}", "--port=0", f"--device={where.type}"]
+        server = subprocess.Popen(command, cwd=os.path.dirname(os.path.abspath(__file__)), stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True)
+        try:
+            said = []
+            for line in server.stdout:
+                said.append(line)
+                if " in a browser" in line:
+                    break
+            port = re.search(r":(\d+) in a browser", said[-1] if said else "")
+            if not port:
+                raise OSError("serve.py did not start: " + " ".join(said)[-300:])
+            threading.Thread(target=server.stdout.read, daemon=True).start()  # its log would fill the pipe
+            port, number = int(port[1]), 0
+            for n_tokens in (64, 15):
+                alone, one = ask_many(port, n_tokens, 1, 2 * each, number)
+                together, eight = ask_many(port, n_tokens, 8, each, number + 1000)
+                result |= {f"answers_s_{n_tokens}": round(eight, 2), f"naive_answers_s_{n_tokens}": round(one, 2),
+                           f"x_naive_{n_tokens}": round(eight / one, 2)}
+                number += 10_000
+        finally:
+            server.kill()
+    return {"first_token_median_ms": round(1e3 * float(np.median(alone))),
+            "first_token_p95_8_clients_ms": round(1e3 * float(np.quantile(together, 0.95))), **result}
+
+
 def main():
-    parts = {"encoder": measure_encoder, "align": measure_align}
+    parts = {"encoder": measure_encoder, "align": measure_align, "serve": measure_serve}
     chosen = [part.strip() for part in only.split(",") if part.strip()] or list(parts)
     if set(chosen) - set(parts) or encoder_size not in SIZES:
         raise ValueError(f"{only=} names {', '.join(parts)}; {encoder_size=} is one of {', '.join(SIZES)}")
@@ -188,7 +291,8 @@ def main():
     result = {part: parts[part](where, seconds) for part in parts if part in chosen}
     result = {"machine": measure_machine(where, seconds / 2), **result}
     for part in chosen:
-        result[part]["share_of_matmul"] = round(result[part]["gflops"] / result["machine"][LIMIT], 3)
+        if "gflops" in result[part]:
+            result[part]["share_of_matmul"] = round(result[part]["gflops"] / result["machine"][LIMIT], 3)
     for part, figures in result.items():
         for name, value in figures.items():
             print(f"| {part:<8} | {name:<20} | {value if isinstance(value, str) else f'{value:,}':>22} |")

@@ -1,5 +1,6 @@
 """Make questions and answers about audio: what was said, who speaks and how, where, and what else sounds.
 
+    python prepare_instruct.py config/cpu_practice.py         # data/practice: chats that train_base.py practises with
     python prepare_instruct.py config/cpu_instruct.py         # data/instruct: the mix that train_sft.py learns
     python prepare_instruct.py config/cpu_bench.py            # data/audiobench_mini: 200 questions, none from training
     python prepare_instruct.py --n=400 --out_dir=data/toy     # a toy
@@ -11,7 +12,8 @@ Writes <out_dir>/clips/*.flac, 16 kHz mono; items.jsonl, a clip a line: {"audio"
        {task: answer}, "turns": [[task, question, answer], ...]}, whose features prepare_librispeech.py makes;
        turns.jsonl, {"key", "turns"} for the clips of speech, whose features are there; text.jsonl, chats without audio;
        meta.json (counts). bench=True: <out_dir>/wavs/*.wav and questions.jsonl {"id", "cell", "task", "audio",
-       "question", "options", "key": index of the right one}.
+       "question", "options", "key": index of the right one}. practice=...: <out_dir>/chats.jsonl {"split", "text",
+       "turns"} about sentences and spoken lines, without audio.
 Labels come from how a clip was made, never from a model. The same settings and voices give the same files. 25 s.
 """
 import hashlib
@@ -49,6 +51,8 @@ text_share = 0.1           # so many chats without audio more
 sources = ""               # comma-separated sets of real recordings that you have, name or name=folder: see sources.py
 source_share = 0.3         # so many of the clips are from them
 non_commercial = False     # True: sets whose licence forbids commercial use too
+practice = 0               # so many chats about what is said in sentences of text_dir, in place of the mix
+practice_turns = 10       # questions to a sentence, the same task as often as it comes
 bench = False              # True: AudioBench-mini in place of the mix
 bench_sources = ""         # with bench: the bench is made of real recordings of these sets, their test speakers
 bench_items = 25           # questions to a cell
@@ -62,6 +66,7 @@ SHARES = {"voice": 0.46, "spoken": 0.1, "pair": 0.14, "scene": 0.06, "event": 0.
           "silence": 0.04}
 WEIGHTS = {"kind": 0.2, "sex": 0.5, "n_words": 0.5, "first": 0.5, "last": 0.5, "style": 4, "voice": 2, "pitch": 2,
            "rate": 2, "word": 2, "digit": 4, "command": 4, "answer": 4, "sentence": 1.5}  # how often asked; else 1
+PRACTICE = {"word": 0.8, "first": 0.05, "last": 0.05, "sentence": 0.05, "n_words": 0.05}  # how often asked
 CLEAR = {"rate_set": 205, "pitch": 65}  # espeak's; of faster and higher voices nobody is asked what they said
 PITCH_HZ = {"very low": (0, 85), "low": (105, 132), "high": (158, 190), "very high": (220, 500)}
 VOICE_HZ = {"male": {"low": (0, 90), "high": (133, 200)}, "female": {"low": (100, 150), "high": (215, 400)}}
@@ -183,10 +188,15 @@ def make_voice(clip, rng, task="", label=""):
     return wav, found | content_labels(clip, rng), clip["text"]
 
 
+def spoken_task(text):
+    """What is asked about a line of spoken.txt."""
+    return "digit" if text in NUMBERS else "command" if text in tasks["command"]["labels"] else "answer"
+
+
 def make_spoken(clip, rng, *_):
     """A line of spoken.txt: a number, an order or a question."""
     text = clip["text"]
-    task = "digit" if text in NUMBERS else "command" if text in tasks["command"]["labels"] else "answer"
+    task = spoken_task(text)
     wav, loudness = at_loudness(read_voice(clip), rng, ("loud", "very loud")[rng.integers(2)])
     return wav, {task: answers[text], "sentence": text} | ({"loudness": loudness} if loudness else {}), text
 
@@ -397,20 +407,60 @@ def read_sources(names, split):
 
 
 def said_in(clips):
-    """-> {"sentences": texts of clips, "words": their longer words}."""
+    """-> {"sentences": texts of clips, "words": their longer words, as often as they occur}.
+
+    So that a wrong option is as frequent a word as a right one, and text alone can't tell them.
+    """
     sentences = sorted({clip["text"] for clip in clips})
-    words = sorted({word for text in sentences for word in text.split() if len(word) > 3})
+    words = [word for text in sentences for word in text.split() if len(word) > 3]
     return {"sentences": sentences, "words": words}
+
+
+def practice_chat(text, rng, said):
+    """Questions about a sentence, or a line of spoken.txt, that is imitated as a recording: [[task, question, answer]]."""
+    rows = []
+    while len(rows) < (practice_turns if text not in answers else min(practice_turns, 3)):
+        if text in answers:
+            found = {spoken_task(text): answers[text], "sentence": text}
+        else:
+            found = content_labels({"text": text, "quality": "plain", "accent": "american"}, rng)
+        weights = np.array([PRACTICE.get(task, 0.4) for task in found])
+        task = list(found)[rng.choice(len(found), p=weights / weights.sum())]
+        if row := ask(task, found[task], rng, some_of(said, rng, text)):
+            if rng.uniform() < 0.7:  # shorter, so that more of them fit a step
+                row[1] = row[1].removesuffix("\nanswer with one of the options")
+            rows.append(row)
+    return rows
+
+
+def make_practice(part):
+    """Write the chats of the base model's listening practice; returns counts."""
+    counts = {}
+    with open(part / "chats.jsonl", "w", encoding="utf-8") as f:
+        for salt, (split, count) in enumerate({"train": practice, "val": max(8, round(val_share * practice))}.items()):
+            rng, texts = np.random.default_rng([seed, 60 + salt]), read_sentences(split)
+            said = said_in([{"text": text} for text in texts])
+            counts[split] = count
+            for _ in range(count):
+                pool = list(answers) if rng.uniform() < SHARES["spoken"] else texts
+                text = pool[rng.integers(len(pool))]
+                f.write(json.dumps({"split": split, "text": text, "turns": practice_chat(text, rng, said)}) + "\n")
+    return counts
+
+
+def read_sentences(split, most=100_000):
+    """-> sentences of <text_dir>/<split>.txt, the first so many."""
+    path = Path(text_dir, split + ".txt")
+    with path.open(encoding="utf-8") as f:
+        lines = [line.strip() for line, _ in zip(f, range(most)) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no sentence: run prepare_text.py again")
+    return lines
 
 
 def text_chats(count):
     """Chats without audio, so that text stays known: say it again, its first or last word, and spoken.txt's answers."""
-    path = Path(text_dir, "train.txt")
-    with path.open(encoding="utf-8") as f:
-        lines = [line.strip() for line, _ in zip(f, range(4000)) if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} holds no sentence: run prepare_text.py again")
-    rng, rows = np.random.default_rng([seed, 9]), []
+    lines, rng, rows = read_sentences("train", 4000), np.random.default_rng([seed, 9]), []
     for _ in range(count):
         line = lines[rng.integers(len(lines))]
         question, answer = list(answers.items())[rng.integers(len(answers))]
@@ -554,8 +604,8 @@ def make_bench(part):
 
 
 def main():
-    if min(n, turns, bench_items) < 1 or min(workers, seed) < 0:
-        raise ValueError("n, turns and bench_items are 1 or more, workers and seed 0 or more")
+    if min(n, turns, bench_items, practice_turns) < 1 or min(workers, seed, practice) < 0:
+        raise ValueError("n, turns, practice_turns and bench_items are 1 or more, workers, practice and seed 0 or more")
     if not all(0 <= share <= 1 for share in (val_share, choice_share, two_part_share, text_share)):
         raise ValueError("val_share, choice_share, two_part_share and text_share are shares of 0 to 1")
     final, part = Path(out_dir), Path(out_dir, ".part")
@@ -563,7 +613,7 @@ def main():
         raise ValueError(f"{final} was not made by this script: set another out_dir, or remove it")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    meta = make_bench(part) if bench else make_mix(part)
+    meta = make_bench(part) if bench else make_practice(part) if practice else make_mix(part)
     meta["settings"] = {k: v for k, v in config.items() if k != "workers"}
     (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     for path in sorted(part.iterdir(), key=lambda path: path.name == "meta.json"):
@@ -571,7 +621,8 @@ def main():
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         os.replace(path, old)
     part.rmdir()
-    digest = hashlib.sha256((final / ("questions.jsonl" if bench else "items.jsonl")).read_bytes()).hexdigest()[:16]
+    name = "questions.jsonl" if bench else "chats.jsonl" if practice else "items.jsonl"
+    digest = hashlib.sha256((final / name).read_bytes()).hexdigest()[:16]
     print(f"{out_dir}: " + ", ".join(f"{k} {v}" for k, v in meta.items() if k != "settings") + f"; sha256 {digest}")
 
 

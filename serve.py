@@ -59,6 +59,7 @@ try:
     from pydantic import BaseModel, Field, ValidationError
     from starlette.exceptions import HTTPException
     from starlette.formparsers import MultiPartParser
+    from starlette.requests import ClientDisconnect
     import uvicorn
 except ImportError as e:
     fail(f"{e}: pip install -r requirements.txt")
@@ -192,6 +193,7 @@ class Job:
     def __init__(self, row=None, wav=None):
         self.row, self.wav, self.gone = row, wav, False
         self.loop, self.events = asyncio.get_running_loop(), asyncio.Queue()
+        self.deadline = self.loop.time() + request_timeout_s
 
 
 def deliver(events):
@@ -221,7 +223,7 @@ class Engine(threading.Thread):
             try:
                 self.turn()
             except Exception as e:  # out of memory, or a mistake of ours: these answers are lost, the server is not
-                traceback.print_exc()
+                print(traceback.format_exc(), file=sys.stderr, flush=True)
                 lost, self.running = list(self.running.values()), {}
                 self.new_batch()
                 self.send([(job, e) for job in lost])
@@ -265,10 +267,16 @@ class Engine(threading.Thread):
 async def follow(job):
     """Yield a job's events until it ends; a reader that leaves frees its slot at the next token."""
     try:
-        while (event := await job.events.get()) is not None:
+        while True:
+            async with asyncio.timeout_at(job.deadline):
+                event = await job.events.get()
+            if event is None:
+                return
             if isinstance(event, Exception):
-                raise Refused(500, "the server failed on this request; others may do better") from event
+                raise Refused(500, "the server failed on this request; others may do better")
             yield event
+    except TimeoutError:
+        raise Refused(408, f"not done in {request_timeout_s:g} s", code="timeout") from None
     finally:
         job.gone = True
 
@@ -313,20 +321,27 @@ class Guard:
 
         async def noted(message):
             nonlocal status
+            if not status:  # a stream has its own limit; this one is for a client that does not read it
+                limit.reschedule(limit.when() + request_timeout_s)
             status = message.get("status", status)
             await send(message)
 
         is_post = scope["method"] == "POST"
         self.active += is_post
         try:
-            async with asyncio.timeout(request_timeout_s):
+            async with asyncio.timeout(request_timeout_s) as limit:
                 self.check(scope, {k.decode("latin1"): v.decode("latin1") for k, v in scope["headers"]})
                 await self.app(scope, counted, noted)
-        except (Refused, TimeoutError) as e:
-            e = e if isinstance(e, Refused) else Refused(408, f"not done in {request_timeout_s:g} s", code="timeout")
-            if status:  # an answer has begun: it ends here
+        except Exception as e:
+            if isinstance(e, TimeoutError):
+                e = Refused(408, f"not done in {request_timeout_s:g} s", code="timeout")
+            elif not isinstance(e, Refused):  # a mistake of ours: places in the code go to the log, not what was sent
+                print("".join(traceback.format_tb(e.__traceback__)) + type(e).__name__, file=sys.stderr, flush=True)
+                e = Refused(500, "a mistake of this server")
+            if status:  # an answer has begun: the connection ends here
                 raise ConnectionError(e.message) from None
-            await e.response()(scope, receive, noted)
+            await e.response()(scope, receive, send)
+            status = e.status
         finally:
             self.active -= is_post
             path = scope["path"] if scope["path"] in PATHS else "(no such path)"
@@ -364,7 +379,7 @@ app = FastAPI(title="nanochat-omni", docs_url=None, redoc_url=None, openapi_url=
 app.add_middleware(Guard)
 app.add_exception_handler(Refused, lambda request, e: e.response())
 app.add_exception_handler(HTTPException, lambda request, e: Refused(e.status_code, str(e.detail)).response())
-app.add_exception_handler(Exception, lambda request, e: Refused(500, "a mistake of this server").response())
+app.add_exception_handler(ClientDisconnect, lambda request, e: Refused(499, "the client went away").response())
 decoders = asyncio.Semaphore(4)  # recordings decoded at once
 
 
@@ -508,6 +523,7 @@ def main():
         fail(f"host={host} port={port}: {e.strerror or e}: is another server there? --port= sets another one")
     warm_up()
     engine.start()
+    sock.listen(1024)
     at = f"[{host}]" if ":" in host else host
     print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{sock.getsockname()[1]} in a browser",
           flush=True)
@@ -515,7 +531,7 @@ def main():
         print(f"host={host}: anyone who reaches this machine can use it" + ("" if KEY else
               ", and no key is asked for: set --api_key= or NANOCHAT_API_KEY") + "; a browser gives its microphone to "
               "https or localhost alone", flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=3,
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=3,
                                            server_header=False))
     server.run(sockets=[sock])
 

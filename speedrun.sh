@@ -6,10 +6,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 size=cpu text=data/text speech=data/synthetic voices=data/voices spoken=data/spoken
-items=data/instruct bench=data/audiobench_mini
+items=data/instruct bench=data/audiobench_mini practice=data/practice
 if [ "${1:-}" = --quick ]; then
     size=quick text=data/quick_text speech=data/quick voices=data/quick_voices spoken=data/quick_spoken
-    items=data/quick_instruct bench=data/quick_bench
+    items=data/quick_instruct bench=data/quick_bench practice=data/quick_practice
     shift
 fi
 [ $# -eq 0 ] || { echo "speedrun.sh: unknown argument '$1' (there is only --quick)" >&2; exit 2; }
@@ -62,6 +62,7 @@ PYTHON
 stage text     "$text/meta.json"               prepare_text.py        "config/${size}_text.py"
 stage speech   "$speech/meta.json"             prepare_synthetic.py   "config/${size}_synthetic.py"
 stage features "$speech/features/manifest.json" prepare_librispeech.py "config/${size}_features.py"
+stage practice "$practice/meta.json"           prepare_instruct.py    "config/${size}_practice.py"
 stage base     "out/${size}_base/tokenizer.json" train_base.py        "config/${size}_base.py"
 stage smoke    out/w1_smoke/smoke.json         train_align.py         config/w1_smoke.py
 stage align    "$run/pca.png"                  train_align.py         "config/${size}_w2.py"
@@ -76,3 +77,4 @@ stage bench    "$bench/meta.json"               prepare_instruct.py    "config/$
 stage score    "out/${size}_w3/bench.json"      eval_bench.py          "config/${size}_w3_bench.py"
 .venv/bin/python eval_bench.py "config/${size}_eval.py" --report=True --stages="$stages"
 .venv/bin/python eval_bench.py "config/${size}_w3_bench.py" --report=True --stages="$stages"
+echo "talk to it:  .venv/bin/python serve.py --ckpt=out/${size}_w3   and open http://127.0.0.1:8000"

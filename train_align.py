@@ -307,7 +307,7 @@ try:
         model, meta = load_checkpoint(out_dir if first_step else lm, device=device)
         tok = load_tokenizer(out_dir if first_step else lm, model.config.vocab_size)
     else:
-        tok = ByteTokenizer()
+        tok, meta = ByteTokenizer(), {}
         with torch.device(device):
             model = GPT(GPTConfig.of_depth(depth, tok.vocab_size))
     piece_s = min(15.0, 1.1 * np.percentile(np.array(data["train"].seconds)[usable["train"]], 99))  # of long recordings
@@ -441,7 +441,8 @@ def save(step, result):
              "prompt": "transcript", "audio_at": audio_at, "piece_s": float(piece_s)}
     state = {"optimizers": [o.state_dict() for o in optimizers]}
     save_checkpoint(step, {"model": model.state_dict(), "projector": projector.state_dict(), "optim": state},
-                    {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio})
+                    {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio,
+                     "chats": meta.get("chats", False)})
 
 
 # ---- loop

@@ -21,7 +21,7 @@ from data import batch_indices
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_saved, norm,
                    pick_device, read_meta, sha256_file)
 from optim import Muon, load_optimizers
-from tokenizer import BPETokenizer, load_tokenizer, train_bpe
+from tokenizer import BPETokenizer, load_tokenizer, plain_text, render_conversation, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/base_d4"
@@ -41,6 +41,9 @@ text_len = 64           # tokens of a row of plain text
 # listening practice: embeddings of the sentence's pieces, imitating audio, before the sentence
 practice = 0.7          # share of microbatches that practise; the others are plain text
 ease_steps = 200        # its disturbances grow from nothing to full over so many steps
+chats = ""              # chats.jsonl of prepare_instruct.py, about sentences that are imitated as recordings; '': none
+chat_share = 0.4        # of the practice microbatches: they are asked about what they heard
+chat_rows = 32          # per microbatch of chats, whose rows are long
 slip_share = 0.1        # share of the text's tokens, as the model reads them, that are wrong: it must trust its ears
 practice_vocab = 512    # a recording is spelled with so much of the vocabulary (256: letters): speech has no words
 spell_share = 0.15      # of lr_decay_steps, at the start: text is spelled so too, and it hears sooner (needs practice)
@@ -72,14 +75,15 @@ seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
 spell_steps = round(spell_share * lr_decay_steps) if practice else 0
+TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 BLANK = np.array([-1.0, -1.0, 0.0])  # a place of an imitated recording without a token
 if not (0 <= practice <= 1 and 0 <= spell_share <= 1 and spell_steps < max_steps) or practice_vocab < 256:
     fail(f"{practice=} and {spell_share=} are shares of 0 to 1, spelling ends before {max_steps=} (now at step "
          f"{spell_steps}), and {practice_vocab=} is at least the 256 bytes")
-if (min(stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every) < 1
-        or min(seed, matrix_lr, embedding_lr, unembedding_lr, grad_clip) < 0):
-    fail("stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every are 1 or more; seed, grad_clip, "
-         "matrix_lr, embedding_lr, unembedding_lr 0 or more")
+if (min(stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every, chat_rows) < 1
+        or not 0 <= chat_share <= 1 or min(seed, matrix_lr, embedding_lr, unembedding_lr, grad_clip) < 0):
+    fail("stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every, chat_rows are 1 or more; seed, "
+         "grad_clip, matrix_lr, embedding_lr, unembedding_lr 0 or more; chat_share 0 to 1")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 
@@ -199,15 +203,50 @@ def sentence_rows(ids, starts, at):
     return rows[:, :-1], targets
 
 
-def imitate_audio(split, at, rng, ease=1.0):
-    """Spell sentences `at` (B,) and stretch them as speech would: places that each name a token or a blank.
+def read_chats():
+    """-> {split: [(sentence in pieces, messages)]} of the setting chats; ValueError names a line."""
+    rows = {"train": [], "val": []}
+    with open(chats, encoding="utf-8") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                row = json.loads(line)
+                messages = [{"role": role, "content": plain_text(text)} for _, *turn in row["turns"]
+                            for role, text in zip(("user", "assistant"), turn, strict=True)]
+                rows[row["split"]].append((np.array(speller.encode(row["text"])), messages))
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f'{chats}:{number}: no JSON object with "split", "text" and "turns"') from None
+    if not min(map(len, rows.values())):
+        raise ValueError(f"{chats} has no chat for train or val: run prepare_instruct.py again")
+    return rows
+
+
+def read_rows(split, at, units):
+    """Chats `at` (B,) -> (idx, targets) as sentence_rows gives them; text in 'tokens' or 'pieces'."""
+    tokenizer, rows = tok if units == "tokens" else speller, []
+    for i in at:
+        ids, mask = map(np.array, render_conversation(tokenizer, {"messages": talks[split][i][1]}))
+        ids = np.where(ids >= tokenizer.bos_id, ids - tokenizer.bos_id + tok.bos_id, ids)  # the special ones are last
+        rows.append((ids, np.where(mask, ids, -1)))
+    width = max(len(ids) for ids, _ in rows)
+    pad = lambda row, value: np.pad(row, (0, width - len(row)), constant_values=value)
+    return (np.stack([pad(ids, tok.bos_id)[:-1] for ids, _ in rows]),
+            np.stack([pad(targets, -1)[1:] for _, targets in rows]))
+
+
+def spelled(split, at):
+    """Sentences `at` in pieces: a list of arrays."""
+    ids, starts, _ = text[split, "pieces"]
+    return [ids[starts[i]:starts[i + 1]] for i in at]
+
+
+def imitate_audio(sentences, rng, ease=1.0):
+    """Stretch sentences, arrays of pieces, as speech would: places that each name a token or a blank.
 
     ease: 0 to 1, how far disturbed. Returns places (B, T_a, 3) float32: a token, its rival and the rival's weight,
     the tokens -1 at a blank, and lens (B,).
     """
-    out, (pieces, starts, _) = [], text[split, "pieces"]
-    for i in at:
-        ids = pieces[starts[i]:starts[i + 1]]
+    out = []
+    for ids in sentences:
         n = len(ids)
         ids = np.where(rng.random(n) < ease * swap_share, rng.choice(spelling, n), ids)
         weight = np.where(rng.random(n) < ease * rival_share, rng.random(n) * rival_weight, 0)
@@ -234,21 +273,36 @@ def practice_features(places, rng, ease=1.0):
     return norm(x + ease * noise * draw(len(x), 1, 1) * gaussian)
 
 
-def get_batch(split, step, microbatch, is_practice):
+def kind_of(n):
+    """What microbatch n of the run is: TEXT, PRACTICE or CHATS, spread evenly."""
+    is_due = lambda n, share: math.floor((n + 1) * share) > math.floor(n * share)
+    if not is_due(n, practice):
+        return TEXT
+    return CHATS if talks and is_due(math.floor(n * practice), chat_share) else PRACTICE
+
+
+def get_batch(split, step, microbatch, kind):
     """A microbatch is a function of (seed, split, step, microbatch): the arguments of model.forward."""
     key = (seed, split, step, microbatch)
     rng = np.random.default_rng([seed, split == "train", step, microbatch])
     to = lambda a: torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)).to(device)
-    ids, starts, rows = text[split, "pieces" if step < spell_steps else "tokens"]
-    if not is_practice:
+    units, ease = "pieces" if step < spell_steps else "tokens", min((step + 1) / max(ease_steps, 1), 1.0)
+    ids, starts, rows = text[split, units]
+    if kind == TEXT:
         at = batch_indices(np.ones(len(rows), np.int32), *key, min(batch_size, len(rows)), grad_accum)
         return dict(idx=to(rows[at][:, :-1]), targets=to(rows[at][:, 1:]))
-    at = batch_indices(np.diff(starts), *key, min(batch_size, len(starts) - 1), grad_accum)
-    idx, targets = sentence_rows(ids, starts, at)
-    ease = min((step + 1) / max(ease_steps, 1), 1.0)
-    places, audio_lens = imitate_audio(split, at, rng, ease)
-    slips = (rng.random(idx.shape) < ease * slip_share) & (idx != tok.bos_id)
-    idx = np.where(slips, rng.choice(ids, idx.shape), idx)
+    if kind == CHATS:
+        sizes = np.array([sum(len(m["content"]) for m in messages) for _, messages in talks[split]])
+        at = batch_indices(sizes, *key, min(chat_rows, len(sizes)), grad_accum)
+        heard = [talks[split][i][0] for i in at]
+        idx, targets = read_rows(split, at, units)
+    else:
+        at = batch_indices(np.diff(starts), *key, min(batch_size, len(starts) - 1), grad_accum)
+        heard = spelled(split, at)
+        idx, targets = sentence_rows(ids, starts, at)
+        slips = (rng.random(idx.shape) < ease * slip_share) & (idx != tok.bos_id)
+        idx = np.where(slips, rng.choice(ids, idx.shape), idx)
+    places, audio_lens = imitate_audio(heard, rng, ease)
     return dict(idx=to(idx), targets=to(targets), audio_features=practice_features(places, rng, ease),
                 audio_lens=audio_lens.to(device))
 
@@ -256,14 +310,16 @@ def get_batch(split, step, microbatch, is_practice):
 # ---- data > model, optimizer, resume
 
 FORMATS = {"step": "6d", "loss": ".4f", "practice_loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f",
-           "tok/s": ",.0f", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f", "val_practice": ".4f"}
+           "chat_loss": ".4f", "tok/s": ",.0f", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f",
+           "val_practice": ".4f", "val_right": ".1%"}
 try:
     rank, world_size, device = set_up(device, seed)
     if grad_accum % world_size:
         fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
     os.makedirs(out_dir, exist_ok=True)
     lines = {"train": read_lines("train", max_lines), "val": read_lines("val")}
-    inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt"))}
+    inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt")),
+              "chats": sha256_file(chats) if chats and os.path.isfile(chats) else ""}
     first_step = find_last(inputs)
     kept = [first_step]
     if not first_step and rank == 0:
@@ -275,6 +331,7 @@ try:
     speller = BPETokenizer(tok.tokens[256:practice_vocab])
     text = {(split, units): tokenize(lines[split], tokenizer) for split in lines
             for units, tokenizer in (("tokens", tok), ("pieces", speller))}
+    talks = read_chats() if chats and practice else {}
     spelling = np.unique(text["train", "pieces"][0])  # the pieces that occur
 
     if first_step:
@@ -334,26 +391,46 @@ def evaluate(units):
             continue
         idx, targets = (torch.from_numpy(a).to(device) for a in sentence_rows(ids, starts, at))
         rng = np.random.default_rng([seed, i])
-        places, audio_lens = imitate_audio("val", at, rng)
+        places, audio_lens = imitate_audio(spelled("val", at), rng)
         nats[0] += model(idx, targets, loss_reduction="sum")
         nats[1] += model(idx, targets, loss_reduction="sum", audio_features=practice_features(places, rng),
                          audio_lens=audio_lens.to(device))
         nats[2] += (targets >= 0).sum()
         nats[3] += sum(len(lines["val"][j].split()) for j in at)
+    asked = count_right(units) if talks else torch.ones(2, device=device)
     if world_size > 1:
         dist.all_reduce(nats)
+        dist.all_reduce(asked)
     model.train()
     model.trunk = fast_trunk
-    plain, heard, n_targets, n_words = nats.tolist()
+    (plain, heard, n_targets, n_words), (n_right, n_asked) = nats.tolist(), asked.tolist()
     return {"val_bpb": plain / math.log(2) / n_bytes, "val_ppl_word": math.exp(plain / n_words),
-            "val_practice": heard / n_targets}
+            "val_practice": heard / n_targets, **({"val_right": n_right / n_asked} if talks else {})}
+
+
+def count_right(units):
+    """Of this rank's share of val's chats: (questions of which every token of the answer is the likeliest, all)."""
+    found = torch.zeros(2, device=device)
+    for i in range(rank * chat_rows, len(talks["val"]), world_size * chat_rows):
+        at = range(i, min(i + chat_rows, len(talks["val"])))
+        idx, targets = (torch.from_numpy(a).to(device) for a in read_rows("val", at, units))
+        rng = np.random.default_rng([seed, i])
+        places, audio_lens = imitate_audio([talks["val"][k][0] for k in at], rng)
+        logits = model(idx, audio_features=practice_features(places, rng), audio_lens=audio_lens.to(device))
+        on, wrong = targets >= 0, (targets >= 0) & (logits.argmax(2) != targets)
+        answer = (on & ~torch.nn.functional.pad(on, (1, 0))[:, :-1]).cumsum(1) * on  # the number of the row's answer
+        n = int(answer.max()) + 1
+        failed = torch.zeros(len(idx), n, device=device).scatter_add_(1, answer, wrong.float())[:, 1:] > 0
+        n_asked = answer.max(1).values.sum()
+        found += torch.stack([n_asked - failed.sum(), n_asked])
+    return found
 
 
 def save(step, result):
     """Write the checkpoint of a step."""
     state = {"blank": blank.data, "spell_steps": spell_steps, "optimizers": [o.state_dict() for o in optimizers]}
     meta = {"val_bpb": result.get("val_bpb"), "model_config": vars(model.config), "max_seq_len": text_len,
-            "device_batch_size": batch_size}
+            "device_batch_size": batch_size, "chats": bool(talks)}
     save_checkpoint(step, {"model": model.state_dict(), "optim": state}, meta)
 
 
@@ -362,28 +439,27 @@ def save(step, result):
 model.train()
 model.trunk = fast_trunk
 result, began, t0, n_places = {}, time.time(), time.time(), 0
-window = torch.zeros(4, device=device)  # sums since the last line of the log
+window = torch.zeros(6, device=device)  # sums since the last line of the log
 for step in range(first_step, max_steps):
     share = get_lr(step)
     if step == spell_steps > 0:  # from here on losses are nats a whole token
         for i in range(practice_vocab, len(tok.tokens)):
             model.start_from_pieces(i, speller.spell(tok.tokens[i]))
-    sums = torch.zeros(4, device=device)  # nats and targets, of text and of practice
+    sums = torch.zeros(6, device=device)  # nats and targets, of each kind
     for microbatch in range(rank, grad_accum, world_size):
-        n = step * grad_accum + microbatch
-        is_practice = math.floor((n + 1) * practice) > math.floor(n * practice)  # spread evenly
-        batch = get_batch("train", step, microbatch, is_practice)
+        kind = kind_of(step * grad_accum + microbatch)
+        batch = get_batch("train", step, microbatch, kind)
         loss = model(**batch, loss_reduction="sum")
         loss.backward()
-        sums[2 * is_practice] += loss.detach()
-        sums[2 * is_practice + 1] += (batch["targets"] >= 0).sum()
+        sums[2 * kind] += loss.detach()
+        sums[2 * kind + 1] += (batch["targets"] >= 0).sum()
         n_places += batch["idx"].numel() + int(sum(batch.get("audio_lens", [])))
     if world_size > 1:
         dist.all_reduce(sums)
-        for p in (p for p in trained if p is not blank or sums[3]):
+        for p in (p for p in trained if p is not blank or sums[3] + sums[5]):
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # a rank may have had no practice
             dist.all_reduce(p.grad)
-    n_targets = sums[1] + sums[3]
+    n_targets = sums[1::2].sum()
     window += sums
     for p in trained:
         if p.grad is not None:
@@ -398,9 +474,9 @@ for step in range(first_step, max_steps):
         optimizer.zero_grad(set_to_none=True)
     if (step + 1) % log_every == 0 or step + 1 == max_steps:
         seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
-        text_nats, n_text, practice_nats, n_practice = window.tolist()
-        record = {"step": step + 1, "loss": text_nats / max(n_text, 1),
-                  "practice_loss": practice_nats / max(n_practice, 1), "lr": share * matrix_lr,
+        losses = (window[::2] / window[1::2].clamp(min=1)).tolist()
+        record = {"step": step + 1, "loss": losses[TEXT], "practice_loss": losses[PRACTICE],
+                  **({"chat_loss": losses[CHATS]} if talks else {}), "lr": share * matrix_lr,
                   "norm": total_norm.item(), "ms": 1e3 * seconds / n_steps, "tok/s": n_places * world_size / seconds,
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
         log(record)

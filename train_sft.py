@@ -354,7 +354,7 @@ try:
         projector.set_stats(*mean_std(load_batch(data["train"], [i])[0][0] for i in some))
         projector.start_from(aligned, manifest["taps"], start["audio"]["taps"])
     new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10: the line's end between options
-    if not first_step and start["audio"]["prompt"] != "chat":
+    if not first_step and start["audio"]["prompt"] != "chat" and not start.get("chats"):
         with torch.no_grad():  # the chat's tokens start as bos, the end of text, which alignment ended with
             for table in (model.transformer.wte, *model.value_embeds.values()):
                 table.weight[new_ids] = table.weight[tok.bos_id].clone()

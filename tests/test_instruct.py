@@ -165,6 +165,27 @@ def test_sounds_are_what_they_are_called():
 
 
 @pytest.mark.slow
+def test_practice_asks_what_its_sentences_say(world):
+    """The base model would practise wrong answers, or could tell a right word by how frequent it is."""
+    instruct(world, "practice", "--practice=1500")
+    chats, keys, others = rows(world / "practice" / "chats.jsonl"), Counter(), Counter()
+    assert Counter(chat["split"] for chat in chats) == {"train": 1500, "val": 75}
+    train = set((world / "text" / "train.txt").read_text().splitlines())
+    assert not any(chat["text"] in train for chat in chats if chat["split"] == "val" and len(chat["text"].split()) > 2
+                   and not chat["text"].startswith("what"))
+    for text, (task, question, answer) in ((chat["text"], turn) for chat in chats for turn in chat["turns"]):
+        words, options = text.split(), question.split("\n")[1:5]
+        assert not options or options.count(answer) == 1 and len(set(options)) == 4
+        if task == "word":
+            assert sum(option in words for option in options) == 1 and answer in words
+            keys[answer] += 3
+            others.update(option for option in options if option != answer)
+        assert {"first": words[0], "last": words[-1], "sentence": text}.get(task, answer) == answer
+    common = [word for word, n in (keys + others).most_common(30)]
+    assert 0.7 < sum(keys[word] for word in common) / sum(others[word] for word in common) < 1.4
+
+
+@pytest.mark.slow
 def test_bad_input_is_one_line(world, tmp_path):
     """A traceback, or files replaced, for a missing folder, a broken question file or somebody's own folder."""
     (tmp_path / "own").mkdir()

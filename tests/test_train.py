@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORDS = "the a small red old dog cat bird man girl sees hears likes wants two three houses".split()
 BASE = ["--depth=2", "--head_dim=32", "--vocab_size=300", "--sequence_len=64", "--text_len=16", "--batch_size=8",
         "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--use_compile=False", "--log_every=1",
-        "--practice_vocab=270", "--spell_share=0.125", "--device=cpu"]  # whole tokens from step 1 on
+        "--practice_vocab=270", "--spell_share=0.125", "--chat_rows=4", "--device=cpu"]  # whole tokens from step 1 on
 ALIGN = ["--hidden=32", "--batch_tokens=160", "--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8",
          "--eval_clips=4", "--use_compile=False", "--log_every=1", "--device=cpu"]
 
@@ -64,12 +64,17 @@ def world(tmp_path_factory):
     shards = {"shard-000000.tar": {"bytes": os.path.getsize(path), "sha256": ""}}
     data.write_index(str(folder / "features"), rows, shards,
                      {"encoder": "random", "encoder_sha256": encoder.sha256, "taps": [-1], "D": 32})
-    run("train_base.py", f"--data_dir={folder}/text", f"--out_dir={folder}/base", "--max_steps=2", *BASE)
+    chats = [{"split": "val" if i < 5 else "train", "text": text, "turns": [
+        ["first", "what is the first word", text.split()[0]], ["word", "which word\n" + text.split()[1] + "\ncow", "cow"]]}
+        for i, text in enumerate(sentences[:60])]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    base(folder, folder / "base", "--max_steps=2")
     return folder
 
 
 def base(world, out, *args, **kwargs):
-    return run("train_base.py", f"--data_dir={world}/text", f"--out_dir={out}", *BASE, *args, **kwargs)
+    return run("train_base.py", f"--data_dir={world}/text", f"--chats={world}/chats.jsonl", f"--out_dir={out}", *BASE,
+               *args, **kwargs)
 
 
 def align(world, out, *args, **kwargs):

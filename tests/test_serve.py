@@ -1,0 +1,334 @@
+"""serve.py as its clients meet it: the openai package, curl's requests, bad ones, many at once, and a real browser."""
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import drill
+import numpy as np
+import pytest
+import soundfile
+from drill import make_audio, multipart, post, said, sound, start_server
+from test_audiobench import make_run
+
+from audio import read_audio
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("serve") / "run")
+
+
+@pytest.fixture(scope="module")
+def port(ckpt):
+    server, port = start_server(ckpt, "--max_tokens=400", "--max_body_mb=2", "--request_timeout_s=5")
+    yield port
+    server.kill()
+    assert not [line for line in server.lines if "Error" in line], "".join(server.lines)
+
+
+@pytest.fixture(scope="module")
+def client(port):
+    import openai
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+
+
+def talk(question, *sounds):
+    return {"role": "user", "content": [*sounds, {"type": "text", "text": question}]}
+
+
+def request(port, method, path, headers=(), body=b""):
+    """A request with just these headers -> (status, body)."""
+    with socket.create_connection(("127.0.0.1", port), 10) as s:
+        lines = [f"{method} {path} HTTP/1.1", "Connection: close", *headers, f"Content-Length: {len(body)}", "", ""]
+        s.sendall("\r\n".join(lines).encode() + body)
+        data = b"".join(iter(lambda: s.recv(65536), b""))
+    return int(data.split()[1]), data.partition(b"\r\n\r\n")[2]
+
+
+def ask(port, **body):
+    status, data = post(port, json.dumps(body).encode())
+    return status, json.loads(data)
+
+
+def test_openai_client(client, ckpt):
+    """The openai package cannot use the server: models, chats, recordings in two turns, streams, usage, its errors."""
+    import openai
+    assert [model.id for model in client.models.list()] == ["run"] and client.models.retrieve("run").id == "run"
+    clip = sound(make_audio(0.5, 1))
+    given = dict(model="x", temperature=0, max_tokens=9)
+    one = client.chat.completions.create(messages=[talk("how high is it", clip)], **given)
+    answer = one.choices[0].message.content
+    assert answer and one.usage.completion_tokens == 9 and one.choices[0].finish_reason == "length"
+    mp3 = {"type": "input_audio", "input_audio": {"data": base64.b64encode(make_audio(0.5, 1, "MP3")).decode(),
+                                                  "format": "mp3"}}
+    turns = [talk("how high is it", clip), {"role": "assistant", "content": answer}, talk("red", mp3)]
+    given["messages"] = turns
+    whole = client.chat.completions.create(**given)
+    chunks = list(client.chat.completions.create(**given, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content != answer
+    assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == "length"
+    assert whole.usage.prompt_tokens > one.usage.prompt_tokens + 9
+    with pytest.raises(openai.BadRequestError) as e:
+        client.chat.completions.create(model="x", messages=[{"role": "user", "content": "x"}], temperature=3)
+    assert e.value.param == "temperature" and "less than or equal to 2" in str(e.value)
+
+
+def test_sampling_settings(port):
+    """A setting of the request changes nothing: seed, temperature, top_p, stop, penalties, max_tokens."""
+    def say(**more):
+        status, body = ask(port, messages=[{"role": "user", "content": "how high is it"}], **{"max_tokens": 40, **more})
+        assert status == 200, body
+        return body["choices"][0]
+    plain = say()["message"]["content"]
+    hot = say(temperature=2, seed=5)["message"]["content"]
+    assert hot == say(temperature=2, seed=5)["message"]["content"] != say(temperature=2, seed=6)["message"]["content"]
+    assert say(temperature=2, top_p=1e-9)["message"]["content"] == plain == say(temperature=0)["message"]["content"]
+    assert say(presence_penalty=2, frequency_penalty=2)["message"]["content"] != plain
+    stopped = say(stop=[plain[3:6], "nowhere"])
+    assert stopped["message"]["content"] == plain[:plain.index(plain[3:6])] and stopped["finish_reason"] == "stop"
+    assert say(max_completion_tokens=3, max_tokens=None)["finish_reason"] == "length"
+    assert "usage" in ask(port, messages=[{"role": "user", "content": "x"}], max_tokens=10**9, temperature=None)[1]
+
+
+def test_transcriptions_are_those_of_chat_py(client, port, ckpt, tmp_path):
+    """A transcript differs from chat.py's, a long recording's end is missing, or a format of the answer fails."""
+    (tmp_path / "a.wav").write_bytes(make_audio(20, 2))
+    command = [sys.executable, "chat.py", f"--ckpt={ckpt}", f"--audio={tmp_path / 'a.wav'}", "--device=cpu"]
+    done = subprocess.run(command, cwd=drill.ROOT, capture_output=True, encoding="utf-8")
+    heard = " ".join(line for line in done.stdout.splitlines(True) if not line.startswith("setting ")).split()
+    with open(tmp_path / "a.wav", "rb") as f:
+        assert client.audio.transcriptions.create(model="x", file=f).text.split() == heard != []
+    with open(tmp_path / "a.wav", "rb") as f:
+        assert client.audio.transcriptions.create(model="x", file=f, response_format="text").split() == heard
+    assert len(read_audio(str(tmp_path / "a.wav"))) == 320_000
+
+
+def test_wrong_requests(port):
+    """A client's mistake is a 500, a hang, or an answer; or the error does not say which field."""
+    user = {"role": "user", "content": "x"}
+    tool, path = {"role": "tool", "content": "x"}, {"data": "/etc/passwd", "format": "wav"}
+    cases = [({"messages": []}, "messages"), ({"messages": [user, tool]}, "messages.1.role"),
+             ({"messages": [user], "top_p": 0}, "top_p"), ({"messages": [user], "n": 2}, "n"),
+             ({"messages": [user], "tools": [{}]}, "tools"), ({"messages": [user], "seed": 2**70}, "seed"),
+             ({"messages": [user], "max_tokens": 0}, "max_tokens"), ({"messages": [user, user]}, "messages"),
+             ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"), ({}, "messages"),
+             ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+             ({"messages": [talk("x", {"type": "input_audio"})]}, "messages.0.content.0"),
+             ({"messages": [talk("x", {"type": "input_audio", "input_audio": path})]},
+              "messages.0.content.0.input_audio.data"),
+             ({"messages": [talk("x", sound(b"no sound"))]}, "messages.0.content.0.input_audio.data"),
+             ({"messages": [{"role": "user", "content": "how " * 5000}]}, "messages")]
+    for body, param in cases:
+        status, answer = ask(port, **body)
+        assert status == 400 and answer["error"]["param"].startswith(param), (body, status, answer)
+        assert answer["error"]["type"] == "invalid_request_error" and answer["error"]["message"]
+    assert post(port, b'{"messages": ' + b"[" * 100_000)[0] == 400 and post(port, b"\xff")[0] == 400
+    assert post(port, b"{}", kind="text/plain")[0] == 415 and post(port, b"{}", "/v1/audio/transcriptions")[0] == 415
+    assert post(port, *[multipart(b"")[0], "/v1/audio/transcriptions", multipart(b"")[1]])[0] == 400
+    assert post(port, b"--xx--", "/v1/audio/transcriptions", "multipart/form-data; boundary=xx")[0] == 400
+    too_long = {"messages": [talk("x", sound(make_audio(20, 1)), sound(make_audio(20, 1)))]}
+    assert ask(port, **too_long)[0] == 413 and post(port, b"x" * 3_000_000)[0] == 413
+    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405),
+                                 ("GET", "/v1/models/gpt-9", 404), ("GET", "/../serve.py", 404)):
+        found, body = request(port, method, path, ["Host: localhost"])
+        assert found == status and json.loads(body)["error"]["message"]
+
+
+def test_only_its_own_page_may_ask(port, ckpt):
+    """A page elsewhere uses a local server, by DNS rebinding or from its own origin; or a key is not asked for."""
+    at = f"127.0.0.1:{port}"
+    assert request(port, "GET", "/health", [f"Host: {at}"])[0] == 200
+    assert request(port, "GET", "/health", ["Host: localhost", "Origin: http://localhost"])[0] == 200
+    for headers in (["Host: evil.example"], ["Host: 127.0.0.1.evil.example"], [], ["Host: localhost.evil.example:80"],
+                    ["Host: [::1"], [f"Host: {at}", "Origin: http://evil.example"], [f"Host: {at}", "Origin: null"],
+                    [f"Host: {at}", "Origin: http://127.0.0.1:1"]):
+        assert request(port, "GET", "/v1/models", headers)[0] in (400, 403), headers
+    page = request(port, "GET", "/", [f"Host: {at}"])[1].decode()
+    assert "https://" not in page and "http://" not in page and "src=" not in page  # nothing from elsewhere
+    server, locked = start_server(ckpt, "--api_key=s3cret", "--allow_hosts=my.name")
+    try:
+        for given, status in (("Bearer s3cre", 401), ("Bearer s3cret", 200), ("Bearer \xe9", 401), ("s3cret", 401)):
+            assert request(locked, "GET", "/v1/models", ["Host: my.name", f"Authorization: {given}"])[0] == status
+        assert request(locked, "GET", "/v1/models", ["Host: my.name"])[0] == 401
+        assert request(locked, "GET", "/", ["Host: localhost"])[0] == 200
+        assert not [line for line in server.lines if "s3cre" in line and not line.startswith("setting")]
+    finally:
+        server.kill()
+
+
+def test_logs_hold_no_content(ckpt):
+    """What a request says, or a path that it made up, stands in the log."""
+    server, port = start_server(ckpt)
+    try:
+        assert ask(port, messages=[{"role": "user", "content": "how high is it"}], max_tokens=5)[0] == 200
+        request(port, "GET", "/secret-path", ["Host: localhost"])
+        time.sleep(0.3)
+        log = "".join(server.lines)
+        assert "POST /v1/chat/completions 200" in log and "how high" not in log and "secret" not in log
+    finally:
+        server.kill()
+
+
+def test_a_client_that_leaves_frees_its_slot(ckpt):
+    """The server goes on writing for nobody; or a full queue hangs where it should say that it is busy."""
+    server, port = start_server(ckpt, "--max_batch=1", "--max_queue=1", "--max_tokens=1500")
+    body = json.dumps({"messages": [{"role": "user", "content": "how high is it"}], "stream": True, "max_tokens": 1500,
+                       "temperature": 2, "stop": None}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+    state = lambda: json.loads(request(port, "GET", "/health", ["Host: localhost"])[1])
+    try:
+        clients = []
+        for running, waiting in ((1, 0), (1, 1)):
+            clients.append(socket.create_connection(("127.0.0.1", port)))
+            clients[-1].sendall(f"{head}{len(body)}\r\n\r\n".encode() + body)
+            end = time.time() + 20
+            while (state()["running"], state()["waiting"]) != (running, waiting):
+                assert time.time() < end, state()
+        status, answer = post(port, body)
+        assert status == 503 and "busy" in json.loads(answer)["error"]["message"]
+        for client in clients:
+            client.close()
+        end = time.time() + 20
+        while state()["running"] or state()["waiting"]:
+            assert time.time() < end, state()
+    finally:
+        server.kill()
+
+
+def test_many_at_once_say_what_each_says_alone(port):
+    """Requests that are decoded together get another answer than alone, or share one."""
+    bodies = drill.good_requests()
+    alone, together = [said(post(port, body)[1]) for body in bodies], [""] * len(bodies) * 2
+
+    def run(i):
+        together[i] = said(post(port, bodies[i % len(bodies)])[1])
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(together))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone * 2 and len(set(alone)) > 3
+
+
+@pytest.mark.slow
+def test_a_minute_of_load(ckpt):
+    """A crash, a wrong answer, a hang or memory that grows, under good, broken, huge, slow and cut-off requests."""
+    result = drill.run_drill(ckpt, minutes=0.7)
+    assert result["ok"] and result["answers_like_alone"] == 1.0 and len(result["seen"]) == 6, result
+
+
+@pytest.mark.slow
+def test_mutated_requests(ckpt):
+    """A body or a recording with a few bytes changed brings a 500 or a hang (10,000 of them: tests/drill.py)."""
+    result = drill.run_mutations(ckpt, 500)
+    assert result["ok"] and result["statuses"]["200"] > 50 and result["statuses"]["400"] > 50, result
+
+
+def test_wrong_settings_are_one_line(ckpt, port, tmp_path):
+    """A user's mistake ends in a traceback."""
+    for args, expected in (([f"--ckpt={tmp_path}"], "no checkpoint"), ([f"--ckpt={ckpt}", f"--port={port}"], "--port="),
+                           ([f"--ckpt={ckpt}", "--host=no.such.invalid"], "host="), (["--max_batch=0"], "1 or more")):
+        done = subprocess.run([sys.executable, "serve.py", *args], cwd=drill.ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+# ---- a real browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium whose microphone plays a file: half a second of silence, then a swelling tone."""
+    if not BROWSER:
+        pytest.skip("no Chromium here (apt install chromium): the browser test is skipped")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    clip, wav = str(tmp_path_factory.mktemp("mic") / "mic.wav"), np.zeros(16_000 * 3)
+    wav[8_000:40_000] = 0.3 * np.sin(np.arange(32_000) / 8)
+    soundfile.write(clip, wav, 16_000, subtype="PCM_16")
+    clip = os.environ.get("MICROPHONE_WAV", clip)
+    with sync_api.sync_playwright() as play:
+        yield play.chromium.launch(executable_path=BROWSER, args=[
+            "--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
+            f"--use-file-for-fake-audio-capture={clip}"])
+
+
+def open_page(browser, port, **settings):
+    """-> a page with the chat in it, and the list of its errors."""
+    page, errors = browser.new_context(**{"permissions": ["microphone"], **settings}).new_page(), []
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.set_default_timeout(15_000)
+    page.goto(f"http://127.0.0.1:{port}/")
+    return page, errors
+
+
+@pytest.mark.slow
+def test_record_send_and_read_the_answer(browser, port):
+    """A person records, listens, asks, and no answer appears; or what was sent is not what was recorded."""
+    page, errors = open_page(browser, port)
+    sent = []
+    page.on("request", lambda r: sent.append(r.post_data_json) if "completions" in r.url else None)
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.get_by_role("button", name="Stop", exact=True).wait_for()
+    end = time.time() + 15
+    while page.evaluate("document.getElementById('level').value") < 0.2:
+        assert time.time() < end
+        page.wait_for_timeout(50)
+    page.wait_for_timeout(1500)
+    page.keyboard.press("Escape")
+    page.locator("#clip audio").wait_for()
+    page.get_by_role("button", name="Who is speaking?").click()
+    page.keyboard.press("Enter")
+    page.locator(".turn.assistant .time").wait_for()
+    assert "first token after" in page.locator(".time").inner_text() and page.locator(".turn.user audio").count() == 1
+    part, text = sent[0]["messages"][0]["content"]
+    wav = read_audio(base64.b64decode(part["input_audio"]["data"]))
+    assert text["text"] == "Who is speaking?" and 1.5 < len(wav) / 16_000 < 8 and np.abs(wav).max() > 0.1
+    page.get_by_role("textbox").fill("how high is it")
+    page.get_by_role("button", name="Send").click()  # a second turn, with the first in it
+    page.locator(".turn.assistant .time").nth(1).wait_for()
+    assert [m["role"] for m in sent[1]["messages"]] == ["user", "assistant", "user"] and not errors, errors
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_wrong(browser, port, ckpt, tmp_path):
+    """A denied or absent microphone, a wrong file, a silent one, a busy server or none at all leave the page dumb."""
+    page, _ = open_page(browser, port)
+    for name, expected in (("NotAllowedError", "denied"), ("NotFoundError", "no microphone")):
+        page.evaluate(f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('x', '{name}') }}")
+        page.get_by_role("button", name="Record", exact=True).click()
+        page.locator("#note", has_text=expected).wait_for()
+    (tmp_path / "x.wav").write_bytes(b"no sound")
+    silent, out = tmp_path / "silent.wav", io.BytesIO()
+    soundfile.write(out, np.zeros(16_000), 44_100, format="WAV")
+    silent.write_bytes(out.getvalue())
+    for path, expected in ((tmp_path / "x.wav", "no sound that this browser can read"), (silent, "silent")):
+        page.set_input_files("#file", str(path))
+        page.locator("#note", has_text=expected).wait_for()
+    page.route("**/completions", lambda route: route.fulfill(status=503, json={"error": {"message": "x"}}))
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("The server is busy").wait_for()
+    page.unroute("**/completions")
+    page.route("**/completions", lambda route: route.abort())
+    page.get_by_role("textbox").fill("x")
+    page.keyboard.press("Enter")
+    page.get_by_text("does not answer").wait_for()
+
+
+@pytest.mark.slow
+def test_narrow_and_dark(browser, port):
+    """On a phone the page is wider than its screen, or dark mode is not dark; a control has no name for a reader."""
+    page, errors = open_page(browser, port, viewport={"width": 320, "height": 560}, color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(23, 23, 22)"
+    unnamed = "[...document.querySelectorAll('button')].filter(b => !b.textContent.trim() && !b.ariaLabel).length"
+    assert page.evaluate(unnamed) == 0 and page.get_by_role("textbox", name="Message").count() == 1 and not errors
