@@ -68,6 +68,7 @@ from talk import Batch, Row, Talker, Text, joined, size
 
 MultiPartParser.spool_max_size = int(max_body_mb * 1e6)  # an upload is never written to disk
 PAGE = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
+PATIENCE = 8  # tokens of every answer between two pieces of transcripts, which take as long
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src 'unsafe-inline'; "
           "img-src data:; media-src blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
           "form-action 'none'")
@@ -204,7 +205,7 @@ def deliver(events):
 class Engine(threading.Thread):
     def __init__(self):
         super().__init__(daemon=True)
-        self.wake, self.waiting, self.running = threading.Condition(), deque(), {}  # row or Job -> Job
+        self.wake, self.waiting, self.running, self.turns = threading.Condition(), deque(), {}, 0  # row or Job -> Job
         self.new_batch()
 
     def new_batch(self):
@@ -237,7 +238,7 @@ class Engine(threading.Thread):
                 pass
 
     def turn(self):
-        """Take in what waits, then a token of every answer and a piece of every transcript."""
+        """Take in what waits, then a token of every answer, and now and then a piece of a transcript."""
         with self.wake:
             self.wake.wait_for(lambda: self.waiting or self.running)
         if not self.running:
@@ -257,9 +258,11 @@ class Engine(threading.Thread):
         events = []
         for row, token in self.batch.step() if self.batch.rows else ():
             events += [(self.running[row], token)] * (token is not None) + [(self.running[row], None)] * bool(row.ended)
-        for job in [job for key, job in self.running.items() if job is key]:
-            piece = next(job.pieces, None)
-            events.append((job, piece))
+        self.turns += 1
+        dictated = next((job for key, job in self.running.items() if job is key), None)
+        if dictated and (self.turns % PATIENCE == 0 or not self.batch.rows):
+            events.append((dictated, next(dictated.pieces, None)))
+            self.running[dictated] = self.running.pop(dictated)  # the others come first now
         self.running = {key: job for key, job in self.running.items() if (job, None) not in events}
         self.send(events)
 
@@ -412,7 +415,7 @@ async def chat(request: Request):
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise Refused(415, "the body is JSON, with Content-Type: application/json")
     try:
-        ask = ChatRequest.model_validate_json(await request.body())
+        ask = await run_in_threadpool(ChatRequest.model_validate_json, await request.body())
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
         raise Refused(400, first["msg"], ".".join(map(str, first["loc"])) or None) from None

@@ -3,6 +3,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -238,6 +239,21 @@ def test_wrong_settings_are_one_line(ckpt, port, tmp_path):
                            ([f"--ckpt={ckpt}", "--host=no.such.invalid"], "host="), (["--max_batch=0"], "1 or more")):
         done = subprocess.run([sys.executable, "serve.py", *args], cwd=drill.ROOT, capture_output=True, text=True)
         assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.slow
+def test_readme_examples(port, tmp_path):
+    """What the README tells a client to type does not work."""
+    text = (drill.ROOT / "README.md").read_text(encoding="utf-8").replace(":8000", f":{port}")
+    script = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "openai" in block)
+    (tmp_path / "clip.wav").write_bytes(make_audio(1.0, 1))
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    curls = re.findall(r"^curl .*?[^\\]$", text, re.S | re.M)
+    assert len(curls) >= 2
+    for line in curls if shutil.which("curl") else ():
+        answer = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True).stdout
+        assert "error" not in json.loads(answer), (line, answer)
 
 
 # ---- a real browser
