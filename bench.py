@@ -15,6 +15,7 @@ Random weights: speed does not depend on them. Figures of one run compare; machi
 """
 import base64
 import http.client
+import importlib.util
 import io
 import json
 import os
@@ -282,6 +283,9 @@ def measure_serve(where, seconds):
 
 def main():
     parts = {"encoder": measure_encoder, "align": measure_align, "serve": measure_serve}
+    if not only and not importlib.util.find_spec("fastapi"):
+        print("without serve: pip install -r requirements.txt has what it needs")
+        del parts["serve"]
     chosen = [part.strip() for part in only.split(",") if part.strip()] or list(parts)
     if set(chosen) - set(parts) or encoder_size not in SIZES:
         raise ValueError(f"{only=} names {', '.join(parts)}; {encoder_size=} is one of {', '.join(SIZES)}")

@@ -34,13 +34,13 @@ def say(batch, row, text):
     try:
         batch.add([row])
         while batch.rows:
-            for _, token in batch.step():
-                said.append(text.add(token) if token is not None else "")
+            for who, token in batch.step():
+                said.append(text.add(token) if token is not None and who is row else "")
                 print(said[-1], end="", flush=True)
         said.append(text.add())
         print(said[-1], flush=True)
     except KeyboardInterrupt:  # the answer, not the chat
-        batch.drop([row])
+        batch.drop(batch.rows)
         print(" [stopped]", flush=True)
     return "".join(said)
 

@@ -417,7 +417,7 @@ def said_in(clips):
 
 
 def practice_chat(text, rng, said):
-    """Questions about a sentence, or a line of spoken.txt, that is imitated as a recording: [[task, question, answer]]."""
+    """Questions about a sentence, or a line of spoken.txt, imitated as a recording: [[task, question, answer]]."""
     rows = []
     while len(rows) < (practice_turns if text not in answers else min(practice_turns, 3)):
         if text in answers:
@@ -442,7 +442,8 @@ def make_practice(part):
             said = said_in([{"text": text} for text in texts])
             counts[split] = count
             for _ in range(count):
-                pool = list(answers) if rng.uniform() < SHARES["spoken"] else texts
+                is_spoken = split == "train" and rng.uniform() < SHARES["spoken"]  # val asks about new sentences alone
+                pool = list(answers) if is_spoken else texts
                 text = pool[rng.integers(len(pool))]
                 f.write(json.dumps({"split": split, "text": text, "turns": practice_chat(text, rng, said)}) + "\n")
     return counts

@@ -14,14 +14,11 @@ import ipaddress
 import json
 import os
 import socket
-import sys
-import threading
 import time
-import traceback
 import uuid
-from collections import deque
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from configurator import configure, fail
@@ -56,7 +53,7 @@ try:
     from fastapi import FastAPI, Request
     from fastapi.concurrency import run_in_threadpool
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
-    from pydantic import BaseModel, Field, ValidationError
+    from pydantic import BaseModel, FailFast, Field, ValidationError
     from starlette.exceptions import HTTPException
     from starlette.formparsers import MultiPartParser
     from starlette.requests import ClientDisconnect
@@ -64,14 +61,17 @@ try:
 except ImportError as e:
     fail(f"{e}: pip install -r requirements.txt")
 from audio import SAMPLE_RATE, TooLong, read_audio
+from engine import Busy, Engine, Job, report
 from talk import Batch, Row, Talker, Text, joined, size
 
 MultiPartParser.spool_max_size = int(max_body_mb * 1e6)  # an upload is never written to disk
 PAGE = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
-PATIENCE = 8  # tokens of every answer between two pieces of transcripts, which take as long
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src 'unsafe-inline'; "
           "img-src data:; media-src blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
           "form-action 'none'")
+
+
+LENGTH = "context_length_exceeded"
 
 
 class Refused(Exception):
@@ -103,31 +103,43 @@ class Part(BaseModel):
 
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], FailFast(), Field(max_length=64)] | None = None
 
 
 class StreamOptions(BaseModel):
     include_usage: bool | None = False
 
 
+Stop = Annotated[str, Field(max_length=256)]
+
+
+class ResponseFormat(BaseModel):
+    type: Literal["text"]
+
+
 class ChatRequest(BaseModel):
     """What is read of OpenAI's request; what would change an answer and can't be done is refused, the rest ignored."""
     model: str = ""
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=1000)]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=-2**63, lt=2**63)
     presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     tools: list | None = Field(None, max_length=0)
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    response_format: ResponseFormat | None = None
+    logit_bias: Annotated[dict, Field(max_length=0)] | None = None
+
+
+FIELDS = {name for model in (ChatRequest, Message, Part, Sound, StreamOptions) for name in model.model_fields}
 
 
 def decode(data, most_s, param):
@@ -140,148 +152,68 @@ def decode(data, most_s, param):
         raise Refused(400, str(e), param, "invalid_audio") from None
 
 
-def read_message(message, place):
-    """-> (role, text, float32 wav or None) of a Message."""
+def read_message(message, place, left_s):
+    """-> (role, text, float32 wav or None) of a Message, whose recordings may last left_s together, or Refused."""
     parts = [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content or []
-    sounds, param = [], f"messages.{place}.content"
+    wavs, param = [], f"messages.{place}.content"
     for i, part in enumerate(parts):
         if (part.type == "input_audio") != bool(part.input_audio) or part.input_audio and message.role != "user":
             raise Refused(400, "input_audio belongs to a user's part of type input_audio", f"{param}.{i}")
         if part.input_audio:
+            at = f"{param}.{i}.input_audio.data"
             try:
                 data = base64.b64decode(part.input_audio.data, validate=True)
             except ValueError as e:
-                raise Refused(400, f"data is no base64: {e}", f"{param}.{i}.input_audio.data") from None
-            sounds.append(decode(data, max_audio_s, f"{param}.{i}.input_audio.data"))
-    wav = joined(sounds)
-    if wav is not None and len(wav) > max_audio_s * SAMPLE_RATE:
-        raise Refused(413, f"recordings of more than {max_audio_s:g} s in a message", param, "audio_too_long")
+                raise Refused(400, f"data is no base64: {e}", at) from None
+            wavs.append(decode(data, left_s - sum(map(len, wavs)) / SAMPLE_RATE, at))
     text = "\n".join(part.text for part in parts if part.text)
     role = "system" if message.role == "developer" else message.role
-    return role, text or (question if sounds else ""), wav
+    return role, text or (question if wavs else ""), joined(wavs)
 
 
 def make_row(ask):
     """A ChatRequest -> Row, or Refused."""
+    if any(part.type == "input_audio" for message in ask.messages if isinstance(message.content, list)
+           for part in message.content) and not talker.ears:
+        raise Refused(400, f"{name} takes no audio", "messages")
     if not talker.can_chat:
         raise Refused(400, f"{name} only transcribes: use /v1/audio/transcriptions, or serve a run of train_sft.py")
-    messages = [read_message(message, i) for i, message in enumerate(ask.messages)]
-    if any(wav is not None for *_, wav in messages) and not talker.ears:
-        raise Refused(400, f"{name} takes no audio", "messages")
+    messages, left_s = [], talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
+    for i, message in enumerate(ask.messages):
+        role, text, wav = read_message(message, i, min(left_s, max_audio_s))
+        left_s -= 0 if wav is None else len(wav) / SAMPLE_RATE
+        messages.append((role, text, None if wav is None else talker.record(wav)))
     if messages[-1][0] != "user":
         raise Refused(400, "the last message is the user's", "messages")
+    too_long = f"more than the model's {talker.limit} tokens: begin a new conversation", "messages", LENGTH
+    if sum(len(text) for _, text, _ in messages) > 50 * talker.limit:  # more than any tokens: don't even count them
+        raise Refused(400, *too_long)
     try:
-        prompt = talker.prompt([(role, text, None if wav is None else talker.record(wav))
-                                for role, text, wav in messages])
+        prompt = talker.prompt(messages)
     except ValueError as e:
         raise Refused(400, str(e), "messages") from None
     room = talker.limit - size(prompt)
     if room < 1:
-        raise Refused(400, f"{size(prompt)} tokens of messages > the model's {talker.limit}", "messages",
-                      "context_length_exceeded")
+        raise Refused(400, *too_long)
     wanted = ask.max_completion_tokens or ask.max_tokens or max_tokens
-    return Row(prompt, min(wanted, max_tokens, room), temperature if ask.temperature is None else ask.temperature,
-               top_p=ask.top_p or 1.0, presence_penalty=ask.presence_penalty or 0.0,
+    warmth = temperature if ask.temperature is None else ask.temperature
+    return Row(prompt, min(wanted, max_tokens, room), warmth if warmth > 1e-3 else 0.0,
+               top_p=max(ask.top_p or 1.0, 1e-6), presence_penalty=ask.presence_penalty or 0.0,
                frequency_penalty=ask.frequency_penalty or 0.0, stop_ids=talker.stop_ids(),
                seed=int.from_bytes(os.urandom(7)) if ask.seed is None else ask.seed)
 
 
-# ---- the one thread that runs the model
-
-class Job:
-    """A Row to answer, or a wav to transcribe; `events` gets ids and pieces of text, then None, or an exception."""
-
-    def __init__(self, row=None, wav=None):
-        self.row, self.wav, self.gone = row, wav, False
-        self.loop, self.events = asyncio.get_running_loop(), asyncio.Queue()
-        self.deadline = self.loop.time() + request_timeout_s
-
-
-def deliver(events):
-    for job, event in events:
-        job.events.put_nowait(event)
-
-
-class Engine(threading.Thread):
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.wake, self.waiting, self.running, self.turns = threading.Condition(), deque(), {}, 0  # row or Job -> Job
-        self.new_batch()
-
-    def new_batch(self):
-        self.batch = Batch(talker.model, talker.hear if talker.ears else None, int(cache_mb * 2**20))
-
-    def submit(self, job):
-        """Let a Job wait for its turn; Refused when too many do."""
-        with self.wake:
-            if len(self.waiting) >= max(max_queue, 1):
-                raise Refused(503, f"the server is busy: {len(self.waiting)} requests wait", code="busy")
-            self.waiting.append(job)
-            self.wake.notify()
-
-    def run(self):
-        while True:
-            try:
-                self.turn()
-            except Exception as e:  # out of memory, or a mistake of ours: these answers are lost, the server is not
-                print(traceback.format_exc(), file=sys.stderr, flush=True)
-                lost, self.running = list(self.running.values()), {}
-                self.new_batch()
-                self.send([(job, e) for job in lost])
-
-    def send(self, events):
-        """Hand events to the jobs' own loop, all at once."""
-        if events:
-            try:
-                events[0][0].loop.call_soon_threadsafe(deliver, events)
-            except RuntimeError:  # the server is stopping
-                pass
-
-    def turn(self):
-        """Take in what waits, then a token of every answer, and now and then a piece of a transcript."""
-        with self.wake:
-            self.wake.wait_for(lambda: self.waiting or self.running)
-        if not self.running:
-            time.sleep(window_ms / 1e3)
-        with self.wake:
-            n = min(len(self.waiting), max_batch - len(self.running))
-            new = [job for job in (self.waiting.popleft() for _ in range(n)) if not job.gone]
-        gone = [key for key, job in self.running.items() if job.gone]
-        for key in gone:
-            del self.running[key]
-        self.batch.drop([key for key in gone if isinstance(key, Row)])
-        for job in new:
-            job.pieces = talker.transcripts(job.wav, beams) if job.row is None else None
-            self.running[job.row or job] = job
-        if rows := [job.row for job in new if job.row]:
-            self.batch.add(rows)
-        events = []
-        for row, token in self.batch.step() if self.batch.rows else ():
-            events += [(self.running[row], token)] * (token is not None) + [(self.running[row], None)] * bool(row.ended)
-        self.turns += 1
-        dictated = next((job for key, job in self.running.items() if job is key), None)
-        if dictated and (self.turns % PATIENCE == 0 or not self.batch.rows):
-            events.append((dictated, next(dictated.pieces, None)))
-            self.running[dictated] = self.running.pop(dictated)  # the others come first now
-        self.running = {key: job for key, job in self.running.items() if (job, None) not in events}
-        self.send(events)
-
+# ---- following an answer
 
 async def follow(job):
-    """Yield a job's events until it ends; a reader that leaves frees its slot at the next token."""
+    """A job's events, what fails as Refused."""
     try:
-        while True:
-            async with asyncio.timeout_at(job.deadline):
-                event = await job.events.get()
-            if event is None:
-                return
-            if isinstance(event, Exception):
-                raise Refused(500, "the server failed on this request; others may do better")
+        async for event in job.follow():
             yield event
-    except TimeoutError:
-        raise Refused(408, f"not done in {request_timeout_s:g} s", code="timeout") from None
-    finally:
-        job.gone = True
+    except Refused:
+        raise
+    except Exception:  # reported by the engine
+        raise Refused(500, "the server failed on this request; others may do better") from None
 
 
 async def unless_gone(request, work):
@@ -324,22 +256,20 @@ class Guard:
 
         async def noted(message):
             nonlocal status
-            if not status:  # a stream has its own limit; this one is for a client that does not read it
-                limit.reschedule(limit.when() + request_timeout_s)
             status = message.get("status", status)
             await send(message)
 
         is_post = scope["method"] == "POST"
         self.active += is_post
         try:
-            async with asyncio.timeout(request_timeout_s) as limit:
+            async with asyncio.timeout(request_timeout_s):
                 self.check(scope, {k.decode("latin1"): v.decode("latin1") for k, v in scope["headers"]})
                 await self.app(scope, counted, noted)
         except Exception as e:
             if isinstance(e, TimeoutError):
                 e = Refused(408, f"not done in {request_timeout_s:g} s", code="timeout")
-            elif not isinstance(e, Refused):  # a mistake of ours: places in the code go to the log, not what was sent
-                print("".join(traceback.format_tb(e.__traceback__)) + type(e).__name__, file=sys.stderr, flush=True)
+            elif not isinstance(e, Refused):  # a mistake of ours
+                report(e)
                 e = Refused(500, "a mistake of this server")
             if status:  # an answer has begun: the connection ends here
                 raise ConnectionError(e.message) from None
@@ -382,6 +312,7 @@ app = FastAPI(title="nanochat-omni", docs_url=None, redoc_url=None, openapi_url=
 app.add_middleware(Guard)
 app.add_exception_handler(Refused, lambda request, e: e.response())
 app.add_exception_handler(HTTPException, lambda request, e: Refused(e.status_code, str(e.detail)).response())
+app.add_exception_handler(Busy, lambda request, e: Refused(503, f"the server is busy: {e}", code="busy").response())
 app.add_exception_handler(ClientDisconnect, lambda request, e: Refused(499, "the client went away").response())
 decoders = asyncio.Semaphore(4)  # recordings decoded at once
 
@@ -393,7 +324,7 @@ async def page():
 
 @app.get("/health")
 async def health():
-    return {"status": "ok", "model": name, "running": len(engine.running), "waiting": len(engine.waiting),
+    return {"status": "ok", "model": name, "running": engine.running(), "waiting": len(engine.waiting),
             "max_audio_s": max_audio_s}
 
 
@@ -414,12 +345,13 @@ async def one_model(model: str):
 async def chat(request: Request):
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise Refused(415, "the body is JSON, with Content-Type: application/json")
-    try:
-        ask = await run_in_threadpool(ChatRequest.model_validate_json, await request.body())
-    except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]
-        raise Refused(400, first["msg"], ".".join(map(str, first["loc"])) or None) from None
     async with decoders:
+        try:
+            ask = await run_in_threadpool(ChatRequest.model_validate_json, await request.body())
+        except ValidationError as e:
+            first = e.errors(include_url=False, include_input=False, include_context=False)[0]
+            place = [str(part) for part in first["loc"] if isinstance(part, int) or part in FIELDS]
+            raise Refused(400, first["msg"], ".".join(place) or None) from None
         row = await run_in_threadpool(make_row, ask)
     job = Job(row)
     engine.submit(job)
@@ -431,17 +363,17 @@ async def chat(request: Request):
     base = {"id": "chatcmpl-" + uuid.uuid4().hex, "created": int(time.time()), "model": name}
 
     async def deltas():
-        """Pieces of text, '' first, when the first token is there."""
+        """Pieces of text, the last one when the answer has ended."""
         async for token in said:
             if new := text.add(token):
                 yield new
             if text.stopped:
                 break
-        yield text.add()
         await said.aclose()
+        yield text.add()
 
     if not ask.stream:
-        content = await unless_gone(request, collect(deltas()))
+        content = "".join(await unless_gone(request, gathered(deltas())))
         choice = {"index": 0, "message": {"role": "assistant", "content": content, "refusal": None}, "logprobs": None,
                   "finish_reason": reason()}
         return {**base, "object": "chat.completion", "choices": [choice], "usage": usage()}
@@ -473,8 +405,8 @@ async def chat(request: Request):
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-async def collect(pieces):
-    return "".join([piece async for piece in pieces])
+async def gathered(events):
+    return [event async for event in events]
 
 
 @app.post("/v1/audio/transcriptions")
@@ -483,8 +415,14 @@ async def transcriptions(request: Request):
         raise Refused(415, "the body is a form, with Content-Type: multipart/form-data")
     if not talker.ears:
         raise Refused(400, f"{name} takes no audio", "file")
-    async with request.form(max_files=1, max_fields=32) as form:
+    try:
+        form = await request.form(max_files=1, max_fields=32)
+    except UnicodeError:
+        raise Refused(400, "the form's charset is none", "file") from None
+    async with form:
         file, kind = form.get("file"), form.get("response_format") or "json"
+        if form.get("stream") in ("true", "True", "1"):
+            raise Refused(400, "a transcript comes in one piece", "stream")
         if not hasattr(file, "read"):
             raise Refused(400, "a form's file is missing", "file")
         if kind not in ("json", "text"):
@@ -493,12 +431,8 @@ async def transcriptions(request: Request):
             wav = await run_in_threadpool(decode, await file.read(), max_transcript_s, "file")
     job = Job(wav=wav)
     engine.submit(job)
-    text = " ".join([piece for piece in await unless_gone(request, gathered(follow(job))) if piece])
+    text = " ".join(piece for piece in await unless_gone(request, gathered(follow(job))) if piece)
     return {"text": text} if kind == "json" else PlainTextResponse(text + "\n")
-
-
-async def gathered(events):
-    return [event async for event in events]
 
 
 def warm_up():
@@ -527,7 +461,7 @@ def main():
     warm_up()
     engine.start()
     sock.listen(1024)
-    at = f"[{host}]" if ":" in host else host
+    at = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{sock.getsockname()[1]} in a browser",
           flush=True)
     if not (host == "localhost" or ipaddress.ip_address(family[4][0]).is_loopback):
@@ -535,8 +469,9 @@ def main():
               ", and no key is asked for: set --api_key= or NANOCHAT_API_KEY") + "; a browser gives its microphone to "
               "https or localhost alone", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=3,
-                                           server_header=False))
-    server.run(sockets=[sock])
+                                           server_header=False, limit_concurrency=4 * (max_queue + max_batch)))
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[sock])
 
 
 if __name__ == "__main__":
@@ -547,5 +482,5 @@ if __name__ == "__main__":
         fail(e)
     name, started = os.path.basename(os.path.normpath(ckpt)), int(time.time())
     PATHS = {"/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions", "/v1/audio/transcriptions"}
-    engine = Engine()
+    engine = Engine(talker, max_batch, max_queue, window_ms / 1e3, int(cache_mb * 2**20), beams)
     main()

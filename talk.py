@@ -15,6 +15,9 @@ from model import KVCache, load_checkpoint, pick_device
 from tokenizer import load_tokenizer, plain_text, render_conversation
 
 
+LONGEST = 512  # ids read at once: attention over more takes memory with the square
+
+
 @dataclass(frozen=True)
 class Recording:
     """float32 wav (n,) at 16 kHz, of which the model reads n_tokens audio tokens; the same sound has the same key."""
@@ -49,7 +52,7 @@ class Text:
     def add(self, token=None):
         """Take one more id (None: there are no more) -> str, what can be shown of the text now."""
         if self.stopped:
-            return ""
+            return ""  # what follows a stop string
         if token is not None:
             self.ids.append(token)
         text = self.tok.decode(self.ids).removeprefix(" " * self.strip)
@@ -132,10 +135,12 @@ def size(items):
 
 
 def segments(items):
-    """Cut ids and Recordings before each Recording -> [(Recording or None, ids), ...]."""
+    """Cut ids and Recordings before each Recording, long texts too -> [(Recording or None, ids), ...]."""
     parts = [(None, [])]
     for item in items:
         if isinstance(item, int):
+            if len(parts[-1][1]) == LONGEST:
+                parts.append((None, []))
             parts[-1][1].append(item)
         else:
             parts.append((item, []))

@@ -204,7 +204,7 @@ def sentence_rows(ids, starts, at):
 
 
 def read_chats():
-    """-> {split: [(sentence in pieces, messages)]} of the setting chats; ValueError names a line."""
+    """-> {split: [(sentence in pieces, messages)], (split, "sizes"): int (N,)}; ValueError names a line of chats."""
     rows = {"train": [], "val": []}
     with open(chats, encoding="utf-8") as f:
         for number, line in enumerate(f, 1):
@@ -217,6 +217,8 @@ def read_chats():
                 raise ValueError(f'{chats}:{number}: no JSON object with "split", "text" and "turns"') from None
     if not min(map(len, rows.values())):
         raise ValueError(f"{chats} has no chat for train or val: run prepare_instruct.py again")
+    for split in list(rows):
+        rows[split, "sizes"] = np.array([sum(len(m["content"]) for m in messages) for _, messages in rows[split]])
     return rows
 
 
@@ -292,7 +294,7 @@ def get_batch(split, step, microbatch, kind):
         at = batch_indices(np.ones(len(rows), np.int32), *key, min(batch_size, len(rows)), grad_accum)
         return dict(idx=to(rows[at][:, :-1]), targets=to(rows[at][:, 1:]))
     if kind == CHATS:
-        sizes = np.array([sum(len(m["content"]) for m in messages) for _, messages in talks[split]])
+        sizes = talks[split, "sizes"]
         at = batch_indices(sizes, *key, min(chat_rows, len(sizes)), grad_accum)
         heard = [talks[split][i][0] for i in at]
         idx, targets = read_rows(split, at)

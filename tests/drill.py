@@ -3,8 +3,8 @@
     python tests/drill.py --ckpt=out/cpu_w3 --minutes=30         # prints what it saw as JSON; exit code 1 if it failed
     python tests/drill.py --ckpt=out/cpu_w3 --mutations=10000    # mutated bodies and recordings instead
 
-Passes when no good request fails, each good answer is the one given alone, the server's memory stays within 5% once
-five minutes are over, what is broken is refused with 4xx, and the server is well at the end. Loopback only.
+Passes when no good request fails, each good answer is the one given alone (98% in bf16), the server's memory stays
+within 5% once five minutes are over, what is broken gets 4xx, and the server is well at the end. Loopback only.
 """
 import argparse
 import base64
@@ -23,6 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from model import COMPUTE_DTYPE  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = ["what does the speaker say", "who is speaking", "how fast does the speaker talk", "how high is it"]
@@ -203,6 +207,7 @@ def run_drill(ckpt, minutes, clients=16, settle_s=300.0):
             thread.join()
         time.sleep(1)
         well = server.poll() is None and [said(post(port, body)[1]) for body in bodies] == expected
+        memory = memory or [1.0]  # it died early
         growth = (max(memory) - memory[0]) / memory[0]
         n = drill.seen["good"] + drill.seen["other answer"]
         return {"minutes": minutes, "clients": clients, "seen": dict(drill.seen), "wrong": drill.wrong[:10],
@@ -211,7 +216,8 @@ def run_drill(ckpt, minutes, clients=16, settle_s=300.0):
                 "median_s": round(float(np.median(drill.times)), 3),
                 "p95_s": round(float(np.quantile(drill.times, 0.95)), 3),
                 "mistakes": [line for line in server.lines if "Error" in line][:5],
-                "ok": well and not drill.wrong and growth < 0.05 and not any("Error" in line for line in server.lines)}
+                "ok": well and not drill.wrong and growth < 0.05 and not any("Error" in line for line in server.lines)
+                and drill.seen["other answer"] <= n * (0 if COMPUTE_DTYPE == torch.float32 else 0.02)}
     finally:
         server.kill()
 

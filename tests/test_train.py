@@ -65,7 +65,7 @@ def world(tmp_path_factory):
     data.write_index(str(folder / "features"), rows, shards,
                      {"encoder": "random", "encoder_sha256": encoder.sha256, "taps": [-1], "D": 32})
     chats = [{"split": "val" if i < 5 else "train", "text": text, "turns": [
-        ["first", "what is the first word", text.split()[0]], ["word", "which word\n" + text.split()[1] + "\ncow", "cow"]]}
+        ["first", "what is the first word", text.split()[0]], ["word", f"which word\n{text.split()[1]}\ncow", "cow"]]}
         for i, text in enumerate(sentences[:60])]
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     base(folder, folder / "base", "--max_steps=2")
