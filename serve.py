@@ -341,18 +341,23 @@ async def one_model(model: str):
     return (await models())["data"][0]
 
 
-@app.post("/v1/chat/completions")
-async def chat(request: Request):
+async def read_chat(request):
+    """-> (ChatRequest, Row) of a request, or Refused."""
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise Refused(415, "the body is JSON, with Content-Type: application/json")
     async with decoders:
         try:
-            ask = await run_in_threadpool(ChatRequest.model_validate_json, await request.body())
+            asked = await run_in_threadpool(ChatRequest.model_validate_json, await request.body())
         except ValidationError as e:
             first = e.errors(include_url=False, include_input=False, include_context=False)[0]
             place = [str(part) for part in first["loc"] if isinstance(part, int) or part in FIELDS]
             raise Refused(400, first["msg"], ".".join(place) or None) from None
-        row = await run_in_threadpool(make_row, ask)
+        return asked, await run_in_threadpool(make_row, asked)
+
+
+@app.post("/v1/chat/completions")
+async def chat(request: Request):
+    ask, row = await read_chat(request)
     job = Job(row)
     engine.submit(job)
     stops = [ask.stop] if isinstance(ask.stop, str) else ask.stop or []

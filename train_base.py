@@ -42,7 +42,7 @@ text_len = 64           # tokens of a row of plain text
 practice = 0.7          # share of microbatches that practise; the others are plain text
 ease_steps = 200        # its disturbances grow from nothing to full over so many steps
 chats = ""              # chats.jsonl of prepare_instruct.py, about sentences that are imitated as recordings; '': none
-chat_share = 0.4        # of the practice microbatches: they are asked about what they heard
+chat_share = 0.4        # of the practice microbatches: asked what was heard, from the first step on (later: it unlearns)
 chat_rows = 32          # per microbatch of chats, whose rows are long
 slip_share = 0.1        # share of the text's tokens, as the model reads them, that are wrong: it must trust its ears
 practice_vocab = 512    # a recording is spelled with so much of the vocabulary (256: letters): speech has no words
@@ -222,11 +222,12 @@ def read_chats():
     return rows
 
 
-def read_rows(split, at):
-    """Chats `at` (B,) -> (idx, targets) as sentence_rows gives them."""
-    rows = []
+def read_rows(split, at, units):
+    """Chats `at` (B,) -> (idx, targets) as sentence_rows gives them; text in 'tokens' or 'pieces'."""
+    tokenizer, rows = tok if units == "tokens" else speller, []
     for i in at:
-        ids, mask = map(np.array, render_conversation(tok, {"messages": talks[split][i][1]}))
+        ids, mask = map(np.array, render_conversation(tokenizer, {"messages": talks[split][i][1]}))
+        ids = np.where(ids >= tokenizer.bos_id, ids - tokenizer.bos_id + tok.bos_id, ids)  # the special ones are last
         rows.append((ids, np.where(mask, ids, -1)))
     width = max(len(ids) for ids, _ in rows)
     pad = lambda row, value: np.pad(row, (0, width - len(row)), constant_values=value)
@@ -279,8 +280,7 @@ def kind_of(n):
     is_due = lambda n, share: math.floor((n + 1) * share) > math.floor(n * share)
     if not is_due(n, practice):
         return TEXT
-    is_whole = n >= spell_steps * grad_accum  # chats are of whole tokens: in pieces their rows are twice as long
-    return CHATS if talks and is_whole and is_due(math.floor(n * practice), chat_share) else PRACTICE
+    return CHATS if talks and is_due(math.floor(n * practice), chat_share) else PRACTICE
 
 
 def get_batch(split, step, microbatch, kind):
@@ -297,7 +297,7 @@ def get_batch(split, step, microbatch, kind):
         sizes = talks[split, "sizes"]
         at = batch_indices(sizes, *key, min(chat_rows, len(sizes)), grad_accum)
         heard = [talks[split][i][0] for i in at]
-        idx, targets = read_rows(split, at)
+        idx, targets = read_rows(split, at, units)
     else:
         at = batch_indices(np.diff(starts), *key, min(batch_size, len(starts) - 1), grad_accum)
         heard = spelled(split, at)
@@ -399,8 +399,7 @@ def evaluate(units):
                          audio_lens=audio_lens.to(device))
         nats[2] += (targets >= 0).sum()
         nats[3] += sum(len(lines["val"][j].split()) for j in at)
-    asks = bool(talks) and units == "tokens"
-    asked = count_right() if asks else torch.ones(2, device=device)
+    asked = count_right(units) if talks else torch.ones(2, device=device)
     if world_size > 1:
         dist.all_reduce(nats)
         dist.all_reduce(asked)
@@ -408,15 +407,15 @@ def evaluate(units):
     model.trunk = fast_trunk
     (plain, heard, n_targets, n_words), (n_right, n_asked) = nats.tolist(), asked.tolist()
     return {"val_bpb": plain / math.log(2) / n_bytes, "val_ppl_word": math.exp(plain / n_words),
-            "val_practice": heard / n_targets, **({"val_right": n_right / n_asked} if asks else {})}
+            "val_practice": heard / n_targets, **({"val_right": n_right / n_asked} if talks else {})}
 
 
-def count_right():
+def count_right(units):
     """Of this rank's share of val's chats: (questions of which every token of the answer is the likeliest, all)."""
     found = torch.zeros(2, device=device)
     for i in range(rank * chat_rows, len(talks["val"]), world_size * chat_rows):
         at = range(i, min(i + chat_rows, len(talks["val"])))
-        idx, targets = (torch.from_numpy(a).to(device) for a in read_rows("val", at))
+        idx, targets = (torch.from_numpy(a).to(device) for a in read_rows("val", at, units))
         rng = np.random.default_rng([seed, i])
         places, audio_lens = imitate_audio([talks["val"][k][0] for k in at], rng)
         logits = model(idx, audio_features=practice_features(places, rng), audio_lens=audio_lens.to(device))
