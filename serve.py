@@ -103,7 +103,7 @@ class Part(BaseModel):
 
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], FailFast(), Field(max_length=64)] | None = None
+    content: str | Annotated[list[Part], Field(max_length=64)] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -421,19 +421,18 @@ async def transcriptions(request: Request):
     if not talker.ears:
         raise Refused(400, f"{name} takes no audio", "file")
     try:
-        form = await request.form(max_files=1, max_fields=32)
+        async with request.form(max_files=1, max_fields=32) as form:
+            file, kind = form.get("file"), form.get("response_format") or "json"
+            if form.get("stream") in ("true", "True", "1"):
+                raise Refused(400, "a transcript comes in one piece", "stream")
+            if not hasattr(file, "read"):
+                raise Refused(400, "a form's file is missing", "file")
+            if kind not in ("json", "text"):
+                raise Refused(400, "response_format is json or text", "response_format")
+            async with decoders:
+                wav = await run_in_threadpool(decode, await file.read(), max_transcript_s, "file")
     except UnicodeError:
         raise Refused(400, "the form's charset is none", "file") from None
-    async with form:
-        file, kind = form.get("file"), form.get("response_format") or "json"
-        if form.get("stream") in ("true", "True", "1"):
-            raise Refused(400, "a transcript comes in one piece", "stream")
-        if not hasattr(file, "read"):
-            raise Refused(400, "a form's file is missing", "file")
-        if kind not in ("json", "text"):
-            raise Refused(400, "response_format is json or text", "response_format")
-        async with decoders:
-            wav = await run_in_threadpool(decode, await file.read(), max_transcript_s, "file")
     job = Job(wav=wav)
     engine.submit(job)
     text = " ".join(piece for piece in await unless_gone(request, gathered(follow(job))) if piece)
