@@ -9,10 +9,13 @@ import time
 import traceback
 from collections import deque
 
+import torch
+
 from talk import Batch
 
 PATIENCE = 8        # tokens of every answer between two pieces of transcripts, which take as long
 MAX_TRANSCRIPTS = 2  # at once; the others wait
+FEW = 16            # answers at most that one thread decodes: several wait for each other longer than they work
 
 
 class Busy(Exception):
@@ -49,6 +52,7 @@ class Engine(threading.Thread):
     def __init__(self, talker, max_batch, max_queue, window_s, keep_bytes, beams):
         super().__init__(daemon=True)
         self.talker, self.max_batch, self.max_queue, self.window_s = talker, max_batch, max_queue, window_s
+        self.n_threads = torch.get_num_threads()
         self.beams, self.wake, self.waiting, self.turns = beams, threading.Condition(), deque(), 0
         self.answers, self.transcripts = {}, deque()  # row -> Job; Jobs in turn
         self.new_batch = lambda: Batch(talker.model, talker.hear if talker.ears else None, keep_bytes)
@@ -86,7 +90,9 @@ class Engine(threading.Thread):
         for row in [row for row, job in self.answers.items() if job.gone]:
             self.batch.drop([row])
             del self.answers[row]
+        torch.set_num_threads(self.n_threads)
         self.add(self.take())
+        torch.set_num_threads(1 if len(self.answers) <= FEW else self.n_threads)
         for row, token in self.batch.step() if self.batch.rows else ():
             job = self.answers[row]
             if token is not None:

@@ -362,7 +362,8 @@ def test_the_page_says_what_is_wrong(browser, port, ckpt, tmp_path):
     """A denied or absent microphone, a wrong file, a silent one, a busy server or none at all leave the page dumb."""
     page, _ = open_page(browser, port)
     for name, expected in (("NotAllowedError", "denied"), ("NotFoundError", "no microphone")):
-        page.evaluate(f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('x', '{name}') }}")
+        denied = f"async () => {{ throw new DOMException('x', '{name}') }}"
+        page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {denied} }}")
         page.get_by_role("button", name="Record", exact=True).click()
         page.locator("#note", has_text=expected).wait_for()
     (tmp_path / "x.wav").write_bytes(b"no sound")
