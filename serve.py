@@ -345,9 +345,10 @@ async def read_chat(request):
     """-> (ChatRequest, Row) of a request, or Refused."""
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise Refused(415, "the body is JSON, with Content-Type: application/json")
+    body = await request.body()  # before a place among the decoders: it may be slow to come
     async with decoders:
         try:
-            asked = await run_in_threadpool(ChatRequest.model_validate_json, await request.body())
+            asked = await run_in_threadpool(ChatRequest.model_validate_json, body)
         except ValidationError as e:
             first = e.errors(include_url=False, include_input=False, include_context=False)[0]
             place = [str(part) for part in first["loc"] if isinstance(part, int) or part in FIELDS]
