@@ -42,8 +42,8 @@ def configure(globals_dict, argv=None):
             settings[name], origin[name] = convert(name, value, type(defaults[name]), where), where
     for name, where in origin.items():
         if settings[name] != defaults[name] and os.environ.get("RANK", "0") == "0":  # under torchrun: once
-            shown = "***" if name.endswith("_key") else repr(settings[name])
-            print(f"setting {name} = {shown} (default {defaults[name]!r}; {where})")
+            value = "***" if name.endswith("_key") else settings[name]
+            print(f"setting {name} = {value!r} (default {defaults[name]!r}; {where})")
     globals_dict.update(settings)
     return settings
 
