@@ -1,8 +1,8 @@
 """
     python train_sft.py config/cpu_w3.py
 
-W3 of the CPU demo: LoRA of rank 16 on the frozen LM, the projector trained on. 2 shared cores, 7 minutes;
-AudioBench-mini 68.5%; WER 25.2% on new sentences, 30.5% in another engine's voice, 23.5 and 28.8% before (2026-11-23).
+W3 of the CPU demo: LoRA of rank 16 on the frozen LM, the projector trained on. 2 shared cores, 6 minutes;
+AudioBench-mini 71.5%; WER 24.5% on new sentences, 32.4% in another engine's voice, 23.4 and 32.1% before (2026-11-23).
 """
 out_dir = "out/cpu_w3"
 task_weights = "transcript=2.5"
