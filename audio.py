@@ -51,8 +51,10 @@ def read_audio(path_or_bytes, max_s=600.0):
                 raise TooLong(f"{name} is {n / rate:.1f} s long, over the limit of {max_s:g} s")
             if not 1000 <= rate <= 192_000 or sound.channels > 16:
                 raise ValueError(f"{name} has {sound.channels} channels at {rate} Hz: at most 16 at 1 to 192 kHz")
-            blocks = [block.mean(1) for block in sound.blocks(1 << 16, dtype="float32", always_2d=True)]
-            wav = np.concatenate([np.zeros(0, np.float32), *blocks])
+            blocks = [np.zeros(0, np.float32)]  # at once, many channels would take memory many times
+            while len(block := sound.read(1 << 16, dtype="float32", always_2d=True)):
+                blocks.append(block.mean(1))
+            wav = np.concatenate(blocks)
     except (RuntimeError, TypeError) as e:  # TypeError: headerless formats (.raw) ask for a sample rate
         raise ValueError(f"{name} is corrupt or no audio file ({str(e).split(': ')[-1].strip()})") from None
     wrong = (f"is corrupt: {len(wav)} samples of {n} could be decoded" if len(wav) < n else
