@@ -69,8 +69,6 @@ PAGE = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src 'unsafe-inline'; "
           "img-src data:; media-src blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
           "form-action 'none'")
-
-
 LENGTH = "context_length_exceeded"
 
 
@@ -210,8 +208,6 @@ async def follow(job):
     try:
         async for event in job.follow():
             yield event
-    except Refused:
-        raise
     except Exception:  # reported by the engine
         raise Refused(500, "the server failed on this request; others may do better") from None
 
