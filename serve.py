@@ -58,6 +58,7 @@ try:
     from starlette.formparsers import MultiPartParser
     from starlette.requests import ClientDisconnect
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as e:
     fail(f"{e}: pip install -r requirements.txt")
 from audio import SAMPLE_RATE, TooLong, read_audio
@@ -294,6 +295,23 @@ class Guard:
             raise Refused(503, f"the server is busy: {self.active} requests are open", code="busy")
 
 
+class Connection(H11Protocol):
+    """Closes when no request has come for request_timeout_s: headers that never end take a place too."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.look()
+
+    def look(self, last=True):
+        if self.cycle is last and (last is None or last.response_complete):
+            return self.transport.close()
+        self.watch = self.loop.call_later(request_timeout_s, self.look, self.cycle)
+
+    def connection_lost(self, exc):
+        self.watch.cancel()
+        super().connection_lost(exc)
+
+
 def is_own_name(called):
     """True for localhost, an address and allow_hosts; a name that a foreign page makes up to get here is none."""
     try:
@@ -469,8 +487,9 @@ def main():
         print(f"host={host}: anyone who reaches this machine can use it" + ("" if KEY else
               ", and no key is asked for: set --api_key= or NANOCHAT_API_KEY") + "; a browser gives its microphone to "
               "https or localhost alone", flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=3,
-                                           server_header=False, limit_concurrency=4 * (max_queue + max_batch)))
+    server = uvicorn.Server(uvicorn.Config(
+        app, http=Connection, log_level="critical", access_log=False, timeout_graceful_shutdown=3, server_header=False,
+        limit_concurrency=4 * (max_queue + max_batch)))
     with suppress(KeyboardInterrupt):
         server.run(sockets=[sock])
 

@@ -13,7 +13,7 @@ BUDGETS = {"model.py": 600, "audio.py": 470, "tokenizer.py": 260, "data.py": 305
            "train_sft.py": 580, "prepare_instruct.py": 640, "sources.py": 180,
            "train_align.py": 522, "train_base.py": 505, "train_*.py": 420,
            "eval_bench.py": 440, "prepare_librispeech.py": 625, "prepare_text.py": 375,
-           "prepare_synthetic.py": 400, "prepare_*.py": 320, "serve.py": 495, "chat.py": 135, "talk.py": 280,
+           "prepare_synthetic.py": 400, "prepare_*.py": 320, "serve.py": 507, "chat.py": 135, "talk.py": 280,
            "engine.py": 155,
            "bench.py": 315, "config/*.py": 40, "README.md": 300}
 # lines; no other Python file outside tests may appear. Over STYLE's: data.py (folders mixed, batches by tokens),
@@ -21,7 +21,7 @@ BUDGETS = {"model.py": 600, "audio.py": 470, "tokenizer.py": 260, "data.py": 305
 # features by processes, ranks or a GPU), prepare_text.py (the grammar beside text files, folders and JSON),
 # prepare_synthetic.py (three engines), audio.py (masks, pauses), serve.py (limits of everything that a request may
 # hold), train_base.py (chats), prepare_instruct.py (two benches, practice), chat.py (several turns), bench.py (serving)
-TOTALS = {"tests": 4900, "all else": 8600}
+TOTALS = {"tests": 5000, "all else": 8600}
 MODULES = {"configurator": set(), "tokenizer": set(), "model": set(), "data": set(), "augment": set(),
            "optim": set(), "sources": set(), "audio": {"model", "data"}, "decode": {"model"}, "sounds": set(),
            "talk": {"audio", "decode", "model", "tokenizer"}, "engine": {"talk"},

@@ -166,8 +166,8 @@ def test_only_its_own_page_may_ask(port, ckpt):
 
 
 def test_logs_hold_no_content(ckpt):
-    """What a request says, or a path that it made up, stands in the log."""
-    server, port = start_server(ckpt)
+    """What a request says, or a path that it made up, stands in the log; what 0.0.0.0 means does not."""
+    server, port = start_server(ckpt, "--host=0.0.0.0")
     try:
         assert ask(port, messages=[{"role": "user", "content": "how high is it"}], max_tokens=5)[0] == 200
         request(port, "GET", "/secret-path", ["Host: localhost"])
@@ -175,6 +175,7 @@ def test_logs_hold_no_content(ckpt):
         while "no such path" not in "".join(server.lines) and time.time() < end:
             time.sleep(0.05)
         log = "".join(server.lines)
+        assert "anyone who reaches this machine can use it, and no key is asked for" in log
         assert "POST /v1/chat/completions 200" in log and "how high" not in log and "secret" not in log
     finally:
         server.kill()
@@ -211,7 +212,7 @@ def test_a_client_that_leaves_frees_its_slot(ckpt):
 
 
 def test_a_slow_body_is_refused_in_time(ckpt):
-    """A client that never sends the rest of its body holds its place for ever; a body without a length has no limit."""
+    """A client that never sends the rest of its headers or body keeps its place; a body of no length has no limit."""
     server, port = start_server(ckpt, "--request_timeout_s=1", "--max_body_mb=0.1")
     try:
         head = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
@@ -220,6 +221,10 @@ def test_a_slow_body_is_refused_in_time(ckpt):
             with socket.create_connection(("127.0.0.1", port), 10) as s:
                 s.sendall("\r\n".join([*head, more, "", ""]).encode() + data)
                 assert status in s.recv(1000)
+        for data in ("", "\r\n".join(head), "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET"):
+            with socket.create_connection(("127.0.0.1", port), 10) as s:
+                s.sendall(data.encode())
+                assert b"".join(iter(lambda: s.recv(1000), b"")).startswith(b"HTTP/1.1 200" if "GET" in data else b"")
     finally:
         server.kill()
 
@@ -355,6 +360,9 @@ def test_record_send_and_read_the_answer(browser, port):
     page.get_by_role("button", name="Send").click()  # a second turn, with the first in it
     page.locator(".turn.assistant .time").nth(1).wait_for()
     assert [m["role"] for m in sent[1]["messages"]] == ["user", "assistant", "user"] and not errors, errors
+    assert page.evaluate("urls.size") == 1  # the recording can be heard as long as it stands there
+    page.get_by_role("button", name="New conversation").click()
+    assert page.evaluate("urls.size") == 0 and page.locator("audio").count() == 0
 
 
 @pytest.mark.slow

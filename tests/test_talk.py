@@ -1,4 +1,5 @@
 """talk.py: rows that join, leave and go on where they were read say what each would say alone; text as it comes."""
+import asyncio
 import random
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from decode import generate
+from engine import Engine, Job
 from talk import Batch, Recording, Row, Talker, Text, joined, segments, size
 from test_audiobench import make_run
 from test_model import row_forward, tiny  # noqa: F401 (a fixture)
@@ -138,3 +140,43 @@ def test_prompts_of_conversations(tmp_path):
     assert joined([]) is None and len(joined([wav, wav])) == 2 * len(wav) + 3_200
     with pytest.raises(ValueError):
         talker.prompt([("assistant", "low", None)])
+
+
+def test_engine_survives_a_mistake_and_forgets_who_left(tiny, capsys):  # noqa: F811
+    """A mistake in decoding stops the thread or hangs the askers; a transcript that nobody waits for goes on."""
+    class Ears:
+        model, ears, pieces = tiny, None, 0
+
+        def transcripts(self, wav, beams):
+            for _ in range(1000):
+                self.pieces += 1
+                yield "so"
+
+    def fail():
+        raise MemoryError("no more")
+
+    async def gather(job):
+        return [event async for event in job.follow()]
+
+    async def run():
+        talker = Ears()
+        engine = Engine(talker, 4, 4, 0.0, 0, 1)
+        engine.batch.step = fail
+        engine.start()
+        jobs = [Job(Row([1, 2, 3], 5)) for _ in range(2)]
+        for job in jobs:
+            engine.submit(job)
+        for result in await asyncio.gather(*map(gather, jobs), return_exceptions=True):
+            assert isinstance(result, MemoryError)
+        engine.submit(unread := Job(Row([1, 2, 3], 50)))  # nobody reads its events
+        engine.submit(left := Job(wav=np.zeros(9, np.float32)))
+        async for _ in left.follow():
+            break
+        engine.submit(job := Job(Row([1, 2, 3], 5)))
+        assert await gather(job) == say(tiny, [1, 2, 3], max_tokens=5)
+        while engine.running():
+            await asyncio.sleep(0.01)
+        assert unread.events.qsize() > 3 and talker.pieces < 1000
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert "MemoryError" in capsys.readouterr().err
