@@ -9,6 +9,11 @@ encoder  clips of 5 s to features, log-mel included: ours (real frames only, COM
          prepare_librispeech.py works) and transformers' as people use it (fp32, padded to 30 s, one process)
 align    a step of train_align.py: frozen d4 GPT and a projector on clips of LibriSpeech-like lengths, in length-sorted
          batches of so many tokens; the naive way: batches in random order, rows padded to their longest
+train    a step of pretraining, optimizer included: 8 rows of 512, vocabulary 8192 (CUDA: 16 of 2048, 32768); beside it
+         nanochat's own, where --nanochat= names a clone of it: in our dtype, and in fp32 as it comes on a CPU
+prefill  8 prompts of 128 tokens, and
+decode   64 tokens after 16, of 1, 8 and 32 rows, by a GPT of `depth`, vocabulary 4096; the naive way: transformers'
+         Llama of the same size and dtype, and its generate
 serve    serve.py on the loopback: from a 5 s clip's last byte to the first token, alone and with 8 clients at once;
          answers of 64 and of 15 tokens a second with 8 clients; the naive way: one after another
 Random weights: speed does not depend on them. Figures of one run compare; machines here are shared and noisy.
@@ -34,16 +39,19 @@ import torch
 from audio import SAMPLE_RATE, Projector, WhisperEncoder, encode, n_audio_tokens, save_encoder
 from configurator import configure, fail
 from data import epoch_batches
-from model import COMPUTE_DTYPE, GPT, GPTConfig, pick_device
+from decode import generate, prefill
+from model import COMPUTE_DTYPE, GPT, GPTConfig, for_inference, pick_device
+from optim import gpt_optimizers
 from tokenizer import BPETokenizer
 
 # config: every value here can be set from a config file or as --name=value
-only = ""            # comma-separated parts: encoder, align, serve; '': all
+only = ""            # comma-separated parts: encoder, align, train, prefill, decode, serve; '': all
 ckpt = ""            # serve: a run of train_sft.py; '': random weights, whose answers never end by themselves
-quick = False        # fewer repeats, under a minute on 2 cores
+quick = False        # fewer repeats, of train the first size alone
 clip_s = 5.0         # encoder: length of a clip
 encoder_size = "base"  # encoder: tiny, base, small, medium or large-v3
-depth = 4            # align: of the GPT
+depth = 4            # align, prefill, decode: of the GPT
+nanochat = ""        # train: a clone of nanochat (its dependencies installed) to run beside ours; '': not
 batch_tokens = 3400  # align: audio and text tokens of a batch, padding too
 device = "auto"      # auto, cuda, mps, cpu
 seed = 0
@@ -190,6 +198,113 @@ def measure_align(where, seconds):
             "gflops": round(flops * ours / 1e9, 1)}
 
 
+# ---- train
+
+TRAINED = {"cpu": (512, 8192, 8, {"d4_128": (4, 128), "d6_384": (6, 384)}),  # T, V, B, {name: (n_layer, n_embd)}
+           "cuda": (2048, 32768, 16, {"d12_768": (12, 768), "d20_1280": (20, 1280)})}
+NANOCHAT_STEP = """
+import sys, time
+import torch
+folder, T, V, B, n_layer, n_embd, n_head, device, seconds = sys.argv[1], *map(int, sys.argv[2:8]), *sys.argv[8:]
+sys.path.insert(0, folder)
+from nanochat.gpt import GPT, GPTConfig
+with torch.device("meta"):
+    model = GPT(GPTConfig(T, V, n_layer, n_head, n_head, n_embd, "L"))
+model.to_empty(device=device)
+model.init_weights()
+optimizer, fast, ids = model.setup_optimizer(), torch.compile(model, dynamic=False), torch.randint(V, (B, T + 1))
+x, y = ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
+times, end = [], 0
+while len(times) < 4 or time.perf_counter() < end:
+    began = time.perf_counter()
+    fast(x, y).backward()
+    optimizer.step()
+    model.zero_grad(set_to_none=True)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    times.append(time.perf_counter() - began)
+    end = end if len(times) != 2 else time.perf_counter() + float(seconds)
+print(min(times[2:]))
+"""  # run apart: its dtype is an environment variable
+
+
+def measure_train(where, seconds):
+    """-> {size: tokens a second, gflops, seconds of the first step (compiling), and nanochat's}."""
+    T, V, B, sizes = TRAINED["cuda" if where.type == "cuda" else "cpu"]
+    result = {}
+    for name, (n_layer, n_embd) in list(sizes.items())[:1 if quick else None]:
+        torch.manual_seed(seed)
+        n_head = n_embd // (128 if where.type == "cuda" else 64)
+        gpt = GPT(GPTConfig(T, V, n_layer, n_head, n_head, n_embd, "L")).to(where)
+        optimizers, ids = gpt_optimizers(gpt), torch.randint(V, (B, T + 1), device=where)
+        gpt.trunk, gpt.nll = torch.compile(gpt.trunk), torch.compile(gpt.nll)
+
+        def step():
+            gpt(ids[:, :-1], ids[:, 1:]).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        began = time.perf_counter()
+        step()
+        figures = {"first_step_s": round(time.perf_counter() - began, 1)}
+        rate = B * T / fastest(step, seconds)
+        figures |= {"tok_s": round(rate), "gflops": round(gpt.flops_per_token(T) * rate / 1e9, 1)}
+        if where.type == "cuda":
+            figures["peak_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        shape = [str(n) for n in (T, V, B, n_layer, n_embd, n_head)]
+        for dtype in dict.fromkeys((str(COMPUTE_DTYPE)[6:], "float32")) if nanochat else ():
+            done = subprocess.run([sys.executable, "-c", NANOCHAT_STEP, nanochat, *shape, where.type, str(seconds)],
+                                  env=os.environ | {"NANOCHAT_DTYPE": dtype}, capture_output=True, text=True)
+            if done.returncode:
+                raise OSError(f"{nanochat=} did not run: {(done.stderr.strip() or 'killed').splitlines()[-1][:200]}")
+            theirs = B * T / float(done.stdout.split()[-1])
+            figures |= {f"nanochat_{dtype}_tok_s": round(theirs), f"x_nanochat_{dtype}": round(rate / theirs, 2)}
+        result[name] = figures
+    return result
+
+
+# ---- prefill, decode
+
+def make_pair(where):
+    """A GPT of `depth` and a Llama of the same size, ready to be asked -> (GPT, Llama)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    gpt = for_inference(GPT(GPTConfig.of_depth(depth, 4096, 256, 64, "L")).to(where))
+    C, n_head = gpt.config.n_embd, gpt.config.n_head
+    llama = LlamaForCausalLM(LlamaConfig(
+        vocab_size=4096, hidden_size=C, intermediate_size=8 * C // 3, num_hidden_layers=depth,  # 3 matrices, not 2
+        num_attention_heads=n_head, num_key_value_heads=n_head, max_position_embeddings=2560, pad_token_id=0,
+        eos_token_id=None, bos_token_id=None))
+    return gpt, llama.to(where, COMPUTE_DTYPE).eval()
+
+
+def measure_prefill(where, seconds):
+    """-> prompt tokens a second of ours and of transformers' Llama."""
+    gpt, llama = make_pair(where)
+    ids = torch.randint(4096, (8, 128), generator=torch.Generator().manual_seed(seed))
+    prompts, ids = ids.tolist(), ids.to(where)
+    with torch.inference_mode():
+        ours = fastest(lambda: prefill(gpt, prompts, None, 0, 1), seconds)
+        naive = fastest(lambda: llama(ids, use_cache=True, logits_to_keep=1), seconds)
+    return {"tok_s": round(1024 / ours), "naive_tok_s": round(1024 / naive), "x_naive": round(naive / ours, 2)}
+
+
+def measure_decode(where, seconds):
+    """-> tokens a second of 1, 8 and 32 rows, ours and transformers' generate, and GB of weights read a second."""
+    gpt, llama = make_pair(where)
+    n_bytes = sum(p.nbytes for p in (*gpt.transformer.h.parameters(), gpt.lm_head.weight))
+    result = {}
+    for B in (1, 8, 32):
+        ids = torch.randint(4096, (B, 16), generator=torch.Generator().manual_seed(seed))
+        prompts, ids = ids.tolist(), ids.to(where)
+        ours = fastest(lambda: list(generate(gpt, prompts, max_tokens=64)), seconds)
+        with torch.inference_mode():
+            naive = fastest(lambda: llama.generate(ids, max_new_tokens=64, min_new_tokens=64, do_sample=False,
+                                                   attention_mask=torch.ones_like(ids)), seconds)
+        result[f"batch_{B}"] = {"tok_s": round(64 * B / ours), "naive_tok_s": round(64 * B / naive),
+                                "x_naive": round(naive / ours, 2), "weights_gb_s": round(64 * n_bytes / ours / 1e9, 2)}
+    return result
+
+
 # ---- serve
 
 def make_run(folder):
@@ -282,7 +397,8 @@ def measure_serve(where, seconds):
 
 
 def main():
-    parts = {"encoder": measure_encoder, "align": measure_align, "serve": measure_serve}
+    parts = {"encoder": measure_encoder, "align": measure_align, "train": measure_train, "prefill": measure_prefill,
+             "decode": measure_decode, "serve": measure_serve}
     if not only and not importlib.util.find_spec("fastapi"):
         print("without serve: pip install -r requirements.txt has what it needs")
         del parts["serve"]
@@ -295,11 +411,16 @@ def main():
     result = {part: parts[part](where, seconds) for part in parts if part in chosen}
     result = {"machine": measure_machine(where, seconds / 2), **result}
     for part in chosen:
-        if "gflops" in result[part]:
-            result[part]["share_of_matmul"] = round(result[part]["gflops"] / result["machine"][LIMIT], 3)
+        for figures in (result[part], *(each for each in result[part].values() if isinstance(each, dict))):
+            for name, share, limit in (("gflops", "share_of_matmul", LIMIT),
+                                       ("weights_gb_s", "share_of_bandwidth", "copy_gb_s")):
+                if name in figures:
+                    figures[share] = round(figures[name] / result["machine"][limit], 3)
     for part, figures in result.items():
-        for name, value in figures.items():
-            print(f"| {part:<8} | {name:<20} | {value if isinstance(value, str) else f'{value:,}':>22} |")
+        for name, each in figures.items():
+            for inner, value in (each if isinstance(each, dict) else {"": each}).items():
+                value = value if isinstance(value, str) else f"{value:,}"
+                print(f"| {part:<8} | {'.'.join(filter(None, (name, inner))):<29} | {value:>22} |")
     print(json.dumps(result))
 
 

@@ -8,16 +8,17 @@ Talk to a checkpoint in the terminal: let it hear recordings, ask about them, or
 """
 import os
 import sys
+from contextlib import suppress
 
 from configurator import configure, fail
 
 # config: every value here can be set from a config file or as --name=value
-ckpt = "out/cpu_w2"  # the run's folder
+ckpt = "out/cpu_w3"  # the run's folder
 step = -1            # which checkpoint of it; -1: the last
 audio = ""           # a recording to transcribe, or with `prompt` to ask about; wav, flac, ogg or mp3
 prompt = ""          # a question, for a run of train_sft.py; for another, text to continue; '': chat, where a run can
 max_tokens = 64      # of an answer or a continuation; a transcript ends by itself
-temperature = 0.8    # of an answer or a continuation, 0 is greedy
+temperature = 0.0    # of an answer or a continuation; 0: the likeliest token
 beams = 5            # of a transcript: hypotheses kept; 1: greedy
 top_k = 50           # of a continuation: only the k likeliest tokens are drawn; 0: all
 seed = 0             # of a continuation
@@ -67,6 +68,8 @@ def chat(talker, batch):
     from talk import joined
     messages, wavs = [], []
     print(HELP)
+    with suppress(ImportError):
+        import readline  # noqa: F401 (input() then has a history)
     while True:
         try:
             line = input("> ").strip()
@@ -79,8 +82,8 @@ def chat(talker, batch):
             if command == "/new":
                 messages, wavs = [], []
             elif command == "/audio":
-                wavs.append(read_audio(path.strip().strip("'\"")))
-                print(f"{len(wavs[-1]) / 16_000:.1f} s: now ask about it")
+                wavs.append(read_audio(find_audio(path.strip().strip("'\""), "/audio")))
+                print(f"{len(wavs[-1]) / 16_000:.1f} s, {len(wavs)} with your next question: ask about it")
             elif line.startswith("/"):
                 print(HELP)
             elif line:
@@ -88,6 +91,14 @@ def chat(talker, batch):
                 messages, wavs = [*asked, ("assistant", answer(talker, batch, asked), None)], []
         except (ValueError, OSError) as e:
             print(f"{e}", file=sys.stderr, flush=True)
+
+
+def find_audio(path, what):
+    """Return path, or ValueError where no file is."""
+    if not os.path.isfile(path):
+        raise ValueError(f"{what}: {path or '(no file named)'}: " + (
+            "a folder, give one file" if os.path.isdir(path) else "no such file"))
+    return path
 
 
 def continue_text(talker, batch):
@@ -102,8 +113,8 @@ def continue_text(talker, batch):
 
 
 def main():
-    if audio and not os.path.isfile(audio):
-        raise ValueError(f"audio: {audio}: {'a folder, give one file' if os.path.isdir(audio) else 'no such file'}")
+    if audio:
+        find_audio(audio, "audio")
     for name, least in (("max_tokens", 1), ("beams", 1), ("temperature", 0), ("top_k", 0), ("cache_mb", 0)):
         if config[name] < least:
             raise ValueError(f"{name}={config[name]}: give {least} or more")
@@ -122,6 +133,9 @@ def main():
         answer(talker, batch, [("user", prompt, talker.record(read_audio(audio)) if audio else None)])
     elif answers:
         chat(talker, batch)
+    elif not prompt:
+        raise ValueError(f"{ckpt} holds no chat: " + ("give it --audio= to transcribe" if talker.ears else
+                                                      "give it --prompt= to continue"))
     else:
         continue_text(talker, batch)
 
@@ -129,5 +143,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (ValueError, OSError) as e:
         fail(e)

@@ -65,14 +65,14 @@ def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=
 
 
 @torch.inference_mode()
-def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None, end_id=None):
+def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None):
     """Transcripts of clips by beam search, decoded together; a clip alone gives the same as in a batch.
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a clip, 1 is greedy;
-    of as many that ended the one of the highest log-probability a token wins. prompt: ids that stand with the audio and
-    end_id what ends the transcript, both bos unless a question asks for it. Returns a list of B str.
+    of as many that ended, at any special token, the one of the highest log-probability a token wins. prompt: ids that
+    stand with the audio, bos unless a question asks for the transcript. Returns a list of B str.
     """
-    prompt, end_id = prompt or [tok.bos_id], tok.bos_id if end_id is None else end_id
+    prompt, ends = prompt or [tok.bos_id], {i for i, n in enumerate(tok.token_bytes()) if not n}
     features = [torch.as_tensor(f, device=model.cos.device) for f in features]
     lens = torch.tensor([len(f) for f in features], device=model.cos.device)
     audio, audio_lens = projector(nn.utils.rnn.pad_sequence(features, batch_first=True), lens)  # (B, T_a, C)
@@ -87,9 +87,9 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None
         for i, candidates in following.items():
             kept = []
             for rank, (total, row, ids) in enumerate(candidates):
-                if ids[-1] == end_id and rank < beams:
+                if ids[-1] in ends and rank < beams:
                     ended[i].append((total / len(ids), ids[:-1]))
-                elif ids[-1] != end_id and len(kept) < beams and sum(sizes[token] for token in ids) <= room[i]:
+                elif ids[-1] not in ends and len(kept) < beams and sum(sizes[token] for token in ids) <= room[i]:
                     kept.append((row, (i, total, ids)))
             if not kept and not ended[i]:  # a loop: cut off where the room ends
                 ended[i].append((0.0, candidates[0][2][:-1]))

@@ -129,8 +129,7 @@ def hear(listener, clips):
     ears, heard, asks = meta["audio"], [[] for _ in clips], {}
     if question:
         from tokenizer import chat_prompt, plain_text
-        asks = {"prompt": chat_prompt(tok, [], plain_text(question) if ears["plain"] else question),
-                "end_id": tok.special("<|assistant_end|>")}
+        asks = {"prompt": chat_prompt(tok, [], plain_text(question) if ears["plain"] else question)}
     order = sorted(range(len(clips)), key=lambda i: -clips[i]["seconds"])
     with tqdm(total=len(clips), unit="clip", desc="listening") as bar:
         for start in range(0, len(order), batch_size):

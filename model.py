@@ -21,6 +21,7 @@ SOFTCAP = 15.0         # logits stay within +-15 (Gemma 2, arXiv:2408.00118)
 QK_SCALE = 1.2         # after QK-norm, of queries and keys each: nanochat's sharper attention
 ROPE_BASE = 100_000
 SMEAR_CHANNELS = 24    # the first channels of a token decide how much of the token before it is mixed in
+LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}  # in training; a CPU's cache holds 2**21
 GATE_CHANNELS = 12     # the first channels of x gate the value embeddings
 
 
@@ -96,6 +97,46 @@ class ReluSquared(torch.autograd.Function):
         return torch.addcmul(grad.new_zeros(()), grad, *ctx.saved_tensors, value=2)
 
 
+def softcapped_nll(z, targets):
+    """Logits z (N, V) before the softcap, targets (N,) -> cross entropy (N,) in fp32, its gradient (N, V) in z's dtype.
+
+    By exp alone, of numbers that the softcap bounds: tanh and a log-softmax take 5 times as long (2 cores, 2026-11).
+    """
+    rest = 2 / ((2 / SOFTCAP * z.float()).exp() + 1)  # 1 - tanh(z / SOFTCAP), 0 to 2
+    e = (-SOFTCAP * rest).exp()  # exp(logit - SOFTCAP)
+    total, at = e.sum(1, keepdim=True), targets[:, None]
+    p = e * (1 / total)
+    p = torch.where(torch.arange(z.size(1), dtype=torch.int32, device=z.device) == at.int(), p - 1, p)
+    grad = p * (rest * (2 - rest))
+    return total.log()[:, 0] + SOFTCAP * rest.gather(1, at)[:, 0], grad.to(z.dtype)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Sum of softcapped cross entropies of hidden x (N, C) under weight (V, C), some rows at a time.
+
+    The gradient is made beside the loss, so that the logits of all rows never stand in memory.
+    """
+    @staticmethod
+    def forward(ctx, x, weight, targets, nll):
+        w, n = weight.to(x.dtype), max(LOGITS_AT_ONCE.get(x.device.type, 2**21) // len(weight), 1)
+        grad_w = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_x, total = torch.empty_like(x), x.new_zeros((), dtype=torch.float32)
+        for at in range(0, len(x), n):
+            part = x[at:at + n]
+            each, grad = nll(part @ w.T, targets[at:at + n])
+            total += each.sum()
+            torch.mm(grad, w, out=grad_x[at:at + n])
+            if grad_w is not None:
+                grad_w += grad.T @ part
+        ctx.save_for_backward(grad_x, grad_w)
+        return total
+
+    @staticmethod
+    def backward(ctx, scale):
+        grad_x, grad_w = ctx.saved_tensors
+        return grad_x * scale.to(grad_x.dtype), None if grad_w is None else grad_w * scale, None, None
+
+
 def norm(x):
     return RMSNorm.apply(x) if x.device.type == "cpu" else F.rms_norm(x, (x.size(-1),))
 
@@ -120,6 +161,14 @@ class Linear(nn.Linear):
         self.lora_b = nn.Parameter(self.weight.new_zeros(self.out_features, rank))
         nn.init.kaiming_uniform_(self.lora_a, a=5 ** 0.5)
         self.lora_scale, self.lora_dropout = alpha / rank, dropout
+
+
+def for_inference(model):
+    """Keep a model's weights in COMPUTE_DTYPE alone, what every use casts them to: the same results, sooner."""
+    for module in model.modules():
+        if isinstance(module, (Linear, nn.Embedding)):
+            module.weight.data = module.weight.data.to(COMPUTE_DTYPE)
+    return model.eval().requires_grad_(False)
 
 
 # --- the architecture -------------------------------------------------------------------------------------------------
@@ -245,7 +294,7 @@ def take(x, index):
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config, self.nll = config, softcapped_nll  # a training script may compile it, and the trunk
         self.windows = config.windows()
         C, head_dim = config.n_embd, config.n_embd // config.n_head
         assert C % config.n_head == 0, f"n_embd={C} is no multiple of n_head={config.n_head}"
@@ -299,6 +348,11 @@ class GPT(nn.Module):
         for table in (self.transformer.wte, *self.value_embeds.values()):
             table.weight[token] = table.weight[pieces].mean(0)
         self.lm_head.weight[token] = self.lm_head.weight[pieces[0]]
+
+    def flops_per_token(self, T):
+        """Operations of training on a token of rows of T, as nanochat counts: 6 a weight, 12 a key and channel."""
+        weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, Linear))
+        return 6 * weights + 12 * self.config.n_embd * sum(min(window, T) for window in self.windows)
 
     def embed(self, idx):
         """Token ids (B, T) -> normed embeddings (B, T, C) in COMPUTE_DTYPE, before smear."""
@@ -383,6 +437,10 @@ class GPT(nn.Module):
         at = (targets.reshape(-1) >= 0).nonzero().squeeze(1)  # (N,)
         row = torch.arange(x.size(0), device=x.device)[:, None] * x.size(1)
         x = x.flatten(0, 1)[at if place is None else (row + place).reshape(-1)[at]]
+        if reduction != "none" and torch.is_grad_enabled() and self.lm_head.lora_a is None:
+            weight = self.lm_head.weight[:self.config.vocab_size]
+            total = ChunkedLoss.apply(x, weight, targets.reshape(-1)[at], self.nll)
+            return total if reduction == "sum" else total / len(at)
         each = F.cross_entropy(self.logits(x), targets.reshape(-1)[at], reduction="none")  # (N,)
         if reduction == "none":
             return each.new_zeros(targets.numel()).index_put((at,), each)
@@ -527,7 +585,8 @@ def read_meta(folder, step=-1):
     """Read meta_<step>.json (-1: the last) of a run's folder; returns the dict, with 'step' in it."""
     steps = checkpoint_steps(folder)
     if not steps:
-        raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): train_base.py and train_align.py make one")
+        raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): train_base.py, train_align.py and "
+                         "train_sft.py make one, speedrun.sh all three")
     if step != -1 and step not in steps:
         raise ValueError(f"{folder} holds no step {step}: it has {', '.join(map(str, steps))}")
     step = steps[-1] if step == -1 else step

@@ -9,11 +9,13 @@ holds stays in memory; logs have no content; a web page of another origin, or a 
 """
 import asyncio
 import base64
+import errno
 import hmac
 import ipaddress
 import json
 import os
 import socket
+import sys
 import time
 import uuid
 from contextlib import suppress
@@ -60,7 +62,7 @@ try:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as e:
-    fail(f"{e}: pip install -r requirements.txt")
+    fail(f"{e}: pip install -r requirements.txt, or source .venv/bin/activate, where speedrun.sh has put it")
 from audio import SAMPLE_RATE, TooLong, read_audio
 from engine import Busy, Engine, Job, report
 from talk import Batch, Row, Talker, Text, joined, size
@@ -181,7 +183,11 @@ def make_row(ask):
     for i, message in enumerate(ask.messages):
         role, text, wav = read_message(message, i, min(left_s, max_audio_s))
         left_s -= 0 if wav is None else len(wav) / SAMPLE_RATE
-        messages.append((role, text, None if wav is None else talker.record(wav)))
+        if messages and messages[-1][0] == role != "system":  # two in a row are one
+            _, before, earlier = messages.pop()
+            text, wav = f"{before}\n{text}", joined([x for x in (earlier, wav) if x is not None])
+        messages.append((role, text, wav))
+    messages = [(role, text, None if wav is None else talker.record(wav)) for role, text, wav in messages]
     if messages[-1][0] != "user":
         raise Refused(400, "the last message is the user's", "messages")
     too_long = f"more than the model's {talker.limit} tokens: begin a new conversation", "messages", LENGTH
@@ -339,7 +345,7 @@ async def page():
 @app.get("/health")
 async def health():
     return {"status": "ok", "model": name, "running": engine.running(), "waiting": len(engine.waiting),
-            "max_audio_s": max_audio_s}
+            "max_audio_s": max_audio_s, "can_chat": talker.can_chat}
 
 
 @app.get("/v1/models")
@@ -364,7 +370,8 @@ async def read_chat(request):
         try:
             asked = await run_in_threadpool(ChatRequest.model_validate_json, body)
         except ValidationError as e:
-            first = e.errors(include_url=False, include_input=False, include_context=False)[0]
+            errors = e.errors(include_url=False, include_input=False, include_context=False)
+            first = max(errors, key=lambda error: len(error["loc"]))  # of a union the branch that was meant
             place = [str(part) for part in first["loc"] if isinstance(part, int) or part in FIELDS]
             raise Refused(400, first["msg"], ".".join(place) or None) from None
         return asked, await run_in_threadpool(make_row, asked)
@@ -476,7 +483,9 @@ def main():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(family[4])
     except OSError as e:
-        fail(f"host={host} port={port}: {e.strerror or e}: is another server there? --port= sets another one")
+        wrong = isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL
+        fail(f"host={host} port={port}: {e.strerror or e}: " + (
+            "no address of this machine" if wrong else "is another server there? --port= sets another one"))
     warm_up()
     engine.start()
     sock.listen(1024)
@@ -484,9 +493,9 @@ def main():
     print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{sock.getsockname()[1]} in a browser",
           flush=True)
     if not (host == "localhost" or ipaddress.ip_address(family[4][0]).is_loopback):
-        print(f"host={host}: anyone who reaches this machine can use it" + ("" if KEY else
-              ", and no key is asked for: set --api_key= or NANOCHAT_API_KEY") + "; a browser gives its microphone to "
-              "https or localhost alone", flush=True)
+        print(f"host={host}: anyone who reaches this machine " + ("and has the key can use it" if KEY else
+              "can use it, and no key is asked for: set --api_key= or NANOCHAT_API_KEY") + "; by a name it answers "
+              "where --allow_hosts= has it; a browser gives its microphone to https or localhost alone", flush=True)
     server = uvicorn.Server(uvicorn.Config(
         app, http=Connection, log_level="critical", access_log=False, timeout_graceful_shutdown=3, server_header=False,
         limit_concurrency=4 * (max_queue + max_batch)))
@@ -500,7 +509,10 @@ if __name__ == "__main__":
         talker = Talker(ckpt, step, device)
     except (ValueError, OSError) as e:
         fail(e)
+    except KeyboardInterrupt:
+        sys.exit(130)
     name, started = os.path.basename(os.path.normpath(ckpt)), int(time.time())
     PATHS = {"/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions", "/v1/audio/transcriptions"}
     engine = Engine(talker, max_batch, max_queue, window_ms / 1e3, int(cache_mb * 2**20), beams)
-    main()
+    with suppress(KeyboardInterrupt):
+        main()

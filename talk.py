@@ -11,7 +11,7 @@ import torch
 
 from audio import HOP, SAMPLE_RATE, encode, load_ears, n_audio_tokens, split_at_pauses
 from decode import pad, sample, transcribe
-from model import KVCache, load_checkpoint, pick_device
+from model import KVCache, for_inference, load_checkpoint, pick_device
 from tokenizer import load_tokenizer, plain_text, render_conversation
 
 
@@ -73,12 +73,14 @@ class Talker:
     """A run's model, tokenizer and ears."""
 
     def __init__(self, ckpt, step=-1, device="auto"):
-        self.model, meta = load_checkpoint(ckpt, step, pick_device(device))
+        model, meta = load_checkpoint(ckpt, step, pick_device(device))
+        self.model = for_inference(model)
         self.tok = load_tokenizer(ckpt, self.model.config.vocab_size)
         self.step, self.ears, self.device = meta["step"], meta.get("audio"), self.model.cos.device
         self.limit = self.model.cos.size(0)  # tokens of a conversation
         if self.ears:
-            self.encoder, self.projector = load_ears(ckpt, meta, self.device)
+            self.encoder, projector = load_ears(ckpt, meta, self.device)
+            self.projector = for_inference(projector)
         self.plain = bool(self.ears) and self.ears.get("plain", False)
         self.can_chat = not self.ears or self.ears["prompt"] == "chat"
 

@@ -20,7 +20,7 @@ from configurator import configure, fail
 from data import batch_indices
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_saved, norm,
                    pick_device, read_meta, sha256_file)
-from optim import Muon, load_optimizers
+from optim import gpt_optimizers, load_optimizers
 from tokenizer import BPETokenizer, load_tokenizer, plain_text, render_conversation, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
@@ -344,16 +344,7 @@ try:
 except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
     fail(e)
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=device))  # training state, not the model's
-matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
-scalars = [model.resid_lambdas, model.x0_lambdas, model.smear_gate.weight, model.smear_lambda, model.backout_lambda]
-embeddings = [model.transformer.wte.weight, blank, *model.value_embeds.parameters()]
-scale = (model.config.n_embd / 768) ** -0.5
-optimizers = [
-    Muon(matrices, lr=matrix_lr),
-    torch.optim.AdamW([
-        dict(params=embeddings, lr=embedding_lr * scale),
-        dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
-        dict(params=scalars, lr=0.01)], betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0, fused=True)]
+optimizers = gpt_optimizers(model, matrix_lr, embedding_lr, unembedding_lr, more=[blank])
 for group in (g for o in optimizers for g in o.param_groups):
     group["peak_lr"] = group["lr"]
 trained = [p for o in optimizers for g in o.param_groups for p in g["params"]]
@@ -367,6 +358,7 @@ except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of anot
     fail(e)
 plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
 fast_trunk = torch.compile(model.trunk, dynamic=True) if use_compile else plain_trunk
+model.nll = torch.compile(model.nll) if use_compile else model.nll
 if rank == 0:
     if wandb_log:
         import wandb

@@ -243,7 +243,7 @@ def run_drill(ckpt, minutes, clients=16, settle_s=300.0):
         gap = max((logit_gap(talker, bodies[i], text) for i, text in drill.others), default=0.0)
         return {"minutes": minutes, "clients": clients, "seen": dict(drill.seen), "wrong": drill.wrong[:10],
                 "answers_like_alone": round(1 - drill.seen["other answer"] / max(n, 1), 5),
-                "largest_logit_gap": round(gap, 3), "memory_mb": [round(memory[0]), round(max(memory))],
+                "largest_logit_gap": round(gap, 3), "memory_mb": [round(mb) for mb in memory[::len(memory) // 12 or 1]],
                 "memory_growth": round(growth, 4), "well_at_the_end": well,
                 "median_s": round(float(np.median(drill.times)), 3),
                 "p95_s": round(float(np.quantile(drill.times, 0.95)), 3),

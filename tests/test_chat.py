@@ -76,9 +76,10 @@ def test_continuing_text(ckpt, monkeypatch, capsys):
         code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--prompt={prompt}", *args)
         assert code == 0, err
         return out[out.index(f"\n{prompt}") + 1:]
-    text = say()
-    assert text.startswith("the cat") and len(text) > 20 and say() == text
-    others = [say("--seed=1"), say("--temperature=0.0"), say("--top_k=1"), say("--max_tokens=2")]
+    warm = "--temperature=0.8"
+    text = say(warm)
+    assert text.startswith("the cat") and len(text) > 20 and say(warm) == text
+    others = [say(warm, "--seed=1"), say(), say(warm, "--top_k=1"), say(warm, "--max_tokens=2")]
     assert text not in others and others[1] == others[2] and len(others[3]) <= len("the cat") + 3
     assert say("--top_k=1", prompt="a dog")[len("a dog"):] != others[1][len("the cat"):]
 
@@ -117,7 +118,7 @@ def test_a_chat_of_several_turns(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Batch, "add", lambda self, rows: (asked.append(rows[0].prompt), add(self, rows)))
     turns, err = chat("how high is it", f"/audio {clip}", "how high is it", "/audio no.wav", "how high is it", "/new",
                       "how high is it", "/quit", "red")
-    assert len(turns) == 8 and turns[1][:2] == ["0.5", "s:"] and "no.wav" in err and err.count("\n") == 1
+    assert len(turns) == 8 and turns[1][:2] == ["0.5", "s,"] and "no.wav" in err and err.count("\n") == 1
     assert turns[0] == turns[6] and len(asked) == 4
     first, second, third, anew = asked
     assert first == anew == second[:len(first)] and second == third[:len(second)]
@@ -138,7 +139,8 @@ def test_wrong_input_is_one_line(ckpt, tmp_path, monkeypatch, capsys):
              ([f"--audio={corrupt}"], "corrupt.wav"), ([f"--audio={empty}"], "empty.wav"), (["--step=8"], "no step 8"),
              ([f"--audio={clip}", f"--ckpt={deaf}"], "takes no audio"), ([f"--ckpt={other}"], "has 258 ids"),
              ([f"--ckpt={tmp_path}/none"], "none"),
-             (["--max_tokens=1000000"], "lower"), (["--temperature=-1"], "temperature=-1.0: give 0"),
+             (["--max_tokens=1000000", "--prompt=x"], "lower"), ([], "give it --audio="),
+             (["--temperature=-1"], "temperature=-1.0: give 0"),
              (["--beams=0"], "beams=0: give 1"), (["--promt=x"], "prompt")]
     for args, expected in cases:
         code, _, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", *args)

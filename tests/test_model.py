@@ -183,13 +183,47 @@ def test_loss_reads_only_targets(tiny):
     idx = torch.randint(0, 50, (2, 9))
     targets = torch.full((2, 9), -1)
     targets[0, 3], targets[1, 7] = 4, 5
-    seen = []
-    tiny.lm_head.register_forward_hook(lambda module, args, out: seen.append(args[0].numel() // 48))
+    seen, nll = [], tiny.nll
+    tiny.nll = lambda z, targets: (seen.append(len(z)), nll(z, targets))[1]
     loss = tiny(idx, targets)
     assert seen == [2]
     logp = tiny(idx).log_softmax(-1)
     close(loss, -(logp[0, 3, 4] + logp[1, 7, 5]) / 2)
     close(tiny(idx, targets, loss_reduction="sum"), 2 * loss)
+
+
+def test_loss_in_chunks(tiny, monkeypatch):
+    """The loss that training makes some rows at a time, or its gradients, are not those of the logits."""
+    idx = torch.randint(0, 50, (3, 9))
+    targets = torch.where(torch.rand(3, 9) < 0.7, torch.randint(0, 50, (3, 9)), -1)
+    with torch.no_grad():
+        tiny.lm_head.weight.mul_(3000)  # logits that meet the softcap
+    want = tiny(idx).flatten(0, 1)
+    want = torch.nn.functional.cross_entropy(want, targets.flatten(), ignore_index=-1)
+    params = list(tiny.parameters())
+    wanted = torch.autograd.grad(want, params, allow_unused=True)
+    monkeypatch.setitem(M.LOGITS_AT_ONCE, "cpu", 4 * 50)  # four rows
+    loss = tiny(idx, targets)
+    close(loss, want)
+    for p, ours, theirs in zip(params, torch.autograd.grad(loss, params, allow_unused=True), wanted):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            close(ours, theirs)
+    tiny.requires_grad_(False)
+    tiny.backout_lambda.requires_grad_(True)  # a frozen head gets no gradient, and passes one on
+    wanted = next(grad for p, grad in zip(params, wanted) if p is tiny.backout_lambda)
+    close(torch.autograd.grad(tiny(idx, targets), tiny.backout_lambda)[0], wanted)
+
+
+def test_for_inference_says_the_same(monkeypatch):
+    """Weights kept in bf16 give other logits than those cast to it at every use."""
+    monkeypatch.setattr(M, "COMPUTE_DTYPE", torch.bfloat16)
+    gpt = GPT(GPTConfig(16, 50, 2, 2, 1, 48, "L"))
+    for p in gpt.parameters():
+        p.data.add_(0.02 * torch.randn_like(p))
+    idx = torch.randint(0, 50, (2, 9))
+    want = gpt(idx)
+    assert M.for_inference(gpt).lm_head.weight.dtype == torch.bfloat16 and torch.equal(gpt(idx), want)
 
 
 def test_sampling():
@@ -257,7 +291,7 @@ class Hears:
     bos_id = 0
 
     def __init__(self, size):
-        self.token_bytes = lambda: [0] + [size] * 49
+        self.token_bytes = lambda: [0] + [size] * 48 + [0]
 
     def __call__(self, feats, lens):
         return feats[:, :3].flatten(2), (lens > 3) * 2 + 1
@@ -275,8 +309,8 @@ def search(model, audio, room, beams):
             logits = model(torch.tensor([[0, *ids]]), audio_features=audio[None])[0, -1]
             found += [(total + p, [*ids, token]) for token, p in enumerate(logits.log_softmax(0).tolist())]
         found = sorted(found, reverse=True)[:2 * beams]
-        ended += [(total / len(ids), ids[:-1]) for total, ids in found[:beams] if ids[-1] == 0]
-        live = [(total, ids) for total, ids in found if ids[-1] != 0 and 5 * len(ids) <= room][:beams]
+        ended += [(total / len(ids), ids[:-1]) for total, ids in found[:beams] if ids[-1] in (0, 49)]
+        live = [(total, ids) for total, ids in found if ids[-1] not in (0, 49) and 5 * len(ids) <= room][:beams]
     return " ".join(map(str, max(ended)[1] if ended else found[0][1][:-1]))
 
 
@@ -292,7 +326,7 @@ def test_beam_search(tiny, beams):
     assert heard == [search(tiny, x, 16 + len(f) // 2, beams) for x, f in zip(audio, feats)]
     assert sum(len(text.split()) < (16 + len(f) // 2) // 5 for text, f in zip(heard, feats)) >= 4
     if beams == 1:
-        steps = [[row[0] for row in generate(tiny, [[0]], [x], 0, (16 + len(f) // 2) // 5, stop_ids=(0,))]
+        steps = [[row[0] for row in generate(tiny, [[0]], [x], 0, (16 + len(f) // 2) // 5, stop_ids=(0, 49))]
                  for x, f in zip(audio, feats)]
         assert heard == [" ".join(map(str, ids)) for ids in steps]
     assert transcribe(tiny, hears, hears, feats[:1], beams=40) != heard[:1]  # more than half the vocabulary

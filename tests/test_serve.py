@@ -115,11 +115,15 @@ def test_transcriptions_are_those_of_chat_py(client, port, ckpt, tmp_path):
 def test_wrong_requests(port):
     """A client's mistake is a 500, a hang, or an answer; or the error does not say which field."""
     user = {"role": "user", "content": "x"}
+    twice, once = (ask(port, messages=messages, max_tokens=9)[1] for messages in (
+        [user, user], [{"role": "user", "content": "x\nx"}]))  # OpenAI takes two of a user's in a row
+    assert (twice["choices"], twice["usage"]) == (once["choices"], once["usage"])
+    assert "'wav', 'mp3'" in ask(port, messages=[talk("x", sound(b"", "m4a"))])[1]["error"]["message"]
     tool, path = {"role": "tool", "content": "x"}, {"data": "../secret.wav", "format": "wav"}
     cases = [({"messages": []}, "messages"), ({"messages": [user, tool]}, "messages.1.role"),
              ({"messages": [user], "top_p": 0}, "top_p"), ({"messages": [user], "n": 2}, "n"),
              ({"messages": [user], "tools": [{}]}, "tools"), ({"messages": [user], "seed": 2**70}, "seed"),
-             ({"messages": [user], "max_tokens": 0}, "max_tokens"), ({"messages": [user, user]}, "messages"),
+             ({"messages": [user], "max_tokens": 0}, "max_tokens"),
              ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"), ({}, "messages"),
              ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
              ({"messages": [talk("x", {"type": "input_audio"})]}, "messages.0.content.0"),
