@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import struct
+from array import array
 from bisect import bisect_right, insort
 from itertools import accumulate, chain
 from pathlib import Path
@@ -187,42 +188,38 @@ def read_shard(path, tokenizer_sha256=""):
     return lengths, np.memmap(path, f"<u{width}", "r", HEADER.size + 4 * n_docs, (n_tokens,)), text_bytes
 
 
-def cut_documents(lengths, longest):
-    """Cut documents of more than `longest` tokens into parts of that many and a rest, each to be read after <|bos|>.
-
-    lengths: int (n_docs,). A later part begins at the last token of the part before, in whose place <|bos|> is read.
-    -> (where each part begins in the stream of all documents, its length), int64 (n_parts,) each
-    """
-    lengths = np.asarray(lengths, np.int64)
-    n_parts = np.maximum(-(-(lengths - 1) // (longest - 1)), 1)
-    doc = np.repeat(np.arange(len(lengths)), n_parts)
-    skipped = (np.arange(len(doc)) - (np.cumsum(n_parts) - n_parts)[doc]) * (longest - 1)
-    return (np.cumsum(lengths) - lengths)[doc] + skipped, np.minimum(lengths[doc] - skipped, longest)
-
-
-def pack(lengths, width, n_buffer=1000):
+def pack(lengths, width, keep_rest=False, n_buffer=1000):
     """Pack documents into rows of `width` tokens, each row from the start of one and full (best fit, as nanochat's).
 
     lengths: int (n_docs,), each 1 or more. From a buffer of the next n_buffer documents a row takes the longest that
-    fits, of equals the first; if none does, it takes the start of the shortest, of equals the last, and its rest is
-    lost. A last row that nothing fills is lost too. -> (docs int64 (n_pieces,): numbers of documents, sizes int64
-    (n_pieces,): how much of each, firsts int64 (n_rows + 1,): row i is of pieces firsts[i]:firsts[i + 1])
+    fits, of equals the first; if none does, it takes the start of the shortest, of equals the last, whose rest is lost,
+    or with keep_rest goes back as a document, which begins where the row's part ended (there <|bos|> is read). A last
+    row that nothing fills is lost. -> (starts int64 (n_pieces,) in the stream of all documents, sizes int64
+    (n_pieces,), firsts int64 (n_rows + 1,): row i is of pieces firsts[i]:firsts[i + 1], tokens lost)
     """
-    keys = memoryview((np.asarray(lengths, np.int64) << 32) + ORDER - np.arange(len(lengths)))
+    lengths = np.asarray(lengths, np.int64)
+    starts = array("q", (np.cumsum(lengths) - lengths).tobytes())  # and of rests, as they come
+    keys = memoryview((lengths << 32) + ORDER - np.arange(len(lengths)))
     following, buffer = iter(keys[n_buffer:]), sorted(keys[:n_buffer])
-    taken, sizes, firsts, left = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64), [0], width
-    for n in range(len(keys)):
+    taken, sizes, firsts, left, n_lost = array("q"), array("q"), [0], width, 0
+    while buffer:
         i = bisect_right(buffer, left << 32 | ORDER) - 1  # the longest that fits; -1: none does
         key = buffer.pop(max(i, 0))
-        size = min(key >> 32, left)
-        taken[n], sizes[n] = key, size
-        left -= size
-        if not left:
-            firsts.append(n + 1)
-            left = width
-        if (key := next(following, None)) is not None:
+        start, n = starts[ORDER - (key & ORDER)], key >> 32
+        taken.append(start)
+        sizes.append(min(n, left))
+        if n > left and keep_rest:
+            insort(buffer, (n - left + 1 << 32) + ORDER - len(starts))
+            starts.append(start + left - 1)
+        elif (key := next(following, None)) is not None:
             insort(buffer, key)
-    return ORDER - (taken[:firsts[-1]] & ORDER), sizes[:firsts[-1]], np.array(firsts)
+        n_lost += max(n - left, 0) * (not keep_rest)
+        left -= sizes[-1]
+        if not left:
+            firsts.append(len(taken))
+            left = width
+    n = firsts[-1]
+    return np.array(taken[:n]), np.array(sizes[:n]), np.array(firsts), n_lost + sum(sizes[n:])
 
 
 class Documents:
@@ -230,11 +227,11 @@ class Documents:
 
     n_docs, n_tokens, n_bytes: documents, tokens, bytes of text in all; n_rows; n_cropped: tokens in no row; share:
     of all tokens. The same files give the same rows, on any rank: data.batch_indices shuffles them. tokenizer_sha256:
-    of the run's tokenizer.json, '': any. cut_long: what a row doesn't hold of a document is not lost (cut_documents),
-    for scarce text. ValueError: no finished folder, a shard damaged or of another tokenizer, too few tokens for a row.
+    of the run's tokenizer.json, '': any. keep_rest: as pack's, for scarce text and documents longer than rows.
+    ValueError: no finished folder, a shard damaged or of another tokenizer, too few tokens for a row.
     """
 
-    def __init__(self, folder, split, width, tokenizer_sha256="", cut_long=False):
+    def __init__(self, folder, split, width, tokenizer_sha256="", keep_rest=False):
         try:
             names = json.loads(Path(folder, "documents.json").read_bytes())["shards"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -244,16 +241,13 @@ class Documents:
         lengths = np.concatenate([np.zeros(0, np.uint32), *(lengths for lengths, _, _ in shards)])
         self.tokens, self.n_bytes = [tokens for _, tokens, _ in shards], sum(n for _, _, n in shards)
         self.ends = list(accumulate(map(len, self.tokens)))  # of each shard, in the stream of all tokens
-        starts, sizes = cut_documents(lengths, width if cut_long else int(lengths.max(initial=1)) + 1)
-        parts, self.sizes, self.firsts = pack(sizes, width)
-        self.starts = starts[parts]  # of each piece, in that stream
+        self.starts, self.sizes, self.firsts, self.n_cropped = pack(lengths, width, keep_rest)
         self.width, self.n_docs, self.n_rows = width, len(lengths), len(self.firsts) - 1
         self.n_tokens = sum(map(len, self.tokens))
         if not self.n_rows:
             raise ValueError(f"{folder}: the {self.n_tokens:,} tokens of {split} fill no row of {width}: use shorter "
                              "rows, or more text or a greater --val_share of prepare_text.py")
-        self.bos, self.n_cropped = int(self.tokens[0][0]), int(sizes.sum()) - self.n_rows * width
-        self.share = self.n_cropped / self.n_tokens
+        self.bos, self.share = int(self.tokens[0][0]), self.n_cropped / self.n_tokens
 
     def rows(self, at):
         """-> int64 (B, width): the tokens of rows `at` (ints (B,), 0..n_rows-1)."""
@@ -264,6 +258,6 @@ class Documents:
                 shard = bisect_right(self.ends, start)
                 start -= self.ends[shard] - len(self.tokens[shard])
                 row[n:n + size] = self.tokens[shard][start:start + size]
-                row[n] = self.bos  # as it is, but for the later parts of a cut document
+                row[n] = self.bos  # it is there already, but for a rest's
                 n += size
         return out

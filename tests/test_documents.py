@@ -119,44 +119,51 @@ def test_text_is_cut_at_empty_lines(tmp_path):
         assert "".join("".join(cut).split()) == "".join(text.split())
 
 
-def pack_slowly(lengths, width, n_buffer):
-    """The rows of pack(), [[(document, tokens)]], as its docstring says."""
-    waiting, buffer, rows, row, left = list(range(len(lengths))), [], [], [], width
+def pack_slowly(docs, width, keep_rest=False, n_buffer=1000):
+    """The rows of documents (lists of ids, bos first) as pack()'s docstring says, and what is lost of them."""
+    waiting, buffer, rows, row, lost = list(enumerate(docs)), [], [], [], 0
+    n_all = len(waiting)
     while waiting or buffer:
         while waiting and len(buffer) < n_buffer:
             buffer.append(waiting.pop(0))
-        fits = [doc for doc in buffer if lengths[doc] <= left]
-        doc = max(fits, key=lambda d: (lengths[d], -d)) if fits else min(buffer, key=lambda d: (lengths[d], -d))
-        buffer.remove(doc)
-        row.append((doc, min(lengths[doc], left)))
-        left -= row[-1][1]
-        if not left:
-            rows, row, left = rows + [row], [], width
-    return rows
+        left = width - len(row)
+        fits = [item for item in buffer if len(item[1]) <= left]
+        i, ids = (max if fits else min)(fits or buffer, key=lambda item: (len(item[1]), -item[0]))
+        buffer.remove((i, ids))
+        row += ids[:left]
+        if ids[left:] and keep_rest:
+            buffer.append((n_all, ids[:1] + ids[left:]))
+            n_all += 1
+        else:
+            lost += len(ids[left:])
+        if len(row) == width:
+            rows, row = [*rows, row], []
+    return rows, lost + len(row)
 
 
+@pytest.mark.parametrize("keep_rest", [False, True])
 @pytest.mark.parametrize("n, width, n_buffer", [(500, 40, 50), (500, 200, 10), (300, 8, 1000), (60, 33, 1), (0, 9, 5)])
-def test_packing(n, width, n_buffer):
+def test_packing(n, width, n_buffer, keep_rest):
     """Broken: a document that fits is cropped, a shorter one is taken, one is used twice, or a row is not full."""
-    lengths = np.random.default_rng(n + width).geometric(0.04, n).astype(np.uint32)
-    docs, sizes, firsts = pack(lengths, width, n_buffer)
-    pieces = [list(zip(docs[a:b].tolist(), sizes[a:b].tolist())) for a, b in zip(firsts, firsts[1:])]
-    assert pieces == pack_slowly(lengths.tolist(), width, n_buffer) and len(set(docs)) == len(docs)
+    lengths = np.random.default_rng(n + width).geometric(0.04, n)
+    stream, ends = list(range(1, 1 + lengths.sum())), np.cumsum(lengths)
+    docs = [[0, *stream[end - size + 1:end]] for end, size in zip(ends, lengths)]
+    starts, sizes, firsts, n_lost = pack(lengths.astype(np.uint32), width, keep_rest, n_buffer)
+    pieces = [[0, *stream[a + 1:a + size]] for a, size in zip(starts, sizes)]
+    rows = [sum(pieces[a:b], []) for a, b in zip(firsts, firsts[1:])]
+    assert (rows, n_lost) == pack_slowly(docs, width, keep_rest, n_buffer) and (n_lost < width or not keep_rest)
 
 
-@pytest.mark.parametrize("width, cut_long", [(33, False), (33, True), (500, False), (500, True)])
-def test_rows(made, width, cut_long):
-    """Broken: a row is not what the shards hold, is padded, begins within a document, or a token count is wrong."""
+@pytest.mark.parametrize("width, keep_rest", [(33, False), (33, True), (500, False), (500, True)])
+def test_rows(made, width, keep_rest):
+    """Broken: a row is not what the shards hold, is padded, begins without <|bos|>, or a count is wrong."""
     texts, docs = read_all(made[0], "train")
-    data = Documents(str(made[0]), "train", width, sha256_file(made[0] / "tokenizer.json"), cut_long)
+    data = Documents(str(made[0]), "train", width, sha256_file(made[0] / "tokenizer.json"), keep_rest)
     assert (data.n_docs, data.n_tokens, data.n_bytes) == (len(docs), sum(map(len, docs)), len("".join(texts).encode()))
-    if cut_long:
-        docs = [np.append(docs[0][0], ids[i:i + width - 1]) for ids in docs for i in range(1, len(ids), width - 1)]
-    expected = [np.concatenate([docs[d][:n] for d, n in row]) for row in pack_slowly([*map(len, docs)], width, 1000)]
-    rows = data.rows(np.arange(data.n_rows))
-    assert rows.dtype == np.int64 and np.array_equal(rows, expected) and (rows[:, 0] == docs[0][0]).all()
-    assert np.array_equal(data.rows([5, 0, 5]), rows[[5, 0, 5]]) and data.share == data.n_cropped / data.n_tokens
-    assert data.n_cropped == sum(map(len, docs)) - rows.size and (data.share < 0.2 or not cut_long)
+    rows, (expected, n_lost) = data.rows(range(data.n_rows)), pack_slowly([d.tolist() for d in docs], width, keep_rest)
+    assert rows.dtype == np.int64 and rows.tolist() == expected and (rows[:, 0] == docs[0][0]).all()
+    assert np.array_equal(data.rows(np.array([5, 0, 5])), rows[[5, 0, 5]])
+    assert data.n_cropped == n_lost and data.share == n_lost / data.n_tokens
 
 
 def test_wide_tokens_and_damaged_shards(made, tmp_path):
