@@ -18,7 +18,7 @@ With --documents a run makes documents and no sentences (run it twice for both, 
 and .md cut at empty lines, .jsonl (a document a line), .parquet (pyarrow). Writes into out_dir tokenizer.json (trained,
 or of --tokenizer), train-000000.bin, val-000000.bin ... (2 bytes a token up to 65,536 ids, else 4; documents.py says
 how) and documents.json (counts, settings, checksums). A document's hash decides whether it is val's; of a file that is
-cut each piece is one, so a book is in both. About 1.5 MB/s a core, on all cores. Run again after an interruption it
+cut each piece is one, so a book is in both. About 2 MB/s a core, on all cores. Run again after an interruption it
 goes on with the first shards not done; it never mixes settings: those of another run stop it.
 """
 import hashlib
