@@ -197,6 +197,7 @@ def pack(lengths, width, keep_rest=False, n_buffer=1000):
     row that nothing fills is lost. -> (starts int64 (n_pieces,) in the stream of all documents, sizes int64
     (n_pieces,), firsts int64 (n_rows + 1,): row i is of pieces firsts[i]:firsts[i + 1], tokens lost)
     """
+    assert width > 1, f"{width=}: a row holds <|bos|> and at least one token more"
     lengths = np.asarray(lengths, np.int64)
     starts = array("q", (np.cumsum(lengths) - lengths).tobytes())  # and of rests, as they come
     keys = memoryview((lengths << 32) + ORDER - np.arange(len(lengths)))

@@ -62,7 +62,7 @@ def read_all(folder, split):
 
 def test_all_documents_come_back(made, tmp_path):
     """Broken: text is lost or changed on its way, a special token's name is taken for one, a document is in both
-    splits, val is empty, a run of documents needs the grammar or makes sentences, or --tokenizer is not the one used."""
+    splits, val is empty, a run of documents needs the grammar or makes sentences, or --tokenizer is not used."""
     folder, texts = made
     (train, _), (val, _) = read_all(folder, "train"), read_all(folder, "val")
     assert Counter(train + val) == Counter(texts) and not set(train) & set(val) and 1 <= len(val) < 25
