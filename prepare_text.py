@@ -1,15 +1,25 @@
 """
-Make data/text/{train,val,test}.txt: sentences of the phrase grammar in grammar.txt, or of your own text files.
+Make data/text/{train,val,test}.txt: sentences of the phrase grammar in grammar.txt, or of your own text files; or
+with --documents shards of tokens of whole documents, of your files or of the public ones that nanochat trains on.
 
     python prepare_text.py                                     # 604,000 sentences on one core
     python prepare_text.py config/cpu_text.py --seed=1         # settings from a file, one more from here
     python prepare_text.py --limit=8                           # a toy: 8 sentences a split
     python prepare_text.py --text_file=book.txt,folder         # prose in place of the grammar
+    python prepare_text.py --documents=folder,more.jsonl       # documents, no sentences
+    python prepare_text.py --documents=climbmix --n_files=170 --vocab_size=32768 --tokenizer_mb=500 --out_dir=data/web
 
 Reads grammar.txt (its format stands at its top) or the text files. Writes into out_dir, in UTF-8, one sentence a line
 of a-z, apostrophe and space, none twice: train.txt (30 MB), val.txt and test.txt (100 kB each), and meta.json (counts,
 words, entropy, settings, checksums). A sentence's split is decided by its hash alone, so none of val or test is in any
 train.txt. Takes 10 s; run again it does nothing unless a setting or the source is another; then all four are new.
+
+With --documents a run makes documents and no sentences (run it twice for both, in one folder if you like). Reads .txt
+and .md cut at empty lines, .jsonl (a document a line), .parquet (pyarrow). Writes into out_dir tokenizer.json (trained,
+or of --tokenizer), train-000000.bin, val-000000.bin ... (2 bytes a token up to 65,536 ids, else 4; documents.py says
+how) and documents.json (counts, settings, checksums). A document's hash decides whether it is val's; of a file that is
+cut each piece is one, so a book is in both. About 2 MB/s a core, on all cores. Run again after an interruption it
+goes on with the first shards not done; it never mixes settings: those of another run stop it.
 """
 import hashlib
 import itertools
@@ -26,6 +36,10 @@ from random import Random
 from tqdm import tqdm
 
 from configurator import configure, fail
+from data import write_json
+from documents import (SOURCES, SUFFIXES, deal_chunks, encode_documents, fetch_source, read_documents, read_shard,
+                       sha256_file, write_shard)
+from tokenizer import load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "data/text"
@@ -42,11 +56,25 @@ n_test = 2_000
 min_words = 3            # shorter and longer sentences are left out
 max_words = 14
 seed = 1337              # of the draws from the grammar
-limit = 0                # at most so many sentences a split, for a toy; 0: off
-config = configure(globals())  # prints each change; stored in meta.json
+limit = 0                # at most so many sentences a split, or documents in all, for a toy; 0: off
+# documents, in place of sentences; of the settings above out_dir, json_key and limit hold for them
+documents = ""           # comma-separated files, folders (.txt .md .jsonl .parquet) and climbmix or fineweb-edu
+n_files = 1              # of climbmix (6,543) or fineweb-edu (1,823), 250 MB of text each; kept in data/<name>
+mirrors = "https://hf-mirror.com"  # comma-separated, tried after HF_ENDPOINT (or Hugging Face), whose paths they have
+doc_chars = 4000         # .txt and .md are cut into documents of about so many characters; 0: each file is one
+val_share = 0.01         # of the documents are val's, at least one
+val_mb = 10.0            # of text in val at most; what the hash held out beyond is left out
+tokenizer = ""           # folder of a tokenizer.json; '': trained on the first tokenizer_mb of train's documents
+tokenizer_mb = 50.0
+vocab_size = 2048        # of a trained one
+shard_mb = 100.0         # of text in a shard of train and one of val: what an interruption loses, held in memory
+config = configure(globals())  # prints each change; stored in meta.json, documents.json
 # -----------------------------------------------------------------------------
+PLANNED = "json_key limit doc_chars val_share val_mb tokenizer tokenizer_mb vocab_size shard_mb".split()  # of documents
+OF_SENTENCES = {k: v for k, v in config.items() if k not in {"documents", "n_files", "mirrors", *PLANNED[2:]}}
 VERSION = 1              # of the files; raised when the same settings give other bytes
 SPLITS = ("train", "val", "test")
+TEXT_FILES = (".txt", ".md", ".json", ".jsonl")
 HELD_OUT = 2             # percent of all sentences that are val's, and test's
 MAX_MISSES = 20_000      # draws in a row that added nothing: the grammar has no more to give
 TOKEN = re.compile(r"(?P<word>[a-z']+)|\$(?P<slot>[a-z]\w*)(\.(?P<form>pl|s|ed|en|ing)\b)?(?P<tail>'s)?"
@@ -214,13 +242,13 @@ def chooser(options, random):
 
 
 # ---- text files ----
-def find_files(paths):
+def find_files(setting, paths, suffixes):
     """The text files of files and folders, in order. OSError when one is missing or a folder holds none."""
-    found = {path: sorted(str(f) for f in Path(path).rglob("*") if f.suffix in (".txt", ".md", ".json", ".jsonl"))
-             if os.path.isdir(path) else [path] for path in paths}
+    found = {path: sorted(str(f) for f in Path(path).rglob("*") if f.suffix in suffixes)
+             if os.path.isdir(path) else [path] for path in map(str.strip, paths)}
     for path, files in found.items():
         if not files or not os.path.isfile(files[0]):
-            raise FileNotFoundError(f"text_file={path}: no such file, or a folder without .txt .md .json .jsonl")
+            raise FileNotFoundError(f"{setting}={path}: no such file, or a folder without {' '.join(suffixes)}")
     return [file for files in found.values() for file in files]
 
 
@@ -305,7 +333,7 @@ def finished(source):
     """Return the meta.json of an earlier run with these settings and this source, its files in place, or None."""
     try:
         meta = json.loads(Path(out_dir, "meta.json").read_text(encoding="utf-8"))
-        same = (meta["version"], meta["settings"], meta["source"]) == (VERSION, config, source)
+        same = (meta["version"], meta["settings"], meta["source"]) == (VERSION, OF_SENTENCES, source)
         return meta if same and all(os.path.getsize(f"{out_dir}/{s}.txt") == meta["bytes"][s] for s in SPLITS) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -332,14 +360,103 @@ def report(meta):
           f"{meta['oov']} words of val and test not in train")
 
 
+# ---- documents
+def find_documents():
+    """Return the paths of the documents' files, public ones downloaded first; ValueError, OSError: a wrong setting."""
+    if not 0 <= val_share < 1 or min(val_mb, tokenizer_mb, shard_mb) <= 0 or min(doc_chars, limit) < 0:
+        raise ValueError("settings: 0 <= val_share < 1; val_mb, tokenizer_mb, shard_mb > 0; doc_chars, limit >= 0")
+    if text_file or exclude:
+        raise ValueError("documents with text_file or exclude: sentences are another run of this script (--help)")
+    names, hubs = ([name.strip() for name in text.split(",") if name.strip()] for text in (documents, mirrors))
+    files = [fetch_source(name, n_files, hubs, f"data/{name}") if name in SOURCES else
+             find_files("documents", [name], SUFFIXES) for name in names]
+    return list(dict.fromkeys(itertools.chain.from_iterable(files)))  # a file named twice is read once
+
+
+def deal(paths, dropped):
+    """Yield the documents of files, {"val": [bytes], "train": [bytes]} for each pair of shards."""
+    keys = json_key.replace(" ", "").split(",")
+    texts = itertools.chain.from_iterable(read_documents(path, keys, doc_chars) for path in paths)
+    return deal_chunks(itertools.islice(texts, limit or None), val_share, 1e6 * val_mb, 1e6 * shard_mb, dropped)
+
+
+def make_tokenizer(paths):
+    """Return the tokenizer of the folder `tokenizer`, or one trained on the first tokenizer_mb of train's documents."""
+    def texts(n_bytes=0):
+        for data in itertools.chain.from_iterable(chunk["train"] for chunk in deal(paths, Counter())):
+            n_bytes += len(data)
+            yield data.decode()
+            if n_bytes >= 1e6 * tokenizer_mb:
+                return
+    if not any(chunk["train"] for chunk in deal(paths, Counter())):
+        raise ValueError(f"documents={documents}: fewer than two documents; a lower --doc_chars makes more of a text")
+    texts = tqdm(texts(), desc="tokenizer", unit=" documents", disable=None)
+    return load_tokenizer(tokenizer) if tokenizer else train_bpe(texts, vocab_size)
+
+
+def fill_shards(paths, tok, sha256):
+    """Write the shards that are not there -> (what documents.json says of all, bytes of text that were tokenized)."""
+    meta, n_new = {"left_out": Counter(), "train": Counter(), "val": Counter(), "shards": {}}, 0
+    about = sum(os.path.getsize(path) * (2.5 if path.endswith(".parquet") else 1) for path in paths)  # zstd's factor
+    with tqdm(total=None if limit else about, unit="B", unit_scale=True, disable=None) as bar:
+        for k, chunk in enumerate(deal(paths, meta["left_out"])):
+            for split in (split for split in chunk if chunk[split]):
+                path, n_bytes, docs = os.path.join(out_dir, f"{split}-{k:06d}.bin"), sum(map(len, chunk[split])), []
+                if not os.path.exists(path):
+                    for data, ids in zip(chunk[split], encode_documents(tok, chunk[split])):
+                        docs.append(ids)
+                        bar.update(len(data))
+                    write_shard(path, docs, n_bytes, sha256)
+                    n_new += n_bytes
+                lengths, tokens, _ = read_shard(path, sha256)
+                bar.update(0 if docs else n_bytes)
+                meta[split].update(documents=len(lengths), tokens=len(tokens), bytes=n_bytes)
+                meta["shards"][os.path.basename(path)] = {"bytes": os.path.getsize(path), "sha256": sha256_file(path)}
+    return meta, n_new
+
+
+def prepare_documents():
+    """Write tokenizer.json, documents.json with the plan, the shards, and documents.json again with their names."""
+    started, paths, n_new = time.time(), find_documents(), 0
+    file, tokenizer_file = os.path.join(out_dir, "documents.json"), os.path.join(out_dir, "tokenizer.json")
+    files = [*paths, *([os.path.join(tokenizer, "tokenizer.json")] if tokenizer else [])]
+    plan = {"version": VERSION, **{name: config[name] for name in PLANNED},
+            "source": {path: sha256_file(path) for path in tqdm(files, desc="checksums", unit=" files", disable=None)}}
+    try:
+        meta = json.loads(Path(file).read_bytes())
+    except (OSError, ValueError):
+        meta = {}
+    changed = [name for name in plan if meta.get(name) != plan[name]]
+    if changed or not os.path.exists(tokenizer_file):
+        if any(Path(out_dir).glob("*-[0-9]*.bin")):
+            raise ValueError(f"{out_dir} has shards of other {', '.join(changed) or 'tokenizer.json'}: delete them, or "
+                             "give another --out_dir")
+        Path(file).unlink(missing_ok=True)
+        make_tokenizer(paths).save(out_dir)
+        write_json(file, meta := plan)
+    is_done = all(os.path.exists(os.path.join(out_dir, name)) for name in meta.get("shards", ["none yet"]))
+    if not is_done:
+        sha256 = sha256_file(tokenizer_file)
+        found, n_new = fill_shards(paths, load_tokenizer(out_dir), sha256)
+        write_json(file, meta := plan | {"tokenizer_sha256": sha256} | found)
+    print(f"{out_dir} | " + " | ".join(f"{split} {n['documents']:,} documents, {n['tokens']:,} tokens, "
+                                       f"{n['bytes'] / 1e6:,.1f} MB" for split, n in meta.items() if split in SPLITS)
+          + "".join(f" | left out {n:,} {why}" for why, n in meta["left_out"].items()))
+    seconds = time.time() - started
+    print(f"{out_dir} is up to date" if is_done else
+          f"{n_new / 1e6:,.1f} MB of text in {seconds:.1f} s, {n_new / 1e6 / seconds:.2f} MB/s -> {out_dir}")
+
+
 def main():
+    if documents:
+        return prepare_documents()
     started, dropped = time.time(), Counter()
     if not 1 <= min_words <= max_words or min(n_train, n_val, n_test, limit, file_kb) < 0:
         raise ValueError("settings: 1 <= min_words <= max_words; no n_train, n_val, n_test, limit or file_kb below 0")
     sizes = {split: min(n, limit or n) for split, n in zip(SPLITS, (n_train, n_val, n_test))}
-    paths = find_files([path.strip() for path in text_file.split(",")]) if text_file else [grammar]
+    paths = find_files("text_file", text_file.split(","), TEXT_FILES) if text_file else [grammar]
     excluded = read_excluded()
-    source = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    source = {path: sha256_file(path) for path in paths}
     source |= {"excluded": hashlib.sha256("\n".join(sorted(excluded)).encode()).hexdigest()} if excluded else {}
     if meta := finished(source):
         report(meta)
@@ -353,7 +470,7 @@ def main():
     texts = {split: "".join(f"{sentence}\n" for sentence in splits[split]) for split in SPLITS}
     train, held_out = set(texts["train"].split()), set((texts["val"] + texts["test"]).split())
     n_sentences, n_words = sum(map(len, splits.values())), sum(len(text.split()) for text in texts.values())
-    meta = {"version": VERSION, "settings": config, "source": source, "seed": seed, "dropped": dropped,
+    meta = {"version": VERSION, "settings": OF_SENTENCES, "source": source, "seed": seed, "dropped": dropped,
             "counts": {split: len(splits[split]) for split in SPLITS},
             "bytes": {split: len(texts[split]) for split in SPLITS},
             "words": len(train | held_out), "oov": len(held_out - train), "mean_words": n_words / max(1, n_sentences),
