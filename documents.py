@@ -249,6 +249,16 @@ class Documents:
             raise ValueError(f"{folder}: the {self.n_tokens:,} tokens of {split} fill no row of {width}: use shorter "
                              "rows, or more text or a greater --val_share of prepare_text.py")
         self.bos, self.share = int(self.tokens[0][0]), self.n_cropped / self.n_tokens
+        self.order, self.order_of = None, None
+
+    def batch(self, n, batch_size, seed):
+        """-> int64 (B, width): the rows of microbatch n of a run; an epoch has each once, in an order of its own."""
+        batch_size = min(batch_size, self.n_rows)
+        epoch, i = divmod(n, self.n_rows // batch_size)
+        if self.order_of != (seed, epoch):
+            self.order_of = seed, epoch
+            self.order = np.random.default_rng(self.order_of).permutation(self.n_rows)
+        return self.rows(self.order[i * batch_size:(i + 1) * batch_size])
 
     def rows(self, at):
         """-> int64 (B, width): the tokens of rows `at` (ints (B,), 0..n_rows-1)."""

@@ -11,11 +11,13 @@ import os
 import pickle
 import re
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 SOFTCAP = 15.0         # logits stay within +-15 (Gemma 2, arXiv:2408.00118)
 QK_SCALE = 1.2         # after QK-norm, of queries and keys each: nanochat's sharper attention
@@ -55,6 +57,25 @@ def pick_device(device):
     if kind == "cpu":
         keep_freed_memory()
     return torch.device(device)
+
+
+PEAK_TFLOPS = {  # dense bf16 with fp32 sums, of the makers' data sheets
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125,
+    "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71}
+
+
+def peak_flops(device):
+    """Operations a second that a device could do in COMPUTE_DTYPE: by a GPU's name, else those of a large matmul."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    known = next((1e12 * tera for key, tera in PEAK_TFLOPS.items() if key in name), None)
+    if known and COMPUTE_DTYPE == torch.bfloat16:
+        return known
+    a, best = torch.randn(1024, 1024, device=device).to(COMPUTE_DTYPE), math.inf
+    for _ in range(8):
+        began = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 1024**3 / best
 
 
 def keep_freed_memory():
@@ -295,6 +316,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, self.nll = config, softcapped_nll  # a training script may compile it, and the trunk
+        self.recompute = False  # blocks anew in the backward pass, in place of keeping what they computed
         self.windows = config.windows()
         C, head_dim = config.n_embd, config.n_embd // config.n_head
         assert C % config.n_head == 0, f"n_embd={C} is no multiple of n_head={config.n_head}"
@@ -377,7 +399,8 @@ class GPT(nn.Module):
         x0, middle = x, None
         for i, block in enumerate(self.transformer.h):
             x = self.resid_lambdas[i].to(x.dtype) * x + self.x0_lambdas[i].to(x.dtype) * x0
-            x = block(x, ve.get(str(i)), cos, sin, masks[i], kv_cache)
+            rest = ve.get(str(i)), cos, sin, masks[i], kv_cache
+            x = checkpoint(block, x, *rest, use_reentrant=False) if self.recompute else block(x, *rest)
             if i == self.config.n_layer // 2:
                 middle = x
         return norm(x - self.backout_lambda.to(x.dtype) * middle)  # (B, T, C)

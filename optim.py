@@ -43,10 +43,11 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.to(p.dtype), alpha=-lr)
 
 
-def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004, scalar_lr=0.01, more=()):
+def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004, scalar_lr=0.01, weight_decay=0.0,
+                   more=()):
     """Return [Muon for a GPT's matrices, AdamW for the rest]; AdamW's rates scale with (n_embd/768)**-0.5, nanochat's.
 
-    more: parameters trained as embeddings are.
+    weight_decay: of the matrices. more: parameters trained as embeddings are.
     """
     scale = (model.config.n_embd / 768) ** -0.5
     embeddings = [model.transformer.wte.weight, *more, *model.value_embeds.parameters()]
@@ -55,7 +56,8 @@ def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004
         dict(params=embeddings, lr=embedding_lr * scale),
         dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
         dict(params=scalars, lr=scalar_lr)], betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0, fused=True)
-    return [Muon([p for p in model.transformer.h.parameters() if p.ndim == 2], lr=matrix_lr), adamw]
+    return [Muon([p for p in model.transformer.h.parameters() if p.ndim == 2], lr=matrix_lr,
+                 weight_decay=weight_decay), adamw]
 
 
 def load_optimizers(optimizers, saved):

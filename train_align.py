@@ -132,7 +132,7 @@ def find_last(inputs):
     steps = checkpoint_steps(out_dir)
     if init_from == "resume" and not steps:
         fail(f"init_from=resume: {out_dir} holds no checkpoint")
-    if init_from == "auto" and steps:
+    if init_from not in ("scratch", "resume") and steps:
         meta = read_meta(out_dir)
         now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
         free = "init_from max_steps device use_compile log_every eval_every save_every wandb_log workers".split()

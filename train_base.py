@@ -1,8 +1,8 @@
 """Pretrain the GPT on text, with listening practice: reading stretched, noisy token embeddings as it will read audio.
 
     python train_base.py config/cpu_base.py                                  # 2 cores
-    python train_base.py --data_dir=data/text --depth=12 --device=cuda       # one GPU
-    torchrun --standalone --nproc_per_node=8 train_base.py --depth=12 --grad_accum=8
+    python train_base.py config/base_d12.py                                  # documents, one GPU
+    torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
     python train_base.py config/cpu_base.py --init_from=resume               # go on from the last checkpoint
 """
 import json
@@ -18,15 +18,20 @@ import torch.distributed as dist
 
 from configurator import configure, fail
 from data import batch_indices
+from decode import generate
+from documents import Documents
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_saved, norm,
-                   pick_device, read_meta, sha256_file)
+                   peak_flops, pick_device, read_meta, sha256_file)
 from optim import gpt_optimizers, load_optimizers
 from tokenizer import BPETokenizer, load_tokenizer, plain_text, render_conversation, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/base_d4"
 data_dir = "data/text"  # train.txt and val.txt of prepare_text.py, a sentence a line
-init_from = "auto"      # scratch; resume (the last checkpoint of out_dir); auto: resume if there is one, else scratch
+init_from = "auto"      # scratch; resume (the last checkpoint of out_dir); auto: resume if there is one, else scratch;
+#                         or another run's folder, of ours or nanochat's, whose model and tokenizer it begins with
+documents = ""          # folder of prepare_text.py --documents, which are the plain text then; '': the sentences
+keep_rest = False       # documents longer than a row go on in another; False: they are cut there, as nanochat's are
 max_lines = 0           # sentences of train.txt to read; 0: all
 # model
 depth = 4               # the one dial: n_embd is 64*depth rounded up to a multiple of head_dim
@@ -36,7 +41,7 @@ sequence_len = 256      # the longest window, and the limit of a row is 10 times
 window_pattern = "L"
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
 batch_size = 64         # rows per microbatch; the value to lower on out-of-memory
-grad_accum = 2          # microbatches per step over all ranks; a multiple of the world size
+grad_accum = 2          # microbatches per step over all ranks; a multiple of the world size; 0: follows from depth
 text_len = 64           # tokens of a row of plain text
 # listening practice: embeddings of the sentence's pieces, imitating audio, before the sentence
 practice = 0.7          # share of microbatches that practise; the others are plain text
@@ -55,8 +60,11 @@ rival_share = 0.5       # share of tokens mixed with a random other one, as if m
 rival_weight = 0.7      # of 0 to so much, the same through all of a token's repeats
 noise = 0.6             # Gaussian noise of 0 to so much, drawn per row; rows are brought back to RMS 1
 # what trains
-max_steps = 1000        # when to stop
-lr_decay_steps = 1000   # when the schedule ends
+max_steps = 1000        # when to stop; 0: follows from depth
+lr_decay_steps = 1000   # when the schedule ends; 0: with max_steps
+tokens_per_weight = 12.0  # of matrices and lm_head: the horizon that follows from depth
+lr_scale = 1.0          # of all rates; 0: (tokens of a step / 2**19) ** 0.5, as nanochat's are tuned at 2**19
+weight_decay = 0.0      # of the matrices; falls to nothing by a cosine
 warmup_steps = 20
 warmdown_share = 0.5    # of lr_decay_steps: the linear fall at the end
 final_lr_share = 0.02   # of the peak, at the schedule's end
@@ -64,28 +72,58 @@ matrix_lr = 0.02        # Muon, for the blocks' matrices
 embedding_lr = 0.2      # AdamW; this and the next scale with (n_embd / 768) ** -0.5, as nanochat's
 unembedding_lr = 0.004
 grad_clip = 1.0         # 0: off
+recompute = False       # blocks anew in the backward pass: less memory, a third more time
 # the rest
 eval_every = 250        # steps; 0: at the end only
 save_every = 250
 log_every = 10
+eval_rows = 512         # of held-out documents
+sample_tokens = 40      # of a text that each evaluation prints; 0: none
 device = "auto"
 use_compile = True
 wandb_log = False       # project nanochat-omni-base; WANDB_MODE=offline works
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
-spell_steps = round(spell_share * lr_decay_steps) if practice else 0
+def follow_depth():
+    """-> steps, microbatches a step, scale of the rates, weight decay: of those that are 0 what depth asks for.
+
+    As nanochat (2026-07) scales its d12: 12 tokens a weight; a step's tokens grow with the horizon's 0.383th power
+    (arXiv:2505.13738), rates with their root, and weight decay so that lr * decay * steps stays (arXiv:2405.13698).
+    """
+    V = load_tokenizer(documents).vocab_size if documents else vocab_size
+    wide = lambda depth: GPTConfig.of_depth(depth, V, head_dim=head_dim).n_embd
+    larger = (12 * depth * wide(depth)**2 + V * wide(depth)) / (12 * 12 * 768**2 + V * 768)  # than d12
+    row_tokens, ranks = batch_size * text_len, int(os.environ.get("WORLD_SIZE", 1))
+    step_tokens = 2 ** round(math.log2(2**19 * larger**0.383))
+    n = grad_accum or max(round(step_tokens / row_tokens / ranks), 1) * ranks
+    scale = lr_scale or (n * row_tokens / 2**19) ** 0.5
+    horizon = tokens_per_weight * larger * (12 * 12 * 768**2 + V * 768)
+    return (max_steps or max(round(horizon / n / row_tokens), 1), n, scale,
+            weight_decay if lr_scale else weight_decay * scale / larger)
+
+
+if min(depth, batch_size, text_len, head_dim) < 1 or min(max_steps, lr_decay_steps, grad_accum, lr_scale) < 0:
+    fail("depth, batch_size, text_len, head_dim are 1 or more; max_steps, lr_decay_steps, grad_accum, lr_scale 0 or "
+         "more")
+try:
+    max_steps, grad_accum, lr_scale, weight_decay = follow_depth()  # config keeps the settings as given
+    lr_decay_steps = lr_decay_steps or max_steps
+except ValueError as e:
+    fail(e)
+is_new = init_from in ("scratch", "resume", "auto")  # no other run's model to begin with
+spell_steps = round(spell_share * lr_decay_steps) if practice and is_new else 0
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 BLANK = np.array([-1.0, -1.0, 0.0])  # a place of an imitated recording without a token
 if not (0 <= practice <= 1 and 0 <= spell_share <= 1 and spell_steps < max_steps) or practice_vocab < 256:
     fail(f"{practice=} and {spell_share=} are shares of 0 to 1, spelling ends before {max_steps=} (now at step "
          f"{spell_steps}), and {practice_vocab=} is at least the 256 bytes")
-if (min(stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every, chat_rows) < 1
-        or not 0 <= chat_share <= 1 or min(seed, matrix_lr, embedding_lr, unembedding_lr, grad_clip) < 0):
-    fail("stretch, max_steps, batch_size, grad_accum, text_len, save_every, log_every, chat_rows are 1 or more; seed, "
-         "grad_clip, matrix_lr, embedding_lr, unembedding_lr 0 or more; chat_share 0 to 1")
-if init_from not in ("scratch", "resume", "auto"):
-    fail(f"init_from={init_from}: use scratch, resume or auto")
+if (min(stretch, save_every, log_every, chat_rows, eval_rows) < 1 or not 0 <= chat_share <= 1
+        or min(seed, matrix_lr, embedding_lr, unembedding_lr, grad_clip, sample_tokens, weight_decay) < 0):
+    fail("stretch, save_every, log_every, chat_rows, eval_rows are 1 or more; seed, grad_clip, matrix_lr, "
+         "embedding_lr, unembedding_lr, sample_tokens, weight_decay 0 or more; chat_share 0 to 1")
+if not is_new and not os.path.isdir(init_from):
+    fail(f"init_from={init_from}: use scratch, resume, auto or the folder of a run")
 
 
 # ---- ranks, seed, dtype
@@ -119,7 +157,7 @@ def find_last(inputs):
     steps = checkpoint_steps(out_dir)
     if init_from == "resume" and not steps:
         fail(f"init_from=resume: {out_dir} holds no checkpoint")
-    if init_from == "auto" and steps:
+    if init_from not in ("scratch", "resume") and steps:
         meta = read_meta(out_dir)
         now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
         free = "init_from max_steps device use_compile log_every eval_every save_every wandb_log workers".split()
@@ -289,6 +327,9 @@ def get_batch(split, step, microbatch, kind):
     rng = np.random.default_rng([seed, split == "train", step, microbatch])
     to = lambda a: torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)).to(device)
     units, ease = "pieces" if step < spell_steps else "tokens", min((step + 1) / max(ease_steps, 1), 1.0)
+    if kind == TEXT and docs and units == "tokens":
+        rows = docs[split].batch(step * grad_accum + microbatch, batch_size, seed)
+        return dict(idx=to(rows[:, :-1]), targets=to(rows[:, 1:]))
     ids, starts, rows = text[split, units]
     if kind == TEXT:
         at = batch_indices(np.ones(len(rows), np.int32), *key, min(batch_size, len(rows)), grad_accum)
@@ -312,20 +353,23 @@ def get_batch(split, step, microbatch, kind):
 # ---- data > model, optimizer, resume
 
 FORMATS = {"step": "6d", "loss": ".4f", "practice_loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f",
-           "chat_loss": ".4f", "tok/s": ",.0f", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f",
+           "chat_loss": ".4f", "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f",
            "val_practice": ".4f", "val_right": ".1%"}
 try:
     rank, world_size, device = set_up(device, seed)
     if grad_accum % world_size:
         fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
     os.makedirs(out_dir, exist_ok=True)
-    lines = {"train": read_lines("train", max_lines), "val": read_lines("val")}
-    inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt")),
-              "chats": sha256_file(chats) if chats and os.path.isfile(chats) else ""}
+    reads_sentences = practice or not documents
+    lines = {"train": read_lines("train", max_lines), "val": read_lines("val")} if reads_sentences else {}
+    inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt")) if reads_sentences else "",
+              "chats": sha256_file(chats) if chats and os.path.isfile(chats) else "",
+              "documents_json": sha256_file(os.path.join(documents, "documents.json")) if documents else ""}
     first_step = find_last(inputs)
     kept = [first_step]
+    source = documents if is_new else init_from  # of the tokenizer
     if not first_step and rank == 0:
-        train_bpe(lines["train"], vocab_size).save(out_dir)
+        (load_tokenizer(source) if source else train_bpe(lines["train"], vocab_size)).save(out_dir)
         open(os.path.join(out_dir, "log.jsonl"), "w").close()
     if world_size > 1:
         dist.barrier()
@@ -334,19 +378,28 @@ try:
     text = {(split, units): tokenize(lines[split], tokenizer) for split in lines
             for units, tokenizer in (("tokens", tok), ("pieces", speller))}
     talks = read_chats() if chats and practice else {}
-    spelling = np.unique(text["train", "pieces"][0])  # the pieces that occur
+    spelling = np.unique(text["train", "pieces"][0]) if practice else []  # the pieces that occur
+    made_by = sha256_file(os.path.join(documents, "tokenizer.json")) if documents else ""
+    docs = {split: Documents(documents, split, text_len + 1, made_by, keep_rest)
+            for split in ("train", "val")} if documents else {}
+    if documents and load_tokenizer(documents).pieces != tok.pieces:
+        fail(f"{documents} was made with another tokenizer than {source}'s: prepare_text.py --tokenizer={source}")
 
     if first_step:
         model, meta = load_checkpoint(out_dir, device=device)
+    elif not is_new:
+        model, _ = load_checkpoint(source, device=device)
     else:
         with torch.device(device):
             model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, sequence_len, head_dim, window_pattern))
 except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
     fail(e)
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=device))  # training state, not the model's
-optimizers = gpt_optimizers(model, matrix_lr, embedding_lr, unembedding_lr, more=[blank])
+model.recompute = recompute
+optimizers = gpt_optimizers(model, lr_scale * matrix_lr, lr_scale * embedding_lr, lr_scale * unembedding_lr,
+                            lr_scale * 0.01, weight_decay, more=[blank])
 for group in (g for o in optimizers for g in o.param_groups):
-    group["peak_lr"] = group["lr"]
+    group["peak_lr"], group["peak_decay"] = group["lr"], group["weight_decay"]
 trained = [p for o in optimizers for g in o.param_groups for p in g["params"]]
 try:
     if first_step:
@@ -359,13 +412,19 @@ except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of anot
 plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
 fast_trunk = torch.compile(model.trunk, dynamic=True) if use_compile else plain_trunk
 model.nll = torch.compile(model.nll) if use_compile else model.nll
+token_bytes = torch.tensor(tok.token_bytes(), device=device)
+peak = world_size * peak_flops(device)
 if rank == 0:
     if wandb_log:
         import wandb
         wandb.init(project="nanochat-omni-base", name=os.path.basename(out_dir), config=config)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks\n"
-          + "; ".join(f"{split}: {len(lines[split]):,} sentences, {len(text[split, 'tokens'][0]):,} tokens"
-                      for split in ("train", "val")) + f"; starting at step {first_step}"
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks, "
+          f"{max_steps} steps of {grad_accum} x {batch_size} rows, rates x {lr_scale:.3g}, decay {weight_decay:.3g}")
+    for split, rows in docs.items():
+        print(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} rows of {text_len}, "
+              f"{rows.n_cropped:,} ({rows.share:.1%}) cropped")
+    print("; ".join(f"{split}: {len(lines[split]):,} sentences, {len(text[split, 'tokens'][0]):,} tokens"
+                    for split in lines) + f"; starting at step {first_step}"
           + f"; text in pieces until step {spell_steps}, where losses jump" * (first_step < spell_steps))
 
 
@@ -373,9 +432,35 @@ if rank == 0:
 
 @torch.no_grad()
 def evaluate(units):
-    """Held-out text in 'tokens' or 'pieces': bits per byte and perplexity per word alone, and the loss listening."""
+    """Held-out text: what evaluate_sentences and evaluate_documents find (bits per byte the latter's), and a sample."""
     model.eval()
+    result = evaluate_documents() if docs else {}
     model.trunk = plain_trunk
+    result = (evaluate_sentences(units) if lines else {}) | result
+    if rank == 0 and sample_tokens:
+        said = generate(model, [[tok.bos_id]], max_tokens=sample_tokens, temperature=0.8, top_k=50, seed=seed)
+        print("  " + (tok if units == "tokens" else speller).decode([ids[0] for ids in said]).replace("\n", "\\n"))
+    model.train()
+    model.trunk = fast_trunk
+    return result
+
+
+def evaluate_documents():
+    """Bits per byte of the first eval_rows rows of held-out documents; special tokens don't count, as nanochat's."""
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # nats, bytes
+    for i in range(rank * batch_size, min(eval_rows, docs["val"].n_rows), world_size * batch_size):
+        at = range(i, min(i + batch_size, eval_rows, docs["val"].n_rows))
+        rows = torch.from_numpy(docs["val"].rows(at)).to(device)
+        n_bytes = token_bytes[rows[:, 1:].flatten()]
+        each = model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), loss_reduction="none")
+        sums += torch.stack([(each * (n_bytes > 0)).sum(), n_bytes.sum()])
+    if world_size > 1:
+        dist.all_reduce(sums)
+    return {"val_bpb": (sums[0] / sums[1]).item() / math.log(2)}
+
+
+def evaluate_sentences(units):
+    """Sentences in 'tokens' or 'pieces': bits per byte and perplexity per word alone, and the loss listening."""
     nats = torch.zeros(4, device=device)  # plain nats, practice nats, practice targets, words
     n_bytes, (ids, starts, _) = 0, text["val", units]
     batches = np.array_split(np.argsort(np.diff(starts), kind="stable"), -(-(len(starts) - 1) // batch_size))
@@ -395,8 +480,6 @@ def evaluate(units):
     if world_size > 1:
         dist.all_reduce(nats)
         dist.all_reduce(asked)
-    model.train()
-    model.trunk = fast_trunk
     (plain, heard, n_targets, n_words), (n_right, n_asked) = nats.tolist(), asked.tolist()
     return {"val_bpb": plain / math.log(2) / n_bytes, "val_ppl_word": math.exp(plain / n_words),
             "val_practice": heard / n_targets, **({"val_right": n_right / n_asked} if talks else {})}
@@ -464,14 +547,16 @@ for step in range(first_step, max_steps):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = share * group["peak_lr"]
+            group["weight_decay"] = group["peak_decay"] * (1 + math.cos(math.pi * min(step / lr_decay_steps, 1))) / 2
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if (step + 1) % log_every == 0 or step + 1 == max_steps:
         seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
         losses = (window[::2] / window[1::2].clamp(min=1)).tolist()
-        record = {"step": step + 1, "loss": losses[TEXT], "practice_loss": losses[PRACTICE],
-                  **({"chat_loss": losses[CHATS]} if talks else {}), "lr": share * matrix_lr,
+        record = {"step": step + 1, "loss": losses[TEXT], **({"practice_loss": losses[PRACTICE]} if practice else {}),
+                  **({"chat_loss": losses[CHATS]} if talks else {}), "lr": share * lr_scale * matrix_lr,
                   "norm": total_norm.item(), "ms": 1e3 * seconds / n_steps, "tok/s": n_places * world_size / seconds,
+                  "mfu": n_places * world_size / seconds * model.flops_per_token(text_len) / peak,
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
         log(record)
         window.zero_()

@@ -1,6 +1,7 @@
 """The training scripts' real command lines at toy size: resume, ranks, frozen weights, checkpoints, bad input, W1."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,52 @@ def world(tmp_path_factory):
 def base(world, out, *args, **kwargs):
     return run("train_base.py", f"--data_dir={world}/text", f"--chats={world}/chats.jsonl", f"--out_dir={out}", *BASE,
                *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    """A folder of prepare_text.py --documents."""
+    folder, rng = tmp_path_factory.mktemp("documents"), np.random.default_rng(1)
+    lines = [json.dumps({"text": " ".join(rng.choice(WORDS, rng.integers(5, 40)))}) for _ in range(400)]
+    (folder / "docs.jsonl").write_text("\n".join(lines))
+    run("prepare_text.py", f"--documents={folder}/docs.jsonl", f"--out_dir={folder}/shards", "--vocab_size=300",
+        "--val_share=0.1")
+    return folder / "shards"
+
+
+@pytest.mark.slow
+def test_documents(documents, tmp_path):
+    """Documents are not what is learnt, a stopped run goes on otherwise, ranks differ, or a model is not taken over."""
+    def train(name, *args, **more):
+        return run("train_base.py", f"--documents={documents}", "--data_dir=", f"--out_dir={tmp_path / name}", *BASE,
+                   "--practice=0", "--save_every=2", "--batch_size=4", *args, **more)
+
+    def bpb(name):
+        rows = [json.loads(line) for line in open(tmp_path / name / "log.jsonl")]
+        return [row["val_bpb"] for row in rows if "val_bpb" in row]
+    said = train("straight", "--max_steps=4")
+    assert "documents" in said and "cropped" in said and "practice_loss" not in said and "mfu" in said
+    train("stopped", "--max_steps=2")
+    train("stopped", "--max_steps=4")
+    assert same_state(*(tmp_path / name / "model_000004.pt" for name in ("straight", "stopped")))
+    train("recomputed", "--max_steps=4", "--recompute=True")
+    train("ranks", "--max_steps=4", n_ranks=2)
+    for name in ("recomputed", "ranks"):
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "straight"), rel=1e-4)
+        assert bpb(name) == pytest.approx(bpb("straight"), rel=1e-4)
+    train("next", "--max_steps=1", f"--init_from={tmp_path / 'straight'}")
+    assert losses(tmp_path / "next")[1] < losses(tmp_path / "straight")[1] - 0.02
+    said = train("deep", "--max_steps=0", "--lr_decay_steps=0", "--lr_scale=0", "--grad_accum=0",
+                 "--tokens_per_weight=0.01", "--weight_decay=0.28")
+    n_steps, n_batches, scale = map(float, re.search(r"(\d+) steps of (\d+) x 4 rows, rates x ([\d.]+)", said).groups())
+    weights = 12 * 2 * 128**2 + 128 * 300
+    d12 = 12 * 12 * 768**2 + 768 * 300
+    assert n_batches * 4 * 16 == 2 ** round(np.log2(2**19 * (weights / d12) ** 0.383)) and n_steps == 1
+    assert scale == pytest.approx((n_batches * 4 * 16 / 2**19) ** 0.5, rel=1e-2)
+    for args, words in ((["--practice=0.5"], "prepare_text.py"), ([f"--documents={tmp_path}"], "tokenizer"),
+                        (["--init_from=nowhere"], "nowhere")):
+        said = train("wrong", *args, ok=False)
+        assert words in said.splitlines()[-1] and "Traceback" not in said, said
 
 
 def align(world, out, *args, **kwargs):
