@@ -77,17 +77,17 @@ class BPETokenizer(ByteTokenizer):
     def __init__(self, tokens):
         """tokens: bytes of each merged token, by rank; a ValueError names one that no two earlier tokens make."""
         super().__init__(tokens, SPECIAL_TOKENS)
-        vocab, merges = {to_chars(token): i for i, token in enumerate(self.tokens[:256])}, []
+        vocab, merges = {to_chars(token): i for i, token in enumerate(self.tokens)}, []
         for i, token in enumerate(self.tokens[256:], start=256):
             chars = to_chars(token)
-            # every split into earlier tokens, not only the trained one: a text may arrive at the token either way
+            # every split into two tokens, not only the trained one: a text may arrive at the token either way
             splits = [(chars[:n], chars[n:]) for n in range(1, len(chars))]
-            splits = [(left, right) for left, right in splits if left in vocab and right in vocab]
-            if chars in vocab or not splits:
+            splits = [pair for pair in splits if pair[0] in vocab and pair[1] in vocab]
+            if vocab[chars] != i or not any(vocab[left] < i > vocab[right] for left, right in splits):
                 raise ValueError(f"token {i} ({token!r}) is there twice, or not made of two earlier tokens")
-            vocab[chars] = i
             merges += splits
-        self.bpe = split_by_pattern(Tokenizer(models.BPE(vocab=vocab, merges=merges)))
+        # as tiktoken: a piece that is a token is that token, all else is merged by rank
+        self.bpe = split_by_pattern(Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True)))
 
     def encode(self, text):
         """Return the ids (list of int) of a str; the name of a special token in it is ordinary text."""
