@@ -4,6 +4,7 @@ Ids as nanochat's: the 256 bytes in byte order, then the merged tokens by rank, 
 """
 import json
 import os
+import pickletools
 import re
 import unicodedata
 
@@ -20,6 +21,10 @@ PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [b for b in range(256) if b not in PRINTABLE]
 BYTE_CHARS = [chr(b if b in PRINTABLE else 256 + OTHERS.index(b)) for b in range(256)]
 CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
+# A pickled tiktoken.Encoding: the opcodes that hold its values, and those that shape it
+PICKLE_VALUES = {"SHORT_BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BININT1", "BININT2", "BININT"}
+PICKLE_SHAPE = {"PROTO", "FRAME", "MEMOIZE", "STACK_GLOBAL", "EMPTY_TUPLE", "NEWOBJ", "EMPTY_DICT", "MARK", "SETITEM",
+                "SETITEMS", "BUILD", "STOP"}
 
 
 # -----------------------------------------------------------------------------
@@ -118,16 +123,25 @@ def train_bpe(texts, vocab_size):
 
 
 def load_tokenizer(folder, vocab_size=0):
-    """Return the tokenizer of folder/tokenizer.json; a ValueError says what is wrong with the file.
+    """Return the tokenizer of folder/tokenizer.json or, where that is missing, of nanochat's folder/tokenizer.pkl.
 
-    vocab_size: of the model beside it (0: not checked); ids that don't fit it are an error.
+    vocab_size: of the model beside it (0: not checked). A ValueError says what is wrong with a file, or doesn't fit.
     """
-    path = os.path.join(folder, "tokenizer.json")
+    path, pickled = os.path.join(folder, "tokenizer.json"), os.path.join(folder, "tokenizer.pkl")
+    path = pickled if os.path.exists(pickled) and not os.path.exists(path) else path
+    tok = read_pickle(path) if path == pickled else read_json(path)
+    if vocab_size and tok.vocab_size != vocab_size:
+        raise ValueError(f"{path} has {tok.vocab_size} ids, its model {vocab_size}: copy the run's own tokenizer")
+    return tok
+
+
+def read_json(path):
+    """Return the tokenizer of a file that save() wrote; a ValueError says what is wrong with it."""
     try:
         with open(path, encoding="utf-8") as f:
             content = json.load(f)
     except OSError as e:
-        raise ValueError(f"{path}: no tokenizer there ({e.strerror}); train_base.py writes one") from e
+        raise ValueError(f"{path}: no tokenizer there ({e.strerror}), nor a .pkl; train_base.py writes one") from e
     except ValueError as e:  # no JSON or no UTF-8: cut short, or damaged
         raise ValueError(f"{path}: corrupt tokenizer ({e}); copy it again or train it anew") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("pattern") != SPLIT_PATTERN:
@@ -139,9 +153,42 @@ def load_tokenizer(folder, vocab_size=0):
             raise ValueError("kind, vocab_size or special does not fit the tokens")
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path}: corrupt tokenizer ({type(e).__name__}: {e}); copy it again or train it anew") from e
-    if vocab_size and tok.vocab_size != vocab_size:
-        raise ValueError(f"{path} has {tok.vocab_size} ids, its model {vocab_size}: copy the run's own tokenizer")
     return tok
+
+
+def read_pickle(path):
+    """Return the BPETokenizer of nanochat's tokenizer.pkl, a pickled tiktoken.Encoding (nanochat/tokenizer.py).
+
+    The pickle is never run, its values are taken as they lie there; a ValueError says what is not as nanochat's.
+    """
+    try:
+        with open(path, "rb") as f:
+            opcodes = [(opcode.name, value) for opcode, value, _ in pickletools.genops(f.read())]
+        foreign = {name for name, _ in opcodes} - PICKLE_VALUES - PICKLE_SHAPE
+        if foreign:
+            raise ValueError(f"a vocabulary needs no opcode {', '.join(sorted(foreign))}")
+        return BPETokenizer(nanochat_tokens([value for name, value in opcodes if name in PICKLE_VALUES]))
+    except OSError as e:
+        raise ValueError(f"{path}: can't be read ({e.strerror})") from e
+    except ValueError as e:
+        raise ValueError(f"{path}: not a tokenizer that nanochat saved ({e}); copy it again, or train one") from e
+
+
+def nanochat_tokens(values):
+    """Return the merged tokens (list of bytes, by rank) of a pickled Encoding's values (str, bytes, int), in order."""
+    if [*values[:3], *values[4:7:2]] != ["tiktoken.core", "Encoding", "name", "pat_str", "mergeable_ranks"]:
+        raise ValueError("it is no tiktoken.Encoding with its own vocabulary")
+    end = values.index("special_tokens")
+    tokens, ranks = values[7:end:2], values[8:end:2]
+    if values[5] != SPLIT_PATTERN:
+        raise ValueError("its split pattern is another")
+    if ranks != list(range(len(tokens))) or not all(isinstance(token, bytes) for token in tokens):
+        raise ValueError("its ranks are not 0, 1, 2, ... of bytes, in order")
+    if tokens[:256] != [bytes([b]) for b in range(256)]:
+        raise ValueError("its first 256 tokens are not the bytes in order")
+    if values[end + 1:] != [value for i, name in enumerate(SPECIAL_TOKENS, len(tokens)) for value in (name, i)]:
+        raise ValueError(f"its special tokens are not {SPECIAL_TOKENS[0]} to {SPECIAL_TOKENS[-1]}, after all others")
+    return tokens[256:]
 
 
 def split_by_pattern(bpe):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGETS = {"model.py": 600, "audio.py": 470, "tokenizer.py": 260, "data.py": 305, "configurator.py": 92,
+BUDGETS = {"model.py": 600, "audio.py": 470, "tokenizer.py": 330, "data.py": 305, "configurator.py": 92,
            "augment.py": 60, "optim.py": 60, "decode.py": 150, "sounds.py": 260, "audiobench.py": 340,
            "train_sft.py": 580, "prepare_instruct.py": 640, "sources.py": 180,
            "train_align.py": 522, "train_base.py": 505, "train_*.py": 420,
@@ -21,7 +21,8 @@ BUDGETS = {"model.py": 600, "audio.py": 470, "tokenizer.py": 260, "data.py": 305
 # features by processes, ranks or a GPU), prepare_text.py (the grammar beside text files, folders and JSON),
 # prepare_synthetic.py (three engines), audio.py (masks, pauses), serve.py (limits of everything that a request may
 # hold), train_base.py (chats), prepare_instruct.py (two benches, practice), chat.py (several turns), bench.py (serving)
-TOTALS = {"tests": 5000, "all else": 8600}
+# and tokenizer.py (nanochat's files, read and written)
+TOTALS = {"tests": 5100, "all else": 8680}
 MODULES = {"configurator": set(), "tokenizer": set(), "model": set(), "data": set(), "augment": set(),
            "optim": set(), "sources": set(), "audio": {"model", "data"}, "decode": {"model"}, "sounds": set(),
            "talk": {"audio", "decode", "model", "tokenizer"}, "engine": {"talk"},
@@ -212,7 +213,7 @@ def test_no_absolute_paths_or_registries():
         ("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("download.pytorch", "org"), ("deb.debian", "org")))
     wrong = []
     for path in tracked("*"):
-        if path.suffix in (".pt", ".png", ".wav", ".flac") or path == Path(__file__).resolve():
+        if path.suffix in (".pt", ".pkl", ".png", ".wav", ".flac") or path == Path(__file__).resolve():
             continue
         for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             wrong += [f"{short(path)}:{i}: {match.group()}" for match in re.finditer(f"{folders}|{hosts}", line)]

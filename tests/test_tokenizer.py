@@ -1,9 +1,11 @@
 """Token ids as nanochat's, round trips, files that are missing, corrupt or foreign, chat rendering, transcripts."""
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -15,16 +17,35 @@ HERE = os.path.join(os.path.dirname(__file__), "nanochat_d4")
 ODD = ["", " ", "héllo  wörld\r\n\t3.14", "你好 🙂\u2028\u0085\x00\x1f", "<|bos|><|user_end|>x", "'S '' it's\n\n\n  end "]
 
 
-def nanochat(name="expected_tokens.json"):
-    """Read a file of nanochat's numbers."""
-    with open(os.path.join(HERE, name), encoding="utf-8") as f:
+def nanochat():
+    """Read nanochat's numbers."""
+    with open(os.path.join(HERE, "expected_tokens.json"), encoding="utf-8") as f:
         return json.load(f)
+
+
+def nanochat_pickle():
+    """Return the bytes of the tokenizer.pkl that nanochat itself saved."""
+    with open(os.path.join(HERE, "tokenizer.pkl"), "rb") as f:
+        return f.read()
 
 
 @pytest.fixture(scope="module")
 def bpe():
-    """The tokenizer of nanochat's tiny checkpoint."""
-    return BPETokenizer([bytes(token) for token in nanochat("merges.json")])
+    """The tokenizer of nanochat's tiny checkpoint, from its tokenizer.pkl."""
+    return load_tokenizer(HERE, 307)
+
+
+@pytest.fixture
+def encoding(monkeypatch):
+    """A stand-in for tiktoken's class, importable for this test: its pickles are tiktoken's to the byte."""
+    class Encoding:
+        pass
+    Encoding.__module__, Encoding.__qualname__ = "tiktoken.core", "Encoding"
+    module = types.ModuleType("tiktoken.core")
+    module.Encoding = Encoding
+    monkeypatch.setitem(sys.modules, "tiktoken", types.ModuleType("tiktoken"))
+    monkeypatch.setitem(sys.modules, "tiktoken.core", module)
+    return Encoding
 
 
 def sentences(n=400):
@@ -231,6 +252,70 @@ def test_wrong_files(bpe, tmp_path):
             with pytest.raises(ValueError, match=said) as wrong:
                 load_tokenizer(tmp_path)
             assert str(path) in str(wrong.value) and "\n" not in str(wrong.value)
+
+
+def refused(path, data):
+    """Write a tokenizer.pkl; return why it is refused: one line that starts with the path."""
+    path.write_bytes(data)
+    with pytest.raises(ValueError) as wrong:
+        load_tokenizer(path.parent)
+    said = str(wrong.value)
+    assert said.startswith(f"{path}: not a tokenizer that nanochat saved (") and "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_hostile_pickle_runs_nothing(tmp_path, protocol, encoding):
+    """Broken: opening a tokenizer.pkl from the internet runs what its author likes."""
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+    hostile = pickle.dumps(Hostile(), protocol)
+    joined = nanochat_pickle()[:-1] + hostile[2 * (protocol > 1):-1] + b"0."  # nanochat's own with one more call
+    for data in (hostile, joined):
+        assert "needs no opcode" in refused(tmp_path / "tokenizer.pkl", data)
+        assert os.listdir(tmp_path) == ["tokenizer.pkl"]
+        pickle.loads(data)  # it would have run
+        (tmp_path / "ran").rmdir()
+
+
+def test_wrong_pickles(tmp_path, encoding):
+    """Broken: a foreign, cut or inconsistent pickle ends in a traceback, eats the memory or gives other ids."""
+    whole, path = nanochat_pickle(), tmp_path / "tokenizer.pkl"
+    state = vars(pickle.loads(whole))
+    ranks, special = state["mergeable_ranks"], state["special_tokens"]
+    swapped = {bytes([b ^ 1]) if i < 256 else token: i for i, token in enumerate(ranks) for b in token[:1]}
+
+    def changed(**changes):
+        enc = encoding()
+        vars(enc).update({**state, **changes})
+        return pickle.dumps(enc, protocol=4)
+
+    assert changed() == whole
+    special_tokens = "special tokens are not <|bos|>"
+    wrong = [(changed(pat_str="x"), "split pattern"), (changed(mergeable_ranks=swapped), "the bytes in order"),
+             (changed(mergeable_ranks={**ranks, b"he": 400}), "not 0, 1, 2"),
+             (changed(mergeable_ranks={}), "the bytes in order"),
+             (changed(mergeable_ranks={str(token): i for token, i in ranks.items()}), "of bytes"),
+             (changed(special_tokens={**special, "<|bos|>": 3}), special_tokens),
+             (changed(special_tokens={"<|endoftext|>": 298}), special_tokens),
+             (changed(mergeable_ranks={**ranks, b"zq!": 298}), special_tokens),
+             (whole.replace(b"C\x02om", b"C\x02oc"), "there twice"),
+             (whole.replace(b"C\x02om", b"C\x03om\n"), "two earlier tokens"),
+             (pickle.dumps(state), "no tiktoken.Encoding"), (pickle.dumps("gpt2"), "no tiktoken.Encoding"),
+             (b"", ""), (b"\xff\n", ""), (whole[:-1], "exhausted"), (whole[:1000], ""),
+             (b"\x80\x04Nr\xff\xff\xff\xff.", "LONG_BINPUT")]  # unpickled, these nine bytes take 64 GB
+    for data, said in wrong:
+        assert said in refused(path, data)
+    path.write_bytes(whole)
+    assert load_tokenizer(tmp_path).vocab_size == 307
+    with pytest.raises(ValueError, match="tokenizer.pkl has 307 ids, its model 320"):
+        load_tokenizer(tmp_path, 320)
+    ByteTokenizer().save(tmp_path)  # a run's own file goes first, and is not passed over when it is damaged
+    assert load_tokenizer(tmp_path).vocab_size == 257
+    (tmp_path / "tokenizer.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match="corrupt"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("text, normal", [
