@@ -4,6 +4,7 @@ Ids as nanochat's: the 256 bytes in byte order, then the merged tokens by rank, 
 """
 import json
 import os
+import pickle
 import pickletools
 import re
 import unicodedata
@@ -21,10 +22,12 @@ PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [b for b in range(256) if b not in PRINTABLE]
 BYTE_CHARS = [chr(b if b in PRINTABLE else 256 + OTHERS.index(b)) for b in range(256)]
 CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
-# A pickled tiktoken.Encoding: the opcodes that hold its values, and those that shape it
+# A pickled tiktoken.Encoding: the opcodes that hold its values, those that shape it, and how it starts: two strings,
+# STACK_GLOBAL (the class of that name), EMPTY_TUPLE, NEWOBJ; its dict, BUILD (b"b") and STOP (b".") follow
 PICKLE_VALUES = {"SHORT_BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BININT1", "BININT2", "BININT"}
 PICKLE_SHAPE = {"PROTO", "FRAME", "MEMOIZE", "STACK_GLOBAL", "EMPTY_TUPLE", "NEWOBJ", "EMPTY_DICT", "MARK", "SETITEM",
                 "SETITEMS", "BUILD", "STOP"}
+PICKLE_CLASS = b"\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81"
 
 
 # -----------------------------------------------------------------------------
@@ -189,6 +192,31 @@ def nanochat_tokens(values):
     if values[end + 1:] != [value for i, name in enumerate(SPECIAL_TOKENS, len(tokens)) for value in (name, i)]:
         raise ValueError(f"its special tokens are not {SPECIAL_TOKENS[0]} to {SPECIAL_TOKENS[-1]}, after all others")
     return tokens[256:]
+
+
+def export_nanochat(tok, folder):
+    """Write folder/tokenizer.pkl and folder/token_bytes.pt, as nanochat's scripts/tok_train.py does.
+
+    tok: a BPETokenizer (ValueError for another). The files: a pickled tiktoken.Encoding, written without that package,
+    and a torch int32 tensor (V,), how many bytes each id stands for (0: special).
+    """
+    import torch  # nothing else here needs it
+    tok.special("<|user_start|>")  # bytes have none: the ValueError, before anything is written
+    ranks = {token: i for i, token in enumerate(tok.tokens)}
+    state = pickle.dumps({"name": "rustbpe", "pat_str": SPLIT_PATTERN, "mergeable_ranks": ranks,
+                          "special_tokens": tok.special_ids}, protocol=4)
+    os.makedirs(folder, exist_ok=True)
+    data, sizes = state[:2] + PICKLE_CLASS + state[2:-1] + b"b.", torch.tensor(tok.token_bytes(), dtype=torch.int32)
+    for name, write in (("tokenizer.pkl", lambda f: f.write(data)), ("token_bytes.pt", lambda f: torch.save(sizes, f))):
+        path = os.path.join(folder, name)
+        with open(f"{path}.tmp{os.getpid()}", "wb") as f:
+            write(f)
+        os.replace(f"{path}.tmp{os.getpid()}", path)
+
+
+def compression(tok, texts):
+    """Return {name: bytes per token} of texts {name: str}, as nanochat's tok_eval.py reports them; 0 if empty."""
+    return {name: len(to_utf8(text)) / max(len(tok.encode(text)), 1) for name, text in texts.items()}
 
 
 def split_by_pattern(bpe):

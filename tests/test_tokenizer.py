@@ -9,9 +9,11 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 import tokenizer
-from tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer, normalize_transcript, render_conversation, train_bpe
+from tokenizer import (BPETokenizer, ByteTokenizer, compression, export_nanochat, load_tokenizer, normalize_transcript,
+                       render_conversation, train_bpe)
 
 HERE = os.path.join(os.path.dirname(__file__), "nanochat_d4")
 ODD = ["", " ", "héllo  wörld\r\n\t3.14", "你好 🙂\u2028\u0085\x00\x1f", "<|bos|><|user_end|>x", "'S '' it's\n\n\n  end "]
@@ -316,6 +318,35 @@ def test_wrong_pickles(tmp_path, encoding):
     (tmp_path / "tokenizer.json").write_bytes(b"{")
     with pytest.raises(ValueError, match="corrupt"):
         load_tokenizer(tmp_path)
+
+
+def test_export_is_what_nanochat_reads(bpe, tmp_path, encoding, monkeypatch):
+    """Broken: nanochat can't unpickle our tokenizer, reads other ids, or counts other bytes for bits per byte."""
+    pairs = BPETokenizer([bytes([a, b]) for a in range(256) for b in range(40)])  # over one frame of a pickle (64 kB)
+    for tok in (bpe, pairs):
+        export_nanochat(tok, tmp_path / "run")
+        assert sorted(os.listdir(tmp_path / "run")) == ["token_bytes.pt", "tokenizer.pkl"]
+        enc = pickle.loads((tmp_path / "run" / "tokenizer.pkl").read_bytes())
+        assert type(enc) is encoding and (tok is pairs or pickle.dumps(enc, protocol=4) == nanochat_pickle())
+        assert vars(enc) == {"name": "rustbpe", "pat_str": tokenizer.SPLIT_PATTERN, "special_tokens": tok.special_ids,
+                             "mergeable_ranks": {token: i for i, token in enumerate(tok.tokens)}}
+        sizes = torch.load(tmp_path / "run" / "token_bytes.pt", weights_only=True)
+        assert sizes.dtype == torch.int32 and sizes.tolist() == tok.token_bytes()
+        assert load_tokenizer(tmp_path / "run", tok.vocab_size).tokens == tok.tokens
+    monkeypatch.setattr(torch, "save", lambda sizes, f: f.write(b"cut") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_nanochat(bpe, tmp_path / "run")
+    assert len(torch.load(tmp_path / "run" / "token_bytes.pt", weights_only=True)) == pairs.vocab_size
+    with pytest.raises(ValueError, match="byte tokenizer has no"):
+        export_nanochat(ByteTokenizer(), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_compression(bpe):
+    """Broken: characters are counted for bytes, or an empty text stops the report."""
+    texts = {"greek": "λόγος", "english": "hello", "none": "", "half": "\ud800"}
+    assert compression(ByteTokenizer(), texts) == {"greek": 1, "english": 1, "none": 0, "half": 1}
+    assert compression(bpe, texts) == {"greek": 1, "english": 5 / 4, "none": 0, "half": 1}
 
 
 @pytest.mark.parametrize("text, normal", [
