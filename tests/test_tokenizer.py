@@ -208,6 +208,14 @@ def test_training_that_cannot_be(texts, vocab_size, said):
         train_bpe(texts, vocab_size)
 
 
+def test_long_texts_are_read_in_parts(monkeypatch):
+    """Broken: a book that is one str goes to the trainer whole, at 90 bytes a character."""
+    assert train_bpe(["abab"], 266).tokens[256:] == [b"ab"]
+    monkeypatch.setattr(tokenizer, "MAX_CHARS", 1)
+    with pytest.raises(ValueError, match="give 0 merges"):
+        train_bpe(["abab"], 266)
+
+
 def test_save_and_load(bpe, tmp_path):
     """Broken: a saved tokenizer gives other ids when it is read back, or a half-written file stands under its name."""
     for tok in (bpe, ByteTokenizer()):
