@@ -39,7 +39,7 @@ from configurator import configure, fail
 from data import write_json
 from documents import (SOURCES, SUFFIXES, deal_chunks, encode_documents, fetch_source, read_documents, read_shard,
                        sha256_file, write_shard)
-from tokenizer import load_tokenizer, train_bpe
+from tokenizer import compression, load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "data/text"
@@ -391,7 +391,12 @@ def make_tokenizer(paths):
     if not any(chunk["train"] for chunk in deal(paths, Counter())):
         raise ValueError(f"documents={documents}: fewer than two documents; a lower --doc_chars makes more of a text")
     texts = tqdm(texts(), desc="tokenizer", unit=" documents", disable=None)
-    return load_tokenizer(tokenizer) if tokenizer else train_bpe(texts, vocab_size)
+    tok = load_tokenizer(tokenizer) if tokenizer else train_bpe(texts, vocab_size)
+    first = b"\n".join(next(chunk["train"] for chunk in deal(paths, Counter()) if chunk["train"])[:100])
+    kinds = {"the documents": first.decode(), "code": Path(__file__).read_text(encoding="utf-8"),
+             "numbers": " ".join(map(str, range(0, 10**6, 997)))}
+    print("bytes per token | " + " | ".join(f"{name} {n:.2f}" for name, n in compression(tok, kinds).items()))
+    return tok
 
 
 def fill_shards(paths, tok, sha256):

@@ -4,6 +4,8 @@ Ids as nanochat's: the 256 bytes in byte order, then the merged tokens by rank, 
 """
 import json
 import os
+import pickle
+import pickletools
 import re
 import unicodedata
 
@@ -15,11 +17,18 @@ SPECIAL_TOKENS = ["<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_star
 SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
                  r"|\s*[\r\n]|\s+(?!\S)|\s+")
 FORMAT = "nanochat-omni tokenizer 1"
+MAX_CHARS = 10_000  # of a text at a time in training, as nanochat's doc-cap: `tokenizers` takes 90 bytes a character
 # The `tokenizers` library writes each byte as one printable character: itself, or chr(256 + n) for those that are none
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [b for b in range(256) if b not in PRINTABLE]
 BYTE_CHARS = [chr(b if b in PRINTABLE else 256 + OTHERS.index(b)) for b in range(256)]
 CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
+# A pickled tiktoken.Encoding: the opcodes that hold its values, those that shape it, and how it starts: two strings,
+# STACK_GLOBAL (the class of that name), EMPTY_TUPLE, NEWOBJ; its dict, BUILD (b"b") and STOP (b".") follow
+PICKLE_VALUES = {"SHORT_BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BININT1", "BININT2", "BININT"}
+PICKLE_SHAPE = {"PROTO", "FRAME", "MEMOIZE", "STACK_GLOBAL", "EMPTY_TUPLE", "NEWOBJ", "EMPTY_DICT", "MARK", "SETITEM",
+                "SETITEMS", "BUILD", "STOP"}
+PICKLE_CLASS = b"\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81"
 
 
 # -----------------------------------------------------------------------------
@@ -77,17 +86,17 @@ class BPETokenizer(ByteTokenizer):
     def __init__(self, tokens):
         """tokens: bytes of each merged token, by rank; a ValueError names one that no two earlier tokens make."""
         super().__init__(tokens, SPECIAL_TOKENS)
-        vocab, merges = {to_chars(token): i for i, token in enumerate(self.tokens[:256])}, []
+        vocab, merges = {to_chars(token): i for i, token in enumerate(self.tokens)}, []
         for i, token in enumerate(self.tokens[256:], start=256):
             chars = to_chars(token)
-            # every split into earlier tokens, not only the trained one: a text may arrive at the token either way
+            # every split into two tokens, not only the trained one: a text may arrive at the token either way
             splits = [(chars[:n], chars[n:]) for n in range(1, len(chars))]
-            splits = [(left, right) for left, right in splits if left in vocab and right in vocab]
-            if chars in vocab or not splits:
+            splits = [pair for pair in splits if pair[0] in vocab and pair[1] in vocab]
+            if vocab[chars] != i or not any(vocab[left] < i > vocab[right] for left, right in splits):
                 raise ValueError(f"token {i} ({token!r}) is there twice, or not made of two earlier tokens")
-            vocab[chars] = i
             merges += splits
-        self.bpe = split_by_pattern(Tokenizer(models.BPE(vocab=vocab, merges=merges)))
+        # as tiktoken: a piece that is a token is that token, all else is merged by rank
+        self.bpe = split_by_pattern(Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True)))
 
     def encode(self, text):
         """Return the ids (list of int) of a str; the name of a special token in it is ordinary text."""
@@ -101,13 +110,15 @@ class BPETokenizer(ByteTokenizer):
 def train_bpe(texts, vocab_size):
     """Train a BPETokenizer on an iterable of str; the same texts give the same tokenizer.
 
-    vocab_size: all ids, 256 bytes and 9 special tokens included. ValueError when the texts can't fill it.
+    vocab_size: all ids, 256 bytes and 9 special tokens included. ValueError when the texts can't fill it. A text is
+    read MAX_CHARS at a time; 200 MB of books took 50 s and 0.3 GB, for 2**12 as for 2**16 ids (1 core, 2026-11-23).
     """
     n_merged = vocab_size - 256 - len(SPECIAL_TOKENS)
     if n_merged < 0:
         raise ValueError(f"vocab_size={vocab_size} is below {256 + len(SPECIAL_TOKENS)}, the bytes and special tokens")
     bpe = split_by_pattern(Tokenizer(models.BPE()))
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+    short = (text[i:i + MAX_CHARS] for text in texts for i in range(0, len(text), MAX_CHARS))
+    bpe.train_from_iterator(short, trainers.BpeTrainer(
         vocab_size=256 + n_merged, initial_alphabet=BYTE_CHARS, show_progress=False))
     vocab = bpe.get_vocab()
     merged = [chars for chars in sorted(vocab, key=vocab.get) if len(chars) > 1]  # by rank; bytes have 1
@@ -118,16 +129,25 @@ def train_bpe(texts, vocab_size):
 
 
 def load_tokenizer(folder, vocab_size=0):
-    """Return the tokenizer of folder/tokenizer.json; a ValueError says what is wrong with the file.
+    """Return the tokenizer of folder/tokenizer.json or, where that is missing, of nanochat's folder/tokenizer.pkl.
 
-    vocab_size: of the model beside it (0: not checked); ids that don't fit it are an error.
+    vocab_size: of the model beside it (0: not checked). A ValueError says what is wrong with a file, or doesn't fit.
     """
-    path = os.path.join(folder, "tokenizer.json")
+    path, pickled = os.path.join(folder, "tokenizer.json"), os.path.join(folder, "tokenizer.pkl")
+    path = pickled if os.path.exists(pickled) and not os.path.exists(path) else path
+    tok = read_pickle(path) if path == pickled else read_json(path)
+    if vocab_size and tok.vocab_size != vocab_size:
+        raise ValueError(f"{path} has {tok.vocab_size} ids, its model {vocab_size}: copy the run's own tokenizer")
+    return tok
+
+
+def read_json(path):
+    """Return the tokenizer of a file that save() wrote; a ValueError says what is wrong with it."""
     try:
         with open(path, encoding="utf-8") as f:
             content = json.load(f)
     except OSError as e:
-        raise ValueError(f"{path}: no tokenizer there ({e.strerror}); train_base.py writes one") from e
+        raise ValueError(f"{path}: no tokenizer there ({e.strerror}), nor a .pkl; train_base.py writes one") from e
     except ValueError as e:  # no JSON or no UTF-8: cut short, or damaged
         raise ValueError(f"{path}: corrupt tokenizer ({e}); copy it again or train it anew") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("pattern") != SPLIT_PATTERN:
@@ -139,9 +159,67 @@ def load_tokenizer(folder, vocab_size=0):
             raise ValueError("kind, vocab_size or special does not fit the tokens")
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path}: corrupt tokenizer ({type(e).__name__}: {e}); copy it again or train it anew") from e
-    if vocab_size and tok.vocab_size != vocab_size:
-        raise ValueError(f"{path} has {tok.vocab_size} ids, its model {vocab_size}: copy the run's own tokenizer")
     return tok
+
+
+def read_pickle(path):
+    """Return the BPETokenizer of nanochat's tokenizer.pkl, a pickled tiktoken.Encoding (nanochat/tokenizer.py).
+
+    The pickle is never run, its values are taken as they lie there; a ValueError says what is not as nanochat's.
+    """
+    try:
+        with open(path, "rb") as f:
+            opcodes = [(opcode.name, value) for opcode, value, _ in pickletools.genops(f.read())]
+        foreign = {name for name, _ in opcodes} - PICKLE_VALUES - PICKLE_SHAPE
+        if foreign:
+            raise ValueError(f"a vocabulary needs no opcode {', '.join(sorted(foreign))}")
+        return BPETokenizer(nanochat_tokens([value for name, value in opcodes if name in PICKLE_VALUES]))
+    except OSError as e:
+        raise ValueError(f"{path}: can't be read ({e.strerror})") from e
+    except ValueError as e:
+        raise ValueError(f"{path}: not a tokenizer that nanochat saved ({e}); copy it again, or train one") from e
+
+
+def nanochat_tokens(values):
+    """Return the merged tokens (list of bytes, by rank) of a pickled Encoding's values (str, bytes, int), in order."""
+    if [*values[:3], *values[4:7:2]] != ["tiktoken.core", "Encoding", "name", "pat_str", "mergeable_ranks"]:
+        raise ValueError("it is no tiktoken.Encoding with its own vocabulary")
+    end = values.index("special_tokens")
+    tokens, ranks = values[7:end:2], values[8:end:2]
+    if values[5] != SPLIT_PATTERN:
+        raise ValueError("its split pattern is another")
+    if ranks != list(range(len(tokens))) or not all(isinstance(token, bytes) for token in tokens):
+        raise ValueError("its ranks are not 0, 1, 2, ... of bytes, in order")
+    if tokens[:256] != [bytes([b]) for b in range(256)]:
+        raise ValueError("its first 256 tokens are not the bytes in order")
+    if values[end + 1:] != [value for i, name in enumerate(SPECIAL_TOKENS, len(tokens)) for value in (name, i)]:
+        raise ValueError(f"its special tokens are not {SPECIAL_TOKENS[0]} to {SPECIAL_TOKENS[-1]}, after all others")
+    return tokens[256:]
+
+
+def export_nanochat(tok, folder):
+    """Write folder/tokenizer.pkl and folder/token_bytes.pt, as nanochat's scripts/tok_train.py does.
+
+    tok: a BPETokenizer (ValueError for another). The files: a pickled tiktoken.Encoding, written without that package,
+    and a torch int32 tensor (V,), how many bytes each id stands for (0: special).
+    """
+    import torch  # nothing else here needs it
+    tok.special("<|user_start|>")  # bytes have none: the ValueError, before anything is written
+    ranks = {token: i for i, token in enumerate(tok.tokens)}
+    state = pickle.dumps({"name": "rustbpe", "pat_str": SPLIT_PATTERN, "mergeable_ranks": ranks,
+                          "special_tokens": tok.special_ids}, protocol=4)
+    os.makedirs(folder, exist_ok=True)
+    data, sizes = state[:2] + PICKLE_CLASS + state[2:-1] + b"b.", torch.tensor(tok.token_bytes(), dtype=torch.int32)
+    for name, write in (("tokenizer.pkl", lambda f: f.write(data)), ("token_bytes.pt", lambda f: torch.save(sizes, f))):
+        path = os.path.join(folder, name)
+        with open(f"{path}.tmp{os.getpid()}", "wb") as f:
+            write(f)
+        os.replace(f"{path}.tmp{os.getpid()}", path)
+
+
+def compression(tok, texts):
+    """Return {name: bytes per token} of texts {name: str}, as nanochat's tok_eval.py reports them; 0 if empty."""
+    return {name: len(to_utf8(text)) / max(len(tok.encode(text)), 1) for name, text in texts.items()}
 
 
 def split_by_pattern(bpe):

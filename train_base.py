@@ -23,7 +23,7 @@ from documents import Documents
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_saved, norm,
                    peak_flops, pick_device, read_meta, sha256_file)
 from optim import gpt_optimizers, load_optimizers
-from tokenizer import BPETokenizer, load_tokenizer, plain_text, render_conversation, train_bpe
+from tokenizer import BPETokenizer, export_nanochat, load_tokenizer, plain_text, render_conversation, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/base_d4"
@@ -369,7 +369,9 @@ try:
     kept = [first_step]
     source = documents if is_new else init_from  # of the tokenizer
     if not first_step and rank == 0:
-        (load_tokenizer(source) if source else train_bpe(lines["train"], vocab_size)).save(out_dir)
+        tok = load_tokenizer(source) if source else train_bpe(lines["train"], vocab_size)
+        tok.save(out_dir)
+        export_nanochat(tok, out_dir)  # so that nanochat loads what is trained here
         open(os.path.join(out_dir, "log.jsonl"), "w").close()
     if world_size > 1:
         dist.barrier()

@@ -1,30 +1,53 @@
 """Token ids as nanochat's, round trips, files that are missing, corrupt or foreign, chat rendering, transcripts."""
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+import torch
 
 import tokenizer
-from tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer, normalize_transcript, render_conversation, train_bpe
+from tokenizer import (BPETokenizer, ByteTokenizer, compression, export_nanochat, load_tokenizer, normalize_transcript,
+                       render_conversation, train_bpe)
 
 HERE = os.path.join(os.path.dirname(__file__), "nanochat_d4")
 ODD = ["", " ", "héllo  wörld\r\n\t3.14", "你好 🙂\u2028\u0085\x00\x1f", "<|bos|><|user_end|>x", "'S '' it's\n\n\n  end "]
 
 
-def nanochat(name="expected_tokens.json"):
-    """Read a file of nanochat's numbers."""
-    with open(os.path.join(HERE, name), encoding="utf-8") as f:
+def nanochat():
+    """Read nanochat's numbers."""
+    with open(os.path.join(HERE, "expected_tokens.json"), encoding="utf-8") as f:
         return json.load(f)
+
+
+def nanochat_pickle():
+    """Return the bytes of the tokenizer.pkl that nanochat itself saved."""
+    with open(os.path.join(HERE, "tokenizer.pkl"), "rb") as f:
+        return f.read()
 
 
 @pytest.fixture(scope="module")
 def bpe():
-    """The tokenizer of nanochat's tiny checkpoint."""
-    return BPETokenizer([bytes(token) for token in nanochat("merges.json")])
+    """The tokenizer of nanochat's tiny checkpoint, from its tokenizer.pkl."""
+    return load_tokenizer(HERE, 307)
+
+
+@pytest.fixture
+def encoding(monkeypatch):
+    """A stand-in for tiktoken's class, importable for this test: its pickles are tiktoken's to the byte."""
+    class Encoding:
+        pass
+    Encoding.__module__, Encoding.__qualname__ = "tiktoken.core", "Encoding"
+    module = types.ModuleType("tiktoken.core")
+    module.Encoding = Encoding
+    monkeypatch.setitem(sys.modules, "tiktoken", types.ModuleType("tiktoken"))
+    monkeypatch.setitem(sys.modules, "tiktoken.core", module)
+    return Encoding
 
 
 def sentences(n=400):
@@ -136,8 +159,8 @@ def test_training_is_repeatable(tmp_path):
 
 
 def merge_by_rank(ranks, piece):
-    """Reference: merge the leftmost pair of lowest rank until none is left (quadratic, plain)."""
-    parts = [bytes([b]) for b in piece]
+    """Reference, as tiktoken: a token is itself, else merge the leftmost pair of lowest rank until none is left."""
+    parts = [piece] if piece in ranks else [bytes([b]) for b in piece]
     while True:
         pairs = [(ranks.get(a + b, 1 << 30), i) for i, (a, b) in enumerate(zip(parts, parts[1:]))]
         if not pairs or min(pairs)[0] == 1 << 30:
@@ -146,14 +169,29 @@ def merge_by_rank(ranks, piece):
         parts[i:i + 2] = [parts[i] + parts[i + 1]]
 
 
-def test_merges_by_rank():
-    """Broken: a token is reached by its trained split only, where nanochat merges any pair that makes it."""
-    tok = train_bpe(sentences(), 500)
+def check_merges(tok, letters, max_letters):
+    """Compare tok with the reference on 500 random words."""
     ranks = {token: i for i, token in enumerate(tok.tokens)}
     rng = random.Random(0)
     for _ in range(500):
-        word = "".join(rng.choice("aeioustrnlm") for _ in range(rng.randint(1, 20)))
-        assert tok.encode(word) == merge_by_rank(ranks, word.encode()), word
+        word = "".join(rng.choice(letters) for _ in range(rng.randint(1, max_letters)))
+        assert tok.encode(word) == merge_by_rank(ranks, word.encode()), (word, tok.tokens[256:])
+
+
+def test_merges_by_rank():
+    """Broken: trained words are merged in another order than nanochat's."""
+    check_merges(train_bpe(sentences(), 500), "aeioustrnlm", 20)
+
+
+def test_merges_of_any_vocabulary():
+    """Broken: where no trainer made the merges, a token is reached by some pairs only, or not as a whole piece."""
+    rng = random.Random(0)
+    for _ in range(20):
+        tokens = [b"a", b"b"]
+        while len(tokens) < 22:
+            token = rng.choice(tokens) + rng.choice(tokens)
+            tokens += [token] * (len(token) < 10 and token not in tokens)
+        check_merges(BPETokenizer(tokens[2:]), "ab", 12)
 
 
 def test_numbers_are_cut_into_pairs():
@@ -168,6 +206,14 @@ def test_training_that_cannot_be(texts, vocab_size, said):
     """Broken: a vocabulary that the texts can't fill comes out smaller than the model that is built for it."""
     with pytest.raises(ValueError, match=said):
         train_bpe(texts, vocab_size)
+
+
+def test_long_texts_are_read_in_parts(monkeypatch):
+    """Broken: a book that is one str goes to the trainer whole, at 90 bytes a character."""
+    assert train_bpe(["abab"], 266).tokens[256:] == [b"ab"]
+    monkeypatch.setattr(tokenizer, "MAX_CHARS", 1)
+    with pytest.raises(ValueError, match="give 0 merges"):
+        train_bpe(["abab"], 266)
 
 
 def test_save_and_load(bpe, tmp_path):
@@ -216,6 +262,99 @@ def test_wrong_files(bpe, tmp_path):
             with pytest.raises(ValueError, match=said) as wrong:
                 load_tokenizer(tmp_path)
             assert str(path) in str(wrong.value) and "\n" not in str(wrong.value)
+
+
+def refused(path, data):
+    """Write a tokenizer.pkl; return why it is refused: one line that starts with the path."""
+    path.write_bytes(data)
+    with pytest.raises(ValueError) as wrong:
+        load_tokenizer(path.parent)
+    said = str(wrong.value)
+    assert said.startswith(f"{path}: not a tokenizer that nanochat saved (") and "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_hostile_pickle_runs_nothing(tmp_path, protocol, encoding):
+    """Broken: opening a tokenizer.pkl from the internet runs what its author likes."""
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+    hostile = pickle.dumps(Hostile(), protocol)
+    joined = nanochat_pickle()[:-1] + hostile[2 * (protocol > 1):-1] + b"0."  # nanochat's own with one more call
+    for data in (hostile, joined):
+        assert "needs no opcode" in refused(tmp_path / "tokenizer.pkl", data)
+        assert os.listdir(tmp_path) == ["tokenizer.pkl"]
+        pickle.loads(data)  # it would have run
+        (tmp_path / "ran").rmdir()
+
+
+def test_wrong_pickles(tmp_path, encoding):
+    """Broken: a foreign, cut or inconsistent pickle ends in a traceback, eats the memory or gives other ids."""
+    whole, path = nanochat_pickle(), tmp_path / "tokenizer.pkl"
+    state = vars(pickle.loads(whole))
+    ranks, special = state["mergeable_ranks"], state["special_tokens"]
+    swapped = {bytes([b ^ 1]) if i < 256 else token: i for i, token in enumerate(ranks) for b in token[:1]}
+
+    def changed(**changes):
+        enc = encoding()
+        vars(enc).update({**state, **changes})
+        return pickle.dumps(enc, protocol=4)
+
+    assert changed() == whole
+    special_tokens = "special tokens are not <|bos|>"
+    wrong = [(changed(pat_str="x"), "split pattern"), (changed(mergeable_ranks=swapped), "the bytes in order"),
+             (changed(mergeable_ranks={**ranks, b"he": 400}), "not 0, 1, 2"),
+             (changed(mergeable_ranks={}), "the bytes in order"),
+             (changed(mergeable_ranks={str(token): i for token, i in ranks.items()}), "of bytes"),
+             (changed(special_tokens={**special, "<|bos|>": 3}), special_tokens),
+             (changed(special_tokens={"<|endoftext|>": 298}), special_tokens),
+             (changed(mergeable_ranks={**ranks, b"zq!": 298}), special_tokens),
+             (whole.replace(b"C\x02om", b"C\x02oc"), "there twice"),
+             (whole.replace(b"C\x02om", b"C\x03om\n"), "two earlier tokens"),
+             (pickle.dumps(state), "no tiktoken.Encoding"), (pickle.dumps("gpt2"), "no tiktoken.Encoding"),
+             (b"", ""), (b"\xff\n", ""), (whole[:-1], "exhausted"), (whole[:1000], ""),
+             (b"\x80\x04Nr\xff\xff\xff\xff.", "LONG_BINPUT")]  # unpickled, these nine bytes take 64 GB
+    for data, said in wrong:
+        assert said in refused(path, data)
+    path.write_bytes(whole)
+    assert load_tokenizer(tmp_path).vocab_size == 307
+    with pytest.raises(ValueError, match="tokenizer.pkl has 307 ids, its model 320"):
+        load_tokenizer(tmp_path, 320)
+    ByteTokenizer().save(tmp_path)  # a run's own file goes first, and is not passed over when it is damaged
+    assert load_tokenizer(tmp_path).vocab_size == 257
+    (tmp_path / "tokenizer.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match="corrupt"):
+        load_tokenizer(tmp_path)
+
+
+def test_export_is_what_nanochat_reads(bpe, tmp_path, encoding, monkeypatch):
+    """Broken: nanochat can't unpickle our tokenizer, reads other ids, or counts other bytes for bits per byte."""
+    pairs = BPETokenizer([bytes([a, b]) for a in range(256) for b in range(40)])  # over one frame of a pickle (64 kB)
+    for tok in (bpe, pairs):
+        export_nanochat(tok, tmp_path / "run")
+        assert sorted(os.listdir(tmp_path / "run")) == ["token_bytes.pt", "tokenizer.pkl"]
+        enc = pickle.loads((tmp_path / "run" / "tokenizer.pkl").read_bytes())
+        assert type(enc) is encoding and (tok is pairs or pickle.dumps(enc, protocol=4) == nanochat_pickle())
+        assert vars(enc) == {"name": "rustbpe", "pat_str": tokenizer.SPLIT_PATTERN, "special_tokens": tok.special_ids,
+                             "mergeable_ranks": {token: i for i, token in enumerate(tok.tokens)}}
+        sizes = torch.load(tmp_path / "run" / "token_bytes.pt", weights_only=True)
+        assert sizes.dtype == torch.int32 and sizes.tolist() == tok.token_bytes()
+        assert load_tokenizer(tmp_path / "run", tok.vocab_size).tokens == tok.tokens
+    monkeypatch.setattr(torch, "save", lambda sizes, f: f.write(b"cut") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_nanochat(bpe, tmp_path / "run")
+    assert len(torch.load(tmp_path / "run" / "token_bytes.pt", weights_only=True)) == pairs.vocab_size
+    with pytest.raises(ValueError, match="byte tokenizer has no"):
+        export_nanochat(ByteTokenizer(), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_compression(bpe):
+    """Broken: characters are counted for bytes, or an empty text stops the report."""
+    texts = {"greek": "λόγος", "english": "hello", "none": "", "half": "\ud800"}
+    assert compression(ByteTokenizer(), texts) == {"greek": 1, "english": 1, "none": 0, "half": 1}
+    assert compression(bpe, texts) == {"greek": 1, "english": 5 / 4, "none": 0, "half": 1}
 
 
 @pytest.mark.parametrize("text, normal", [
