@@ -64,7 +64,7 @@ mirrors = "https://hf-mirror.com"  # comma-separated, tried after HF_ENDPOINT (o
 doc_chars = 4000         # .txt and .md are cut into documents of about so many characters; 0: each file is one
 val_share = 0.01         # of the documents are val's, at least one
 val_mb = 10.0            # of text in val at most; what the hash held out beyond is left out
-tokenizer = ""           # folder of a tokenizer.json; '': trained on the first tokenizer_mb of train's documents
+tokenizer = ""           # folder of a tokenizer.json or nanochat's .pkl; '': one trained on tokenizer_mb of train's text
 tokenizer_mb = 50.0
 vocab_size = 2048        # of a trained one
 shard_mb = 100.0         # of text in a shard of train and one of val: what an interruption loses, held in memory
@@ -424,7 +424,8 @@ def prepare_documents():
     """Write tokenizer.json, documents.json with the plan, the shards, and documents.json again with their names."""
     started, paths, n_new = time.time(), find_documents(), 0
     file, tokenizer_file = os.path.join(out_dir, "documents.json"), os.path.join(out_dir, "tokenizer.json")
-    files = [*paths, *([os.path.join(tokenizer, "tokenizer.json")] if tokenizer else [])]
+    theirs = (os.path.join(tokenizer, f"tokenizer.{kind}") for kind in ("json", "pkl"))  # pkl: nanochat's
+    files = [*paths, *[path for path in theirs if tokenizer and os.path.exists(path)][:1]]
     plan = {"version": VERSION, **{name: config[name] for name in PLANNED},
             "source": {path: sha256_file(path) for path in tqdm(files, desc="checksums", unit=" files", disable=None)}}
     try:

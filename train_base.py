@@ -412,7 +412,7 @@ try:
 except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of another kind of run
     fail(e)
 plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
-fast_trunk = torch.compile(model.trunk, dynamic=True) if use_compile else plain_trunk
+fast_trunk = torch.compile(model.trunk, dynamic=True if practice else None) if use_compile else plain_trunk
 model.nll = torch.compile(model.nll) if use_compile else model.nll
 token_bytes = torch.tensor(tok.token_bytes(), device=device)
 peak = world_size * peak_flops(device)
