@@ -94,9 +94,13 @@ def keep_freed_memory():
 class RMSNorm(torch.autograd.Function):
     """F.rms_norm in fewer passes over memory, which a CPU waits for; in bf16 a row is off by 0.6% at most."""
     @staticmethod
-    def forward(ctx, x):
+    def scale(x):
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float().square() / x.size(-1)
-        scale = (square + torch.finfo(torch.float32).eps).rsqrt().to(x.dtype)
+        return (square + torch.finfo(torch.float32).eps).rsqrt().to(x.dtype)
+
+    @staticmethod
+    def forward(ctx, x):
+        scale = RMSNorm.scale(x)
         ctx.save_for_backward(y := x * scale, scale)
         return y
 
@@ -159,7 +163,9 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 def norm(x):
-    return RMSNorm.apply(x) if x.device.type == "cpu" else F.rms_norm(x, (x.size(-1),))
+    if x.device.type != "cpu":
+        return F.rms_norm(x, (x.size(-1),))
+    return RMSNorm.apply(x) if torch.is_grad_enabled() else x * RMSNorm.scale(x)
 
 
 class Linear(nn.Linear):
@@ -230,7 +236,7 @@ def rotate(x, cos, sin):
 
 
 def attend(q, k, v, mask):
-    """Attention of q (B, T, H, D) over k, v (B, H_kv, S, D); mask: bool (B or 1, 1, T, S), on CUDA None: causal."""
+    """Attention of q (B, T, H, D) over k, v (B, H_kv, S, D); mask: 0 or -inf (B or 1, 1, T, S), on CUDA None: causal."""
     q, scale = q.transpose(1, 2), QK_SCALE ** 2 * q.size(3) ** -0.5  # (B, H, T, D)
     if q.is_cuda:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale,
@@ -238,8 +244,7 @@ def attend(q, k, v, mask):
     else:  # plain matmuls beat SDPA on a CPU at these lengths
         if k.size(1) != q.size(1):
             k, v = (t.repeat_interleave(q.size(1) // t.size(1), dim=1) for t in (k, v))
-        hide = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
-        y = (q * scale @ k.transpose(2, 3) + hide).softmax(dim=3) @ v
+        y = (q * scale @ k.transpose(2, 3) + mask).softmax(dim=3) @ v
     return y.transpose(1, 2).flatten(2)  # (B, T, H*D)
 
 
@@ -386,19 +391,21 @@ class GPT(nn.Module):
         return x + gate * torch.cat([previous, x[:, :-1]], dim=1)
 
     def masks(self, q_pos, n_keys):
-        """Return each layer's bool mask (B or 1, 1, T, S); None where plain causal attention says the same on a GPU."""
+        """Return what each layer adds to its scores, 0 or -inf (B or 1, 1, T, S); None: plain causal, on a GPU."""
         if q_pos is None and self.cos.is_cuda and n_keys <= min(self.windows) + 1:
             return [None] * len(self.windows)
         key = torch.arange(n_keys, device=self.cos.device)
         distance = (key[None] if q_pos is None else q_pos)[..., None] - key  # (B or 1, T, S)
-        by_window = {w: ((distance >= 0) & (distance <= w))[:, None] for w in set(self.windows)}
+        hide = torch.zeros(distance.shape, dtype=COMPUTE_DTYPE, device=distance.device)
+        by_window = {w: hide.masked_fill((distance < 0) | (distance > w), -math.inf)[:, None] for w in set(self.windows)}
         return [by_window[w] for w in self.windows]
 
     def trunk(self, x, ve, cos, sin, masks, kv_cache=None):
         """The Transformer over rows x (B, T, C); ve: {layer: (B, T, H_kv*D)}. The part that torch.compile pays for."""
         x0, middle = x, None
-        for i, block in enumerate(self.transformer.h):
-            x = self.resid_lambdas[i].to(x.dtype) * x + self.x0_lambdas[i].to(x.dtype) * x0
+        lambdas = zip(self.resid_lambdas.to(x.dtype).unbind(), self.x0_lambdas.to(x.dtype).unbind())
+        for i, (block, (own, first)) in enumerate(zip(self.transformer.h, lambdas)):
+            x = own * x + first * x0
             rest = ve.get(str(i)), cos, sin, masks[i], kv_cache
             x = checkpoint(block, x, *rest, use_reentrant=False) if self.recompute else block(x, *rest)
             if i == self.config.n_layer // 2:
