@@ -236,7 +236,7 @@ def rotate(x, cos, sin):
 
 
 def attend(q, k, v, mask):
-    """Attention of q (B, T, H, D) over k, v (B, H_kv, S, D); mask: 0 or -inf (B or 1, 1, T, S), on CUDA None: causal."""
+    """Attention of q (B, T, H, D) over k, v (B, H_kv, S, D); mask: 0, -inf (B or 1, 1, T, S), on CUDA None: causal."""
     q, scale = q.transpose(1, 2), QK_SCALE ** 2 * q.size(3) ** -0.5  # (B, H, T, D)
     if q.is_cuda:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale,
@@ -397,8 +397,8 @@ class GPT(nn.Module):
         key = torch.arange(n_keys, device=self.cos.device)
         distance = (key[None] if q_pos is None else q_pos)[..., None] - key  # (B or 1, T, S)
         hide = torch.zeros(distance.shape, dtype=COMPUTE_DTYPE, device=distance.device)
-        by_window = {w: hide.masked_fill((distance < 0) | (distance > w), -math.inf)[:, None] for w in set(self.windows)}
-        return [by_window[w] for w in self.windows]
+        masks = {w: hide.masked_fill((distance < 0) | (distance > w), -math.inf)[:, None] for w in set(self.windows)}
+        return [masks[w] for w in self.windows]
 
     def trunk(self, x, ve, cos, sin, masks, kv_cache=None):
         """The Transformer over rows x (B, T, C); ve: {layer: (B, T, H_kv*D)}. The part that torch.compile pays for."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGETS = {"model.py": 645, "audio.py": 470, "tokenizer.py": 330, "data.py": 305, "configurator.py": 92,
+BUDGETS = {"model.py": 650, "audio.py": 470, "tokenizer.py": 330, "data.py": 305, "configurator.py": 92,
            "augment.py": 60, "optim.py": 74, "decode.py": 150, "sounds.py": 260, "audiobench.py": 340,
            "train_sft.py": 580, "prepare_instruct.py": 640, "sources.py": 180,
            "train_align.py": 522, "train_base.py": 582, "train_*.py": 420,
