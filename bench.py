@@ -234,6 +234,8 @@ def measure_train(where, seconds):
     result = {}
     for name, (n_layer, n_embd) in list(sizes.items())[:1 if quick else None]:
         torch.manual_seed(seed)
+        if where.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         n_head = n_embd // (128 if where.type == "cuda" else 64)
         gpt = GPT(GPTConfig(T, V, n_layer, n_head, n_head, n_embd, "L")).to(where)
         optimizers, ids = gpt_optimizers(gpt), torch.randint(V, (B, T + 1), device=where)

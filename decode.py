@@ -76,7 +76,7 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None
     features = [torch.as_tensor(f, device=model.cos.device) for f in features]
     lens = torch.tensor([len(f) for f in features], device=model.cos.device)
     audio, audio_lens = projector(nn.utils.rnn.pad_sequence(features, batch_first=True), lens)  # (B, T_a, C)
-    sizes = [max(n, 1) for n in tok.token_bytes()]  # a special token counts too, or a loop of them would not end
+    sizes = tok.token_bytes()
     room = [16 + len(f) // 2 for f in features]  # bytes: 25 a second and 16
     audio = [row[:n] for row, n in zip(audio, audio_lens)]
     cache, logits = prefill(model, [prompt] * len(room), audio, audio_at, max(room))

@@ -40,6 +40,9 @@ def fetch_source(name, n_files, mirrors, folder):
     paths = [os.path.join(folder, f"shard_{i:05d}.parquet") for i in range(n_files)]
     for path in paths:
         download([f"{hub.rstrip('/')}/datasets/{repo}/resolve/main/{os.path.basename(path)}" for hub in hubs], path)
+        with open(path, "rb") as f:  # the hub names no checksum: see at least whether it is what it should be
+            if f.read(4) != b"PAR1" or f.seek(-4, os.SEEK_END) and f.read() != b"PAR1":
+                raise ValueError(f"{path} is no parquet file (a proxy's page?): delete it, and try other --mirrors")
     return paths
 
 
@@ -58,6 +61,8 @@ def read_documents(path, keys, doc_chars):
     doc_chars: .txt and .md are cut about every so many characters, 0: not at all. ValueError names path and line.
     """
     kind = Path(path).suffix.lower()
+    if kind not in SUFFIXES:
+        raise ValueError(f"{path}: documents are of {', '.join(SUFFIXES)}")
     return (read_parquet(path, keys) if kind == ".parquet" else read_jsonl(path, keys) if kind == ".jsonl" else
             read_text(path, doc_chars))
 
@@ -227,7 +232,7 @@ class Documents:
     """The shards of a split ('train', 'val') of a folder, mapped into memory and packed into rows of `width` tokens.
 
     n_docs, n_tokens, n_bytes: documents, tokens, bytes of text in all; n_rows; n_cropped: tokens in no row; share:
-    of all tokens. The same files give the same rows, on any rank: data.batch_indices shuffles them. tokenizer_sha256:
+    of all tokens. The same files give the same rows, on any rank; batch() shuffles them. tokenizer_sha256:
     of the run's tokenizer.json, '': any. keep_rest: as pack's, for scarce text and documents longer than rows.
     ValueError: no finished folder, a shard damaged or of another tokenizer, too few tokens for a row.
     """
@@ -252,7 +257,7 @@ class Documents:
         self.order, self.order_of = None, None
 
     def batch(self, n, batch_size, seed):
-        """-> int64 (B, width): the rows of microbatch n of a run; an epoch has each once, in an order of its own."""
+        """-> int64 (B, width): the rows of microbatch n; as many in a row as fill an epoch have each once."""
         batch_size = min(batch_size, self.n_rows)
         epoch, i = divmod(n, self.n_rows // batch_size)
         if self.order_of != (seed, epoch):

@@ -168,8 +168,7 @@ def read_message(message, place, left_s):
                 raise Refused(400, f"data is no base64: {e}", at) from None
             wavs.append(decode(data, left_s - sum(map(len, wavs)) / SAMPLE_RATE, at))
     text = "\n".join(part.text for part in parts if part.text)
-    role = "system" if message.role == "developer" else message.role
-    return role, text or (question if wavs else ""), joined(wavs)
+    return "system" if message.role == "developer" else message.role, text, joined(wavs)
 
 
 def make_row(ask):
@@ -181,13 +180,15 @@ def make_row(ask):
         raise Refused(400, f"{name} only transcribes: use /v1/audio/transcriptions, or serve a run of train_sft.py")
     messages, left_s = [], talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
     for i, message in enumerate(ask.messages):
-        role, text, wav = read_message(message, i, min(left_s, max_audio_s))
+        goes_on = messages and messages[-1][0] == message.role == "user"  # two in a row are one
+        _, before, earlier = messages.pop() if goes_on else ("", "", None)
+        had_s = 0 if earlier is None else len(earlier) / SAMPLE_RATE
+        role, text, wav = read_message(message, i, min(left_s, max_audio_s - had_s))
         left_s -= 0 if wav is None else len(wav) / SAMPLE_RATE
-        if messages and messages[-1][0] == role != "system":  # two in a row are one
-            _, before, earlier = messages.pop()
-            text, wav = f"{before}\n{text}", joined([x for x in (earlier, wav) if x is not None])
-        messages.append((role, text, wav))
-    messages = [(role, text, None if wav is None else talker.record(wav)) for role, text, wav in messages]
+        wav = joined([x for x in (earlier, wav) if x is not None])
+        messages.append((role, "\n".join(filter(None, (before, text))), wav))
+    messages = [(role, text if text or wav is None else question, None if wav is None else talker.record(wav))
+                for role, text, wav in messages]
     if messages[-1][0] != "user":
         raise Refused(400, "the last message is the user's", "messages")
     too_long = f"more than the model's {talker.limit} tokens: begin a new conversation", "messages", LENGTH

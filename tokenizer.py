@@ -90,10 +90,9 @@ class BPETokenizer(ByteTokenizer):
         for i, token in enumerate(self.tokens[256:], start=256):
             chars = to_chars(token)
             # every split into two tokens, not only the trained one: a text may arrive at the token either way
-            splits = [(chars[:n], chars[n:]) for n in range(1, len(chars))]
-            splits = [pair for pair in splits if pair[0] in vocab and pair[1] in vocab]
+            splits = [(chars[:n], chars[n:]) for n in range(1, len(chars)) if chars[:n] in vocab and chars[n:] in vocab]
             if vocab[chars] != i or not any(vocab[left] < i > vocab[right] for left, right in splits):
-                raise ValueError(f"token {i} ({token!r}) is there twice, or not made of two earlier tokens")
+                raise ValueError(f"token {i} ({token[:40]!r}) is there twice, or not made of two earlier tokens")
             merges += splits
         # as tiktoken: a piece that is a token is that token, all else is merged by rank
         self.bpe = split_by_pattern(Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True)))

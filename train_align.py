@@ -135,8 +135,9 @@ def find_last(inputs):
     if init_from not in ("scratch", "resume") and steps:
         meta = read_meta(out_dir)
         now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
-        free = "init_from max_steps device use_compile log_every eval_every save_every wandb_log workers".split()
-        changed = [k for k in now if k not in free and now[k] != then.get(k)]
+        free = ("init_from max_steps device use_compile log_every eval_every save_every wandb_log workers "
+                "recompute sample_tokens eval_rows").split()
+        changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]  # new settings are as before
         if changed:
             fail(f"{out_dir} holds a run with other {', '.join(changed)}: give another --out_dir, or "
                  f"--init_from=scratch to replace it, or --init_from=resume to go on all the same")

@@ -86,32 +86,34 @@ seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
 def follow_depth():
-    """-> steps, microbatches a step, scale of the rates, weight decay: of those that are 0 what depth asks for.
+    """-> steps of the schedule, microbatches a step, scale of the rates, weight decay: what depth asks for where 0.
 
     As nanochat (2026-07) scales its d12: 12 tokens a weight; a step's tokens grow with the horizon's 0.383th power
     (arXiv:2505.13738), rates with their root, and weight decay so that lr * decay * steps stays (arXiv:2405.13698).
+    Other than there decay is not cautious, and as strong for tall matrices as for others.
     """
     V = load_tokenizer(documents).vocab_size if documents else vocab_size
-    wide = lambda depth: GPTConfig.of_depth(depth, V, head_dim=head_dim).n_embd
-    larger = (12 * depth * wide(depth)**2 + V * wide(depth)) / (12 * 12 * 768**2 + V * 768)  # than d12
-    row_tokens, ranks = batch_size * text_len, int(os.environ.get("WORLD_SIZE", 1))
-    step_tokens = 2 ** round(math.log2(2**19 * larger**0.383))
-    n = grad_accum or max(round(step_tokens / row_tokens / ranks), 1) * ranks
-    scale = lr_scale or (n * row_tokens / 2**19) ** 0.5
-    horizon = tokens_per_weight * larger * (12 * 12 * 768**2 + V * 768)
-    return (max_steps or max(round(horizon / n / row_tokens), 1), n, scale,
-            weight_decay if lr_scale else weight_decay * scale / larger)
+    shape = vars(GPTConfig.of_depth(depth, V, head_dim=head_dim)) if is_new else read_meta(init_from)["model_config"]
+    d12, C = 12 * 12 * 768**2 + shape["vocab_size"] * 768, shape["n_embd"]
+    larger = (12 * shape["n_layer"] * C**2 + shape["vocab_size"] * C) / d12
+    n = grad_accum or max(round(2 ** round(math.log2(2**19 * larger**0.383)) / batch_size / text_len), 1)
+    scale = lr_scale or (n * batch_size * text_len / 2**19) ** 0.5
+    steps = lr_decay_steps or max(int(tokens_per_weight * larger * d12 / (n * batch_size * text_len)), 1)
+    return steps, n, scale, weight_decay if lr_scale else weight_decay * scale / larger
 
 
-if min(depth, batch_size, text_len, head_dim) < 1 or min(max_steps, lr_decay_steps, grad_accum, lr_scale) < 0:
+is_new = init_from in ("scratch", "resume", "auto")  # no other run's model to begin with
+if min(depth, batch_size, text_len, head_dim) < 1 or min(max_steps, lr_decay_steps, grad_accum, lr_scale) < 0 or (
+        text_len > 10 * sequence_len or tokens_per_weight <= 0):
     fail("depth, batch_size, text_len, head_dim are 1 or more; max_steps, lr_decay_steps, grad_accum, lr_scale 0 or "
-         "more")
-try:
-    max_steps, grad_accum, lr_scale, weight_decay = follow_depth()  # config keeps the settings as given
-    lr_decay_steps = lr_decay_steps or max_steps
+         "more; tokens_per_weight above 0; text_len at most 10 times sequence_len")
+if not is_new and not os.path.isdir(init_from):
+    fail(f"init_from={init_from}: use scratch, resume, auto or the folder of a run")
+try:  # settings of 0 get their values here; config keeps them as given
+    lr_decay_steps, grad_accum, lr_scale, weight_decay = follow_depth()
+    max_steps = max_steps or lr_decay_steps
 except ValueError as e:
     fail(e)
-is_new = init_from in ("scratch", "resume", "auto")  # no other run's model to begin with
 spell_steps = round(spell_share * lr_decay_steps) if practice and is_new else 0
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 BLANK = np.array([-1.0, -1.0, 0.0])  # a place of an imitated recording without a token
@@ -122,8 +124,6 @@ if (min(stretch, save_every, log_every, chat_rows, eval_rows) < 1 or not 0 <= ch
         or min(seed, matrix_lr, embedding_lr, unembedding_lr, grad_clip, sample_tokens, weight_decay) < 0):
     fail("stretch, save_every, log_every, chat_rows, eval_rows are 1 or more; seed, grad_clip, matrix_lr, "
          "embedding_lr, unembedding_lr, sample_tokens, weight_decay 0 or more; chat_share 0 to 1")
-if not is_new and not os.path.isdir(init_from):
-    fail(f"init_from={init_from}: use scratch, resume, auto or the folder of a run")
 
 
 # ---- ranks, seed, dtype
@@ -160,8 +160,9 @@ def find_last(inputs):
     if init_from not in ("scratch", "resume") and steps:
         meta = read_meta(out_dir)
         now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
-        free = "init_from max_steps device use_compile log_every eval_every save_every wandb_log workers".split()
-        changed = [k for k in now if k not in free and now[k] != then.get(k)]
+        free = ("init_from max_steps device use_compile log_every eval_every save_every wandb_log workers "
+                "recompute sample_tokens eval_rows").split()
+        changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]  # new settings are as before
         if changed:
             fail(f"{out_dir} holds a run with other {', '.join(changed)}: give another --out_dir, or "
                  f"--init_from=scratch to replace it, or --init_from=resume to go on all the same")
@@ -364,14 +365,21 @@ try:
     lines = {"train": read_lines("train", max_lines), "val": read_lines("val")} if reads_sentences else {}
     inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt")) if reads_sentences else "",
               "chats": sha256_file(chats) if chats and os.path.isfile(chats) else "",
-              "documents_json": sha256_file(os.path.join(documents, "documents.json")) if documents else ""}
+              "documents_json": sha256_file(os.path.join(documents, "documents.json")) if documents else "",
+              "first_model": "" if is_new else read_meta(init_from).get("sha256", {}), "schedule": lr_decay_steps,
+              "microbatches": grad_accum}
     first_step = find_last(inputs)
     kept = [first_step]
     source = documents if is_new else init_from  # of the tokenizer
-    if not first_step and rank == 0:
+    made_by = sha256_file(os.path.join(documents, "tokenizer.json")) if documents else ""
+    docs = {split: Documents(documents, split, text_len + 1, made_by, keep_rest)
+            for split in ("train", "val")} if documents else {}
+    if documents and not is_new and load_tokenizer(documents).pieces != load_tokenizer(source).pieces:
+        fail(f"{documents} was made with another tokenizer than {source}'s: prepare_text.py --tokenizer={source}")
+    if not first_step and rank == 0:  # nothing of an earlier run is touched before the inputs have been read
         tok = load_tokenizer(source) if source else train_bpe(lines["train"], vocab_size)
-        tok.save(out_dir)
         export_nanochat(tok, out_dir)  # so that nanochat loads what is trained here
+        tok.save(out_dir)
         open(os.path.join(out_dir, "log.jsonl"), "w").close()
     if world_size > 1:
         dist.barrier()
@@ -381,11 +389,6 @@ try:
             for units, tokenizer in (("tokens", tok), ("pieces", speller))}
     talks = read_chats() if chats and practice else {}
     spelling = np.unique(text["train", "pieces"][0]) if practice else []  # the pieces that occur
-    made_by = sha256_file(os.path.join(documents, "tokenizer.json")) if documents else ""
-    docs = {split: Documents(documents, split, text_len + 1, made_by, keep_rest)
-            for split in ("train", "val")} if documents else {}
-    if documents and load_tokenizer(documents).pieces != tok.pieces:
-        fail(f"{documents} was made with another tokenizer than {source}'s: prepare_text.py --tokenizer={source}")
 
     if first_step:
         model, meta = load_checkpoint(out_dir, device=device)
@@ -421,7 +424,8 @@ if rank == 0:
         import wandb
         wandb.init(project="nanochat-omni-base", name=os.path.basename(out_dir), config=config)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks, "
-          f"{max_steps} steps of {grad_accum} x {batch_size} rows, rates x {lr_scale:.3g}, decay {weight_decay:.3g}")
+          f"{max_steps} steps of {lr_decay_steps}, each {grad_accum} x {batch_size} rows, rates x {lr_scale:.3g}, "
+          f"decay {weight_decay:.3g}")
     for split, rows in docs.items():
         print(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} rows of {text_len}, "
               f"{rows.n_cropped:,} ({rows.share:.1%}) cropped")
@@ -440,8 +444,9 @@ def evaluate(units):
     model.trunk = plain_trunk
     result = (evaluate_sentences(units) if lines else {}) | result
     if rank == 0 and sample_tokens:
-        said = generate(model, [[tok.bos_id]], max_tokens=sample_tokens, temperature=0.8, top_k=50, seed=seed)
-        print("  " + (tok if units == "tokens" else speller).decode([ids[0] for ids in said]).replace("\n", "\\n"))
+        said = generate(model, [[tok.bos_id]], max_tokens=min(sample_tokens, sequence_len), temperature=0.8, top_k=50,
+                        seed=seed)
+        print("  " + tok.decode([ids[0] for ids in said]).replace("\n", "\\n"))  # pieces have the same ids
     model.train()
     model.trunk = fast_trunk
     return result
@@ -449,16 +454,17 @@ def evaluate(units):
 
 def evaluate_documents():
     """Bits per byte of the first eval_rows rows of held-out documents; special tokens don't count, as nanochat's."""
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # nats, bytes
+    nats = total_bytes = 0.0
     for i in range(rank * batch_size, min(eval_rows, docs["val"].n_rows), world_size * batch_size):
         at = range(i, min(i + batch_size, eval_rows, docs["val"].n_rows))
         rows = torch.from_numpy(docs["val"].rows(at)).to(device)
         n_bytes = token_bytes[rows[:, 1:].flatten()]
         each = model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), loss_reduction="none")
-        sums += torch.stack([(each * (n_bytes > 0)).sum(), n_bytes.sum()])
+        nats, total_bytes = nats + (each * (n_bytes > 0)).sum().item(), total_bytes + n_bytes.sum().item()
     if world_size > 1:
-        dist.all_reduce(sums)
-    return {"val_bpb": (sums[0] / sums[1]).item() / math.log(2)}
+        dist.all_reduce(sums := torch.tensor([nats, total_bytes], dtype=torch.float64, device=device))
+        nats, total_bytes = sums.tolist()
+    return {"val_bpb": nats / total_bytes / math.log(2)}
 
 
 def evaluate_sentences(units):
@@ -555,10 +561,13 @@ for step in range(first_step, max_steps):
     if (step + 1) % log_every == 0 or step + 1 == max_steps:
         seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
         losses = (window[::2] / window[1::2].clamp(min=1)).tolist()
+        if world_size > 1:  # other ranks have had other kinds
+            dist.all_reduce(n_places := torch.tensor(float(n_places), device=device))
+        rate = float(n_places) / seconds
         record = {"step": step + 1, "loss": losses[TEXT], **({"practice_loss": losses[PRACTICE]} if practice else {}),
                   **({"chat_loss": losses[CHATS]} if talks else {}), "lr": share * lr_scale * matrix_lr,
-                  "norm": total_norm.item(), "ms": 1e3 * seconds / n_steps, "tok/s": n_places * world_size / seconds,
-                  "mfu": n_places * world_size / seconds * model.flops_per_token(text_len) / peak,
+                  "norm": total_norm.item(), "ms": 1e3 * seconds / n_steps, "tok/s": rate,
+                  "mfu": rate * model.flops_per_token(text_len) / peak,
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
         log(record)
         window.zero_()

@@ -1,9 +1,9 @@
 """
-    python prepare_text.py --documents=climbmix --n_files=16 --vocab_size=32768 --tokenizer_mb=500 --out_dir=data/web
+    python prepare_text.py --documents=climbmix --n_files=36 --vocab_size=32768 --tokenizer_mb=500 --out_dir=data/web
     torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
 
 A d12 GPT (286M parameters with its embeddings) on 1.3 billion tokens of the web text that nanochat trains on, all else
-following from depth. Not run yet: no GPU was at hand. On 24 GB lower batch_size; --depth=20 needs --n_files=70.
+following from depth. Not run yet: no GPU was at hand. On 24 GB lower batch_size; --depth=20 reads four times as much.
 """
 out_dir = "out/base_d12"
 documents = "data/web"

@@ -209,7 +209,7 @@ def logit_gap(talker, body, other):
             return logits[best] - max((logits[token] for token in fits), default=-np.inf)
         rest = rest[len(pieces[best]):]
         batch.step()
-    return 0.0
+    return np.inf if rest else 0.0
 
 
 def memory_mb(pid):

@@ -15,7 +15,7 @@ import data
 from data import (Features, batch_indices, cut_points, download, epoch_batches, load_batch, mean_std, write_index,
                   write_shard)
 
-BODY = bytes(np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8))
+BODY = b"PAR1" + bytes(np.random.default_rng(0).integers(0, 256, 299_992, dtype=np.uint8)) + b"PAR1"  # parquet's ends
 SHA256, MD5 = hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY).hexdigest()
 
 

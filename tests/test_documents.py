@@ -193,6 +193,9 @@ def test_public_source(server, tmp_path, monkeypatch):  # noqa: F811
     """Broken: HF_ENDPOINT or a mirror is not asked, at another address than Hugging Face's, or a file comes twice."""
     monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/missing/")
     monkeypatch.setattr(documents, "import_parquet", lambda: None)
+    with pytest.raises(ValueError, match="no parquet file"):
+        fetch_source("climbmix", 1, [f"{server.url}/wrong"], str(tmp_path / "wrong"))
+    server.requests.clear()
     for n in (1, 2):
         paths = fetch_source("climbmix", n, [f"{server.url}/whole"], str(tmp_path))
     assert [os.path.basename(path) for path in paths] == ["shard_00000.parquet", "shard_00001.parquet"]

@@ -118,6 +118,11 @@ def test_wrong_requests(port):
     twice, once = (ask(port, messages=messages, max_tokens=9)[1] for messages in (
         [user, user], [{"role": "user", "content": "x\nx"}]))  # OpenAI takes two of a user's in a row
     assert (twice["choices"], twice["usage"]) == (once["choices"], once["usage"])
+    clip = sound(make_audio(0.5, 1))
+    twice, once = (ask(port, messages=messages, max_tokens=9)[1] for messages in (
+        [{"role": "user", "content": [clip]}, user], [talk("x", clip)]))  # nor is a bare recording's question put in
+    assert (twice["choices"], twice["usage"]) == (once["choices"], once["usage"])
+    assert ask(port, messages=[{"role": "user", "content": [sound(make_audio(20, 1))]}] * 2)[0] == 413
     assert "'wav', 'mp3'" in ask(port, messages=[talk("x", sound(b"", "m4a"))])[1]["error"]["message"]
     tool, path = {"role": "tool", "content": "x"}, {"data": "../secret.wav", "format": "wav"}
     cases = [({"messages": []}, "messages"), ({"messages": [user, tool]}, "messages.1.role"),

@@ -111,13 +111,18 @@ def test_documents(documents, tmp_path):
         assert bpb(name) == pytest.approx(bpb("straight"), rel=1e-4)
     train("next", "--max_steps=1", f"--init_from={tmp_path / 'straight'}")
     assert losses(tmp_path / "next")[1] < losses(tmp_path / "straight")[1] - 0.02
-    said = train("deep", "--max_steps=0", "--lr_decay_steps=0", "--lr_scale=0", "--grad_accum=0",
-                 "--tokens_per_weight=0.01", "--weight_decay=0.28")
-    n_steps, n_batches, scale = map(float, re.search(r"(\d+) steps of (\d+) x 4 rows, rates x ([\d.]+)", said).groups())
-    weights = 12 * 2 * 128**2 + 128 * 300
-    d12 = 12 * 12 * 768**2 + 768 * 300
-    assert n_batches * 4 * 16 == 2 ** round(np.log2(2**19 * (weights / d12) ** 0.383)) and n_steps == 1
-    assert scale == pytest.approx((n_batches * 4 * 16 / 2**19) ** 0.5, rel=1e-2)
+    said = train("deep", "--max_steps=1", "--lr_decay_steps=0", "--lr_scale=0", "--grad_accum=0",
+                 "--tokens_per_weight=100", "--weight_decay=0.28")
+    found = re.search(r"1 steps of (\d+), each (\d+) x 4 rows, rates x ([\d.]+), decay ([\d.]+)", said)
+    n_steps, n_batches, scale, decay = map(float, found.groups())
+    weights, d12 = 12 * 2 * 128**2 + 128 * 300, 12 * 12 * 768**2 + 768 * 300
+    step_tokens = 2 ** round(np.log2(2**19 * (weights / d12) ** 0.383))
+    assert n_batches * 4 * 16 == step_tokens and n_steps == 100 * weights // step_tokens
+    assert [scale, decay] == pytest.approx([(step_tokens / 2**19) ** 0.5, 0.28 * scale * d12 / weights], rel=1e-2)
+    before = (tmp_path / "straight" / "log.jsonl").read_text()
+    for args in ([f"--init_from={tmp_path / 'next'}"], ["--init_from=scratch", "--text_len=600"]):  # nothing is touched
+        train("straight", "--max_steps=4", *args, ok=False)
+        assert (tmp_path / "straight" / "log.jsonl").read_text() == before
     for args, words in ((["--practice=0.5"], "prepare_text.py"), ([f"--documents={tmp_path}"], "tokenizer"),
                         (["--init_from=nowhere"], "nowhere")):
         said = train("wrong", *args, ok=False)
