@@ -120,9 +120,11 @@ def test_documents(documents, tmp_path):
     assert n_batches * 4 * 16 == step_tokens and n_steps == 100 * weights // step_tokens
     assert [scale, decay] == pytest.approx([(step_tokens / 2**19) ** 0.5, 0.28 * scale * d12 / weights], rel=1e-2)
     before = (tmp_path / "straight" / "log.jsonl").read_text()
-    for args in ([f"--init_from={tmp_path / 'next'}"], ["--init_from=scratch", "--text_len=600"]):  # nothing is touched
+    broken = shutil.copytree(documents, tmp_path / "broken")
+    (broken / "val-000000.bin").write_bytes((broken / "val-000000.bin").read_bytes()[:-9])
+    for args in ([f"--init_from={tmp_path / 'next'}"], ["--init_from=scratch", f"--documents={broken}"]):
         train("straight", "--max_steps=4", *args, ok=False)
-        assert (tmp_path / "straight" / "log.jsonl").read_text() == before
+        assert (tmp_path / "straight" / "log.jsonl").read_text() == before  # nothing is touched
     for args, words in ((["--practice=0.5"], "prepare_text.py"), ([f"--documents={tmp_path}"], "tokenizer"),
                         (["--init_from=nowhere"], "nowhere")):
         said = train("wrong", *args, ok=False)
