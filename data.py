@@ -24,6 +24,12 @@ class TryAgain(Exception):
     """A passing failure of a download. args: reason; seconds to wait, or None when the server did not say."""
 
 
+def sha256_file(path):
+    """Return the hex sha256 of a file."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def mismatch(path, sha256="", md5="", size=0):
     """What is wrong with a file against its published size (bytes) and checksums (hex), or ''."""
     if size and os.path.getsize(path) != size:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data import download
+
 # a data set of Hugging Face and the number of its files shard_00000.parquet ..., each 250 million characters in a
 # column "text", shuffled; as nanochat's dataset.py names them: now (its commit 92d63d4), and at first (3a5e0bc)
 SOURCES = {"climbmix": ("karpathy/climbmix-400b-shuffle", 6543),
@@ -31,7 +33,6 @@ MAKE = "run prepare_text.py with --documents"
 
 def fetch_source(name, n_files, mirrors, folder):
     """Download the first n_files of a public source into folder, those that it lacks -> their paths."""
-    from data import download
     repo, n_all = SOURCES[name]
     if not 1 <= n_files <= n_all:
         raise ValueError(f"n_files={n_files}: {name} has {n_all} files, so 1 to {n_all}")
@@ -148,12 +149,6 @@ def encode_documents(tok, rows):
 
 
 # ---- shards
-
-def sha256_file(path):
-    """Return the hex sha256 of a file."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
 
 def write_shard(path, docs, text_bytes, tokenizer_sha256):
     """Write documents (a list of arrays of ids of one dtype) as path + '.tmp', then rename; OSError: no room."""

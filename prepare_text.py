@@ -36,9 +36,9 @@ from random import Random
 from tqdm import tqdm
 
 from configurator import configure, fail
-from data import write_json
+from data import sha256_file, write_json
 from documents import (SOURCES, SUFFIXES, deal_chunks, encode_documents, fetch_source, read_documents, read_shard,
-                       sha256_file, write_shard)
+                       write_shard)
 from tokenizer import compression, load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value

@@ -14,8 +14,9 @@ import pytest
 from test_data import server  # noqa: F401 (a fixture)
 
 import documents
+from data import sha256_file
 from documents import (Documents, deal_chunks, encode_documents, fetch_source, pack, read_documents, read_shard,
-                       sha256_file, write_shard)
+                       write_shard)
 from tokenizer import load_tokenizer
 
 WORDS = ["Straße", "river", "“quoted”", "\U0001f600", "it's", "12,345", "<|bos|>", "a", "walks\tfar", "..."]
