@@ -354,7 +354,7 @@ def test_token_starts_from_its_pieces(tiny):
 
 
 def test_a_folder_is_cut_back_to_a_step(tmp_path):
-    """A run would go on from another run's steps, or beside files that nothing names; or the best would not be found."""
+    """A run would go on from another run's steps, or beside files that nothing names; or its best would be lost."""
     for step in (2, 4, 6):
         meta = {"model_config": {}, "best": {"step": 2, "figure": 1.5} if step < 6 else None}
         (tmp_path / f"meta_{step:06d}.json").write_text(json.dumps(meta))
