@@ -40,8 +40,10 @@ def fetch_source(name, n_files, mirrors, folder):
     hubs = [os.environ.get("HF_ENDPOINT") or "https://huggingface.co", *mirrors]
     paths = [os.path.join(folder, f"shard_{i:05d}.parquet") for i in range(n_files)]
     for path in paths:
-        download([f"{hub.rstrip('/')}/datasets/{repo}/resolve/main/{os.path.basename(path)}" for hub in hubs], path)
-        with open(path, "rb") as f:  # the hub names no checksum: see at least whether it is what it should be
+        urls = [f"{hub.rstrip('/')}/datasets/{repo}/resolve/main/{os.path.basename(path)}" for hub in hubs]
+        if (served := download(urls, path)) != path:
+            print(f"{path}: from {served}")
+        with open(path, "rb") as f:  # no checksum is known; documents.json will name its own, the hub's page has theirs
             if f.read(4) != b"PAR1" or f.seek(-4, os.SEEK_END) and f.read() != b"PAR1":
                 raise ValueError(f"{path} is no parquet file (a proxy's page?): delete it, and try other --mirrors")
     return paths
@@ -89,7 +91,8 @@ def read_jsonl(path, keys):
         for n, line in ((n, line) for n, line in enumerate(f, 1) if line.strip()):
             try:
                 row = json.loads(line)
-                text = row[next(key for key in keys if key in row)].encode("utf-8", "replace")  # half a surrogate: ?
+                text = row[next(key for key in keys if key in row)]  # null is no text, as in parquet
+                text = ("" if text is None else text).encode("utf-8", "replace")  # half a surrogate: ?
             except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
                 raise ValueError(f'{path}:{n}: no JSON object with text under "{", ".join(keys)}" (json_key)') from None
             yield text.decode()
