@@ -135,10 +135,10 @@ def download(urls, path, sha256="", md5="", size=0, min_bytes_s=1000, session=No
     raise OSError(f"{path}: no source could be downloaded{reasons}")
 
 
-def write_json(path, value):
+def write_json(path, value, indent=None):
     """Write JSON under a temporary name, then rename: the file is whole or not there."""
     with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(value, f, ensure_ascii=False)
+        json.dump(value, f, ensure_ascii=False, indent=indent)
     os.replace(path + ".tmp", path)
 
 

@@ -174,10 +174,7 @@ def save_checkpoint(step, files, meta):
         best = {"step": step, "figure": figure}
     meta = {"step": step, "best": best, **meta, "user_config": config, "inputs": inputs, "versions": versions,
             "sha256": sums}
-    path = os.path.join(out_dir, f"meta_{step:06d}.json")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(meta, f, indent=2)
-    os.replace(path + ".tmp", path)
+    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
     keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
 
 

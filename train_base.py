@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from configurator import configure, fail
-from data import batch_indices, sha256_file
+from data import batch_indices, sha256_file, write_json
 from decode import generate
 from documents import Documents
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, cut_back, keep_steps, load_checkpoint, load_saved,
@@ -198,10 +198,7 @@ def save_checkpoint(step, files, meta):
         best = {"step": step, "figure": figure}
     meta = {"step": step, "best": best, **meta, "user_config": config, "inputs": inputs, "versions": versions,
             "sha256": sums}
-    path = os.path.join(out_dir, f"meta_{step:06d}.json")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(meta, f, indent=2)
-    os.replace(path + ".tmp", path)
+    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
     keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
 
 

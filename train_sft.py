@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from audio import Projector, load_encoder_file, n_audio_tokens, save_encoder
 from configurator import configure, fail
-from data import Features, epoch_batches, load_batch, mean_std, sha256_file, stretched_batch
+from data import Features, epoch_batches, load_batch, mean_std, sha256_file, stretched_batch, write_json
 from decode import transcribe
 from model import (COMPUTE_DTYPE, add_lora, checkpoint_steps, cut_back, keep_steps, load_checkpoint, load_saved,
                    lora_state, merged_state, pick_device, read_meta)
@@ -167,10 +167,7 @@ def save_checkpoint(step, files, meta):
         best = {"step": step, "figure": figure}
     meta = {"step": step, "best": best, **meta, "user_config": config, "inputs": inputs, "versions": versions,
             "sha256": sums}
-    path = os.path.join(out_dir, f"meta_{step:06d}.json")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(meta, f, indent=2)
-    os.replace(path + ".tmp", path)
+    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
     keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
 
 
