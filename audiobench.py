@@ -8,7 +8,6 @@ import html
 import json
 import math
 import os
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -204,26 +203,21 @@ def run_bench(listener, folder, batch_size, seed):
 
 def summarize(rows, right, probed=()):
     """Scores with intervals, of all questions and by cell: right is {name: bool (n,)}."""
-    n, cells = len(rows), {}
-    for i, row in enumerate(rows):
-        cells.setdefault(row["cell"], []).append(i)
-    figure = lambda each: round(float(np.mean(each)), 4)
-    result = {"score" if name == "real" else name: figure(each) for name, each in right.items()}
-    result |= {"interval": wilson(int(right["real"].sum()), n), "questions": n, "cells": {}, "tasks": {}}
+    def figures(members):
+        known, n_right = [probed[i] for i in members if i in probed], int(right["real"][members].sum())
+        scores = {"score" if name == "real" else name: mean(each[members]) for name, each in right.items()}
+        return scores | {"right": n_right, "of": len(members), "interval": wilson(n_right, len(members)),
+                         "probe": mean(known) if known else None, "probed": len(known)}
+
+    mean = lambda each: round(float(np.mean(each)), 4)
+    by = lambda key: {name: figures([i for i, row in enumerate(rows) if row[key] == name])
+                      for name in dict.fromkeys(row[key] for row in rows)}
+    result = figures(list(range(len(rows)))) | {"questions": len(rows), "cells": by("cell")}
+    result["tasks"] = {task: [own["right"], own["of"], round(own["probe"] * own["probed"]) if own["probed"] else None]
+                       for task, own in by("task").items()}
     if "shuffled" in right:
-        result["intervals"] = {name: wilson(int(each.sum()), n) for name, each in right.items()}
-    for cell, members in cells.items():
-        own = {"score" if name == "real" else name: figure(each[members]) for name, each in right.items()}
-        known = [probed[i] for i in members if i in probed]
-        result["cells"][cell] = own | {"right": int(right["real"][members].sum()), "of": len(members),
-                                       "interval": wilson(int(right["real"][members].sum()), len(members)),
-                                       "probe": figure(known) if known else None, "probed": len(known)}
-    for task in dict.fromkeys(row["task"] for row in rows):
-        members = [i for i, row in enumerate(rows) if row["task"] == task]
-        known = [probed[i] for i in members if i in probed]
-        result["tasks"][task] = [int(right["real"][members].sum()), len(members), int(sum(known)) if known else None]
-    known = [probed[i] for i in range(n) if i in probed]
-    return result | {"probe": figure(known) if known else None, "probed": len(known)}
+        result["intervals"] = {name: wilson(int(each.sum()), len(rows)) for name, each in right.items()}
+    return result
 
 
 def score_answers_file(folder, path):

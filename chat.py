@@ -14,7 +14,7 @@ from configurator import configure, fail
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w3"  # the run's folder
-step = -1            # which checkpoint of it; -1: the last
+step = -1            # which checkpoint of it; -1: the last, -2: the best
 audio = ""           # a recording to transcribe, or with `prompt` to ask about; wav, flac, ogg or mp3
 prompt = ""          # a question, for a run of train_sft.py; for another, text to continue; '': chat, where a run can
 max_tokens = 64      # of an answer or a continuation; a transcript ends by itself

@@ -24,6 +24,12 @@ class TryAgain(Exception):
     """A passing failure of a download. args: reason; seconds to wait, or None when the server did not say."""
 
 
+def sha256_file(path):
+    """Return the hex sha256 of a file."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def mismatch(path, sha256="", md5="", size=0):
     """What is wrong with a file against its published size (bytes) and checksums (hex), or ''."""
     if size and os.path.getsize(path) != size:
@@ -129,10 +135,10 @@ def download(urls, path, sha256="", md5="", size=0, min_bytes_s=1000, session=No
     raise OSError(f"{path}: no source could be downloaded{reasons}")
 
 
-def write_json(path, value):
+def write_json(path, value, indent=None):
     """Write JSON under a temporary name, then rename: the file is whole or not there."""
     with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(value, f, ensure_ascii=False)
+        json.dump(value, f, ensure_ascii=False, indent=indent)
     os.replace(path + ".tmp", path)
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data import download
+
 # a data set of Hugging Face and the number of its files shard_00000.parquet ..., each 250 million characters in a
 # column "text", shuffled; as nanochat's dataset.py names them: now (its commit 92d63d4), and at first (3a5e0bc)
 SOURCES = {"climbmix": ("karpathy/climbmix-400b-shuffle", 6543),
@@ -31,7 +33,6 @@ MAKE = "run prepare_text.py with --documents"
 
 def fetch_source(name, n_files, mirrors, folder):
     """Download the first n_files of a public source into folder, those that it lacks -> their paths."""
-    from data import download
     repo, n_all = SOURCES[name]
     if not 1 <= n_files <= n_all:
         raise ValueError(f"n_files={n_files}: {name} has {n_all} files, so 1 to {n_all}")
@@ -39,8 +40,10 @@ def fetch_source(name, n_files, mirrors, folder):
     hubs = [os.environ.get("HF_ENDPOINT") or "https://huggingface.co", *mirrors]
     paths = [os.path.join(folder, f"shard_{i:05d}.parquet") for i in range(n_files)]
     for path in paths:
-        download([f"{hub.rstrip('/')}/datasets/{repo}/resolve/main/{os.path.basename(path)}" for hub in hubs], path)
-        with open(path, "rb") as f:  # the hub names no checksum: see at least whether it is what it should be
+        urls = [f"{hub.rstrip('/')}/datasets/{repo}/resolve/main/{os.path.basename(path)}" for hub in hubs]
+        if (served := download(urls, path)) != path:
+            print(f"{path}: from {served}")
+        with open(path, "rb") as f:  # no checksum is known; documents.json will name its own, the hub's page has theirs
             if f.read(4) != b"PAR1" or f.seek(-4, os.SEEK_END) and f.read() != b"PAR1":
                 raise ValueError(f"{path} is no parquet file (a proxy's page?): delete it, and try other --mirrors")
     return paths
@@ -88,7 +91,8 @@ def read_jsonl(path, keys):
         for n, line in ((n, line) for n, line in enumerate(f, 1) if line.strip()):
             try:
                 row = json.loads(line)
-                text = row[next(key for key in keys if key in row)].encode("utf-8", "replace")  # half a surrogate: ?
+                text = row[next(key for key in keys if key in row)]  # null is no text, as in parquet
+                text = ("" if text is None else text).encode("utf-8", "replace")  # half a surrogate: ?
             except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
                 raise ValueError(f'{path}:{n}: no JSON object with text under "{", ".join(keys)}" (json_key)') from None
             yield text.decode()
@@ -148,12 +152,6 @@ def encode_documents(tok, rows):
 
 
 # ---- shards
-
-def sha256_file(path):
-    """Return the hex sha256 of a file."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
 
 def write_shard(path, docs, text_bytes, tokenizer_sha256):
     """Write documents (a list of arrays of ids of one dtype) as path + '.tmp', then rename; OSError: no room."""

@@ -29,7 +29,7 @@ from configurator import configure, fail
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w2"    # the run's folder
-step = -1              # which checkpoint of it; -1: the last
+step = -1              # which checkpoint of it; -1: the last, -2: the best
 data = ""              # [name=]folder[,[name=]folder...]: in LibriSpeech's layout, or a .jsonl of {"audio", "text"}
 out_dir = ""           # where the results go; '': the run's folder
 batch_size = 32        # recordings encoded and decoded together; the value to lower on out-of-memory

@@ -4,7 +4,6 @@ One row is text alone, or text with one recording in it:  text[:audio_at], audio
 A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_model.py keeps its numbers).
 """
 import ctypes
-import hashlib
 import json
 import math
 import os
@@ -18,6 +17,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+from data import sha256_file
 
 SOFTCAP = 15.0         # logits stay within +-15 (Gemma 2, arXiv:2408.00118)
 QK_SCALE = 1.2         # after QK-norm, of queries and keys each: nanochat's sharper attention
@@ -584,11 +585,6 @@ class KVCache:
 
 
 # --- checkpoints: model_000100.pt (the GPT alone) and meta_000100.json, which is written last -------------------------
-def sha256_file(path):
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def load_tensors(path, device="cpu", sha256=""):
     """torch.load with weights_only; ValueError in one line for a file that is missing, cut short or changed."""
     if not os.path.isfile(path):
@@ -614,12 +610,34 @@ def checkpoint_steps(folder):
     return sorted(int(m[1]) for m in (re.fullmatch(r"meta_(\d+)\.json", name) for name in names) if m)
 
 
+def keep_steps(folder, steps):
+    """Remove the files of all other steps, half-written ones too; meta first, without which a step doesn't exist."""
+    pattern = re.compile(r"(?:meta|model|optim|projector|lora)_(\d{6,})(?:_rank0)?\.(?:pt|json)(?:\.tmp)?")
+    names = [name for name in os.listdir(folder) if (m := pattern.fullmatch(name)) and int(m[1]) not in steps]
+    for name in sorted(names, key=lambda name: name[:5] != "meta_"):
+        os.remove(os.path.join(folder, name))
+
+
+def cut_back(folder, step):
+    """Leave of a run's folder what its checkpoint of `step` (0: nothing) is the end of: steps and lines of the log."""
+    keep_steps(folder, [kept for kept in checkpoint_steps(folder) if kept <= step])
+    path = os.path.join(folder, "log.jsonl")
+    with open(path + ".tmp", "w") as new:
+        if step and os.path.exists(path):
+            with open(path) as old:
+                new.writelines(line for line in old if line.endswith("\n") and json.loads(line)["step"] <= step)
+    os.replace(path + ".tmp", path)
+
+
 def read_meta(folder, step=-1):
-    """Read meta_<step>.json (-1: the last) of a run's folder; returns the dict, with 'step' in it."""
+    """Read meta_<step>.json (-1: the last, -2: the best) of a run's folder; returns the dict, with 'step' in it."""
     steps = checkpoint_steps(folder)
     if not steps:
         raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): train_base.py, train_align.py and "
                          "train_sft.py make one, speedrun.sh all three")
+    if step == -2 and not (best := read_meta(folder).get("best")):
+        raise ValueError(f"{folder} names no best step: none was both evaluated and saved")
+    step = best["step"] if step == -2 else step
     if step != -1 and step not in steps:
         raise ValueError(f"{folder} holds no step {step}: it has {', '.join(map(str, steps))}")
     step = steps[-1] if step == -1 else step

@@ -44,7 +44,7 @@ from tqdm import tqdm
 from augment import change_speed
 from audio import HOP, SAMPLE_RATE, encode, load_encoder, load_encoder_file, read_audio
 from configurator import configure, fail
-from data import Features, download, write_index, write_json, write_shard
+from data import Features, download, sha256_file, write_index, write_json, write_shard
 from model import pick_device
 from tokenizer import normalize_transcript
 
@@ -380,9 +380,8 @@ def make_shard(name, tick, read, folder, shards, plan, encoder, layers):
     """Write a shard, then its state (rows, failures, sha256, plan), and give the memory back that it took."""
     path, failures = folder / name, []
     rows = write_shard(str(path), features_of(shards[name], encoder, layers, failures, tick, read))
-    with open(path, "rb") as f:
-        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-    state = {"plan": plan, "rows": rows, "failures": failures, "bytes": path.stat().st_size, "sha256": sha256}
+    state = {"plan": plan, "rows": rows, "failures": failures, "bytes": path.stat().st_size,
+             "sha256": sha256_file(path)}
     write_json(str(path.with_suffix(".json")), state)
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's
         libc.malloc_trim(0)

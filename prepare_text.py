@@ -36,9 +36,9 @@ from random import Random
 from tqdm import tqdm
 
 from configurator import configure, fail
-from data import write_json
+from data import sha256_file, write_json
 from documents import (SOURCES, SUFFIXES, deal_chunks, encode_documents, fetch_source, read_documents, read_shard,
-                       sha256_file, write_shard)
+                       write_shard)
 from tokenizer import compression, load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
@@ -60,7 +60,7 @@ limit = 0                # at most so many sentences a split, or documents in al
 # documents, in place of sentences; of the settings above out_dir, json_key and limit hold for them
 documents = ""           # comma-separated files, folders (.txt .md .jsonl .parquet) and climbmix or fineweb-edu
 n_files = 1              # of climbmix (6,543) or fineweb-edu (1,823), 250 MB of text each; kept in data/<name>
-mirrors = "https://hf-mirror.com"  # comma-separated, tried after HF_ENDPOINT (or Hugging Face), whose paths they have
+mirrors = "https://hf-mirror.com"  # others' servers, comma-separated, tried where HF_ENDPOINT (or Hugging Face) fails
 doc_chars = 4000         # .txt and .md are cut into documents of about so many characters; 0: each file is one
 val_share = 0.01         # of the documents are val's, at least one
 val_mb = 10.0            # of text in val at most; what the hash held out beyond is left out
@@ -70,8 +70,8 @@ vocab_size = 2048        # of a trained one
 shard_mb = 100.0         # of text in a shard of train and one of val: what an interruption loses, held in memory
 config = configure(globals())  # prints each change; stored in meta.json, documents.json
 # -----------------------------------------------------------------------------
-PLANNED = "json_key limit doc_chars val_share val_mb tokenizer tokenizer_mb vocab_size shard_mb".split()  # of documents
-OF_SENTENCES = {k: v for k, v in config.items() if k not in {"documents", "n_files", "mirrors", *PLANNED[2:]}}
+OF_DOCUMENTS = "doc_chars val_share val_mb tokenizer tokenizer_mb vocab_size shard_mb".split()  # and json_key, limit
+OF_SENTENCES = {k: v for k, v in config.items() if k not in {"documents", "n_files", "mirrors", *OF_DOCUMENTS}}
 VERSION = 1              # of the files; raised when the same settings give other bytes
 SPLITS = ("train", "val", "test")
 TEXT_FILES = (".txt", ".md", ".json", ".jsonl")
@@ -426,7 +426,7 @@ def prepare_documents():
     file, tokenizer_file = os.path.join(out_dir, "documents.json"), os.path.join(out_dir, "tokenizer.json")
     theirs = (os.path.join(tokenizer, f"tokenizer.{kind}") for kind in ("json", "pkl"))  # pkl: nanochat's
     files = [*paths, *[path for path in theirs if tokenizer and os.path.exists(path)][:1]]
-    plan = {"version": VERSION, **{name: config[name] for name in PLANNED},
+    plan = {"version": VERSION, **{name: config[name] for name in ("json_key", "limit", *OF_DOCUMENTS)},
             "source": {path: sha256_file(path) for path in tqdm(files, desc="checksums", unit=" files", disable=None)}}
     try:
         meta = json.loads(Path(file).read_bytes())

@@ -27,7 +27,7 @@ from configurator import configure, fail
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w3"       # the run's folder
-step = -1                 # which checkpoint of it; -1: the last
+step = -1                 # which checkpoint of it; -1: the last, -2: the best
 host = "127.0.0.1"        # the address to listen at; 0.0.0.0: anyone who reaches this machine may ask
 port = 8000               # 0: any free one
 api_key = ""              # asked for as a bearer token; '': the environment variable NANOCHAT_API_KEY, if it is set

@@ -22,10 +22,11 @@ from audio import (SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_fi
                    save_encoder)
 from augment import add_noise, change_speed, mask
 from configurator import configure, fail
-from data import Features, epoch_batches, load_batch, mean_std, stretched_batch, write_index, write_json, write_shard
+from data import (Features, epoch_batches, load_batch, mean_std, sha256_file, stretched_batch, write_index, write_json,
+                  write_shard)
 from decode import transcribe
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_saved, norm,
-                   pick_device, read_meta, sha256_file)
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, cut_back, keep_steps, load_checkpoint, load_saved,
+                   norm, pick_device, read_meta)
 from optim import Muon, load_optimizers
 from tokenizer import ByteTokenizer, load_tokenizer
 
@@ -130,8 +131,8 @@ def get_lr(step):
 def find_last(inputs):
     """Return the step to go on from, 0 to start anew; auto goes on only where settings and inputs are the same."""
     steps = checkpoint_steps(out_dir)
-    if init_from == "resume" and not steps:
-        fail(f"init_from=resume: {out_dir} holds no checkpoint")
+    if init_from == "resume" and not steps and not os.path.exists(os.path.join(out_dir, "log.jsonl")):
+        fail(f"init_from=resume: {out_dir} holds no run")  # a log alone: it was killed before its first checkpoint
     if init_from not in ("scratch", "resume") and steps:
         meta = read_meta(out_dir)
         now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
@@ -156,7 +157,7 @@ def log(record):
 
 
 def save_checkpoint(step, files, meta):
-    """Write {name: state} as <name>_<step>.pt, then meta with their checksums; keep this run's last two (rank 0)."""
+    """Write {name: state} as <name>_<step>.pt, then meta with their checksums; keep the last two and the best."""
     if rank > 0:
         return
     sums = {}
@@ -167,16 +168,14 @@ def save_checkpoint(step, files, meta):
         sums[os.path.basename(path)] = sha256_file(path)
     commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
-    meta = {"step": step, **meta, "user_config": config, "inputs": inputs, "versions": versions, "sha256": sums}
-    path = os.path.join(out_dir, f"meta_{step:06d}.json")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(meta, f, indent=2)
-    os.replace(path + ".tmp", path)
-    kept.append(step)
-    for old in set(checkpoint_steps(out_dir)) - set(kept[-2:]):
-        for name in ("meta_{:06d}.json", *(n + "_{:06d}.pt" for n in files), "optim_{:06d}_rank0.pt"):
-            if os.path.exists(os.path.join(out_dir, name.format(old))):
-                os.remove(os.path.join(out_dir, name.format(old)))
+    figure = meta.get("val_loss", meta.get("val_bpb"))  # None: not evaluated at this step
+    best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
+    if figure is not None and (best is None or figure < best["figure"]):
+        best = {"step": step, "figure": figure}
+    meta = {"step": step, "best": best, **meta, "user_config": config, "inputs": inputs, "versions": versions,
+            "sha256": sums}
+    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
+    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
 
 
 # ---- data
@@ -303,7 +302,7 @@ try:
     if text_file and not (sentences := [line.strip() for line in sentences if line.strip()]):
         fail(f"text_file={text_file} holds no sentence")
     os.makedirs(out_dir, exist_ok=True)
-    kept = [first_step := find_last(inputs)]
+    first_step = find_last(inputs)
     if first_step or lm:
         model, meta = load_checkpoint(out_dir if first_step else lm, device=device)
         tok = load_tokenizer(out_dir if first_step else lm, model.config.vocab_size)
@@ -346,8 +345,7 @@ if rank == 0:
     if wandb_log:
         import wandb
         wandb.init(project="nanochat-omni-audio", name=os.path.basename(out_dir), config=config)
-    if not first_step:
-        open(os.path.join(out_dir, "log.jsonl"), "w").close()
+    cut_back(out_dir, first_step)
     tok.save(out_dir)
     save_encoder(encoder, os.path.join(out_dir, "encoder.pt"))
     count = lambda module, trained: sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
@@ -502,7 +500,7 @@ for step in range(first_step, max_steps):
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
         log(record)
         wait, t0, n_places, n_padding = 0.0, time.time(), 0, 0
-    pause = time.time()
+    pause, result = time.time(), {}
     if is_last or (eval_every and (step + 1) % eval_every == 0):
         result = evaluate()
         log({"step": step + 1, **result})

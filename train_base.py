@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 
 from configurator import configure, fail
-from data import batch_indices
+from data import batch_indices, sha256_file, write_json
 from decode import generate
 from documents import Documents
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, load_checkpoint, load_saved, norm,
-                   peak_flops, pick_device, read_meta, sha256_file)
+from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, cut_back, keep_steps, load_checkpoint, load_saved,
+                   norm, peak_flops, pick_device, read_meta)
 from optim import gpt_optimizers, load_optimizers
 from tokenizer import BPETokenizer, export_nanochat, load_tokenizer, plain_text, render_conversation, train_bpe
 
@@ -155,8 +155,8 @@ def get_lr(step):
 def find_last(inputs):
     """Return the step to go on from, 0 to start anew; auto goes on only where settings and inputs are the same."""
     steps = checkpoint_steps(out_dir)
-    if init_from == "resume" and not steps:
-        fail(f"init_from=resume: {out_dir} holds no checkpoint")
+    if init_from == "resume" and not steps and not os.path.exists(os.path.join(out_dir, "log.jsonl")):
+        fail(f"init_from=resume: {out_dir} holds no run")  # a log alone: it was killed before its first checkpoint
     if init_from not in ("scratch", "resume") and steps:
         meta = read_meta(out_dir)
         now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
@@ -181,7 +181,7 @@ def log(record):
 
 
 def save_checkpoint(step, files, meta):
-    """Write {name: state} as <name>_<step>.pt, then meta with their checksums; keep this run's last two (rank 0)."""
+    """Write {name: state} as <name>_<step>.pt, then meta with their checksums; keep the last two and the best."""
     if rank > 0:
         return
     sums = {}
@@ -192,16 +192,14 @@ def save_checkpoint(step, files, meta):
         sums[os.path.basename(path)] = sha256_file(path)
     commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
-    meta = {"step": step, **meta, "user_config": config, "inputs": inputs, "versions": versions, "sha256": sums}
-    path = os.path.join(out_dir, f"meta_{step:06d}.json")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(meta, f, indent=2)
-    os.replace(path + ".tmp", path)
-    kept.append(step)
-    for old in set(checkpoint_steps(out_dir)) - set(kept[-2:]):
-        for name in ("meta_{:06d}.json", *(n + "_{:06d}.pt" for n in files), "optim_{:06d}_rank0.pt"):
-            if os.path.exists(os.path.join(out_dir, name.format(old))):
-                os.remove(os.path.join(out_dir, name.format(old)))
+    figure = meta.get("val_loss", meta.get("val_bpb"))  # None: not evaluated at this step
+    best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
+    if figure is not None and (best is None or figure < best["figure"]):
+        best = {"step": step, "figure": figure}
+    meta = {"step": step, "best": best, **meta, "user_config": config, "inputs": inputs, "versions": versions,
+            "sha256": sums}
+    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
+    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
 
 
 # ---- data
@@ -369,18 +367,18 @@ try:
               "first_model": "" if is_new else read_meta(init_from).get("sha256", {}), "schedule": lr_decay_steps,
               "microbatches": grad_accum}
     first_step = find_last(inputs)
-    kept = [first_step]
     source = documents if is_new else init_from  # of the tokenizer
     made_by = sha256_file(os.path.join(documents, "tokenizer.json")) if documents else ""
     docs = {split: Documents(documents, split, text_len + 1, made_by, keep_rest)
             for split in ("train", "val")} if documents else {}
     if documents and not is_new and load_tokenizer(documents).pieces != load_tokenizer(source).pieces:
         fail(f"{documents} was made with another tokenizer than {source}'s: prepare_text.py --tokenizer={source}")
-    if not first_step and rank == 0:  # nothing of an earlier run is touched before the inputs have been read
+    if rank == 0:  # nothing of an earlier run is touched before the inputs have been read
+        cut_back(out_dir, first_step)
+    if not first_step and rank == 0:
         tok = load_tokenizer(source) if source else train_bpe(lines["train"], vocab_size)
         export_nanochat(tok, out_dir)  # so that nanochat loads what is trained here
         tok.save(out_dir)
-        open(os.path.join(out_dir, "log.jsonl"), "w").close()
     if world_size > 1:
         dist.barrier()
     tok = load_tokenizer(out_dir)
@@ -406,10 +404,12 @@ optimizers = gpt_optimizers(model, lr_scale * matrix_lr, lr_scale * embedding_lr
 for group in (g for o in optimizers for g in o.param_groups):
     group["peak_lr"], group["peak_decay"] = group["lr"], group["weight_decay"]
 trained = [p for o in optimizers for g in o.param_groups for p in g["params"]]
+window = torch.zeros(6, device=device)  # sums since the last line of the log: nats and targets, of each kind
 try:
     if first_step:
         state = load_saved(out_dir, meta, "optim", device)
         blank.data.copy_(state["blank"])
+        window.copy_(state.get("window", window))
         spell_steps = state.get("spell_steps", 0)  # as planned when the run began, whatever the schedule is now
         load_optimizers(optimizers, state["optimizers"])
 except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of another kind of run
@@ -513,7 +513,8 @@ def count_right(units):
 
 def save(step, result):
     """Write the checkpoint of a step."""
-    state = {"blank": blank.data, "spell_steps": spell_steps, "optimizers": [o.state_dict() for o in optimizers]}
+    state = {"blank": blank.data, "spell_steps": spell_steps, "window": window,
+             "optimizers": [o.state_dict() for o in optimizers]}
     meta = {"val_bpb": result.get("val_bpb"), "model_config": vars(model.config), "max_seq_len": text_len,
             "device_batch_size": batch_size, "chats": bool(talks)}
     save_checkpoint(step, {"model": model.state_dict(), "optim": state}, meta)
@@ -524,7 +525,6 @@ def save(step, result):
 model.train()
 model.trunk = fast_trunk
 result, began, t0, n_places = {}, time.time(), time.time(), 0
-window = torch.zeros(6, device=device)  # sums since the last line of the log
 for step in range(first_step, max_steps):
     share = get_lr(step)
     if step == spell_steps > 0:  # from here on losses are nats a whole token
@@ -572,7 +572,7 @@ for step in range(first_step, max_steps):
         log(record)
         window.zero_()
         t0, n_places = time.time(), 0
-    is_last, pause = step + 1 == max_steps, time.time()
+    is_last, pause, result = step + 1 == max_steps, time.time(), {}
     if is_last or (eval_every and (step + 1) % eval_every == 0):
         result = evaluate("pieces" if step < spell_steps else "tokens")
         log({"step": step + 1, **result})

@@ -12,5 +12,5 @@ texture_muon_lr = 0.02
 max_steps = 900
 lr_decay_steps = 900
 eval_every = 450
-save_every = 200
+save_every = 150
 use_compile = False     # compiling takes longer here than it saves

@@ -14,8 +14,9 @@ import pytest
 from test_data import server  # noqa: F401 (a fixture)
 
 import documents
+from data import sha256_file
 from documents import (Documents, deal_chunks, encode_documents, fetch_source, pack, read_documents, read_shard,
-                       sha256_file, write_shard)
+                       write_shard)
 from tokenizer import load_tokenizer
 
 WORDS = ["Straße", "river", "“quoted”", "\U0001f600", "it's", "12,345", "<|bos|>", "a", "walks\tfar", "..."]
@@ -40,12 +41,12 @@ def made(tmp_path_factory):
     """300 documents of a .jsonl, two thirds of them twice, and of two text files: (folder, texts)."""
     root, texts = tmp_path_factory.mktemp("documents"), make_texts(300)
     (root / "in").mkdir()
-    (root / "in" / "a.jsonl").write_text("\n\n".join(json.dumps({"body": t}) for t in texts + texts[:200] + [" "]))
+    (root / "in" / "a.jsonl").write_text("\n\n".join(json.dumps({"body": t}) for t in texts + texts[:200] + ["", None]))
     (root / "in" / "b.md").write_text("# A title\n\nof a text\n")
     (root / "in" / "c.txt").write_text("\ufeffanother one\r\n", encoding="utf-8")
     (root / "in" / "d.csv").write_text("not,read")
     done = prepare(root / "out", root / "in", "--json_key=text,body", "--shard_mb=0.1")
-    assert done.returncode == 0 and "left out 1 empty" in done.stdout, done.stderr
+    assert done.returncode == 0 and "left out 2 empty" in done.stdout, done.stderr
     return root / "out", texts + texts[:200] + ["# A title\n\nof a text", "another one"]
 
 
@@ -189,8 +190,8 @@ def test_wide_tokens_and_damaged_shards(made, tmp_path):
             Documents(str(made[0]), split, width)
 
 
-def test_public_source(server, tmp_path, monkeypatch):  # noqa: F811
-    """Broken: HF_ENDPOINT or a mirror is not asked, at another address than Hugging Face's, or a file comes twice."""
+def test_public_source(server, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Broken: HF_ENDPOINT or a mirror is not asked or named, at another address, or a file comes twice."""
     monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/missing/")
     monkeypatch.setattr(documents, "import_parquet", lambda: None)
     with pytest.raises(ValueError, match="no parquet file"):
@@ -199,6 +200,7 @@ def test_public_source(server, tmp_path, monkeypatch):  # noqa: F811
     for n in (1, 2):
         paths = fetch_source("climbmix", n, [f"{server.url}/whole"], str(tmp_path))
     assert [os.path.basename(path) for path in paths] == ["shard_00000.parquet", "shard_00001.parquet"]
+    assert capsys.readouterr().out.count(f"from {server.url}/whole/") == 2
     path = "datasets/karpathy/climbmix-400b-shuffle/resolve/main/shard_0000"
     assert [asked for asked, _ in server.requests] == [
         f"/{hub}/{path}{i}.parquet" for i in (0, 1) for hub in ("missing", "whole")]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import model as M
 from decode import generate, sample, transcribe
-from model import GPT, GPTConfig, KVCache, load_checkpoint
+from model import GPT, GPTConfig, KVCache, checkpoint_steps, cut_back, load_checkpoint, read_meta
 from optim import Muon
 
 NANOCHAT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nanochat_d4")
@@ -351,3 +351,23 @@ def test_token_starts_from_its_pieces(tiny):
     assert torch.equal(logits[:, 9], logits[:, 3]) and not torch.equal(logits[:, 9], logits[:, 4])
     for table in (model.transformer.wte, *model.value_embeds.values()):
         assert torch.allclose(table.weight[9], (table.weight[3] + table.weight[4]) / 2)
+
+
+def test_a_folder_is_cut_back_to_a_step(tmp_path):
+    """A run would go on from another run's steps, or beside files that nothing names; or its best would be lost."""
+    for step in (2, 4, 6):
+        meta = {"model_config": {}, "best": {"step": 2, "figure": 1.5} if step < 6 else None}
+        (tmp_path / f"meta_{step:06d}.json").write_text(json.dumps(meta))
+    rest = ["encoder.pt", "model_000003.pt", "model_000004.pt", "optim_000006_rank0.pt.tmp", "tokenizer.json"]
+    for name in rest:
+        (tmp_path / name).touch()
+    (tmp_path / "log.jsonl").write_text('{"step": 3}\n{"step": 4, "val_loss": 1}\n{"step": 5}\n{"st')
+    with pytest.raises(ValueError, match="names no best step"):
+        read_meta(tmp_path, -2)
+    cut_back(tmp_path, 4)
+    assert read_meta(tmp_path, -2)["step"] == 2 and read_meta(tmp_path)["step"] == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "encoder.pt", "log.jsonl", "meta_000002.json", "meta_000004.json", "model_000004.pt", "tokenizer.json"]
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 3}\n{"step": 4, "val_loss": 1}\n'
+    cut_back(tmp_path, 0)
+    assert checkpoint_steps(tmp_path) == [] and (tmp_path / "log.jsonl").read_text() == ""

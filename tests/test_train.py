@@ -1,10 +1,15 @@
 """The training scripts' real command lines at toy size: resume, ranks, frozen weights, checkpoints, bad input, W1."""
+import contextlib
+import io
 import json
 import os
+import random
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +18,8 @@ import torch
 
 import data
 from audio import WhisperEncoder, save_encoder
-from model import load_checkpoint
+from data import sha256_file
+from model import checkpoint_steps, load_checkpoint, read_meta
 from tokenizer import BPETokenizer, load_tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -25,20 +31,47 @@ ALIGN = ["--hidden=32", "--batch_tokens=160", "--grad_accum=2", "--warmup_steps=
          "--eval_clips=4", "--use_compile=False", "--log_every=1", "--device=cpu"]
 
 
-def run(script, *args, n_ranks=1, ok=True):
-    """Run a script as a user does; returns its output, stdout and stderr together."""
+def refusal(script, args):
+    """What a script says that is run in this process, which saves the seconds of importing torch, and has to refuse."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(sys, "argv", [script, *map(str, args)])
+        patch.setattr(sys, "stderr", out)
+        patch.chdir(ROOT)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+    torch.use_deterministic_algorithms(False)
+    assert stop.value.code == 2, out.getvalue()[-3000:]
+    return out.getvalue()
+
+
+def run(script, *args, n_ranks=1, ok=True, kill_when=None):
+    """Run a script as a user does, until kill_when() if given; returns its output, stdout and stderr together."""
+    if not ok and n_ranks == 1:
+        return refusal(script, args)
     command = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
                                  if n_ranks > 1 else []), os.path.join(ROOT, script), *args]
-    env = {**os.environ, "NANOCHAT_DTYPE": "float32", "OMP_NUM_THREADS": str(2 // n_ranks), "PYTHONFAULTHANDLER": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert (done.returncode == 0) == ok, done.stdout[-3000:]
-    return done.stdout
+    env = {**os.environ, "NANOCHAT_DTYPE": "float32", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
+        while kill_when and process.poll() is None:
+            time.sleep(0.001)
+            if kill_when():
+                process.kill()
+        out = process.communicate()[0]
+    assert (process.returncode == -9 if kill_when else (process.returncode == 0) == ok), out[-3000:]
+    return out
 
 
 def losses(folder):
     """The logged training losses by step."""
     rows = [json.loads(line) for line in open(os.path.join(folder, "log.jsonl"))]
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def log_of(folder):
+    """The log's whole lines, without what tells of speed."""
+    rows = [json.loads(line) for line in open(os.path.join(folder, "log.jsonl")) if line.endswith("\n")]
+    return [{k: v for k, v in row.items() if k not in ("ms", "tok/s", "mfu", "eta_min", "wait", "pad")} for row in rows]
 
 
 def same_state(a, b):
@@ -104,11 +137,9 @@ def test_documents(documents, tmp_path):
     train("stopped", "--max_steps=2")
     train("stopped", "--max_steps=4")
     assert same_state(*(tmp_path / name / "model_000004.pt" for name in ("straight", "stopped")))
-    train("recomputed", "--max_steps=4", "--recompute=True")
-    train("ranks", "--max_steps=4", n_ranks=2)
-    for name in ("recomputed", "ranks"):
-        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "straight"), rel=1e-4)
-        assert bpb(name) == pytest.approx(bpb("straight"), rel=1e-4)
+    train("ranks", "--max_steps=4", "--recompute=True", n_ranks=2)
+    assert losses(tmp_path / "ranks") == pytest.approx(losses(tmp_path / "straight"), rel=1e-4)
+    assert bpb("ranks") == pytest.approx(bpb("straight"), rel=1e-4)
     train("next", "--max_steps=1", f"--init_from={tmp_path / 'straight'}")
     assert losses(tmp_path / "next")[1] < losses(tmp_path / "straight")[1] - 0.02
     said = train("deep", "--max_steps=1", "--lr_decay_steps=0", "--lr_scale=0", "--grad_accum=0",
@@ -138,16 +169,43 @@ def align(world, out, *args, **kwargs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [base, align])
-def test_resume_repeats_the_straight_run(world, tmp_path, train):
-    """A run that was stopped and continued would differ from one never stopped: optimizer, data order or noise."""
-    train(world, tmp_path / "straight", "--max_steps=4")
-    train(world, tmp_path / "parts", "--max_steps=2")
-    out = train(world, tmp_path / "parts", "--max_steps=4", "--init_from=resume", *["--workers=2"][:train is align])
-    assert "starting at step 2" in out
-    for name in ["model", "projector"][:1 + (train is align)]:
-        assert same_state(*(tmp_path / part / f"{name}_000004.pt" for part in ("straight", "parts")))
-    assert losses(tmp_path / "straight") == losses(tmp_path / "parts")
-    out = train(world, tmp_path / "parts", "--max_steps=4", "--grad_clip=0.5", ok=False)  # auto, other settings
+def test_a_killed_run_goes_on_as_if_it_had_not_been(world, tmp_path, train):
+    """After SIGKILL losses would differ (optimizer, data order, noise), or files be broken, left behind or lost."""
+    seed, n_kills = (int(os.environ.get(*pair)) for pair in (("KILL_SEED", time.time_ns() % 10**6), ("KILLS", 2)))
+    print(f"KILL_SEED={seed}")  # repeats which steps
+    rng, straight, killed = random.Random(seed), tmp_path / "straight", tmp_path / "killed"
+    settings = [f"--max_steps={12 * n_kills}", "--save_every=1", "--eval_every=4", "--log_every=3"]
+    settings += ["--lr_scale=20"][:train is base]  # so that the best is not the last
+    settings += os.environ.get("KILL_ARGS", "").split()
+    train(world, straight, *settings)
+    killed.mkdir()
+    (killed / "log.jsonl").touch()  # as if killed before the first checkpoint
+    for kill in range(n_kills + 1):
+        first, delay = (checkpoint_steps(killed) or [0])[-1], rng.uniform(0, 0.2)
+        until = first + rng.randint(1, 6)
+
+        def is_time():
+            if (checkpoint_steps(killed) or [0])[-1] < until:
+                return False
+            if kill % 2:
+                return any(name.endswith((".pt.tmp", ".json.tmp")) for name in os.listdir(killed))  # amid a save
+            return time.sleep(delay) or True
+        out = train(world, killed, *settings, "--init_from=resume", *["--workers=2"][:train is align and kill % 2],
+                    kill_when=is_time if kill < n_kills else None)
+        assert f"starting at step {first}" in out or not first
+        assert all(row in log_of(straight) for row in log_of(killed))
+        print(f"killed at {until}: {sorted(os.listdir(killed))}")
+    assert log_of(killed) == log_of(straight) and sorted(os.listdir(killed)) == sorted(os.listdir(straight))
+    figure = "val_bpb" if train is base else "val_loss"
+    best = min((row for row in log_of(straight) if figure in row), key=lambda row: row[figure])
+    assert read_meta(killed, -2)["best"] == {"step": best["step"], "figure": best[figure]}
+    assert set(checkpoint_steps(killed)) == {best["step"], 12 * n_kills - 1, 12 * n_kills}
+    assert train is align or len(checkpoint_steps(killed)) == 3
+    for step in checkpoint_steps(killed):
+        sums = read_meta(killed, step)["sha256"]
+        assert sums == read_meta(straight, step)["sha256"] and len(sums) == 2 + (train is align)
+        assert all(sha256_file(killed / name) == value for name, value in sums.items())
+    out = train(world, killed, *settings, "--grad_clip=0.5", ok=False)  # auto, other settings
     assert "other grad_clip" in out and "Traceback" not in out
 
 
