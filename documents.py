@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-# a data set of Hugging Face and the number of its files shard_00000.parquet ..., each 250 million characters in a
-# column "text", shuffled; as nanochat's dataset.py names them: now (its commit 92d63d4), and at first (3a5e0bc)
-SOURCES = {"climbmix": ("karpathy/climbmix-400b-shuffle", 6543),
-           "fineweb-edu": ("karpathy/fineweb-edu-100b-shuffle", 1823)}
+# data sets of Hugging Face: where, and the number of files, each 250 million characters in a column "text", shuffled,
+# or "messages" (CHATS); as nanochat's dataset.py names them: now (its commit 92d63d4), and at first (3a5e0bc)
+SOURCES = {"climbmix": ("karpathy/climbmix-400b-shuffle/resolve/main/shard_{:05d}.parquet", 6543),
+           "fineweb-edu": ("karpathy/fineweb-edu-100b-shuffle/resolve/main/shard_{:05d}.parquet", 1823)}
+CHATS = {"smoltalk": ("HuggingFaceTB/smol-smoltalk/resolve/main/data/train-{:05d}-of-00004.parquet", 4)}
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 HEADER = struct.Struct("<8sII3Q32s")
 MAGIC, VERSION = b"omnidocs", 1
@@ -32,14 +33,14 @@ MAKE = "run prepare_text.py with --documents"
 def fetch_source(name, n_files, mirrors, folder):
     """Download the first n_files of a public source into folder, those that it lacks -> their paths."""
     from data import download
-    repo, n_all = SOURCES[name]
+    address, n_all = (SOURCES | CHATS)[name]
     if not 1 <= n_files <= n_all:
         raise ValueError(f"n_files={n_files}: {name} has {n_all} files, so 1 to {n_all}")
     import_parquet()  # before gigabytes come
     hubs = [os.environ.get("HF_ENDPOINT") or "https://huggingface.co", *mirrors]
-    paths = [os.path.join(folder, f"shard_{i:05d}.parquet") for i in range(n_files)]
-    for path in paths:
-        download([f"{hub.rstrip('/')}/datasets/{repo}/resolve/main/{os.path.basename(path)}" for hub in hubs], path)
+    paths = [os.path.join(folder, os.path.basename(address.format(i))) for i in range(n_files)]
+    for i, path in enumerate(paths):
+        download([f"{hub.rstrip('/')}/datasets/{address.format(i)}" for hub in hubs], path)
         with open(path, "rb") as f:  # the hub names no checksum: see at least whether it is what it should be
             if f.read(4) != b"PAR1" or f.seek(-4, os.SEEK_END) and f.read() != b"PAR1":
                 raise ValueError(f"{path} is no parquet file (a proxy's page?): delete it, and try other --mirrors")

@@ -82,7 +82,8 @@ class Talker:
             self.encoder, projector = load_ears(ckpt, meta, self.device)
             self.projector = for_inference(projector)
         self.plain = bool(self.ears) and self.ears.get("plain", False)
-        self.can_chat = not self.ears or self.ears["prompt"] == "chat"
+        self.can_chat = (self.ears["prompt"] == "chat" if self.ears else meta.get("conversations", False)
+                         or "depth" not in meta.get("user_config", {}))  # which nanochat's bases have, its chats not
 
     def record(self, wav):
         """float32 (n,) at 16 kHz -> Recording."""
