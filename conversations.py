@@ -97,8 +97,6 @@ class Conversations:
         path = os.path.join(folder, f"{split}.jsonl")
         self.width, self.bos, self.each, self.questions = width, tok.bos_id, [], []
         self.n_tokens = self.n_answers = self.n_cropped = self.n_dropped = 0
-        if not os.path.exists(path):
-            raise ValueError(f"{path}: no such file: run prepare_chat.py with --out_dir={folder}")
         with open(path, encoding="utf-8") as f:
             for number, line in enumerate(f, 1):
                 try:

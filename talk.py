@@ -115,8 +115,8 @@ class Talker:
         starts = [i for i, token in enumerate(ids) if token == self.tok.special("<|user_start|>")]
         items, last = [], 0
         for turn, (start, sound) in enumerate(zip(starts, (s for role, _, s in messages if role == "user"))):
-            at = start + max(self.ears["audio_at"] - 1, 0) if turn else self.ears["audio_at"] if self.ears else 0
             if sound:
+                at = start + max(self.ears["audio_at"] - 1, 0) if turn else self.ears["audio_at"]
                 items += [*ids[last:at], sound]
                 last = at
         return [*items, *ids[last:], self.tok.special("<|assistant_start|>")]

@@ -115,6 +115,8 @@ if min(depth, batch_size, text_len, head_dim) < 1 or min(max_steps, lr_decay_ste
          "more; tokens_per_weight above 0; text_len at most 10 times sequence_len")
 if not is_new and not os.path.isdir(init_from):
     fail(f"init_from={init_from}: use scratch, resume, auto or the folder of a run")
+if conversations and not os.path.isfile(os.path.join(conversations, "train.jsonl")):
+    fail(f"conversations={conversations}: no train.jsonl there: run prepare_chat.py --out_dir={conversations}")
 try:  # settings of 0 get their values here; config keeps them as given
     lr_decay_steps, grad_accum, lr_scale, weight_decay = follow_depth()
     max_steps = max_steps or lr_decay_steps

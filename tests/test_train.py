@@ -29,7 +29,7 @@ def run(script, *args, n_ranks=1, ok=True):
     """Run a script as a user does; returns its output, stdout and stderr together."""
     command = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
                                  if n_ranks > 1 else []), os.path.join(ROOT, script), *args]
-    env = {**os.environ, "NANOCHAT_DTYPE": "float32", "OMP_NUM_THREADS": str(2 // n_ranks), "PYTHONFAULTHANDLER": "1"}
+    env = {"OMP_NUM_THREADS": str(2 // n_ranks), **os.environ, "NANOCHAT_DTYPE": "float32", "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert (done.returncode == 0) == ok, done.stdout[-3000:]
     return done.stdout
