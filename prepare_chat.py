@@ -53,6 +53,7 @@ ASK_COPY = ("Which of these is {}?", "Which line says {}?", "Find the word {}.",
 ASK_WITHIN = ("Which of these is in: {}?", "Somebody says: {}. Which of these was it?", "I name {}. Which did I name?")
 ASK_KIND = ("Which of these is {}?", "Which one is {}?", "Find {}.", "What here is {}?")
 ASK_FIRST = ("Which of these begins with {}?", "Which one starts with the letter {}?")
+ASK_ON = (("And {}?", "Where is {}?", "Which letter is {}?"), ("What is ({})?", "Read out ({})."))  # of a list again
 LETTERS = "ABCD"
 
 
@@ -100,7 +101,8 @@ def draw_repeat(rng, words, kinds, known):
 
 
 def draw_letters(rng, words, kinds, known):
-    """A question whose right option its own words tell, or what a word means; the answer is a letter."""
+    """A question whose right option its own words tell, or what a word means; then more of the same list, which binds
+    letter and option both ways. The first answer is a letter."""
     kind, right = rng.randrange(4), rng.choice(words)
     others = [word for word in rng.sample(words, 24) if word != right]
     if kind == 0:
@@ -118,7 +120,11 @@ def draw_letters(rng, words, kinds, known):
     options, at = others[:3], rng.randrange(4)
     key = f"{question} {sorted([*options, right])}"
     options.insert(at, right)
-    return key, [multiple_choice(question, options, LETTERS), LETTERS[at]], LETTERS
+    texts = [multiple_choice(question, options, LETTERS), LETTERS[at]]
+    for at in rng.sample(range(4), rng.randint(0, 3)):
+        asks_letter, pair = rng.randrange(2), (LETTERS[at], options[at])
+        texts += [rng.choice(ASK_ON[1 - asks_letter]).format(pair[asks_letter]), pair[1 - asks_letter]]
+    return key, texts, LETTERS
 
 
 BUILT_IN = {"identity": draw_identity, "repeat": draw_repeat, "letters": draw_letters}
@@ -135,7 +141,7 @@ def draw(source, n):
             seen.add(key)
             misses = 0
             roles = ("user", "assistant")
-            yield key, [{"role": role, "content": text} for role, text in zip(roles, texts)], letters
+            yield key, [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)], letters
 
 
 def find_sources():

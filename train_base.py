@@ -468,9 +468,11 @@ def evaluate(units):
     model.trunk = plain_trunk
     result = (evaluate_sentences(units) if lines else {}) | result | (count_letters() if said else {})
     if rank == 0 and sample_tokens:
-        prompt = chat_prompt(tok, [], "Who are you?") if said else [tok.bos_id]
+        prompt, ends = [tok.bos_id], ()
+        if said:
+            prompt, ends = chat_prompt(tok, [], "Who are you?"), [tok.special("<|assistant_end|>")]
         sample = generate(model, [prompt], max_tokens=min(sample_tokens, sequence_len), temperature=0.8, top_k=50,
-                          seed=seed)
+                          stop_ids=ends, seed=seed)
         print("  " + tok.decode([ids[0] for ids in sample]).replace("\n", "\\n"))  # pieces have the same ids
     model.train()
     model.trunk = fast_trunk
@@ -485,10 +487,11 @@ def document_rows(at):
 
 def bits_per_byte(n_rows, get_rows):
     """Of the targets of the first eval_rows of n_rows rows; special tokens don't count, as nanochat's."""
-    nats = total_bytes = 0.0
-    for i in range(rank * batch_size, min(eval_rows, n_rows), world_size * batch_size):
-        at = range(i, min(i + batch_size, eval_rows, n_rows))
-        idx, targets = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in get_rows(at))
+    nats, total_bytes, n = 0.0, 0.0, min(eval_rows, n_rows)
+    for i in range(rank * batch_size, n, world_size * batch_size):
+        at = np.arange(i, i + batch_size)
+        idx, targets = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in get_rows(at % n_rows))
+        targets[at >= n] = -1  # the last batch is filled up, as another shape would be compiled anew
         n_bytes = token_bytes[targets.clamp(min=0).flatten()] * (targets.flatten() >= 0)
         each = model(idx, targets, loss_reduction="none")
         nats, total_bytes = nats + (each * (n_bytes > 0)).sum().item(), total_bytes + n_bytes.sum().item()
@@ -501,8 +504,8 @@ def bits_per_byte(n_rows, get_rows):
 def count_letters():
     """The share of held-out multiple choice, eval_rows at most, where the right letter is the likeliest of them."""
     asked, found = said["val"].questions[:eval_rows], torch.zeros(2, device=device)
-    for i in range(rank * batch_size, len(asked), world_size * batch_size):
-        questions, letters, right = zip(*asked[i:i + batch_size])
+    for i in range(rank * chat_rows, len(asked), world_size * chat_rows):
+        questions, letters, right = zip(*asked[i:i + chat_rows])
         idx = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids, device=device) for ids in questions], True)
         logits = model(idx, logits_at=torch.tensor([len(ids) - 1 for ids in questions], device=device))[:, 0]
         best = logits.gather(1, torch.tensor(letters, device=device)).argmax(1)
