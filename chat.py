@@ -1,9 +1,10 @@
 """
-Talk to a checkpoint in the terminal: let it hear recordings, ask about them, or let it continue a text.
+Talk to a checkpoint in the terminal: chat, let it hear recordings, ask about them, or let it continue a text.
 
     python chat.py --ckpt=out/cpu_w3                                         # a chat; /audio clip.wav lets it hear one
     python chat.py --ckpt=out/cpu_w3 --audio=clip.wav --prompt="who is speaking?"
     python chat.py --ckpt=out/cpu_w2 --audio=clip.wav                        # what was said, without a question
+    python chat.py --ckpt=out/cpu_chat                                       # a chat without ears
     python chat.py --ckpt=out/cpu_base --prompt="the train" --temperature=0.8
 """
 import os
@@ -16,7 +17,7 @@ from configurator import configure, fail
 ckpt = "out/cpu_w3"  # the run's folder
 step = -1            # which checkpoint of it; -1: the last, -2: the best
 audio = ""           # a recording to transcribe, or with `prompt` to ask about; wav, flac, ogg or mp3
-prompt = ""          # a question, for a run of train_sft.py; for another, text to continue; '': chat, where a run can
+prompt = ""          # a question, where a run chats; else text to continue; '': chat, where a run can
 max_tokens = 64      # of an answer or a continuation; a transcript ends by itself
 temperature = 0.0    # of an answer or a continuation; 0: the likeliest token
 beams = 5            # of a transcript: hypotheses kept; 1: greedy
@@ -81,6 +82,8 @@ def chat(talker, batch):
                 return
             if command == "/new":
                 messages, wavs = [], []
+            elif command == "/audio" and not talker.ears:
+                raise ValueError(f"{ckpt} has no ears: it reads and writes text")
             elif command == "/audio":
                 wavs.append(read_audio(find_audio(path.strip().strip("'\""), "/audio")))
                 print(f"{len(wavs[-1]) / 16_000:.1f} s, {len(wavs)} with your next question: ask about it")
@@ -122,16 +125,15 @@ def main():
     from talk import Batch, Talker
     talker = Talker(ckpt, step, device)
     batch = Batch(talker.model, talker.hear if talker.ears else None, cache_mb * 2**20)
-    answers = bool(talker.ears) and talker.can_chat
     if audio and not talker.ears:
         raise ValueError(f"{ckpt} takes no audio (its meta has no 'audio'): give a run of train_align.py")
-    if audio and prompt and not answers:
+    if audio and prompt and not talker.can_chat:
         raise ValueError(f"{ckpt} is a 'transcript' model: it only transcribes, so leave out --prompt")
     if audio and not prompt:
         listen(talker, read_audio(audio))
-    elif prompt and answers:
+    elif prompt and talker.can_chat:
         answer(talker, batch, [("user", prompt, talker.record(read_audio(audio)) if audio else None)])
-    elif answers:
+    elif talker.can_chat:
         chat(talker, batch)
     elif not prompt:
         raise ValueError(f"{ckpt} holds no chat: " + ("give it --audio= to transcribe" if talker.ears else

@@ -17,10 +17,11 @@ import numpy as np
 
 from data import download
 
-# a data set of Hugging Face and the number of its files shard_00000.parquet ..., each 250 million characters in a
-# column "text", shuffled; as nanochat's dataset.py names them: now (its commit 92d63d4), and at first (3a5e0bc)
-SOURCES = {"climbmix": ("karpathy/climbmix-400b-shuffle", 6543),
-           "fineweb-edu": ("karpathy/fineweb-edu-100b-shuffle", 1823)}
+# data sets of Hugging Face: where, and the number of files, each 250 million characters in a column "text", shuffled,
+# or "messages" (CHATS); as nanochat's dataset.py names them: now (its commit 92d63d4), and at first (3a5e0bc)
+SOURCES = {"climbmix": ("karpathy/climbmix-400b-shuffle/resolve/main/shard_{:05d}.parquet", 6543),
+           "fineweb-edu": ("karpathy/fineweb-edu-100b-shuffle/resolve/main/shard_{:05d}.parquet", 1823)}
+CHATS = {"smoltalk": ("HuggingFaceTB/smol-smoltalk/resolve/main/data/train-{:05d}-of-00004.parquet", 4)}
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 HEADER = struct.Struct("<8sII3Q32s")
 MAGIC, VERSION = b"omnidocs", 1
@@ -33,15 +34,14 @@ MAKE = "run prepare_text.py with --documents"
 
 def fetch_source(name, n_files, mirrors, folder):
     """Download the first n_files of a public source into folder, those that it lacks -> their paths."""
-    repo, n_all = SOURCES[name]
+    address, n_all = (SOURCES | CHATS)[name]
     if not 1 <= n_files <= n_all:
         raise ValueError(f"n_files={n_files}: {name} has {n_all} files, so 1 to {n_all}")
     import_parquet()  # before gigabytes come
     hubs = [os.environ.get("HF_ENDPOINT") or "https://huggingface.co", *mirrors]
-    paths = [os.path.join(folder, f"shard_{i:05d}.parquet") for i in range(n_files)]
-    for path in paths:
-        urls = [f"{hub.rstrip('/')}/datasets/{repo}/resolve/main/{os.path.basename(path)}" for hub in hubs]
-        if (served := download(urls, path)) != path:
+    paths = [os.path.join(folder, os.path.basename(address.format(i))) for i in range(n_files)]
+    for i, path in enumerate(paths):
+        if (served := download([f"{hub.rstrip('/')}/datasets/{address.format(i)}" for hub in hubs], path)) != path:
             print(f"{path}: from {served}")
         with open(path, "rb") as f:  # no checksum is known; documents.json will name its own, the hub's page has theirs
             if f.read(4) != b"PAR1" or f.seek(-4, os.SEEK_END) and f.read() != b"PAR1":

@@ -512,6 +512,9 @@ if __name__ == "__main__":
         fail(e)
     except KeyboardInterrupt:
         sys.exit(130)
+    if not (talker.ears or talker.can_chat):
+        fail(f"{ckpt} neither hears nor chats: give a run of train_sft.py, train_align.py, or train_base.py "
+             "--conversations= (chat.py --prompt= continues a text)")
     name, started = os.path.basename(os.path.normpath(ckpt)), int(time.time())
     PATHS = {"/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions", "/v1/audio/transcriptions"}
     engine = Engine(talker, max_batch, max_queue, window_ms / 1e3, int(cache_mb * 2**20), beams)

@@ -82,7 +82,8 @@ class Talker:
             self.encoder, projector = load_ears(ckpt, meta, self.device)
             self.projector = for_inference(projector)
         self.plain = bool(self.ears) and self.ears.get("plain", False)
-        self.can_chat = not self.ears or self.ears["prompt"] == "chat"
+        self.can_chat = (self.ears["prompt"] == "chat" if self.ears else meta.get("conversations", False)
+                         or "depth" not in meta.get("user_config", {}))  # which nanochat's bases have, its chats not
 
     def record(self, wav):
         """float32 (n,) at 16 kHz -> Recording."""
@@ -114,8 +115,8 @@ class Talker:
         starts = [i for i, token in enumerate(ids) if token == self.tok.special("<|user_start|>")]
         items, last = [], 0
         for turn, (start, sound) in enumerate(zip(starts, (s for role, _, s in messages if role == "user"))):
-            at = start + max(self.ears["audio_at"] - 1, 0) if turn else self.ears["audio_at"] if self.ears else 0
             if sound:
+                at = start + max(self.ears["audio_at"] - 1, 0) if turn else self.ears["audio_at"]
                 items += [*ids[last:at], sound]
                 last = at
         return [*items, *ids[last:], self.tok.special("<|assistant_start|>")]

@@ -311,9 +311,11 @@ def read_messages(conversation):
     return rows
 
 
-def multiple_choice(question, options):
-    """Return a question with its options, one a line: there and as the answer an option has the same token ids."""
-    return "\n".join([question, *options, "answer with one of the options"])
+def multiple_choice(question, options, letters=""):
+    """Return a question with its options, one a line: there and as the answer an option has the same token ids, or with
+    letters (str) its letter, which small models bind better behind it; the option then has those it has in a text."""
+    options = [f"- {option} ={letter}" for option, letter in zip(options, letters)] or options
+    return "\n".join([question, *options, "answer with " + ("the letter" if letters else "one of the options")])
 
 
 def plain_text(text):

@@ -1,9 +1,11 @@
-"""Pretrain the GPT on text, with listening practice: reading stretched, noisy token embeddings as it will read audio.
+"""Pretrain the GPT on text, with listening practice: reading stretched, noisy token embeddings as it will read audio;
+then, in a run that begins with that one, teach it conversations.
 
     python train_base.py config/cpu_base.py                                  # 2 cores
     python train_base.py config/base_d12.py                                  # documents, one GPU
     torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
     python train_base.py config/cpu_base.py --init_from=resume               # go on from the last checkpoint
+    python train_base.py config/cpu_chat.py                                  # a base learns to hold conversations
 """
 import json
 import math
@@ -17,13 +19,15 @@ import torch
 import torch.distributed as dist
 
 from configurator import configure, fail
+from conversations import Conversations
 from data import batch_indices, sha256_file, write_json
 from decode import generate
 from documents import Documents
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, cut_back, keep_steps, load_checkpoint, load_saved,
                    norm, peak_flops, pick_device, read_meta)
 from optim import gpt_optimizers, load_optimizers
-from tokenizer import BPETokenizer, export_nanochat, load_tokenizer, plain_text, render_conversation, train_bpe
+from tokenizer import (BPETokenizer, chat_prompt, export_nanochat, load_tokenizer, plain_text, render_conversation,
+                       train_bpe)
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/base_d4"
@@ -32,6 +36,8 @@ init_from = "auto"      # scratch; resume (the last checkpoint of out_dir); auto
 #                         or another run's folder, of ours or nanochat's, whose model and tokenizer it begins with
 documents = ""          # folder of prepare_text.py --documents, which are the plain text then; '': the sentences
 keep_rest = False       # documents longer than a row go on in another; False: they are cut there, as nanochat's are
+conversations = ""      # folder of prepare_chat.py, whose answers are learnt in place of plain text; '': none
+conversation_share = 1.0  # of the microbatches of plain text; the others stay, against forgetting
 max_lines = 0           # sentences of train.txt to read; 0: all
 # model
 depth = 4               # the one dial: n_embd is 64*depth rounded up to a multiple of head_dim
@@ -109,21 +115,25 @@ if min(depth, batch_size, text_len, head_dim) < 1 or min(max_steps, lr_decay_ste
          "more; tokens_per_weight above 0; text_len at most 10 times sequence_len")
 if not is_new and not os.path.isdir(init_from):
     fail(f"init_from={init_from}: use scratch, resume, auto or the folder of a run")
+if conversations and not os.path.isfile(os.path.join(conversations, "train.jsonl")):
+    fail(f"conversations={conversations}: no train.jsonl there: run prepare_chat.py --out_dir={conversations}")
 try:  # settings of 0 get their values here; config keeps them as given
     lr_decay_steps, grad_accum, lr_scale, weight_decay = follow_depth()
     max_steps = max_steps or lr_decay_steps
 except ValueError as e:
     fail(e)
 spell_steps = round(spell_share * lr_decay_steps) if practice and is_new else 0
-TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
+TEXT, PRACTICE, CHATS, ANSWERS = range(4)  # kinds of microbatches
 BLANK = np.array([-1.0, -1.0, 0.0])  # a place of an imitated recording without a token
 if not (0 <= practice <= 1 and 0 <= spell_share <= 1 and spell_steps < max_steps) or practice_vocab < 256:
     fail(f"{practice=} and {spell_share=} are shares of 0 to 1, spelling ends before {max_steps=} (now at step "
          f"{spell_steps}), and {practice_vocab=} is at least the 256 bytes")
 if (min(stretch, save_every, log_every, chat_rows, eval_rows) < 1 or not 0 <= chat_share <= 1
+        or not 0 < conversation_share <= 1
         or min(seed, matrix_lr, embedding_lr, unembedding_lr, grad_clip, sample_tokens, weight_decay) < 0):
     fail("stretch, save_every, log_every, chat_rows, eval_rows are 1 or more; seed, grad_clip, matrix_lr, "
-         "embedding_lr, unembedding_lr, sample_tokens, weight_decay 0 or more; chat_share 0 to 1")
+         "embedding_lr, unembedding_lr, sample_tokens, weight_decay 0 or more; chat_share 0 to 1; "
+         "conversation_share 0 to 1, but not 0")
 
 
 # ---- ranks, seed, dtype
@@ -316,7 +326,7 @@ def kind_of(n):
     """What microbatch n of the run is: TEXT, PRACTICE or CHATS, spread evenly."""
     is_due = lambda n, share: math.floor((n + 1) * share) > math.floor(n * share)
     if not is_due(n, practice):
-        return TEXT
+        return ANSWERS if said and is_due(n - math.floor(n * practice), conversation_share) else TEXT
     return CHATS if talks and is_due(math.floor(n * practice), chat_share) else PRACTICE
 
 
@@ -329,6 +339,10 @@ def get_batch(split, step, microbatch, kind):
     if kind == TEXT and docs and units == "tokens":
         rows = docs[split].batch(step * grad_accum + microbatch, batch_size, seed)
         return dict(idx=to(rows[:, :-1]), targets=to(rows[:, 1:]))
+    if kind == ANSWERS:
+        n = len(said[split].rows)
+        at = batch_indices(np.ones(n, np.int32), *key, min(batch_size, n), grad_accum)
+        return dict(zip(("idx", "targets"), map(to, said[split].batch(at))))
     ids, starts, rows = text[split, units]
     if kind == TEXT:
         at = batch_indices(np.ones(len(rows), np.int32), *key, min(batch_size, len(rows)), grad_accum)
@@ -353,16 +367,19 @@ def get_batch(split, step, microbatch, kind):
 
 FORMATS = {"step": "6d", "loss": ".4f", "practice_loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f",
            "chat_loss": ".4f", "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f",
-           "val_practice": ".4f", "val_right": ".1%"}
+           "val_practice": ".4f", "val_right": ".1%", "answer_loss": ".4f", "val_answer_bpb": ".4f",
+           "val_letters": ".1%"}
 try:
     rank, world_size, device = set_up(device, seed)
     if grad_accum % world_size:
         fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
     os.makedirs(out_dir, exist_ok=True)
-    reads_sentences = practice or not documents
+    has_text = not conversations or conversation_share < 1
+    reads_sentences = practice or not documents and (has_text or is_new)  # a new run's tokenizer is made of them
     lines = {"train": read_lines("train", max_lines), "val": read_lines("val")} if reads_sentences else {}
     inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt")) if reads_sentences else "",
               "chats": sha256_file(chats) if chats and os.path.isfile(chats) else "",
+              "conversations": sha256_file(os.path.join(conversations, "train.jsonl")) if conversations else "",
               "documents_json": sha256_file(os.path.join(documents, "documents.json")) if documents else "",
               "first_model": "" if is_new else read_meta(init_from).get("sha256", {}), "schedule": lr_decay_steps,
               "microbatches": grad_accum}
@@ -386,6 +403,8 @@ try:
     text = {(split, units): tokenize(lines[split], tokenizer) for split in lines
             for units, tokenizer in (("tokens", tok), ("pieces", speller))}
     talks = read_chats() if chats and practice else {}
+    said = {split: Conversations(conversations, split, tok, text_len + 1)
+            for split in ("train", "val")} if conversations else {}
     spelling = np.unique(text["train", "pieces"][0]) if lines else []  # the pieces that occur
 
     if first_step:
@@ -404,7 +423,7 @@ optimizers = gpt_optimizers(model, lr_scale * matrix_lr, lr_scale * embedding_lr
 for group in (g for o in optimizers for g in o.param_groups):
     group["peak_lr"], group["peak_decay"] = group["lr"], group["weight_decay"]
 trained = [p for o in optimizers for g in o.param_groups for p in g["params"]]
-window = torch.zeros(6, device=device)  # sums since the last line of the log: nats and targets, of each kind
+window = torch.zeros(8, device=device)  # sums since the last line of the log: nats and targets, of each kind
 try:
     if first_step:
         state = load_saved(out_dir, meta, "optim", device)
@@ -429,8 +448,11 @@ if rank == 0:
     for split, rows in docs.items():
         print(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} rows of {text_len}, "
               f"{rows.n_cropped:,} ({rows.share:.1%}) cropped")
-    print("; ".join(f"{split}: {len(lines[split]):,} sentences, {len(text[split, 'tokens'][0]):,} tokens"
-                    for split in lines) + f"; starting at step {first_step}"
+    for split, talk in said.items():
+        print(f"{split}: {len(talk.each):,} conversations in {len(talk.rows):,} rows of {text_len}, {talk.n_tokens:,} "
+              f"tokens, {talk.n_answers:,} of answers; {talk.n_cropped:,} cropped, {talk.n_dropped:,} left out")
+    print("".join(f"{split}: {len(lines[split]):,} sentences, {len(text[split, 'tokens'][0]):,} tokens; "
+                  for split in lines) + f"starting at step {first_step}"
           + f"; text in pieces until step {spell_steps}, where losses jump" * (first_step < spell_steps))
 
 
@@ -438,33 +460,59 @@ if rank == 0:
 
 @torch.no_grad()
 def evaluate(units):
-    """Held-out text: what evaluate_sentences and evaluate_documents find (bits per byte the latter's), and a sample."""
+    """Held-out text: what evaluate_sentences finds, bits per byte of documents (or sentences) and answers, a sample."""
     model.eval()
-    result = evaluate_documents() if docs else {}
+    result = {"val_bpb": bits_per_byte(docs["val"].n_rows, document_rows)} if docs else {}
+    if said:
+        result["val_answer_bpb"] = bits_per_byte(len(said["val"].rows), said["val"].batch)
     model.trunk = plain_trunk
-    result = (evaluate_sentences(units) if lines else {}) | result
+    result = (evaluate_sentences(units) if lines else {}) | result | (count_letters() if said else {})
     if rank == 0 and sample_tokens:
-        said = generate(model, [[tok.bos_id]], max_tokens=min(sample_tokens, sequence_len), temperature=0.8, top_k=50,
-                        seed=seed)
-        print("  " + tok.decode([ids[0] for ids in said]).replace("\n", "\\n"))  # pieces have the same ids
+        prompt, ends = [tok.bos_id], ()
+        if said:
+            prompt, ends = chat_prompt(tok, [], "Who are you?"), [tok.special("<|assistant_end|>")]
+        sample = generate(model, [prompt], max_tokens=min(sample_tokens, sequence_len), temperature=0.8, top_k=50,
+                          stop_ids=ends, seed=seed)
+        print("  " + tok.decode([ids[0] for ids in sample]).replace("\n", "\\n"))  # pieces have the same ids
     model.train()
     model.trunk = fast_trunk
     return result
 
 
-def evaluate_documents():
-    """Bits per byte of the first eval_rows rows of held-out documents; special tokens don't count, as nanochat's."""
-    nats = total_bytes = 0.0
-    for i in range(rank * batch_size, min(eval_rows, docs["val"].n_rows), world_size * batch_size):
-        at = range(i, min(i + batch_size, eval_rows, docs["val"].n_rows))
-        rows = torch.from_numpy(docs["val"].rows(at)).to(device)
-        n_bytes = token_bytes[rows[:, 1:].flatten()]
-        each = model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), loss_reduction="none")
+def document_rows(at):
+    """Rows `at` of held-out documents -> (idx, targets), int64 (B, text_len) each."""
+    rows = docs["val"].rows(at)
+    return rows[:, :-1], rows[:, 1:]
+
+
+def bits_per_byte(n_rows, get_rows):
+    """Of the targets of the first eval_rows of n_rows rows; special tokens don't count, as nanochat's."""
+    nats, total_bytes, n = 0.0, 0.0, min(eval_rows, n_rows)
+    for i in range(rank * batch_size, n, world_size * batch_size):
+        at = np.arange(i, i + batch_size)
+        idx, targets = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in get_rows(at % n_rows))
+        targets[at >= n] = -1  # the last batch is filled up, as another shape would be compiled anew
+        n_bytes = token_bytes[targets.clamp(min=0).flatten()] * (targets.flatten() >= 0)
+        each = model(idx, targets, loss_reduction="none")
         nats, total_bytes = nats + (each * (n_bytes > 0)).sum().item(), total_bytes + n_bytes.sum().item()
     if world_size > 1:
         dist.all_reduce(sums := torch.tensor([nats, total_bytes], dtype=torch.float64, device=device))
         nats, total_bytes = sums.tolist()
-    return {"val_bpb": nats / total_bytes / math.log(2)}
+    return nats / total_bytes / math.log(2)
+
+
+def count_letters():
+    """The share of held-out multiple choice, eval_rows at most, where the right letter is the likeliest of them."""
+    asked, found = said["val"].questions[:eval_rows], torch.zeros(2, device=device)
+    for i in range(rank * chat_rows, len(asked), world_size * chat_rows):
+        questions, letters, right = zip(*asked[i:i + chat_rows])
+        idx = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids, device=device) for ids in questions], True)
+        logits = model(idx, logits_at=torch.tensor([len(ids) - 1 for ids in questions], device=device))[:, 0]
+        best = logits.gather(1, torch.tensor(letters, device=device)).argmax(1)
+        found += torch.tensor([(best == torch.tensor(right, device=device)).sum(), len(right)], device=device)
+    if world_size > 1:
+        dist.all_reduce(found)
+    return {"val_letters": (found[0] / found[1]).item()} if found[1] else {}
 
 
 def evaluate_sentences(units):
@@ -516,7 +564,7 @@ def save(step, result):
     state = {"blank": blank.data, "spell_steps": spell_steps, "window": window,
              "optimizers": [o.state_dict() for o in optimizers]}
     meta = {"val_bpb": result.get("val_bpb"), "model_config": vars(model.config), "max_seq_len": text_len,
-            "device_batch_size": batch_size, "chats": bool(talks)}
+            "device_batch_size": batch_size, "chats": bool(talks), "conversations": bool(said)}
     save_checkpoint(step, {"model": model.state_dict(), "optim": state}, meta)
 
 
@@ -530,7 +578,7 @@ for step in range(first_step, max_steps):
     if step == spell_steps > 0:  # from here on losses are nats a whole token
         for i in range(practice_vocab, len(tok.tokens)):
             model.start_from_pieces(i, speller.spell(tok.tokens[i]))
-    sums = torch.zeros(6, device=device)  # nats and targets, of each kind
+    sums = torch.zeros(8, device=device)  # nats and targets, of each kind
     for microbatch in range(rank, grad_accum, world_size):
         kind = kind_of(step * grad_accum + microbatch)
         batch = get_batch("train", step, microbatch, kind)
@@ -564,8 +612,10 @@ for step in range(first_step, max_steps):
         if world_size > 1:  # other ranks have had other kinds
             dist.all_reduce(n_places := torch.tensor(float(n_places), device=device))
         rate = float(n_places) / seconds
-        record = {"step": step + 1, "loss": losses[TEXT], **({"practice_loss": losses[PRACTICE]} if practice else {}),
-                  **({"chat_loss": losses[CHATS]} if talks else {}), "lr": share * lr_scale * matrix_lr,
+        record = {"step": step + 1, **({"loss": losses[TEXT]} if has_text else {}),
+                  **({"practice_loss": losses[PRACTICE]} if practice else {}),
+                  **({"chat_loss": losses[CHATS]} if talks else {}),
+                  **({"answer_loss": losses[ANSWERS]} if said else {}), "lr": share * lr_scale * matrix_lr,
                   "norm": total_norm.item(), "ms": 1e3 * seconds / n_steps, "tok/s": rate,
                   "mfu": rate * model.flops_per_token(text_len) / peak,
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
