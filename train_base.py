@@ -386,7 +386,7 @@ try:
     text = {(split, units): tokenize(lines[split], tokenizer) for split in lines
             for units, tokenizer in (("tokens", tok), ("pieces", speller))}
     talks = read_chats() if chats and practice else {}
-    spelling = np.unique(text["train", "pieces"][0]) if practice else []  # the pieces that occur
+    spelling = np.unique(text["train", "pieces"][0]) if lines else []  # the pieces that occur
 
     if first_step:
         model, meta = load_checkpoint(out_dir, device=device)

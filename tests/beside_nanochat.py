@@ -9,8 +9,10 @@ to the small batch by (4096 / 2**19) ** 0.5, as that script does. Ours are train
 import argparse
 import json
 import math
+import resource
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -76,6 +78,8 @@ def make_theirs(V, depth, C, scaled):
 
 def run(options, which, seed):
     """Train one and print its bits per byte on the held-out rows; special tokens don't count."""
+    sys.path.insert(1, options.nanochat)
+    keep_freed_memory()
     torch.manual_seed(seed)
     tok = load_tokenizer(options.documents)
     train, val = (Documents(options.documents, split, T + 1) for split in ("train", "val"))
@@ -95,7 +99,8 @@ def run(options, which, seed):
             n_bytes += int(n.sum())
     print(json.dumps({"which": which, "seed": seed, "depth": options.depth, "n_embd": options.n_embd,
                       "vocabulary": tok.vocab_size, "tokens": options.steps * B * T,
-                      "bits_per_byte": round(nats / n_bytes / math.log(2), 4), "seconds": round(seconds)}), flush=True)
+                      "bits_per_byte": round(nats / n_bytes / math.log(2), 4), "seconds": round(seconds),
+                      "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}), flush=True)
 
 
 if __name__ == "__main__":
@@ -105,8 +110,7 @@ if __name__ == "__main__":
         parser.add_argument(f"--{name}", type=kind, default=default)
     parser.add_argument("--scaled", action="store_true")
     given = parser.parse_args()
-    sys.path.insert(1, given.nanochat)
-    keep_freed_memory()
-    for number in range(given.seeds):
-        for name in ("ours", "nanochat") if given.nanochat else ("ours",):
-            run(given, name, number)
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # a process a run, for its memory
+        for number in range(given.seeds):
+            for name in ("ours", "nanochat") if given.nanochat else ("ours",):
+                pool.apply(run, (given, name, number))
