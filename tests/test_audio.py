@@ -15,7 +15,6 @@ import torch
 import audio
 from audio import Projector, WhisperEncoder, encode, log_mel, read_audio, split_at_pauses
 
-torch.set_num_threads(1)  # small tensors: on a busy machine two threads mostly wait for each other
 RATE = audio.SAMPLE_RATE
 SMALL = {"name": "openai/whisper-nano", "n_mels": 80, "n_layer": 2, "n_embd": 128, "n_head": 2}
 

@@ -50,7 +50,7 @@ def run(script, *args, n_ranks=1, ok=True, kill_when=None):
         return refusal(script, args)
     command = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
                                  if n_ranks > 1 else []), os.path.join(ROOT, script), *args]
-    env = {**os.environ, "NANOCHAT_DTYPE": "float32", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    env = {**os.environ, "NANOCHAT_DTYPE": "float32", "PYTHONFAULTHANDLER": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT) as process:
         while kill_when and process.poll() is None:
@@ -123,7 +123,7 @@ def documents(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_documents(documents, tmp_path):
+def test_documents(world, documents, tmp_path):
     """Documents are not what is learnt, a stopped run goes on otherwise, ranks differ, or a model is not taken over."""
     def train(name, *args, **more):
         return run("train_base.py", f"--documents={documents}", "--data_dir=", f"--out_dir={tmp_path / name}", *BASE,
@@ -156,6 +156,7 @@ def test_documents(documents, tmp_path):
     for args in ([f"--init_from={tmp_path / 'next'}"], ["--init_from=scratch", f"--documents={broken}"]):
         train("straight", "--max_steps=4", *args, ok=False)
         assert (tmp_path / "straight" / "log.jsonl").read_text() == before  # nothing is touched
+    assert "val_practice" in base(world, tmp_path / "plain", "--practice=0", "--max_steps=1")  # sentences alone
     for args, words in ((["--practice=0.5"], "prepare_text.py"), ([f"--documents={tmp_path}"], "tokenizer"),
                         (["--init_from=nowhere"], "nowhere")):
         said = train("wrong", *args, ok=False)
