@@ -14,6 +14,7 @@ import pytest
 
 from conversations import Conversations, pack_whole, read_conversations
 from decode import generate
+from drill import make_audio, post, sound, start_server
 from documents import fetch_source
 from talk import Talker
 from test_chat import said as words_said
@@ -215,24 +216,41 @@ def test_beside_text_and_listening(folder, tmp_path):
     assert {"val_bpb", "val_practice", "val_answer_bpb", "val_letters"} <= set(rows[-1])
 
 
-def test_a_chat_of_two_turns(trained, tmp_path):
-    """Broken: chat.py continues text in place of answering, forgets the first turn, or a base is taken for a chat."""
-    ckpt, command = str(trained[0] / "straight"), [sys.executable, "chat.py", "--device=cpu", "--max_tokens=8"]
-    talk = lambda folder, *args, said="": subprocess.run([*command, f"--ckpt={folder}", *args], cwd=ROOT, text=True,
-                                                         capture_output=True, input=said)
-    talker = Talker(ckpt, device="cpu")
-
-    def answer(turns, question):
+def two_answers(ckpt):
+    """What a run says to "Hello", and then to "And now?", by way of decode.py."""
+    talker, turns = Talker(ckpt, device="cpu"), []
+    for question in ("Hello", "And now?"):
         rows = generate(talker.model, [chat_prompt(talker.tok, turns, question)], max_tokens=8,
                         stop_ids=talker.stop_ids())
-        return talker.tok.decode([ids[0] for ids in rows if ids[0] is not None])
-    first = answer([], "Hello")
-    second = answer([("Hello", first)], "And now?")
-    done = talk(ckpt, said="Hello\nAnd now?\n/audio clip.wav\n/quit\n")
+        turns.append((question, talker.tok.decode([ids[0] for ids in rows if ids[0] is not None])))
+    return [answer for _, answer in turns]
+
+
+def test_serving_without_ears(trained):
+    """Broken: the API of a run that only reads answers otherwise, or a recording is an error of the server's."""
+    server, port = start_server(str(trained[0] / "straight"), "--device=cpu")
+    try:
+        first, second = two_answers(str(trained[0] / "straight"))
+        body = {"messages": messages("Hello", first, "And now?"), "max_tokens": 8}
+        status, said = post(port, json.dumps(body).encode())
+        assert status == 200 and json.loads(said)["choices"][0]["message"]["content"] == second
+        body["messages"] = [{"role": "user", "content": [sound(make_audio(0.5, 1))]}]
+        status, said = post(port, json.dumps(body).encode())
+        assert status == 400 and "takes no audio" in said.decode()
+    finally:
+        server.kill()
+
+
+def test_a_chat_of_two_turns(trained, tmp_path, monkeypatch, capsys):
+    """Broken: chat.py continues text in place of answering, forgets the first turn, or a base is taken for a chat."""
+    ckpt, command = str(trained[0] / "straight"), [sys.executable, "chat.py", "--device=cpu", "--max_tokens=8"]
+    first, second = two_answers(ckpt)
+    done = subprocess.run([*command, f"--ckpt={ckpt}"], cwd=ROOT, text=True, capture_output=True,
+                          input="Hello\nAnd now?\n/audio clip.wav\n/quit\n")
     assert done.returncode == 0 and f"> {first}\n> {second}\n> " in done.stdout and "has no ears" in done.stderr
-    assert words_said(talk(ckpt, "--prompt=Hello").stdout) == first.split()
-    assert talk(NANOCHAT, "--prompt=Hello").stdout.splitlines()[-1].startswith("Hello")
-    assert "holds no chat" in talk(NANOCHAT).stderr
+    here = lambda folder, *args: run_here(monkeypatch, capsys, *command[1:], f"--ckpt={folder}", *args)
+    assert words_said(here(ckpt, "--prompt=Hello")[1]) == first.split()
+    assert "\nHello" in here(NANOCHAT, "--prompt=Hello")[1] and "holds no chat" in here(NANOCHAT)[2]
     shutil.copytree(NANOCHAT, tmp_path / "sft")  # chat_sft.py's user_config names no depth
     meta = json.loads((tmp_path / "sft" / "meta_000010.json").read_text()) | {"user_config": {"mmlu_epochs": 3}}
     (tmp_path / "sft" / "meta_000010.json").write_text(json.dumps(meta))
