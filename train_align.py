@@ -156,8 +156,8 @@ def log(record):
             wandb.log(record, step=record["step"])
 
 
-def save_checkpoint(step, files, meta):
-    """Write {name: state} as <name>_<step>.pt, then meta with their checksums; keep the last two and the best."""
+def save_checkpoint(step, files, meta, figure):
+    """Write {name: state} as <name>_<step>.pt, then meta; keep the last two and the one of lowest figure (or None)."""
     if rank > 0:
         return
     sums = {}
@@ -168,7 +168,6 @@ def save_checkpoint(step, files, meta):
         sums[os.path.basename(path)] = sha256_file(path)
     commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
-    figure = meta.get("val_loss", meta.get("val_bpb"))  # None: not evaluated at this step
     best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
     if figure is not None and (best is None or figure < best["figure"]):
         best = {"step": step, "figure": figure}
@@ -441,7 +440,7 @@ def save(step, result):
     state = {"optimizers": [o.state_dict() for o in optimizers]}
     save_checkpoint(step, {"model": model.state_dict(), "projector": projector.state_dict(), "optim": state},
                     {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio,
-                     "chats": meta.get("chats", False)})
+                     "chats": meta.get("chats", False)}, result.get("val_loss"))
 
 
 # ---- loop

@@ -190,8 +190,8 @@ def log(record):
             wandb.log(record, step=record["step"])
 
 
-def save_checkpoint(step, files, meta):
-    """Write {name: state} as <name>_<step>.pt, then meta with their checksums; keep the last two and the best."""
+def save_checkpoint(step, files, meta, figure):
+    """Write {name: state} as <name>_<step>.pt, then meta; keep the last two and the one of lowest figure (or None)."""
     if rank > 0:
         return
     sums = {}
@@ -202,7 +202,6 @@ def save_checkpoint(step, files, meta):
         sums[os.path.basename(path)] = sha256_file(path)
     commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
-    figure = meta.get("val_loss", meta.get("val_bpb"))  # None: not evaluated at this step
     best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
     if figure is not None and (best is None or figure < best["figure"]):
         best = {"step": step, "figure": figure}
@@ -565,7 +564,8 @@ def save(step, result):
              "optimizers": [o.state_dict() for o in optimizers]}
     meta = {"val_bpb": result.get("val_bpb"), "model_config": vars(model.config), "max_seq_len": text_len,
             "device_batch_size": batch_size, "chats": bool(talks), "conversations": bool(said)}
-    save_checkpoint(step, {"model": model.state_dict(), "optim": state}, meta)
+    figure = result.get("val_answer_bpb", result.get("val_bpb"))
+    save_checkpoint(step, {"model": model.state_dict(), "optim": state}, meta, figure)
 
 
 # ---- loop

@@ -149,8 +149,8 @@ def log(record):
             wandb.log(record, step=record["step"])
 
 
-def save_checkpoint(step, files, meta):
-    """Write {name: state} as <name>_<step>.pt, then meta with their checksums; keep the last two and the best."""
+def save_checkpoint(step, files, meta, figure):
+    """Write {name: state} as <name>_<step>.pt, then meta; keep the last two and the one of lowest figure (or None)."""
     if rank > 0:
         return
     sums = {}
@@ -161,7 +161,6 @@ def save_checkpoint(step, files, meta):
         sums[os.path.basename(path)] = sha256_file(path)
     commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
-    figure = meta.get("val_loss", meta.get("val_bpb"))  # None: not evaluated at this step
     best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
     if figure is not None and (best is None or figure < best["figure"]):
         best = {"step": step, "figure": figure}
@@ -494,8 +493,8 @@ def save(step, result):
     state = {"optimizers": [o.state_dict() for o in optimizers]}
     files = {"model": merged_state(model), "projector": projector.state_dict(), "optim": state}
     files |= {} if full else {"lora": adapters()}
-    save_checkpoint(step, files, {"val_loss": result.get("val_loss"), "model_config": vars(model.config),
-                                  "audio": audio})
+    meta = {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio}
+    save_checkpoint(step, files, meta, result.get("val_loss"))
 
 
 # ---- loop
