@@ -313,8 +313,8 @@ def read_messages(conversation):
 
 def multiple_choice(question, options, letters=""):
     """Return a question with its options, one a line: there and as the answer an option has the same token ids, or with
-    letters (str) its letter, which small models bind better behind it; the option then has those it has in a text."""
-    options = [f"- {option} ={letter}" for option, letter in zip(options, letters)] or options
+    letters (str) its letter, which stands right before it: so small models bind them soonest (toy runs, 2026-11-23)."""
+    options = [f"{letter} {option}" for option, letter in zip(options, letters)] or options
     return "\n".join([question, *options, "answer with " + ("the letter" if letters else "one of the options")])
 
 

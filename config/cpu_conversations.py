@@ -5,4 +5,4 @@
 What a base made on a laptop learns to chat from: dialogues about everyday errands, and the built-in conversations.
 """
 out_dir = "data/chat"
-mix = "identity=2000,repeat=8000,letters=24000,data/dstc8=6000"
+mix = "identity=2000,repeat=8000,letters=30000,data/dstc8=4000"

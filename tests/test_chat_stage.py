@@ -66,8 +66,8 @@ def test_conversations_are_made(folder):
     keys = {split: set() for split in rows}
     for split, row in ((split, row) for split in rows for row in asked[split]):
         question, *options, last = row["messages"][0]["content"].splitlines()
-        assert [option[-3:] for option in options] == [" =A", " =B", " =C", " =D"] and last == "answer with the letter"
-        names = [option[2:-3] for option in options]
+        assert [option[:2] for option in options] == ["A ", "B ", "C ", "D "] and last == "answer with the letter"
+        names = [option[2:] for option in options]
         right = names["ABCD".index(row["messages"][1]["content"])]
         if "letter" in question or "begins" in question:
             assert [name for name in names if name[0] == question.rstrip("?").split()[-1]] == [right]
