@@ -1,7 +1,7 @@
 """Conversations: read from jsonl, parquet and folders of dialogues; rendered and packed whole into rows of tokens.
 
 A line of prepare_chat.py's train.jsonl and val.jsonl is {"messages": [{"role", "content"}, ...]}, with "letters" where
-the one answer is a letter of them.
+the first answer is a letter of them.
 """
 import json
 import os
@@ -25,7 +25,7 @@ def read_conversations(path):
     elif path.endswith(".parquet"):
         rows = ((f"{path}: row {n}", row) for n, row in enumerate(read_rows(path), 1))
     elif path.endswith(".jsonl"):
-        with open(path, encoding="utf-8-sig") as f:
+        with open(path, encoding="utf-8-sig", errors="replace") as f:
             rows = [(f"{path}:{n}", line) for n, line in enumerate(f, 1) if line.strip()]
     else:
         raise ValueError(f"{path}: conversations are a .jsonl, a .parquet or a folder of dialogues_*.json")
@@ -85,6 +85,14 @@ def pack_whole(lengths, width, n_buffer=1000):
     return rows
 
 
+def made(folder):
+    """-> {file: sha256} of a folder of prepare_chat.py, as its meta.json, written last, has it; ValueError: none."""
+    try:
+        return json.loads(Path(folder, "meta.json").read_bytes())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{folder} holds no conversations: run prepare_chat.py --out_dir={folder}") from None
+
+
 class Conversations:
     """A split ('train', 'val') of a folder in rows of `width` tokens, each of whole conversations and then empty.
 
@@ -97,7 +105,7 @@ class Conversations:
         path = os.path.join(folder, f"{split}.jsonl")
         self.width, self.bos, self.each, self.questions = width, tok.bos_id, [], []
         self.n_tokens = self.n_answers = self.n_cropped = self.n_dropped = 0
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8", errors="replace") as f:
             for number, line in enumerate(f, 1):
                 try:
                     self.add(tok, json.loads(line))

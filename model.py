@@ -618,6 +618,14 @@ def keep_steps(folder, steps):
         os.remove(os.path.join(folder, name))
 
 
+def step_of(line):
+    """The step of a line of log.jsonl, -1: a kill tore it."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else -1
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
 def cut_back(folder, step):
     """Leave of a run's folder what its checkpoint of `step` (0: nothing) is the end of: steps and lines of the log."""
     keep_steps(folder, [kept for kept in checkpoint_steps(folder) if kept <= step])
@@ -625,7 +633,7 @@ def cut_back(folder, step):
     with open(path + ".tmp", "w") as new:
         if step and os.path.exists(path):
             with open(path) as old:
-                new.writelines(line for line in old if line.endswith("\n") and json.loads(line)["step"] <= step)
+                new.writelines(line for line in old if 0 <= step_of(line) <= step)
     os.replace(path + ".tmp", path)
 
 
@@ -635,9 +643,10 @@ def read_meta(folder, step=-1):
     if not steps:
         raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): train_base.py, train_align.py and "
                          "train_sft.py make one, speedrun.sh all three")
-    if step == -2 and not (best := read_meta(folder).get("best")):
-        raise ValueError(f"{folder} names no best step: none was both evaluated and saved")
-    step = best["step"] if step == -2 else step
+    if step == -2:
+        if not (best := read_meta(folder).get("best")):
+            raise ValueError(f"{folder} names no best step: none was both evaluated and saved")
+        step = best["step"]
     if step != -1 and step not in steps:
         raise ValueError(f"{folder} holds no step {step}: it has {', '.join(map(str, steps))}")
     step = steps[-1] if step == -1 else step

@@ -2,13 +2,13 @@
 Make data/chat/{train,val}.jsonl: conversations from which a base learns to answer (train_base.py --conversations).
 
     python prepare_chat.py                                      # built-in ones alone, no download, 2 s
-    python prepare_chat.py config/cpu_conversations.py          # and DSTC8's dialogues, 17,000
+    python prepare_chat.py config/cpu_conversations.py          # and 4,000 of DSTC8's dialogues
     python prepare_chat.py --mix=identity=400,repeat=4000,letters=20000,smoltalk=460000 --out_dir=data/smoltalk_chat
 
 Writes into out_dir, in UTF-8, a line {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}, ...]}
-for each conversation, and meta.json (settings, counts, checksums). A conversation's hash decides its split, and none
-stands twice; of what is to be repeated, and of multiple choice, it is the words and the options that decide. Run again
-it does nothing unless a setting or a source is another.
+for each conversation, and meta.json (settings, counts, checksums). None stands twice. A hash decides the split: of the
+conversation; of what is to be repeated; of a question about the model in its plain form; of a list of options and the
+right one. Run again it does nothing unless a setting or a source is another.
 """
 import hashlib
 import json
@@ -25,7 +25,7 @@ from configurator import configure, fail
 from conversations import read_conversations
 from data import sha256_file, write_json
 from documents import fetch_source
-from tokenizer import multiple_choice
+from tokenizer import multiple_choice, read_messages
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "data/chat"
@@ -83,11 +83,12 @@ def read_identity():
 
 
 def draw_identity(rng, words, kinds, known):
-    """A question about the model, in one of its forms -> key, messages, letters."""
+    """A question about the model, in one of its forms -> key of its split, what makes it this one, texts, letters."""
     questions, answers = rng.choice(known)
-    text = rng.choice(("", "", "", "Hello. ", "Hi, ", "Tell me, ", "Please: ", "And ", "So, ")) + rng.choice(questions)
+    question = rng.choice(questions)
+    text = rng.choice(("", "", "", "Hello. ", "Hi, ", "Tell me, ", "Please: ", "And ", "So, ")) + question
     text = rng.choice((text, text[0].upper() + text[1:])) + rng.choice(("", "?", ".", "!"))
-    return text, [text, rng.choice(answers)], ""
+    return question, text, [text, rng.choice(answers)], ""
 
 
 def draw_repeat(rng, words, kinds, known):
@@ -97,7 +98,7 @@ def draw_repeat(rng, words, kinds, known):
     what = " ".join(rng.choice(words) if kind < 2 else rng.choice(words).title() if kind == 2 else
                     str(rng.randrange(10 ** rng.randint(1, 4))) if kind == 3 else rng.choice(LETTERS) if kind == 4 else
                     syllable() + syllable() for _ in range(n))
-    return what.lower(), [rng.choice(SAY).format(what), what], ""
+    return what.lower(), what.lower(), [rng.choice(SAY).format(what), what], ""
 
 
 def draw_letters(rng, words, kinds, known):
@@ -118,30 +119,25 @@ def draw_letters(rng, words, kinds, known):
         others = [word for word in others if word[0] != right[0]]
         question = rng.choice(ASK_FIRST).format(right[0])
     options, at = others[:3], rng.randrange(4)
-    key = f"{question} {sorted([*options, right])}"
+    listed = str(sorted([*options, right]))
     options.insert(at, right)
     texts = [multiple_choice(question, options, LETTERS), LETTERS[at]]
     for at in rng.sample(range(4), rng.randint(0, 3)):
         asks_letter, pair = rng.randrange(2), (LETTERS[at], options[at])
         texts += [rng.choice(ASK_ON[1 - asks_letter]).format(pair[asks_letter]), pair[1 - asks_letter]]
-    return key, texts, LETTERS
+    return f"{right} of {listed}", f"{question} {listed}", texts, LETTERS
 
 
 BUILT_IN = {"identity": draw_identity, "repeat": draw_repeat, "letters": draw_letters}
 
 
-def draw(source, n):
-    """Yield (key, messages, letters) of n different conversations of a built-in source, fewer where it has no more."""
-    rng, kinds, known, seen, misses = Random(f"{seed} {source}"), read_kinds(), read_identity(), set(), 0
+def draw(source):
+    """Yield (key of the split, what makes it this one, messages, letters) of a built-in source without end."""
+    rng, kinds, known, roles = Random(f"{seed} {source}"), read_kinds(), read_identity(), ("user", "assistant")
     words = sorted(set().union(*kinds.values()))
-    while len(seen) < n and misses < MAX_MISSES:
-        key, texts, letters = BUILT_IN[source](rng, words, kinds, known)
-        misses += 1
-        if key not in seen:
-            seen.add(key)
-            misses = 0
-            roles = ("user", "assistant")
-            yield key, [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)], letters
+    while True:
+        key, same, texts, letters = BUILT_IN[source](rng, words, kinds, known)
+        yield key, same, [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)], letters
 
 
 def find_sources():
@@ -150,7 +146,7 @@ def find_sources():
     for entry in (entry.strip() for entry in mix.split(",") if entry.strip()):
         source, _, n = entry.partition("=")
         is_path = os.path.isdir(source) or os.path.isfile(source)
-        if not re.fullmatch(r"\d*", n) or not (is_path or n and source in (*BUILT_IN, "smoltalk")):
+        if not re.fullmatch(r"([1-9]\d*)?", n) or not (is_path or n and source in (*BUILT_IN, "smoltalk")):
             raise ValueError(f"mix: '{entry}': write {', '.join(BUILT_IN)} or smoltalk with =so many, or a .jsonl, "
                              ".parquet or folder of dialogues_*.json that is there")
         if source == "smoltalk":
@@ -165,20 +161,26 @@ def find_sources():
 def deal(sources, counts):
     """-> {split: [(hash, line)]}; identity's and repeat's are joined, up to four in a conversation."""
     splits, parts, seen = {"train": [], "val": []}, {"train": [], "val": []}, set()
+    number = lambda text: int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")
     for source, n, files in sources:
-        rows = draw(source, n) if source in BUILT_IN else (
-            (json.dumps(row["messages"]), row["messages"], "") for path in files for _, row in read_conversations(path))
-        for i, (key, messages, letters) in enumerate(tqdm(rows, desc=source, unit=" read", disable=None)):
-            digest = int.from_bytes(hashlib.blake2b(f"{source} {key}".encode(), digest_size=8).digest(), "little")
-            split = "val" if digest < val_share * 2**64 else "train"
-            counts["seen before" if digest in seen else f"{split} {source}"] += 1
-            if digest not in seen and source in ("identity", "repeat"):
-                parts[split].append((digest, messages))
-            elif digest not in seen:
-                row = {"messages": messages, **({"letters": letters} if letters else {})}
-                splits[split].append((digest, json.dumps(row, ensure_ascii=False)))
-            seen.add(digest)
-            if i + 1 == n:
+        rows = draw(source) if source in BUILT_IN else (
+            (*[json.dumps(read_messages(row))] * 2, row["messages"], "")
+            for path in files for _, row in read_conversations(path))
+        taken = misses = 0
+        for key, same, messages, letters in tqdm(rows, desc=source, unit=" read", disable=None):
+            digest, misses = number(same), misses + 1
+            if digest in seen:
+                counts["seen before"] += source not in BUILT_IN
+            else:
+                seen.add(digest)
+                split, misses, taken = "val" if number(key) < val_share * 2**64 else "train", 0, taken + 1
+                counts[f"{split} {source}"] += 1
+                if source in ("identity", "repeat"):
+                    parts[split].append((digest, messages))
+                else:
+                    row = {"messages": messages, **({"letters": letters} if letters else {})}
+                    splits[split].append((digest, json.dumps(row, ensure_ascii=False)))
+            if taken == n > 0 or source in BUILT_IN and misses == MAX_MISSES:
                 break
     for split, rng in zip(splits, (Random(seed), Random(seed + 1))):
         left = sorted(parts[split], key=lambda part: part[0])
@@ -213,7 +215,7 @@ def main():
         meta = plan | {"counts": counts, "bytes": {}, "sha256": {}}
         for split, rows in splits.items():
             file = os.path.join(out_dir, f"{split}.jsonl")
-            with open(file + ".tmp", "w", encoding="utf-8", newline="\n") as f:
+            with open(file + ".tmp", "w", encoding="utf-8", errors="replace", newline="\n") as f:
                 f.writelines(line + "\n" for _, line in sorted(rows))  # by hash: at random, whatever came first
             os.replace(file + ".tmp", file)
             meta["bytes"][f"{split}.jsonl"], meta["sha256"][f"{split}.jsonl"] = os.path.getsize(file), sha256_file(file)

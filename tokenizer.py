@@ -313,7 +313,7 @@ def read_messages(conversation):
 
 def multiple_choice(question, options, letters=""):
     """Return a question with its options, one a line: there and as the answer an option has the same token ids, or with
-    letters (str) its letter, which stands right before it: so small models bind them soonest (toy runs, 2026-11-23)."""
+    letters (str) its letter, right before it: where a toy model bound them sooner than behind (2026-11)."""
     options = [f"{letter} {option}" for option, letter in zip(options, letters)] or options
     return "\n".join([question, *options, "answer with " + ("the letter" if letters else "one of the options")])
 

@@ -100,6 +100,8 @@ if text_file and not train_lm or text_rows < 1:
     fail("text_file is for train_lm=True, with text_rows of 1 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
+if lm and os.path.realpath(lm) == os.path.realpath(out_dir):
+    fail(f"lm={lm} is out_dir too, whose steps this run would replace: give another --out_dir")
 
 
 # ---- ranks, seed, dtype
@@ -135,7 +137,9 @@ def find_last(inputs):
         fail(f"init_from=resume: {out_dir} holds no run")  # a log alone: it was killed before its first checkpoint
     if init_from not in ("scratch", "resume") and steps:
         meta = read_meta(out_dir)
-        now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
+        if "inputs" not in meta:
+            fail(f"{out_dir} holds a run of another script: give another --out_dir")
+        now, then = {**config, **inputs}, {"conversations": "", **meta["user_config"], **meta["inputs"]}
         free = ("init_from max_steps device use_compile log_every eval_every save_every wandb_log workers "
                 "recompute sample_tokens eval_rows").split()
         changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]  # new settings are as before

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from configurator import configure, fail
-from conversations import Conversations
+from conversations import Conversations, made
 from data import batch_indices, sha256_file, write_json
 from decode import generate
 from documents import Documents
@@ -99,7 +99,8 @@ def follow_depth():
     Other than there decay is not cautious, and as strong for tall matrices as for others.
     """
     V = load_tokenizer(documents).vocab_size if documents else vocab_size
-    shape = vars(GPTConfig.of_depth(depth, V, head_dim=head_dim)) if is_new else read_meta(init_from)["model_config"]
+    known = out_dir if init_from != "scratch" and checkpoint_steps(out_dir) else first
+    shape = read_meta(known)["model_config"] if known else vars(GPTConfig.of_depth(depth, V, head_dim=head_dim))
     d12, C = 12 * 12 * 768**2 + shape["vocab_size"] * 768, shape["n_embd"]
     larger = (12 * shape["n_layer"] * C**2 + shape["vocab_size"] * C) / d12
     n = grad_accum or max(round(2 ** round(math.log2(2**19 * larger**0.383)) / batch_size / text_len), 1)
@@ -108,15 +109,18 @@ def follow_depth():
     return steps, n, scale, weight_decay if lr_scale else weight_decay * scale / larger
 
 
-is_new = init_from in ("scratch", "resume", "auto")  # no other run's model to begin with
+begun = os.path.join(out_dir, "begun.json")  # {"init_from": the folder whose model the run began with, or ""}
+first = "" if init_from in ("scratch", "resume", "auto") else init_from
+if init_from == "resume" and os.path.isfile(begun):
+    with open(begun) as f:
+        first = json.load(f)["init_from"]
+is_new = not first
 if min(depth, batch_size, text_len, head_dim) < 1 or min(max_steps, lr_decay_steps, grad_accum, lr_scale) < 0 or (
         text_len > 10 * sequence_len or tokens_per_weight <= 0):
     fail("depth, batch_size, text_len, head_dim are 1 or more; max_steps, lr_decay_steps, grad_accum, lr_scale 0 or "
          "more; tokens_per_weight above 0; text_len at most 10 times sequence_len")
-if not is_new and not os.path.isdir(init_from):
+if init_from not in ("scratch", "resume", "auto") and not os.path.isdir(init_from):
     fail(f"init_from={init_from}: use scratch, resume, auto or the folder of a run")
-if conversations and not os.path.isfile(os.path.join(conversations, "train.jsonl")):
-    fail(f"conversations={conversations}: no train.jsonl there: run prepare_chat.py --out_dir={conversations}")
 try:  # settings of 0 get their values here; config keeps them as given
     lr_decay_steps, grad_accum, lr_scale, weight_decay = follow_depth()
     max_steps = max_steps or lr_decay_steps
@@ -169,7 +173,9 @@ def find_last(inputs):
         fail(f"init_from=resume: {out_dir} holds no run")  # a log alone: it was killed before its first checkpoint
     if init_from not in ("scratch", "resume") and steps:
         meta = read_meta(out_dir)
-        now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
+        if "inputs" not in meta:
+            fail(f"{out_dir} holds a run of another script: give another --out_dir")
+        now, then = {**config, **inputs}, {"conversations": "", **meta["user_config"], **meta["inputs"]}
         free = ("init_from max_steps device use_compile log_every eval_every save_every wandb_log workers "
                 "recompute sample_tokens eval_rows").split()
         changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]  # new settings are as before
@@ -378,26 +384,19 @@ try:
     lines = {"train": read_lines("train", max_lines), "val": read_lines("val")} if reads_sentences else {}
     inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt")) if reads_sentences else "",
               "chats": sha256_file(chats) if chats and os.path.isfile(chats) else "",
-              "conversations": sha256_file(os.path.join(conversations, "train.jsonl")) if conversations else "",
+              "conversations": made(conversations) if conversations else "",
               "documents_json": sha256_file(os.path.join(documents, "documents.json")) if documents else "",
-              "first_model": "" if is_new else read_meta(init_from).get("sha256", {}), "schedule": lr_decay_steps,
+              "first_model": read_meta(first).get("sha256", {}) if os.path.isdir(first) else "",
+              "schedule": lr_decay_steps,
               "microbatches": grad_accum}
     first_step = find_last(inputs)
-    source = documents if is_new else init_from  # of the tokenizer
+    source = out_dir if first_step else first or documents  # of the tokenizer
     made_by = sha256_file(os.path.join(documents, "tokenizer.json")) if documents else ""
     docs = {split: Documents(documents, split, text_len + 1, made_by, keep_rest)
             for split in ("train", "val")} if documents else {}
-    if documents and not is_new and load_tokenizer(documents).pieces != load_tokenizer(source).pieces:
+    if documents and source != documents and load_tokenizer(documents).pieces != load_tokenizer(source).pieces:
         fail(f"{documents} was made with another tokenizer than {source}'s: prepare_text.py --tokenizer={source}")
-    if rank == 0:  # nothing of an earlier run is touched before the inputs have been read
-        cut_back(out_dir, first_step)
-    if not first_step and rank == 0:
-        tok = load_tokenizer(source) if source else train_bpe(lines["train"], vocab_size)
-        export_nanochat(tok, out_dir)  # so that nanochat loads what is trained here
-        tok.save(out_dir)
-    if world_size > 1:
-        dist.barrier()
-    tok = load_tokenizer(out_dir)
+    tok = load_tokenizer(source) if source else train_bpe(lines["train"], vocab_size)
     speller = BPETokenizer(tok.tokens[256:practice_vocab])
     text = {(split, units): tokenize(lines[split], tokenizer) for split in lines
             for units, tokenizer in (("tokens", tok), ("pieces", speller))}
@@ -408,11 +407,16 @@ try:
 
     if first_step:
         model, meta = load_checkpoint(out_dir, device=device)
-    elif not is_new:
-        model, _ = load_checkpoint(source, device=device)
+    elif first:
+        model, _ = load_checkpoint(first, device=device)
     else:
         with torch.device(device):
             model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, sequence_len, head_dim, window_pattern))
+    if rank == 0:  # now that the inputs have been read, an earlier run may go
+        write_json(begun, {"init_from": first})
+        cut_back(out_dir, first_step)
+        export_nanochat(tok, out_dir)  # so that nanochat loads what is trained here
+        tok.save(out_dir)
 except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
     fail(e)
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=device))  # training state, not the model's
@@ -497,7 +501,7 @@ def bits_per_byte(n_rows, get_rows):
     if world_size > 1:
         dist.all_reduce(sums := torch.tensor([nats, total_bytes], dtype=torch.float64, device=device))
         nats, total_bytes = sums.tolist()
-    return nats / total_bytes / math.log(2)
+    return nats / max(total_bytes, 1) / math.log(2)
 
 
 def count_letters():
@@ -563,7 +567,7 @@ def save(step, result):
     state = {"blank": blank.data, "spell_steps": spell_steps, "window": window,
              "optimizers": [o.state_dict() for o in optimizers]}
     meta = {"val_bpb": result.get("val_bpb"), "model_config": vars(model.config), "max_seq_len": text_len,
-            "device_batch_size": batch_size, "chats": bool(talks), "conversations": bool(said)}
+            "device_batch_size": batch_size, "chats": bool(talks or said), "conversations": bool(said)}
     figure = result.get("val_answer_bpb", result.get("val_bpb"))
     save_checkpoint(step, {"model": model.state_dict(), "optim": state}, meta, figure)
 

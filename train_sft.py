@@ -93,6 +93,8 @@ if min(learning_rate, lm_learning_rate, projector_lr, texture_lr, texture_muon_l
     fail("every rate, weight_decay, grad_clip, max_clips, seed, workers and batch_size: 0 or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
+if lm and os.path.realpath(lm) == os.path.realpath(out_dir):
+    fail(f"lm={lm} is out_dir too, whose steps this run would replace: give another --out_dir")
 
 
 # ---- ranks, seed, dtype
@@ -128,7 +130,9 @@ def find_last(inputs):
         fail(f"init_from=resume: {out_dir} holds no run")  # a log alone: it was killed before its first checkpoint
     if init_from not in ("scratch", "resume") and steps:
         meta = read_meta(out_dir)
-        now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
+        if "inputs" not in meta:
+            fail(f"{out_dir} holds a run of another script: give another --out_dir")
+        now, then = {**config, **inputs}, {"conversations": "", **meta["user_config"], **meta["inputs"]}
         free = ("init_from max_steps device use_compile log_every eval_every save_every wandb_log workers "
                 "recompute sample_tokens eval_rows").split()
         changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]  # new settings are as before

@@ -16,6 +16,7 @@ from conversations import Conversations, pack_whole, read_conversations
 from decode import generate
 from drill import make_audio, post, sound, start_server
 from documents import fetch_source
+from model import checkpoint_steps
 from talk import Talker
 from test_chat import said as words_said
 from test_eval import run as run_here
@@ -49,7 +50,9 @@ def folder(tmp_path_factory):
     (root / "dialogues").mkdir()
     turns = [{"speaker": speaker, "utterance": f"{speaker} said"} for speaker in ("USER", "SYSTEM")]
     (root / "dialogues" / "dialogues_001.json").write_text(json.dumps([{"turns": turns}]))
-    mix = f"identity=100,repeat=600,letters=1200,{root}/mine.jsonl,{root}/dialogues"
+    (root / "again.jsonl").write_text(json.dumps({"messages": [
+        {"content": m["content"], "role": m["role"]} for m in messages("a list", "as nanochat's")]}) + "\n")
+    mix = f"identity=100,repeat=600,letters=1200,{root}/mine.jsonl,{root}/dialogues,{root}/again.jsonl"
     prepare(root / "data", mix, "--val_share=0.1")
     before = (root / "data" / "train.jsonl").stat().st_mtime_ns
     assert "up to date" in prepare(root / "data", mix, "--val_share=0.1")
@@ -81,6 +84,7 @@ def test_conversations_are_made(folder):
         for split in rows}
     assert len(repeated["train"]) > 400 and len(repeated["val"]) > 20 and not repeated["train"] & repeated["val"]
     everything = json.dumps(rows)
+    assert everything.count("as nanochat's") == 1  # though two files have it
     assert all(text in everything for text in ("as nanochat's", "SYSTEM said", "trained from nothing", "be brief"))
     assert "unanswered" not in everything and max(len(row["messages"]) for row in rows["train"]) > 4
 
@@ -102,6 +106,7 @@ def test_wrong_settings_stop(folder, tmp_path, monkeypatch, capsys):
     """Broken: a wrong mix or folder is a traceback, or says not what to write."""
     base = (f"--init_from={NANOCHAT}", f"--out_dir={tmp_path}/run", *TRAIN)
     (tmp_path / "train.jsonl").write_text('{"messages": []}\n')
+    (tmp_path / "meta.json").write_text('{"sha256": {}}')
     for script, args, message in (
             ("prepare_chat.py", ["--mix=identiti=3"], "mix: 'identiti=3': write identity,"),
             ("prepare_chat.py", ["--mix=repeat"], "with =so many"),
@@ -178,8 +183,11 @@ def trained(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     args = (f"--init_from={NANOCHAT}", f"--conversations={folder}", *TRAIN)
     said = run("train_base.py", f"--out_dir={out}/straight", "--max_steps=4", *args)
+    (out / "stopped").mkdir()
+    (out / "stopped" / "begun.json").write_text(json.dumps({"init_from": NANOCHAT}))
+    (out / "stopped" / "log.jsonl").touch()  # killed before its first checkpoint
     for steps in (2, 4):
-        run("train_base.py", f"--out_dir={out}/stopped", f"--max_steps={steps}", *args)
+        run("train_base.py", f"--out_dir={out}/stopped", f"--max_steps={steps}", *args[1:], "--init_from=resume")
     run("train_base.py", f"--out_dir={out}/ranks", "--max_steps=4", *args, n_ranks=2)
     return out, said
 
@@ -208,12 +216,17 @@ def test_beside_text_and_listening(folder, tmp_path):
     sentences = [" ".join(np.random.default_rng(i).choice(WORDS, 5)) for i in range(60)]
     for split in ("train", "val"):
         (tmp_path / f"{split}.txt").write_text("\n".join(sentences) + "\n")
-    run("train_base.py", f"--init_from={NANOCHAT}", f"--conversations={folder}", *TRAIN, "--max_steps=2",
-        f"--data_dir={tmp_path}", f"--out_dir={tmp_path}/run", "--practice=0.5", "--conversation_share=0.5",
-        "--practice_vocab=280", "--grad_accum=4")
+    args = (*TRAIN, "--max_steps=2", f"--data_dir={tmp_path}", f"--out_dir={tmp_path}/run", "--practice=0.5",
+            "--conversation_share=0.5", "--practice_vocab=280", "--grad_accum=4")
+    run("train_base.py", f"--init_from={NANOCHAT}", f"--conversations={folder}", *args)
     rows = log_of(tmp_path / "run")
     assert all(row[name] > 0 for row in rows[:2] for name in ("loss", "practice_loss", "answer_loss"))
     assert {"val_bpb", "val_practice", "val_answer_bpb", "val_letters"} <= set(rows[-1])
+    (tmp_path / "train.jsonl").write_text("no JSON\n")
+    (tmp_path / "meta.json").write_text('{"sha256": {}}')
+    args += ("--init_from=scratch", "--vocab_size=320")
+    said = run("train_base.py", *args, f"--conversations={tmp_path}", ok=False)
+    assert "train.jsonl:1: " in said and checkpoint_steps(tmp_path / "run") and log_of(tmp_path / "run") == rows
 
 
 def two_answers(ckpt):
