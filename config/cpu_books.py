@@ -2,7 +2,8 @@
     python prepare_text.py --documents=data/books --doc_chars=2500 --vocab_size=8192 --out_dir=data/books_tokens
     python train_base.py config/cpu_books.py
 
-A d4 GPT on real text, books for one, for 2 million tokens: 2 cores, minutes.
+A d4 GPT on real text, books for one, for 2 million tokens: 2 cores, 9 minutes with other
+jobs beside; 1.628 bits per byte (2026-11-23).
 """
 out_dir = "out/cpu_books"
 documents = "data/books_tokens"
