@@ -328,7 +328,7 @@ def practice_features(places, rng, ease=1.0):
 
 
 def kind_of(n):
-    """What microbatch n of the run is: TEXT, PRACTICE or CHATS, spread evenly."""
+    """What microbatch n of the run is: TEXT, PRACTICE, CHATS or ANSWERS, spread evenly."""
     is_due = lambda n, share: math.floor((n + 1) * share) > math.floor(n * share)
     if not is_due(n, practice):
         return ANSWERS if said and is_due(n - math.floor(n * practice), conversation_share) else TEXT
