@@ -43,12 +43,12 @@ max_clips = 0           # training clips to use; 0: all
 max_audio_s = 30.0      # longer clips are dropped, and counted
 # the projector
 taps = ""               # those of the features that are used, comma-separated; '': all
-stack = 5               # encoder frames (50 a second) to one audio token
+stack = 4               # encoder frames (50 a second) to one audio token
 hidden = 1024           # of its MLP; 0: 4 * n_embd
 zero_init = False       # W1's projector: fc2 starts at zero, no norm
-dropout = 0.1           # on the standardized features
-voice_mix = 0.0         # half of the training clips get up to so much of another clip's mean features; 0: none
-time_warp = 0.1         # frames are read up to so much faster or slower, from a random one of the first `stack` on
+dropout = 0.2           # on the standardized features
+voice_mix = 1.0         # half of the training clips get up to so much of another clip's mean features; 0: none
+time_warp = 0.15        # frames are read up to so much faster or slower, from a random one of the first `stack` on
 online = False          # the encoder works in the step, on the audio that data_dir's index names; no time_warp, but
 speed = 0.0             # clips are played up to so much faster or slower, pitch too, not time_warp; 0.1 is usual
 noise_db = 0.0          # noise is added, this to 25 dB more below the speech; 0: none
@@ -64,8 +64,9 @@ train_lm = False        # W2: LM and Whisper frozen, only the projector moves
 text_file = ""          # with train_lm: sentences, one a line, that the LM reads without audio too, not to forget them
 text_rows = 32          # so many of them per microbatch
 learning_rate = 2e-3    # peak, of the projector
-muon_lr = 0.0           # peak, for the projector's two matrices by Muon; 0: AdamW for all
+muon_lr = 0.04          # peak, for the projector's two matrices by Muon; 0: AdamW for all
 lm_learning_rate = 3e-4  # peak, of the LM when train_lm
+lm_muon_lr = 0.0        # peak, for the matrices of its blocks by Muon; 0: AdamW for all
 weight_decay = 0.0
 grad_clip = 1.0         # the projector's and the LM's gradients are clipped apart; 0: off
 max_steps = 1000        # when to stop
@@ -94,7 +95,8 @@ if not (0 <= speed <= 0.5 and min(noise_db, mask_bands, mask_frames) >= 0):
     fail(f"{speed=} is 0 to 0.5, noise_db, mask_bands and mask_frames 0 or more")
 if (speed or noise_db or mask_bands) and not online:
     fail("speed, noise_db and mask_bands change audio, which takes online=True")
-if min(learning_rate, lm_learning_rate, muon_lr, weight_decay, grad_clip, max_clips, seed, workers, batch_size) < 0:
+if min(learning_rate, lm_learning_rate, muon_lr, lm_muon_lr, weight_decay, grad_clip, max_clips, seed, workers,
+       batch_size) < 0:
     fail("every rate, weight_decay, grad_clip, max_clips, seed, workers and batch_size: 0 or more")
 if text_file and not train_lm or text_rows < 1:
     fail("text_file is for train_lm=True, with text_rows of 1 or more")
@@ -329,13 +331,16 @@ try:
 except (ValueError, OSError, RuntimeError) as e:  # a wrong file or folder, or more ranks than GPUs
     fail(e)
 model.requires_grad_(train_lm)
-matrices = [projector.fc1.weight, projector.fc2.weight] if muon_lr else []
-others = [p for p in projector.parameters() if p.requires_grad and all(p is not matrix for matrix in matrices)]
-groups = [dict(params=others, peak_lr=learning_rate)]
-groups += [dict(params=list(model.parameters()), peak_lr=lm_learning_rate)] if train_lm else []
+matrices = [(muon_lr, [projector.fc1.weight, projector.fc2.weight]),
+            (train_lm * lm_muon_lr, [p for p in model.transformer.h.parameters() if p.ndim == 2])]
+muon_groups = [dict(params=some, peak_lr=peak) for peak, some in matrices if peak]
+by_muon = {id(p) for group in muon_groups for p in group["params"]}
+others = lambda module: [p for p in module.parameters() if p.requires_grad and id(p) not in by_muon]
+groups = [dict(params=others(projector), peak_lr=learning_rate)]
+groups += [dict(params=others(model), peak_lr=lm_learning_rate)] if train_lm else []
 optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)]
-if muon_lr:
-    optimizers.append(Muon([dict(params=matrices, peak_lr=muon_lr)], lr=muon_lr, weight_decay=weight_decay))
+if muon_groups:
+    optimizers.append(Muon(muon_groups, lr=muon_lr, weight_decay=weight_decay))
 try:
     if first_step:
         projector.load_state_dict(load_saved(out_dir, meta, "projector", device))

@@ -257,15 +257,21 @@ def test_alignment_freezes_the_lm(world, tmp_path):
     evaluated = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")][-1]
     assert {"val_loss", "val_shuffled", "gap", "val_acc", "val_wer"} <= set(evaluated)
     assert 0 <= evaluated["val_acc"] <= 1
-    align(world, tmp_path / "on", "--max_steps=1", f"--lm={tmp_path}/run", "--learning_rate=0")  # its projector too
+    align(world, tmp_path / "on", "--max_steps=1", f"--lm={tmp_path}/run", "--learning_rate=0",
+          "--muon_lr=0")  # its projector too
     assert same_state(tmp_path / "run" / "projector_000002.pt", tmp_path / "on" / "projector_000001.pt")
-    out = align(world, tmp_path / "no", f"--lm={tmp_path}/run", "--stack=4", "--hidden=16", ok=False)
+    out = align(world, tmp_path / "no", f"--lm={tmp_path}/run", "--stack=5", "--hidden=16", ok=False)
     assert "aligned with other stack, hidden" in out and "Traceback" not in out
     align(world, tmp_path / "lm", "--max_steps=2", "--train_lm=True")
     assert not same_state(world / "base" / "model_000002.pt", tmp_path / "lm" / "model_000002.pt")
     align(world, tmp_path / "text", "--max_steps=2", "--train_lm=True", f"--text_file={world}/text/train.txt")
     assert not same_state(tmp_path / "lm" / "model_000002.pt", tmp_path / "text" / "model_000002.pt")
     assert losses(tmp_path / "lm")[1] == losses(tmp_path / "text")[1]  # the clips' loss is told, not the text's
+    align(world, tmp_path / "muon", "--max_steps=1", "--train_lm=True", "--lm_muon_lr=0.01", "--lm_learning_rate=0")
+    before, after = (torch.load(folder / f"model_00000{n}.pt", weights_only=True)
+                     for folder, n in ((world / "base", 2), (tmp_path / "muon", 1)))
+    matrices = {name for name, p in before.items() if name.startswith("transformer.h.") and p.ndim == 2}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == matrices
 
 
 @pytest.mark.slow
@@ -341,9 +347,10 @@ def test_resume_takes_new_rates_and_refuses_broken_files(world, tmp_path):
     """A resumed run would train at the old rates while it logs the new ones, or end in a traceback on a cut file."""
     align(world, tmp_path / "run", "--max_steps=2")
     kept = shutil.copytree(tmp_path / "run", tmp_path / "kept")
-    align(world, tmp_path / "run", "--max_steps=3", "--init_from=resume", "--learning_rate=0")
+    align(world, tmp_path / "run", "--max_steps=3", "--init_from=resume", "--learning_rate=0",
+          "--muon_lr=1e-30")  # 0 would be AdamW's
     assert same_state(tmp_path / "run" / "projector_000002.pt", tmp_path / "run" / "projector_000003.pt")
-    for args in (["--hidden=16"], ["--muon_lr=0.01"]):
+    for args in (["--hidden=16"], ["--muon_lr=0"]):
         out = align(world, kept, "--max_steps=3", "--init_from=resume", *args, ok=False)
         assert "Traceback" not in out and out.strip().splitlines()[-1].startswith("train_align.py: "), out
     (kept / "optim_000002_rank0.pt").write_bytes((kept / "optim_000002_rank0.pt").read_bytes()[:3000])
