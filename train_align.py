@@ -44,7 +44,7 @@ max_audio_s = 30.0      # longer clips are dropped, and counted
 # the projector
 taps = ""               # those of the features that are used, comma-separated; '': all
 stack = 4               # encoder frames (50 a second) to one audio token
-hidden = 1024           # of its MLP; 0: 4 * n_embd
+hidden = 2048           # of its MLP; 0: 4 * n_embd
 zero_init = False       # W1's projector: fc2 starts at zero, no norm
 dropout = 0.2           # on the standardized features
 voice_mix = 1.0         # half of the training clips get up to so much of another clip's mean features; 0: none
@@ -331,9 +331,9 @@ try:
 except (ValueError, OSError, RuntimeError) as e:  # a wrong file or folder, or more ranks than GPUs
     fail(e)
 model.requires_grad_(train_lm)
-matrices = [(muon_lr, [projector.fc1.weight, projector.fc2.weight]),
-            (train_lm * lm_muon_lr, [p for p in model.transformer.h.parameters() if p.ndim == 2])]
-muon_groups = [dict(params=some, peak_lr=peak) for peak, some in matrices if peak]
+matrices = [(muon_lr, stack, [projector.fc1.weight]), (muon_lr, 1, [projector.fc2.weight]),
+            (train_lm * lm_muon_lr, 1, [p for p in model.transformer.h.parameters() if p.ndim == 2])]
+muon_groups = [dict(params=some, peak_lr=peak, blocks=n) for peak, n, some in matrices if peak]
 by_muon = {id(p) for group in muon_groups for p in group["params"]}
 others = lambda module: [p for p in module.parameters() if p.requires_grad and id(p) not in by_muon]
 groups = [dict(params=others(projector), peak_lr=learning_rate)]

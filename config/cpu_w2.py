@@ -8,7 +8,6 @@ out_dir = "out/cpu_w2"
 data_dir = "data/synthetic/features"
 taps = "-1"
 lm = "out/cpu_base"
-hidden = 512
 max_steps = 300
 lr_decay_steps = 300
 eval_every = 300

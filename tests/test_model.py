@@ -260,7 +260,7 @@ def test_depth_is_the_one_dial():
 
 
 def test_muon_is_torchs():
-    """Matrices of one shape, orthogonalized together, would not get the update that each gets alone."""
+    """Matrices of one shape, orthogonalized together or as blocks of one, would not get the update of each alone."""
     torch.manual_seed(0)
     ours, theirs = ([torch.nn.Parameter(0.1 * torch.ones(shape)) for shape in
                      ((8, 8), (8, 8), (32, 8), (8, 32), (2, 3))] for _ in range(2))
@@ -273,6 +273,13 @@ def test_muon_is_torchs():
             optimizer.step()
     assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(ours, theirs))
     assert (ours[0] - 0.1).abs().mean() > 0.02 and torch.equal(ours[-1], 0.1 * torch.ones(2, 3))
+    whole, parts = [torch.nn.Parameter(torch.ones(8, 24))], [torch.nn.Parameter(torch.ones(8, 8)) for _ in range(3)]
+    whole[0].grad = torch.randn(8, 24)
+    for part, grad in zip(parts, whole[0].grad.chunk(3, dim=1)):
+        part.grad = grad
+    Muon(whole, lr=0.1, blocks=3).step()
+    Muon(parts, lr=0.1).step()
+    assert torch.allclose(whole[0], torch.cat(parts, dim=1)) and (whole[0] - 1).abs().mean() > 0.02
 
 
 @pytest.mark.parametrize("ours, theirs", [(M.RMSNorm.apply, lambda x: F.rms_norm(x, (64,))),
