@@ -277,8 +277,7 @@ def test_muon_is_torchs():
     whole[0].grad = torch.randn(8, 24)
     for part, grad in zip(parts, whole[0].grad.chunk(3, dim=1)):
         part.grad = grad
-    Muon(whole, lr=0.1, blocks=3).step()
-    Muon(parts, lr=0.1).step()
+    Muon(whole, lr=0.1, blocks=3).step(), Muon(parts, lr=0.1).step()
     assert torch.allclose(whole[0], torch.cat(parts, dim=1)) and (whole[0] - 1).abs().mean() > 0.02
 
 
