@@ -166,8 +166,8 @@ def measure_align(where, seconds):
     """-> tokens a second of length-sorted batches and of random ones (padding not counted), their ratio, gflops."""
     torch.manual_seed(seed)
     gpt = GPT(GPTConfig.of_depth(depth, 4096, 256, 64, "L")).to(where).requires_grad_(False)
-    D, stack = SIZES[encoder_size][2], 5
-    projector = Projector(D, 1, stack, gpt.config.n_embd, 512).to(where).train()
+    D, stack = SIZES[encoder_size][2], 4
+    projector = Projector(D, 1, stack, gpt.config.n_embd, 2048).to(where).train()
     frames, texts = draw_lengths(28_539)
     audio = n_audio_tokens(frames, stack)
     lengths = (audio + texts).astype(np.int32)
@@ -192,7 +192,8 @@ def measure_align(where, seconds):
     n = 2 if quick else 6
     ours, other = rate(batches[:n]), rate(naive[:n])
     padded = sum(len(at) * int(lengths[at].max()) for at in batches)
-    flops = 4 * sum(p.numel() for p in gpt.transformer.h.parameters())  # a token, forward and back to the projector
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    flops = 4 * count(gpt.transformer.h) + 6 * count(projector) * audio.sum() / lengths.sum()  # a token, LM frozen
     return {"tok_s": round(ours), "naive_tok_s": round(other), "x_naive": round(ours / other, 2),
             "padding": round(1 - float(lengths.sum()) / padded, 4),
             "gflops": round(flops * ours / 1e9, 1)}
@@ -318,7 +319,7 @@ def make_run(folder):
         p.data.add_(0.02 * torch.randn_like(p))
     names = ("name", "n_mels", "n_layer", "n_embd", "n_head")
     encoder = WhisperEncoder(dict(zip(names, ("random", *SIZES[encoder_size]))))
-    projector = Projector(D, 2, stack, gpt.config.n_embd, 512, texture=16, texture_hidden=256)
+    projector = Projector(D, 2, stack, gpt.config.n_embd, 2048, texture=16, texture_hidden=256)
     torch.save(gpt.state_dict(), os.path.join(folder, "model_000000.pt"))
     torch.save(projector.state_dict(), os.path.join(folder, "projector_000000.pt"))
     save_encoder(encoder, os.path.join(folder, "encoder.pt"))
