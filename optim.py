@@ -19,7 +19,7 @@ class Muon(torch.optim.Optimizer):
 
     momentum: Nesterov's; 0.9 and twice the rate hear sooner than 0.95 in runs of some hundred steps (2026-11).
     blocks: so many matrices lie side by side in one parameter (rows, blocks * cols); each is brought near orthogonal
-    alone, at about 1 / blocks of the work.
+    alone, of 4 x (2048, 512) at a fifth of the work. The update's size stays the whole's.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.9, weight_decay=0.0, blocks=1):
@@ -40,7 +40,8 @@ class Muon(torch.optim.Optimizer):
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                     average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
                     ahead += p.grad.lerp(average, group["momentum"]).chunk(group["blocks"], dim=1)
-                lr = group["lr"] * max(1, rows / cols) ** 0.5
+                part = cols / group["blocks"]
+                lr = group["lr"] * (max(1, rows / cols) * min(rows, cols) / min(rows, part) / group["blocks"]) ** 0.5
                 updates = orthogonalize(torch.stack(ahead)).unflatten(0, (len(params), -1))  # (.., blocks, rows, cols)
                 for p, update in zip(params, updates.transpose(1, 2).flatten(2)):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.to(p.dtype), alpha=-lr)

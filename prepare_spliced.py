@@ -4,16 +4,19 @@
     python prepare_spliced.py config/real_spliced.py --limit=40 --n_clips=50 --out_dir=data/toy_spliced
 
 A model trained on few recordings soon knows them by heart (results.md). Joined anew they hold the same voices and
-words in sentences that nobody said. To find the cuts, an aligned run (ckpt) hears a recording's beginning, longer by an
-audio token at a time, and scores how many of its known words that holds: the words, then the end of text. The likeliest
-count that never falls (Viterbi) rises where a word ends, and the quietest sample about there is the cut.
-Reads  source, the train.jsonl of prepare_librispeech.py: {"audio": path from there, "text", "speaker"} a line.
+words in other sentences. To find the cuts, an aligned run (ckpt) reads a recording's first audio tokens, one more at a
+time, and scores how many of its known words they hold: the words, then the end of text. The likeliest count that never
+falls (Viterbi) rises where a word ends, and the quietest sample soon after is the cut.
+Reads  source, prepare_librispeech.py's train.jsonl: {"audio": path from there, "text", "speaker"} a line; no text of it
+       or of the .jsonl files beside it (held-out clips) is made again.
 Writes <out_dir>/clips/<nnnnn>.flac (16 kHz mono PCM16, about 3 s and 60 kB each) and, when all are there, clips.jsonl
        ({"audio", "text", "split": "train", "speaker"} a line, a source for prepare_librispeech.py) and meta.json.
+About 6 recordings and 100 new clips a second on one core; interrupted, it starts over.
 """
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,24 +44,29 @@ device = "auto"
 config = configure(globals()) if __name__ == "__main__" else {}  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SMOOTH = 480            # samples, 30 ms, over which loudness is taken
+LATE = 4                # audio tokens: a cut is at most so much later than the word's last was heard
+ROWS = 64               # beginnings of a recording that the model reads at once
 FADE = 80               # samples, 5 ms, at both ends of a part
+RULES = ("1 <= min_words <= max_words", "1 <= n_clips", "0 <= min(limit, cut_db, seed)", "0 <= speed < 1",
+         "0 < min_share < 1")
 
 
+@torch.inference_mode()
 def count_words(talker, wav, words):
     """-> log-probability (T_a, len(words) + 1) that the first 1.. audio tokens of wav hold so many of its words."""
-    audio = talker.hear([wav])[0]
-    T_a, device = len(audio), audio.device
-    ends = [len(talker.tok.encode(" ".join(words[:n]))) for n in range(len(words) + 1)]
-    ids = torch.tensor([talker.tok.bos_id, *talker.tok.encode(" ".join(words))], device=device).expand(T_a, -1)
-    lens = torch.arange(1, T_a + 1, device=device)
-    heard = audio * (torch.arange(T_a, device=device) < lens[:, None])[..., None]  # (T_a, T_a, C), zero past lens
-    with torch.inference_mode():
-        logits = talker.model(ids, None, audio_features=heard, audio_lens=lens,
-                              text_lens=torch.full_like(lens, ids.shape[1]), audio_at=talker.ears["audio_at"])
-    logp = logits.float().log_softmax(2)  # (T_a, T, V)
-    said = logp[:, :-1].gather(2, ids[:, 1:, None])[..., 0].cumsum(1)
-    said = torch.nn.functional.pad(said, (1, 0))[:, ends]  # (T_a, len(words) + 1): the first words
-    return (said + logp[:, ends, talker.tok.bos_id]).log_softmax(1).cpu().numpy()
+    audio, tok = talker.hear([wav])[0], talker.tok
+    ends = [len(tok.encode(" ".join(words[:n]))) for n in range(len(words) + 1)]
+    ids, scores = torch.tensor([tok.bos_id, *tok.encode(" ".join(words))], device=audio.device), []
+    for lens in torch.arange(1, len(audio) + 1, device=audio.device).split(ROWS):  # (B,)
+        heard = audio * (torch.arange(len(audio), device=audio.device) < lens[:, None])[..., None]  # (B, T_a, C)
+        idx = ids.expand(len(lens), -1)
+        logits = talker.model(idx, None, audio_features=heard, audio_lens=lens,
+                              text_lens=torch.full_like(lens, len(ids)), audio_at=talker.ears["audio_at"])
+        logp = logits.float().log_softmax(2)  # (B, T, V)
+        said = logp[:, :-1].gather(2, idx[:, 1:, None])[..., 0].cumsum(1)
+        said = torch.nn.functional.pad(said, (1, 0))[:, ends]  # (B, len(words) + 1): the first words
+        scores.append((said + logp[:, ends, tok.bos_id]).log_softmax(1))
+    return torch.cat(scores).cpu().numpy()
 
 
 def rising_path(scores):
@@ -81,14 +89,16 @@ def find_cuts(talker, wav, words):
     step = 2 * HOP * talker.ears["stack"]  # samples of an audio token
     power = np.convolve(wav.astype(np.float64) ** 2, np.ones(SMOOTH) / SMOOTH, "same")
     loud = np.flatnonzero(power > 0.02 * np.percentile(power, 95))
-    before, after = int(loud[0] / step + 0.5), int(loud[-1] / step)  # audio tokens before and up to the end of speech
-    logp[:before, 1:], logp[after:, :-1] = -14, -14  # silence holds no word, and the end no less than all
+    if not len(loud):
+        return []  # silence
+    logp[:int(loud[0] / step + 0.5), 1:] = -14  # before the speech there is no word
+    logp[int(loud[-1] / step):, :-1] = -14  # and at its end there are all
     path, cuts = rising_path(np.maximum(logp, -14)), []
     for n in range(1, len(words)):
         at = np.flatnonzero(path == n)
         if len(at) and logp[at, n].max() > np.log(min_share):
-            first, last = int((at[0] + 0.5) * step), min(int((at[-1] + 1.5) * step), len(wav))
-            cut = first + int(np.argmin(power[first:last]))
+            first, last = at[0] + 0.5, min(at[0] + 0.5 + LATE, at[-1] + 1.5)  # audio tokens
+            cut = int(first * step) + int(np.argmin(power[int(first * step):int(last * step)]))
             if power[cut] < power.mean() / 10 ** (cut_db / 10):
                 cuts.append((n, cut))
     return cuts
@@ -98,12 +108,12 @@ def draw_part(clip, rng):
     """-> (words, samples) between two random cuts of a clip, its ends among them."""
     places = [(0, 0), *clip["cuts"], (len(clip["words"]), None)]
     i = rng.integers(len(places) - 1)
-    j = rng.integers(i + 1, len(places))
-    wav = read_audio(clip["path"])[places[i][1]:places[j][1]].copy()
+    (first, start), (last, end) = places[i], places[rng.integers(i + 1, len(places))]
+    wav = read_audio(clip["path"])[start:end].copy()
     n = min(FADE, len(wav) // 4)
     wav[:n] *= np.linspace(0, 1, n, dtype=np.float32)
     wav[len(wav) - n:] *= np.linspace(1, 0, n, dtype=np.float32)
-    return clip["words"][places[i][0]:places[j][0]], wav
+    return clip["words"][first:last], wav
 
 
 def read_source():
@@ -117,34 +127,30 @@ def read_source():
                 speaker, split = str(row["speaker"]), row.get("split", "train")
             except (ValueError, KeyError, TypeError, AttributeError) as e:
                 raise ValueError(f"{source}:{n}: no row of audio, text and speaker ({e!r})") from None
-            if split != "train":
-                raise ValueError(f"{source}:{n} is of the split {split}: only what is trained on may be joined anew")
+            if split != "train" or not speaker or not clip["words"]:
+                raise ValueError(f"{source}:{n}: {split=}, {speaker=}, {len(clip['words'])} words; it takes clips of "
+                                 "the split train, with a speaker and words")
             speakers.setdefault(speaker, []).append(clip)
+    if not speakers:
+        raise ValueError(f"{source} holds no clip")
     return speakers
 
 
-def main():
+def read_texts():
+    """-> set of the texts in source and the other .jsonl files beside it, the held-out ones among them."""
+    paths = Path(source).parent.glob("*.jsonl")
+    return {json.loads(line).get("text") for path in paths for line in path.read_text(encoding="utf-8").splitlines()}
+
+
+def write_clips(speakers):
+    """Write clips.jsonl and its clips, {speaker: clips with cuts} joined: -> (how many, seconds)."""
     import soundfile
-    if not 1 <= min_words <= max_words or not 0 <= speed < 1 or n_clips < 1 or not 0 < min_share < 1 or limit < 0:
-        raise ValueError("these settings need 1 <= min_words <= max_words, 0 <= speed < 1, 0 < min_share < 1, "
-                         "n_clips of 1 or more, limit of 0 or more")
-    talker, speakers = Talker(ckpt, device=device), read_source()
-    if not talker.ears or talker.ears["prompt"] != "transcript":
-        raise ValueError(f"{ckpt} doesn't write transcripts: set ckpt to a run of train_align.py")
-    for clip in tqdm([clip for clips in speakers.values() for clip in clips], "cuts", unit="clip"):
-        clip["cuts"] = find_cuts(talker, read_audio(clip["path"]), clip["words"])
-    found = sum(len(clip["cuts"]) for clips in speakers.values() for clip in clips)
-    n_gaps = sum(len(clip["words"]) - 1 for clips in speakers.values() for clip in clips)
-    usable = [name for name, clips in sorted(speakers.items()) if sum(bool(clip["cuts"]) for clip in clips) > 2]
-    if not usable:
-        raise ValueError(f"{source}: no speaker has three clips with cuts, {found} were found: does {ckpt} hear them?")
-    shutil.rmtree(os.path.join(out_dir, "clips"), ignore_errors=True)
-    os.makedirs(os.path.join(out_dir, "clips"))
-    rng, seen, lines, seconds = np.random.default_rng(seed), set(), [], 0.0
-    for _ in tqdm(range(50 * n_clips), "clips"):
-        name = usable[rng.integers(len(usable))]
-        clips = rng.choice(speakers[name], 3, replace=False)[:rng.integers(2, 4)]
-        words, wavs = zip(*(draw_part(clip, rng) for clip in clips))
+    names, rng, seen, lines, seconds = sorted(speakers), np.random.default_rng(seed), read_texts(), [], 0.0
+    progress = tqdm(total=n_clips, desc="clips", unit="clip")
+    for _ in range(50 * n_clips):
+        name = names[rng.integers(len(names))]
+        words, wavs = zip(*(draw_part(speakers[name][k], rng)
+                            for k in rng.choice(len(speakers[name]), rng.integers(2, 4), replace=False)))
         text = " ".join(word for part in words for word in part)
         if not min_words <= len(text.split()) <= max_words or text in seen:
             continue
@@ -152,16 +158,40 @@ def main():
         wav = change_speed(np.concatenate(wavs), rng.uniform(1 - speed, 1 + speed))
         row = {"audio": f"clips/{len(lines):05d}.flac", "text": text, "split": "train", "speaker": name}
         soundfile.write(os.path.join(out_dir, row["audio"]), wav, SAMPLE_RATE)
-        lines.append(json.dumps(row))
+        lines.append(json.dumps(row) + "\n")
         seconds += len(wav) / SAMPLE_RATE
+        progress.update()
         if len(lines) == n_clips:
             break
-    with open(os.path.join(out_dir, "clips.jsonl.part"), "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
-    os.replace(os.path.join(out_dir, "clips.jsonl.part"), os.path.join(out_dir, "clips.jsonl"))
-    write_json(os.path.join(out_dir, "meta.json"), {"settings": config, "cuts": found, "clips": len(lines)})
-    print(f"{out_dir}: {len(lines):,} clips of {len(usable)} speakers, {seconds / 3600:.2f} h | {found:,} cuts between "
-          f"{n_gaps:,} pairs of words")
+    if not lines:
+        raise ValueError(f"{source}: no new sentence of {min_words=} to {max_words=} can be joined")
+    Path(out_dir, "clips.jsonl.part").write_text("".join(lines), encoding="utf-8")
+    os.replace(Path(out_dir, "clips.jsonl.part"), Path(out_dir, "clips.jsonl"))
+    return len(lines), seconds
+
+
+def main():
+    for rule in RULES:
+        if not eval(rule):
+            raise ValueError(f"these settings break the rule {rule}")
+    talker, speakers = Talker(ckpt, device=device), read_source()
+    if not talker.ears or talker.ears["prompt"] != "transcript":
+        raise ValueError(f"{ckpt} doesn't write transcripts: set ckpt to a run of train_align.py")
+    for clip in tqdm([clip for clips in speakers.values() for clip in clips], "cuts", unit="clip"):
+        clip["cuts"] = find_cuts(talker, read_audio(clip["path"], 30.0), clip["words"])
+    counts = [(len(clip["cuts"]), len(clip["words"]) - 1) for clips in speakers.values() for clip in clips]
+    found, n_gaps = map(sum, zip(*counts))
+    usable = {name: clips for name, clips in speakers.items() if sum(bool(clip["cuts"]) for clip in clips) > 2}
+    if not usable:
+        raise ValueError(f"{source}: no speaker has three clips with cuts, {found} were found: does {ckpt} hear them?")
+    for name in ("clips.jsonl", "meta.json"):  # what names other clips goes first
+        Path(out_dir, name).unlink(missing_ok=True)
+    shutil.rmtree(Path(out_dir, "clips"), ignore_errors=True)
+    Path(out_dir, "clips").mkdir(parents=True)
+    n, seconds = write_clips(usable)
+    write_json(os.path.join(out_dir, "meta.json"), {"settings": config, "cuts": found, "clips": n})
+    print(f"{out_dir}: {n:,} of {n_clips:,} clips, {len(usable)} speakers, {seconds / 3600:.2f} h | {found:,} cuts "
+          f"between {n_gaps:,} pairs of words")
 
 
 if __name__ == "__main__":

@@ -273,12 +273,17 @@ def test_muon_is_torchs():
             optimizer.step()
     assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(ours, theirs))
     assert (ours[0] - 0.1).abs().mean() > 0.02 and torch.equal(ours[-1], 0.1 * torch.ones(2, 3))
-    whole, parts = [torch.nn.Parameter(torch.ones(8, 24))], [torch.nn.Parameter(torch.ones(8, 8)) for _ in range(3)]
-    whole[0].grad = torch.randn(8, 24)
-    for part, grad in zip(parts, whole[0].grad.chunk(3, dim=1)):
-        part.grad = grad
-    Muon(whole, lr=0.1, blocks=3).step(), Muon(parts, lr=0.1).step()
-    assert torch.allclose(whole[0], torch.cat(parts, dim=1)) and (whole[0] - 1).abs().mean() > 0.02
+    for rows in (8, 48):  # the update of blocks has the size of the whole's
+        wide = [torch.nn.Parameter(torch.ones(rows, 24)) for _ in range(2)]
+        parts = [torch.nn.Parameter(torch.ones(rows, 8)) for _ in range(6)]
+        for n, p in enumerate(wide):
+            p.grad = torch.randn(rows, 24)
+            for part, grad in zip(parts[3 * n:], p.grad.chunk(3, dim=1)):
+                part.grad = grad
+        Muon(wide, lr=0.1, blocks=3).step(), Muon(parts, lr=0.1).step()
+        ratio = (wide[0] - 1) / torch.cat([part - 1 for part in parts[:3]], dim=1)
+        assert torch.allclose(wide[1] - 1, (torch.cat(parts[3:], dim=1) - 1) * ratio.mean(), atol=1e-3)
+        assert abs(ratio.mean() - 3 ** -0.5) < 1e-3
 
 
 @pytest.mark.parametrize("ours, theirs", [(M.RMSNorm.apply, lambda x: F.rms_norm(x, (64,))),

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import prepare_spliced as spliced
+from model import GPT, GPTConfig
+from tokenizer import ByteTokenizer
 
 
 def test_rising_path_is_the_best():
@@ -24,18 +27,46 @@ class Hears:
     """Stands for an aligned run: audio tokens of 80 ms."""
     ears = {"stack": 4, "prompt": "transcript", "audio_at": 0}
 
+    def __init__(self):
+        torch.manual_seed(0)
+        self.tok = ByteTokenizer()
+        self.model, self.audio = GPT(GPTConfig.of_depth(1, self.tok.vocab_size)).eval(), torch.randn(7, 128)
+        for p in self.model.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+
+    def hear(self, wavs):
+        return [self.audio[:, :self.model.config.n_embd]]
+
+
+@torch.no_grad()
+def test_counts_are_of_whole_readings(monkeypatch):
+    """The score of a beginning and some words would be of other audio, other words, or without the text's end."""
+    monkeypatch.setattr(spliced, "ROWS", 3)
+    talker, words, expected = Hears(), ["ab", "c", "de"], []
+    for n_audio in range(1, 8):
+        for n in range(4):
+            ids = [talker.tok.bos_id, *talker.tok.encode(" ".join(words[:n])), talker.tok.bos_id]
+            nats = talker.model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]), loss_reduction="sum",
+                                audio_features=talker.hear([])[0][None, :n_audio], audio_lens=torch.tensor([n_audio]),
+                                text_lens=torch.tensor([len(ids) - 1]), audio_at=0)
+            expected.append(-float(nats))
+    expected = torch.tensor(expected).view(7, 4).log_softmax(1).numpy()
+    assert np.allclose(spliced.count_words(talker, None, words), expected, atol=2e-2)
+    assert np.ptp(expected, axis=0).max() > 0.1  # the audio matters
+
 
 def test_cuts_are_in_pauses(monkeypatch):
     """A word would be cut in two, or a cut stand where two words run together."""
     wav = np.random.default_rng(0).normal(0, 0.1, 32000).astype(np.float32)
-    wav[:6000] = wav[14400:16000] = wav[28000:] = 0  # pauses before, between the first two words, and at the end
-    logp = np.full((25, 4), -9.0)  # the second and third word run together: no pause at 1.35 s
-    logp[np.arange(25), [0] * 8 + [1] * 6 + [2] * 5 + [3] * 6] = -0.01
-    logp[2, 1] = 0  # a word in the silence before the speech
+    wav[:6000] = wav[14400:16000] = wav[18600:19400] = wav[28000:] = 0  # the third is within the second word
+    logp = np.full((25, 4), -9.0)  # the second and third word run together: no pause at 1.75 s
+    logp[np.arange(25), [0] * 8 + [1] * 9 + [2] * 3 + [3] * 5] = -0.01
+    logp[2:5, 1] = logp[22:, 2] = 2  # words in the silence before and after the speech
     monkeypatch.setattr(spliced, "count_words", lambda talker, wav, words: logp.copy())
     cuts = spliced.find_cuts(Hears(), wav, ["a", "b", "c"])
     assert [n for n, _ in cuts] == [1] and 14400 <= cuts[0][1] <= 16000
-    logp[8:14, 1] = -1
+    assert not spliced.find_cuts(Hears(), 0 * wav, ["a", "b", "c"])
+    logp[8:17, 1] = -1
     assert not spliced.find_cuts(Hears(), wav, ["a", "b", "c"])  # it isn't sure of the first word
 
 
@@ -50,7 +81,10 @@ def test_sound_is_the_text(tmp_path, monkeypatch):
         soundfile.write(tmp_path / f"{n}.wav", 0.5 * np.concatenate([tone(tones[speaker][w]) for w in text]), rate)
         rows.append({"audio": f"{n}.wav", "text": " ".join(text), "speaker": speaker})
     source = tmp_path / "train.jsonl"
+    rows += [{"audio": "0.wav", "text": "one two three four", "speaker": "r"}] * 2  # two are too few
     source.write_text("\n".join(map(json.dumps, rows)))
+    held_out = [f"{a} {b} {c}" for a, b, c in itertools.permutations(words, 3)]
+    (tmp_path / "val.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in held_out))
     settings = dict(source=str(source), out_dir=str(tmp_path / "out"), n_clips=60, speed=0.0,
                     Talker=lambda *a, **k: Hears())
     for name, value in settings.items():
@@ -59,6 +93,7 @@ def test_sound_is_the_text(tmp_path, monkeypatch):
     spliced.main()
     clips = [json.loads(line) for line in open(tmp_path / "out" / "clips.jsonl")]
     assert len(clips) == 60 == len({clip["text"] for clip in clips}) and {clip["speaker"] for clip in clips} == {*"pq"}
+    assert not {clip["text"] for clip in clips} & {*held_out, *(row["text"] for row in rows)}
     for clip in clips:
         wav, _ = soundfile.read(tmp_path / "out" / clip["audio"])
         said = clip["text"].split()
@@ -66,9 +101,15 @@ def test_sound_is_the_text(tmp_path, monkeypatch):
         for word, part in zip(said, wav.reshape(len(said), -1)):
             peak = np.argmax(np.abs(np.fft.rfft(part))) * 5  # Hz
             assert abs(peak - tones[clip["speaker"]][word]) < 10
-    source.write_text(json.dumps({**rows[0], "split": "val"}))
-    with pytest.raises(ValueError, match="train.jsonl:1 is of the split val"):
-        spliced.main()
-    source.write_text('{"audio": "0.wav"}')
-    with pytest.raises(ValueError, match="train.jsonl:1: no row of audio, text and speaker"):
+    monkeypatch.setattr(spliced, "speed", 0.2)
+    spliced.main()  # again, over the first
+    assert len({soundfile.info(tmp_path / "out" / clip["audio"]).frames % (rate // 5) for clip in clips}) > 9
+    for change, message in (({"split": "val"}, "split='val'"), ({"text": " "}, "0 words"),
+                            ({"speaker": ""}, "speaker=''"),
+                            ({"text": 3}, "no row of audio, text and speaker")):
+        source.write_text(json.dumps({**rows[0], **change}))
+        with pytest.raises(ValueError, match=f"train.jsonl:1: .*{message}"):
+            spliced.main()
+    source.write_text("")
+    with pytest.raises(ValueError, match="holds no clip"):
         spliced.main()
