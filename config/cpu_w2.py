@@ -2,7 +2,7 @@
     python train_align.py config/cpu_w2.py
 
 W2 of the CPU demo: synthetic speech, LM and Whisper frozen, only the projector moves. 2 shared cores, 4 minutes;
-WER 24.0% on new sentences, 31.3% in another engine's voice (2026-11-23).
+WER 21.0% on new sentences, 28.3% in another engine's voice (2026-11-23).
 """
 out_dir = "out/cpu_w2"
 data_dir = "data/synthetic/features"

@@ -1,8 +1,8 @@
 """
     python train_sft.py config/cpu_w3.py
 
-W3 of the CPU demo: LoRA of rank 16 on the frozen LM, the projector trained on. 2 shared cores, 7 minutes;
-AudioBench-mini 73.0%; WER 25.5% on new sentences, 33.6% in another engine's voice, 24.0 and 31.3% before (2026-11-23).
+W3 of the CPU demo: LoRA of rank 16 on the frozen LM, the projector trained on. 2 shared cores, 6 minutes;
+AudioBench-mini 67.0%; WER 20.2% on new sentences, 29.2% in another engine's voice, 21.0 and 28.3% before (2026-11-23).
 """
 out_dir = "out/cpu_w3"
 task_weights = "transcript=2.5"
