@@ -1,7 +1,9 @@
-"""More of the real voices: 10,000 sentences that nobody said, of the training speakers' recordings cut between words.
-
+"""
     python prepare_spliced.py config/real_spliced.py        # after train_align.py config/real_w2.py
     python prepare_librispeech.py --source=data/real_spliced/clips.jsonl
+
+More of the real voices: the training speakers' recordings cut between words and joined anew, 12 hours of 112 speakers.
+13 minutes on one core, tests on the other (2026-11-23).
 """
 ckpt = "out/real_w2"
 source = "data/speechocean762/features/train.jsonl"
