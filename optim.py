@@ -66,8 +66,9 @@ def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004
 
 def load_optimizers(optimizers, saved):
     """Restore the optimizers' moments; rates and decay stay as set now. ValueError: other parameters were trained."""
-    if len(optimizers) != len(saved):
-        raise ValueError(f"the checkpoint is of {len(saved)} optimizers, these settings of {len(optimizers)}")
+    sizes = lambda states: [[len(group["params"]) for group in state["param_groups"]] for state in states]
+    if sizes(saved) != sizes([optimizer.state_dict() for optimizer in optimizers]):
+        raise ValueError("the checkpoint is of other optimizers (settings, version): --init_from=scratch starts over")
     for optimizer, state in zip(optimizers, saved):
         settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
