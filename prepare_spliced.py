@@ -137,14 +137,19 @@ def read_source():
 
 def read_texts():
     """-> set of the texts in source and the other .jsonl files beside it, the held-out ones among them."""
-    paths = Path(source).parent.glob("*.jsonl")
-    return {json.loads(line).get("text") for path in paths for line in path.read_text(encoding="utf-8").splitlines()}
+    texts = set()
+    for path in Path(source).parent.glob("*.jsonl"):
+        try:
+            texts |= {json.loads(line).get("text") for line in path.read_text(encoding="utf-8").splitlines()}
+        except (ValueError, AttributeError) as e:
+            raise ValueError(f"{path}: a line is no JSON object ({e}); its sentences may not be made again") from None
+    return texts
 
 
-def write_clips(speakers):
-    """Write clips.jsonl and its clips, {speaker: clips with cuts} joined: -> (how many, seconds)."""
+def write_clips(speakers, seen):
+    """Write clips.jsonl and its clips, {speaker: clips with cuts} joined, no text of seen: -> (how many, seconds)."""
     import soundfile
-    names, rng, seen, lines, seconds = sorted(speakers), np.random.default_rng(seed), read_texts(), [], 0.0
+    names, rng, lines, seconds = sorted(speakers), np.random.default_rng(seed), [], 0.0
     progress = tqdm(total=n_clips, desc="clips", unit="clip")
     for _ in range(50 * n_clips):
         name = names[rng.integers(len(names))]
@@ -170,10 +175,9 @@ def write_clips(speakers):
 
 
 def main():
-    for rule in RULES:
-        if not eval(rule):
-            raise ValueError(f"these settings break the rule {rule}")
-    talker, speakers = Talker(ckpt, device=device), read_source()
+    if broken := [rule for rule in RULES if not eval(rule)]:
+        raise ValueError(f"these settings break the rule {broken[0]}")
+    talker, speakers, seen = Talker(ckpt, device=device), read_source(), read_texts()
     if not talker.ears or talker.ears["prompt"] != "transcript":
         raise ValueError(f"{ckpt} doesn't write transcripts: set ckpt to a run of train_align.py")
     for clip in tqdm([clip for clips in speakers.values() for clip in clips], "cuts", unit="clip"):
@@ -187,7 +191,7 @@ def main():
         Path(out_dir, name).unlink(missing_ok=True)
     shutil.rmtree(Path(out_dir, "clips"), ignore_errors=True)
     Path(out_dir, "clips").mkdir(parents=True)
-    n, seconds = write_clips(usable)
+    n, seconds = write_clips(usable, seen)
     write_json(os.path.join(out_dir, "meta.json"), {"settings": config, "cuts": found, "clips": n})
     print(f"{out_dir}: {n:,} of {n_clips:,} clips, {len(usable)} speakers, {seconds / 3600:.2f} h | {found:,} cuts "
           f"between {n_gaps:,} pairs of words")

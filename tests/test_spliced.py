@@ -103,6 +103,9 @@ def test_sound_is_the_text(tmp_path, monkeypatch):
             assert abs(peak - tones[clip["speaker"]][word]) < 10
     monkeypatch.setattr(spliced, "speed", 0.2)
     spliced.main()  # again, over the first
+    (tmp_path / "test.jsonl").write_text("[]")
+    with pytest.raises(ValueError, match="test.jsonl: a line is no JSON object"):
+        spliced.main()
     assert len({soundfile.info(tmp_path / "out" / clip["audio"]).frames % (rate // 5) for clip in clips}) > 9
     for change, message in (({"split": "val"}, "split='val'"), ({"text": " "}, "0 words"),
                             ({"speaker": ""}, "speaker=''"),
