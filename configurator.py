@@ -42,7 +42,7 @@ def configure(globals_dict, argv=None):
             settings[name], origin[name] = convert(name, value, type(defaults[name]), where), where
     for name, where in origin.items():
         if settings[name] != defaults[name] and os.environ.get("RANK", "0") == "0":  # under torchrun: once
-            value = "***" if name.endswith("_key") else settings[name]
+            value = "***" if name == "api_key" else settings[name]
             print(f"setting {name} = {value!r} (default {defaults[name]!r}; {where})")
     globals_dict.update(settings)
     return settings
