@@ -265,8 +265,8 @@ def read_blocks(path):
     is_cut = 0 < 1000 * file_kb < len(text)
     if is_cut:
         text = text[len(text) // 2 - 500 * file_kb:len(text) // 2 + 500 * file_kb]
-    blocks = text.splitlines() if one_per_line else re.split(r"\n\s*\n", text)
-    return blocks[1:-1] if is_cut else blocks  # the outer ones are cut somewhere
+    splits = (re.split(end, text) for end in (["\n"] if one_per_line else [r"\n\s*\n", "\n", SENTENCE_END]))
+    return next((s[1:-1] for s in splits if len(s) > 2), []) if is_cut else next(splits)  # outer ones: cut somewhere
 
 
 def to_sentence(piece):
