@@ -2,8 +2,7 @@
     torchrun --standalone --nproc_per_node=8 train_align.py config/w2_frozen.py      # or python, on one GPU
 
 W2 at its real size: LibriSpeech train-clean-100 as features on disk (prepare_librispeech.py), LM and Whisper frozen.
-The corpus and a d12 base model (config/base_d12.py) come first. Not trained yet: ten steps ran on a d12 of two steps, with
-1.2 hours in LibriSpeech's shape from a local mirror (139 s a step on one core, wait 0.1%; 2026-11-23).
+Needs a d12 base (config/base_d12.py). Ten steps ran on LibriSpeech-shaped archives of a local mirror; not trained yet.
 """
 out_dir = "out/w2_frozen"
 data_dir = "data/LibriSpeech/features"
