@@ -8,10 +8,11 @@ words in other sentences. To find the cuts, an aligned run (ckpt) reads a record
 time, and scores how many of its known words they hold: the words, then the end of text. The likeliest count that never
 falls (Viterbi) rises where a word ends, and the quietest sample up to the next word's rise is the cut.
 Reads  source, prepare_librispeech.py's train.jsonl: {"audio": path from there, "text", "speaker"} a line; no text of it
-       or of the .jsonl files beside it (held-out clips) is made again.
+       or of the .jsonl files beside it (held-out clips) is made again. A speaker needs three clips with cuts.
 Writes <out_dir>/clips/<nnnnn>.flac (16 kHz mono PCM16, about 4.6 s and 78 kB each) and, when all are there, clips.jsonl
        ({"audio", "text", "split": "train", "speaker"} a line, a source for prepare_librispeech.py) and meta.json.
-About 3 recordings and 130 clips a second on one core with tests on the other (2026-11); interrupted, it starts over.
+About 3 recordings and 130 clips a second on one core with tests on the other (2026-11). It works in <out_dir>/.part, so
+the clips of an earlier run stay until all of the new are there; interrupted, it starts over.
 """
 import json
 import os
@@ -25,20 +26,20 @@ from tqdm import tqdm
 from audio import HOP, SAMPLE_RATE, read_audio
 from augment import change_speed
 from configurator import configure, fail
-from data import write_json
 from talk import Talker
+from tokenizer import normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/real_w2"
 source = "data/speechocean762/features/train.jsonl"
 out_dir = "data/real_spliced"
 n_clips = 10_000
-limit = 0               # of source's clips, for a toy; 0: all
+limit = 0               # so many of source's clips, from the first, for a toy; 0: all
 min_words = 3
 max_words = 12
 speed = 0.15            # a clip is played up to so much faster or slower
 cut_db = 10.0           # at a cut the clip is at least so much quieter than on average
-min_share = 0.6         # least probability of the number of words before a cut
+min_share = 0.6         # least probability of the number of words before a cut; either lower: more cuts, less sure
 seed = 1337
 device = "auto"
 config = configure(globals()) if __name__ == "__main__" else {}  # prints each change; stored in meta.json
@@ -46,8 +47,8 @@ config = configure(globals()) if __name__ == "__main__" else {}  # prints each c
 SMOOTH = 480            # samples, 30 ms, over which loudness is taken
 ROWS = 64               # beginnings of a recording that the model reads at once
 FADE = 80               # samples, 5 ms, at both ends of a part
-RULES = ("1 <= min_words <= max_words", "1 <= n_clips", "0 <= min(limit, cut_db, seed)", "0 <= speed < 1",
-         "0 < min_share < 1")
+RULES = ("1 <= min_words <= max_words", "1 <= n_clips", "0 <= limit", "0 <= cut_db", "0 <= seed", "0 <= speed < 1",
+         "0 < min_share < 1", "out_dir != ''")
 
 
 @torch.inference_mode()
@@ -118,20 +119,25 @@ def draw_part(clip, rng):
 def read_source():
     """-> {speaker: [{"words", "path"}]}; ValueError for a row that can't be used, with its line."""
     speakers = {}
+    if not os.path.isfile(source):
+        raise ValueError(f"source={source}: no such list of clips; prepare_librispeech.py makes one, train.jsonl")
     with open(source, encoding="utf-8") as file:
         for n, line in enumerate(list(file)[:limit or None], 1):
             try:
                 row = json.loads(line)
-                clip = {"words": row["text"].split(), "path": os.path.join(os.path.dirname(source), row["audio"])}
-                speaker, split = str(row["speaker"]), row.get("split", "train")
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
-                raise ValueError(f"{source}:{n}: no row of audio, text and speaker ({e!r})") from None
-            if split != "train" or not speaker or not clip["words"]:
-                raise ValueError(f"{source}:{n}: {split=}, {speaker=}, {len(clip['words'])} words; it takes clips of "
-                                 "the split train, with a speaker and words")
-            speakers.setdefault(speaker, []).append(clip)
-    if not speakers:
-        raise ValueError(f"{source} holds no clip")
+                words = normalize_transcript(row["text"]).split()
+                clip = {"words": words, "path": os.path.join(os.path.dirname(source), row["audio"])}
+                speaker, split = row["speaker"], row.get("split", "train")
+            except (ValueError, KeyError, TypeError) as e:
+                raise ValueError(f'{source}:{n}: no row of "audio", "text" and "speaker" ({e!r})') from None
+            if split != "train" or speaker in (None, "") or not words:
+                raise ValueError(f"{source}:{n}: {split=}, {speaker=}, {len(words)} words; it takes clips of the split "
+                                 "train, with a speaker and words")
+            if not os.path.isfile(clip["path"]):
+                raise ValueError(f"{source}:{n}: no file {clip['path']}")
+            speakers.setdefault(str(speaker), []).append(clip)
+    if max(map(len, speakers.values()), default=0) < 3:
+        raise ValueError(f"{source}: no speaker has three clips there, the least that can be joined anew")
     return speakers
 
 
@@ -140,13 +146,35 @@ def read_texts():
     texts = set()
     for path in Path(source).parent.glob("*.jsonl"):
         try:
-            texts |= {json.loads(line).get("text") for line in path.read_text(encoding="utf-8").splitlines()}
-        except (ValueError, AttributeError) as e:
+            rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            texts |= {normalize_transcript(row.get("text") or "") for row in rows}
+        except (ValueError, AttributeError, TypeError) as e:
             raise ValueError(f"{path}: a line is no JSON object ({e}); its sentences may not be made again") from None
     return texts
 
 
-def write_clips(speakers, seen):
+def make_part():
+    """Make an empty <out_dir>/.part -> its path; ValueError for clips there that this script hasn't made."""
+    here, meta = Path(out_dir), Path(out_dir, "meta.json")
+    is_ours = not any(here.glob("clips*")) or meta.is_file() and b'"cuts"' in meta.read_bytes()
+    if not is_ours or Path(source).resolve().is_relative_to(here.resolve()):
+        raise ValueError(f"out_dir={out_dir} holds source, or clips that are not of this script: choose another one")
+    shutil.rmtree(here / ".part", ignore_errors=True)
+    (here / ".part/clips").mkdir(parents=True)
+    return here / ".part"
+
+
+def replace_clips(part):
+    """Move what .part holds to out_dir, meta.json first (the clips are this script's), clips.jsonl last (all there)."""
+    part.with_name("clips.jsonl").unlink(missing_ok=True)
+    os.replace(part / "meta.json", part.with_name("meta.json"))
+    shutil.rmtree(part.with_name("clips"), ignore_errors=True)
+    for name in ("clips", "clips.jsonl"):
+        os.replace(part / name, part.with_name(name))
+    part.rmdir()
+
+
+def write_clips(part, speakers, seen):
     """Write clips.jsonl and its clips, {speaker: clips with cuts} joined, no text of seen: -> (how many, seconds)."""
     import soundfile
     names, rng, lines, seconds = sorted(speakers), np.random.default_rng(seed), [], 0.0
@@ -161,7 +189,7 @@ def write_clips(speakers, seen):
         seen.add(text)
         wav = change_speed(np.concatenate(wavs), rng.uniform(1 - speed, 1 + speed))
         row = {"audio": f"clips/{len(lines):05d}.flac", "text": text, "split": "train", "speaker": name}
-        soundfile.write(os.path.join(out_dir, row["audio"]), wav, SAMPLE_RATE)
+        soundfile.write(part / row["audio"], wav, SAMPLE_RATE)
         lines.append(json.dumps(row) + "\n")
         seconds += len(wav) / SAMPLE_RATE
         progress.update()
@@ -169,32 +197,33 @@ def write_clips(speakers, seen):
             break
     if not lines:
         raise ValueError(f"{source}: no new sentence of {min_words=} to {max_words=} can be joined")
-    Path(out_dir, "clips.jsonl.part").write_text("".join(lines), encoding="utf-8")
-    os.replace(Path(out_dir, "clips.jsonl.part"), Path(out_dir, "clips.jsonl"))
+    (part / "clips.jsonl").write_text("".join(lines), encoding="utf-8")
     return len(lines), seconds
 
 
 def main():
     if broken := [rule for rule in RULES if not eval(rule)]:
         raise ValueError(f"these settings break the rule {broken[0]}")
-    talker, speakers, seen = Talker(ckpt, device=device), read_source(), read_texts()
+    speakers, seen, part = read_source(), read_texts(), make_part()
+    talker = Talker(ckpt, device=device)
     if not talker.ears or talker.ears["prompt"] != "transcript":
         raise ValueError(f"{ckpt} doesn't write transcripts: set ckpt to a run of train_align.py")
-    for clip in tqdm([clip for clips in speakers.values() for clip in clips], "cuts", unit="clip"):
+    clips = [clip for clips in speakers.values() for clip in clips]
+    for clip in tqdm(clips, "cuts", unit="clip"):
         clip["cuts"] = find_cuts(talker, read_audio(clip["path"], 30.0), clip["words"])
-    counts = [(len(clip["cuts"]), len(clip["words"]) - 1) for clips in speakers.values() for clip in clips]
-    found, n_gaps = map(sum, zip(*counts))
+    found, n_gaps = sum(len(clip["cuts"]) for clip in clips), sum(len(clip["words"]) - 1 for clip in clips)
+    whole = [clip["path"] for clip in clips if not clip["cuts"] and len(clip["words"]) > 1]
+    print(f"{found:,} cuts between {n_gaps:,} pairs of words | none in {len(whole)} of {len(clips)} recordings"
+          + (f", {whole[0]} first" if whole else ""))
     usable = {name: clips for name, clips in speakers.items() if sum(bool(clip["cuts"]) for clip in clips) > 2}
     if not usable:
-        raise ValueError(f"{source}: no speaker has three clips with cuts, {found} were found: does {ckpt} hear them?")
-    for name in ("clips.jsonl", "meta.json"):  # what names other clips goes first
-        Path(out_dir, name).unlink(missing_ok=True)
-    shutil.rmtree(Path(out_dir, "clips"), ignore_errors=True)
-    Path(out_dir, "clips").mkdir(parents=True)
-    n, seconds = write_clips(usable, seen)
-    write_json(os.path.join(out_dir, "meta.json"), {"settings": config, "cuts": found, "clips": n})
-    print(f"{out_dir}: {n:,} of {n_clips:,} clips, {len(usable)} speakers, {seconds / 3600:.2f} h | {found:,} cuts "
-          f"between {n_gaps:,} pairs of words")
+        raise ValueError(f"{source}: no speaker has three clips with cuts: does {ckpt} hear them? A lower cut_db or "
+                         "min_share finds more")
+    n, seconds = write_clips(part, usable, seen)
+    (part / "meta.json").write_text(json.dumps({"settings": config, "cuts": found, "clips": n}), encoding="utf-8")
+    replace_clips(part)
+    print(f"{out_dir}: {n:,} of {n_clips:,} clips, {len(usable)} speakers, {seconds / 3600:.2f} h | features: "
+          f"python prepare_librispeech.py --source={out_dir}/clips.jsonl")
 
 
 if __name__ == "__main__":

@@ -101,18 +101,48 @@ def test_sound_is_the_text(tmp_path, monkeypatch):
         for word, part in zip(said, wav.reshape(len(said), -1)):
             peak = np.argmax(np.abs(np.fft.rfft(part))) * 5  # Hz
             assert abs(peak - tones[clip["speaker"]][word]) < 10
+    before, write_clips = sorted((tmp_path / "out").rglob("*")), spliced.write_clips
+    monkeypatch.setattr(spliced, "write_clips", lambda *args: write_clips(*args) and 1 / 0)  # stopped before the end
+    with pytest.raises(ZeroDivisionError):
+        spliced.main()
+    assert clips == [json.loads(line) for line in open(tmp_path / "out" / "clips.jsonl")]
+    assert set(before) <= set((tmp_path / "out").rglob("*"))
+    monkeypatch.setattr(spliced, "write_clips", write_clips)
     monkeypatch.setattr(spliced, "speed", 0.2)
     spliced.main()  # again, over the first
+    assert sorted((tmp_path / "out").rglob("*")) == before
     (tmp_path / "test.jsonl").write_text("[]")
     with pytest.raises(ValueError, match="test.jsonl: a line is no JSON object"):
         spliced.main()
     assert len({soundfile.info(tmp_path / "out" / clip["audio"]).frames % (rate // 5) for clip in clips}) > 9
     for change, message in (({"split": "val"}, "split='val'"), ({"text": " "}, "0 words"),
-                            ({"speaker": ""}, "speaker=''"),
-                            ({"text": 3}, "no row of audio, text and speaker")):
+                            ({"speaker": ""}, "speaker=''"), ({"speaker": None}, "speaker=None"),
+                            ({"audio": "nowhere.wav"}, "no file"),
+                            ({"text": 3}, "no row of")):
         source.write_text(json.dumps({**rows[0], **change}))
         with pytest.raises(ValueError, match=f"train.jsonl:1: .*{message}"):
             spliced.main()
     source.write_text("")
-    with pytest.raises(ValueError, match="holds no clip"):
+    with pytest.raises(ValueError, match="no speaker has three clips"):
+        spliced.main()
+
+
+def test_nobodys_recordings_are_removed(tmp_path, monkeypatch):
+    """The clips beside a list, or its own source, would be emptied as if they were an earlier run's."""
+    (tmp_path / "mine" / "clips").mkdir(parents=True)
+    for n in range(3):
+        soundfile.write(tmp_path / "mine" / "clips" / f"{n}.wav", np.zeros(1600), 16000)
+    row = {"audio": "clips/0.wav", "text": "One, two.", "speaker": 7}
+    for path in (tmp_path / "mine" / "mine.jsonl", tmp_path / "list.jsonl"):
+        path.write_text(f"{json.dumps(row | {'audio': str(tmp_path / 'mine/clips/0.wav')})}\n" * 3)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(spliced, "out_dir", str(tmp_path / "mine"))
+    for source in ("mine/mine.jsonl", "list.jsonl"):
+        monkeypatch.setattr(spliced, "source", str(tmp_path / source))
+        with pytest.raises(ValueError, match="choose another"):
+            spliced.main()
+        assert sorted(tmp_path.rglob("*")) == before
+    assert spliced.read_source()["7"][0]["words"] == ["one", "two"]
+    monkeypatch.setattr(spliced, "out_dir", "")
+    with pytest.raises(ValueError, match="out_dir"):
         spliced.main()
