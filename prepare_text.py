@@ -47,7 +47,7 @@ grammar = "grammar.txt"  # the phrase grammar
 text_file = ""           # comma-separated files or folders (.txt .md .json .jsonl), in place of the grammar, in order
 one_per_line = False     # text_file: every line is a sentence (True), or prose cut at . ! ? and empty lines (False)
 json_key = "text"        # text_file: comma-separated names; of .json and .jsonl the strings under them are read
-file_kb = 0              # text_file: of each file so many kB of its middle; 0: all
+file_kb = 0              # of each file in a folder so many kB of its middle, a file named itself is read whole; 0: all
 exclude = ""             # comma-separated lists of clips (.jsonl): what they say is left out of every split
 # 600,000 sentences are 9M tokens of a 2048-entry BPE (15 a sentence), twice what a d4 on two cores reads in 10 minutes
 n_train = 600_000        # sentences; of text files at most so many
@@ -262,7 +262,7 @@ def read_blocks(path):
             text = "\n\n".join(json.loads(string[1], strict=False) for string in strings)
         except ValueError as e:
             raise ValueError(f"{path}: a string of it is no JSON ({e})") from None
-    is_cut = 0 < 1000 * file_kb < len(text)
+    is_cut = 0 < 1000 * file_kb < len(text) and path not in map(str.strip, text_file.split(","))
     if is_cut:
         text = text[len(text) // 2 - 500 * file_kb:len(text) // 2 + 500 * file_kb]
     splits = (re.split(end, text) for end in (["\n"] if one_per_line else [r"\n\s*\n", "\n", SENTENCE_END]))

@@ -190,9 +190,12 @@ def test_folders_json_and_exclusion(tmp_path):
     assert meta["dropped"]["excluded"] == 1
     prepare(tmp_path / "middle", *settings, "--file_kb=1")
     assert "title of it" not in sum(read(tmp_path / "middle")[0].values(), [])
+    prepare(tmp_path / "whole", f"--text_file={tmp_path}/in/deep, {tmp_path}/in/book.md", "--file_kb=1")  # named itself
+    assert "title of it" in sum(read(tmp_path / "whole")[0].values(), [])
     for n, text in enumerate(("one long line it is. " * 99, "a list of lines\n" * 99)):  # no empty line to cut at
-        (tmp_path / f"{n}.txt").write_text(text)
-        prepare(tmp_path / f"{n}", f"--text_file={tmp_path}/{n}.txt", "--file_kb=1")
+        (tmp_path / f"{n}").mkdir()
+        (tmp_path / f"{n}" / "a.txt").write_text(text)
+        prepare(tmp_path / f"{n}", f"--text_file={tmp_path}/{n}", "--file_kb=1")
         assert sum(read(tmp_path / f"{n}")[0].values(), []) == [text[:15 if n else 19]]
     (tmp_path / "list.jsonl").write_text('{"text": "yes"}\nno json\n')
     for args in (settings, [f"--text_file={tmp_path}/nowhere"]):
