@@ -219,7 +219,7 @@ class Features:
             self.folders.append(part)
             self.rows += [row for row in rows if split in ("", row["info"]["split"])] * int(times or 1)
         if not self.rows:
-            raise ValueError(f"{folder}: no clip of split {split!r}; name a folder that has some too, as a,b")
+            raise ValueError(f"{folder}: no {split!r} clip, only {sorted(manifest['clips'])}: name two folders, as a,b")
         stored = manifest["taps"]
         self.keep = [stored.index(tap) for tap in taps] if taps and list(taps) != stored else None
         self.manifest = manifest | {"taps": list(taps or stored)}
