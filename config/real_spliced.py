@@ -3,7 +3,7 @@
     python prepare_librispeech.py --source=data/real_spliced/clips.jsonl
 
 More of the real voices: the training speakers' recordings cut between words and joined anew, 12 hours of 112 speakers.
-13 minutes on one core, tests on the other (2026-11-23).
+12 minutes on one core, other jobs on the other (2026-11-24).
 """
 ckpt = "out/real_w2"
 source = "data/speechocean762/features/train.jsonl"
