@@ -2,7 +2,7 @@
     python eval_bench.py config/real_eval.py                             # LM frozen
     python eval_bench.py config/real_eval.py --ckpt=out/real_lm          # LM tuned
 
-Word error rates of the real-voice recipe: adults and children never heard, and Piper on sentences of its text, each clip
+Word error rates of the real-voice recipe: adults and children never heard, Piper on sentences of its text, each clip
 heard at three speeds (once: --speeds=1).
 """
 ckpt = "out/real_w2"
