@@ -8,22 +8,6 @@ def change_speed(wav, speed):
     return soxr.resample(wav, speed, 1.0)
 
 
-def parse_speeds(speeds):
-    """'0.9,1,1.1' -> [0.9, 1.0, 1.1]; ValueError unless they are different ones from 0.5 to 2."""
-    try:
-        rates = [float(speed) for speed in speeds.split(",")]
-    except ValueError:
-        rates = [0]
-    if not all(0.5 <= rate <= 2 for rate in rates) or len(set(rates)) < len(rates):
-        raise ValueError(f"speeds={speeds} is no list of different speeds from 0.5 to 2, like 0.9,1,1.1")
-    return rates
-
-
-def at_speeds(wavs, rates):
-    """Recordings, float32 (n,) each, at each of the speeds, those of one recording in a row."""
-    return [wav if rate == 1 else change_speed(wav, rate) for wav in wavs for rate in rates]
-
-
 def add_noise(wav, snr_db, rng):
     """Add noise between white and brown, drawn by rng, to float32 (n,), so that speech stands snr_db over it."""
     spectrum = np.fft.rfft(rng.standard_normal(len(wav)))

@@ -21,7 +21,6 @@ prompt = ""          # a question, where a run chats; else text to continue; '':
 max_tokens = 64      # of an answer or a continuation; a transcript ends by itself
 temperature = 0.0    # of an answer or a continuation; 0: the likeliest token
 beams = 5            # of a transcript: hypotheses kept; 1: greedy
-speeds = "1"         # of a transcript, comma-separated: it is heard at each; 0.9,1,1.1: fewer errors
 top_k = 50           # of a continuation: only the k likeliest tokens are drawn; 0: all
 seed = 0             # of a continuation
 cache_mb = 64        # of a chat's keys and values, so that a turn reads only what is new
@@ -124,7 +123,7 @@ def main():
             raise ValueError(f"{name}={config[name]}: give {least} or more")
     from audio import read_audio
     from talk import Batch, Talker
-    talker = Talker(ckpt, step, device, speeds)
+    talker = Talker(ckpt, step, device)
     batch = Batch(talker.model, talker.hear if talker.ears else None, cache_mb * 2**20)
     if audio and not talker.ears:
         raise ValueError(f"{ckpt} takes no audio (its meta has no 'audio'): give a run of train_align.py")

@@ -65,25 +65,24 @@ def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=
 
 
 @torch.inference_mode()
-def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None, readings=1):
+def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None):
     """Transcripts of clips by beam search, decoded together; a clip alone gives the same as in a batch.
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a clip, 1 is greedy;
     of as many that ended, at any special token, the one of the highest log-probability a token wins. prompt: ids that
-    stand with the audio, bos unless a question asks for the transcript. readings: so many features in a row are of one
-    clip, played at other speeds; their predictions' geometric mean counts. Returns a list of B / readings str.
+    stand with the audio, bos unless a question asks for the transcript. Returns a list of B str.
     """
     prompt, ends = prompt or [tok.bos_id], {i for i, n in enumerate(tok.token_bytes()) if not n}
     features = [torch.as_tensor(f, device=model.cos.device) for f in features]
     lens = torch.tensor([len(f) for f in features], device=model.cos.device)
     audio, audio_lens = projector(nn.utils.rnn.pad_sequence(features, batch_first=True), lens)  # (B, T_a, C)
     sizes = tok.token_bytes()
-    room = [16 + max(map(len, features[i:i + readings])) // 2 for i in range(0, len(features), readings)]  # bytes
+    room = [16 + len(f) // 2 for f in features]  # bytes
     audio = [row[:n] for row, n in zip(audio, audio_lens)]
     cache, logits = prefill(model, [prompt] * len(audio), audio, audio_at, max(room))
     ended, live = [[] for _ in room], [(i, 0.0, []) for i in range(len(room))]  # (clip, log-probability, ids)
     for _ in range(max(room) + 1):
-        following = extend(live, logits, beams, readings)
+        following = extend(live, logits, beams)
         rows, live = [], []
         for i, candidates in following.items():
             kept = []
@@ -99,22 +98,21 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None
                 live += [hypothesis for _, hypothesis in kept]
         if not live:
             break
-        cache.select([row * readings + k for row in rows for k in range(readings)])
-        last = torch.tensor([[ids[-1]] for *_, ids in live], device=lens.device).repeat_interleave(readings, dim=0)
+        cache.select(rows)
+        last = torch.tensor([[ids[-1]] for *_, ids in live], device=lens.device)
         logits = model(last, kv_cache=cache)[:, -1]
     for i, _, ids in live:
         ended[i] = ended[i] or [(0.0, ids)]
     return [" ".join(tok.decode(max(hypotheses)[1]).split()) for hypotheses in ended]
 
 
-def extend(live, logits, beams, readings=1):
+def extend(live, logits, beams):
     """Return {clip: its 2*beams likeliest (log-probability, row, ids)}, best first, of live hypotheses one token on.
 
-    live: [(clip, log-probability, ids)], `readings` rows of logits (rows, V) each.
+    live: [(clip, log-probability, ids)], a row of logits (rows, V) each.
     """
     found, n = {}, min(2 * beams, logits.size(1))
-    scores = logits.log_softmax(1).unflatten(0, (-1, readings)).mean(1).log_softmax(1)
-    best, tokens = (x.tolist() for x in scores.topk(n))  # (hypotheses, n)
+    best, tokens = (x.tolist() for x in logits.log_softmax(1).topk(n))  # (hypotheses, n)
     for row, (i, total, ids) in enumerate(live):
         found.setdefault(i, []).extend((total + p, row, [*ids, token]) for p, token in zip(best[row], tokens[row]))
     return {i: sorted(candidates, key=lambda c: -c[0])[:2 * beams] for i, candidates in found.items()}

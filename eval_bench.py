@@ -34,7 +34,6 @@ data = ""              # [name=]folder[,[name=]folder...]: in LibriSpeech's layo
 out_dir = ""           # where the results go; '': the run's folder
 batch_size = 32        # recordings encoded and decoded together; the value to lower on out-of-memory
 beams = 5              # hypotheses kept a recording, as Whisper keeps; 1: greedy
-speeds = "1"           # comma-separated: it is heard at each; 0.9,1,1.1: fewer errors, three times the work
 max_clips = 0          # at most so many clips of each folder, drawn by seed; 0: all
 device = "auto"        # auto, cuda, mps, cpu
 bench = ""             # a folder of questions.jsonl and recordings: these are asked, in place of word error rates
@@ -125,10 +124,9 @@ def hear(listener, clips):
     """Return what the model hears in each clip (list of str): batches of similar length, the longest first."""
     from tqdm import tqdm
     from audio import encode, read_audio, split_at_pauses
-    from augment import at_speeds, parse_speeds
     from decode import transcribe
     model, meta, tok, encoder, projector = listener
-    ears, heard, asks, rates = meta["audio"], [[] for _ in clips], {}, parse_speeds(speeds)
+    ears, heard, asks = meta["audio"], [[] for _ in clips], {}
     if question:
         from tokenizer import chat_prompt, plain_text
         asks = {"prompt": chat_prompt(tok, [], plain_text(question) if ears["plain"] else question)}
@@ -138,13 +136,12 @@ def hear(listener, clips):
             rows, pieces = order[start:start + batch_size], []
             for i in rows:
                 wav = read_audio(clips[i]["audio"])
-                spans = split_at_pauses(wav, ears.get("piece_s", 15.0) * min(1, *rates))  # training's clips' length
+                spans = split_at_pauses(wav, ears.get("piece_s", 15.0))  # training's clips' length
                 pieces += [(i, wav[begin:end]) for begin, end in spans]
             for first in range(0, len(pieces), batch_size):
                 owners, wavs = zip(*pieces[first:first + batch_size])
-                features = encode(encoder, at_speeds(wavs, rates), tuple(ears["taps"]))
-                texts = transcribe(model, projector, tok, features, ears["audio_at"], beams, **asks,
-                                   readings=len(rates))
+                features = encode(encoder, wavs, tuple(ears["taps"]))
+                texts = transcribe(model, projector, tok, features, ears["audio_at"], beams, **asks)
                 for i, text in zip(owners, texts):
                     heard[i].append(text)
             bar.update(len(rows))

@@ -43,7 +43,6 @@ request_timeout_s = 120.0
 cache_mb = 256            # of conversations' keys and values, kept for their next turn; the oldest go first
 temperature = 0.0         # where a request names none; 0: the likeliest token
 beams = 5                 # of a transcript
-speeds = "1"              # of a transcript, comma-separated: it is heard at each; 0.9,1,1.1: fewer errors
 question = "answer the question"  # to a recording that comes without words
 device = "auto"           # auto, cuda, mps, cpu
 config = configure(globals())  # prints each change
@@ -508,7 +507,7 @@ def main():
 if __name__ == "__main__":
     KEY = api_key or os.environ.get("NANOCHAT_API_KEY", "")
     try:
-        talker = Talker(ckpt, step, device, speeds)
+        talker = Talker(ckpt, step, device)
     except (ValueError, OSError) as e:
         fail(e)
     except KeyboardInterrupt:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from audio import HOP, SAMPLE_RATE, encode, load_ears, n_audio_tokens, split_at_pauses
-from augment import at_speeds, parse_speeds
 from decode import pad, sample, transcribe
 from model import KVCache, for_inference, load_checkpoint, pick_device
 from tokenizer import load_tokenizer, plain_text, render_conversation
@@ -73,9 +72,8 @@ class Text:
 class Talker:
     """A run's model, tokenizer and ears."""
 
-    def __init__(self, ckpt, step=-1, device="auto", speeds="1"):
+    def __init__(self, ckpt, step=-1, device="auto"):
         model, meta = load_checkpoint(ckpt, step, pick_device(device))
-        self.rates = parse_speeds(speeds)  # at which a recording is transcribed
         self.model = for_inference(model)
         self.tok = load_tokenizer(ckpt, self.model.config.vocab_size)
         self.step, self.ears, self.device = meta["step"], meta.get("audio"), self.model.cos.device
@@ -101,10 +99,9 @@ class Talker:
 
     def transcripts(self, wav, beams=5):
         """Yield the transcript of float32 (n,), a piece at a time, cut at pauses to the length of training's clips."""
-        for start, end in split_at_pauses(wav, self.ears.get("piece_s", 15.0) * min(1, *self.rates)):
-            feats = encode(self.encoder, at_speeds([wav[start:end]], self.rates), tuple(self.ears["taps"]))
-            yield transcribe(self.model, self.projector, self.tok, feats, self.ears["audio_at"], beams,
-                             readings=len(feats))[0]
+        for start, end in split_at_pauses(wav, self.ears.get("piece_s", 15.0)):
+            feats = encode(self.encoder, [wav[start:end]], tuple(self.ears["taps"]))
+            yield transcribe(self.model, self.projector, self.tok, feats, self.ears["audio_at"], beams)[0]
 
     def prompt(self, messages):
         """Messages -> list of ids and Recordings that the next answer follows; ValueError says what is wrong with them.

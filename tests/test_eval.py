@@ -12,7 +12,6 @@ import soundfile
 import torch
 
 from audio import Projector, WhisperEncoder, encode, save_encoder
-from augment import change_speed
 from decode import transcribe
 from model import GPT, GPTConfig
 from tokenizer import ByteTokenizer
@@ -179,11 +178,6 @@ def test_batches_hear_what_single_clips_say(bench, tiny, monkeypatch):
     alone = [transcribe(model, projector, tok, encode(encoder, [wav[a:b]]), beams=bench.beams)[0]
              for a, b in ((0, 4800), (4800, None))]
     assert bench.hear(listener, clips[:1]) == [" ".join(alone)]
-    monkeypatch.undo()
-    monkeypatch.setattr(bench, "speeds", "0.8,1")
-    read = [transcribe(model, projector, tok, encode(encoder, [change_speed(wav, 0.8), wav]), beams=5, readings=2)[0]
-            for wav in (soundfile.read(clip["audio"], dtype="float32")[0] for clip in clips)]
-    assert bench.hear(listener, clips) == read != heard
 
 
 def test_lm_perplexity_counts_the_closing_bos(bench, tiny, monkeypatch):
@@ -259,7 +253,7 @@ def test_wrong_input_is_one_line(tiny, tmp_path, monkeypatch, capsys):
              (deaf, folder, "takes no audio"), (other, folder, "tokenizer.json has 258 ids"),
              (f"{tmp_path}/no_run", folder, "no_run"),
              (ckpt, f"{folder} --stages={tmp_path}/stages.jsonl", "line 2"), (ckpt, f"{folder} --step=9", "no step 9"),
-             (ckpt, f"{folder} --batch_size=0", "batch_size=0"), (ckpt, f"{folder} --speeds=1,fast", "speeds=1,fast"),
+             (ckpt, f"{folder} --batch_size=0", "batch_size=0"),
              (ckpt, f"{folder} --report=True", "eval.json")]
     for run_folder, data, expected in cases:
         args = [f"--ckpt={run_folder}", *f"--data={data}".split(), f"--out_dir={tmp_path}/out"]
