@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import COMPUTE_DTYPE, Linear, keep_freed_memory, load_saved, load_tensors, norm
+from model import Linear, compute_dtype, keep_freed_memory, load_saved, load_tensors, norm
 
 SAMPLE_RATE = 16000
 N_FFT = 400              # 25 ms window
@@ -118,7 +118,7 @@ class Block(nn.Module):
 class WhisperEncoder(nn.Module):
     """Whisper's encoder (Radford et al. 2022) of any size, frozen, run on a clip's real frames alone.
 
-    config: dict of name, n_mels, n_layer, n_embd, n_head; dtype: of the weights and products (None: COMPUTE_DTYPE).
+    config: dict of name, n_mels, n_layer, n_embd, n_head; dtype: of the weights and products (None: fp32).
     """
 
     def __init__(self, config, dtype=None):
@@ -130,7 +130,7 @@ class WhisperEncoder(nn.Module):
         self.embed_positions = nn.Embedding(MAX_MEL_FRAMES // 2, self.n_embd)
         self.layers = nn.ModuleList(Block(self.n_embd, self.n_head) for _ in range(self.n_layer))
         self.layer_norm = nn.LayerNorm(self.n_embd)
-        self.to(dtype or COMPUTE_DTYPE).requires_grad_(False).eval()
+        self.to(dtype or torch.float32).requires_grad_(False).eval()
         for module in self.modules():  # the residual stream is fp32, or bf16's rounding of its sums would add up
             if isinstance(module, (nn.LayerNorm, nn.Embedding)):
                 module.float()
@@ -171,7 +171,7 @@ def build_encoder(config, weights, device="cpu", dtype=None):
     """Make a WhisperEncoder of {name: fp16 tensor}; ValueError when one is missing, misshapen or not finite."""
     keep_freed_memory()  # in the worker processes too
     with torch.device("meta"):
-        encoder = WhisperEncoder(config, dtype)
+        encoder = WhisperEncoder(config, dtype or compute_dtype(device))
     for name, empty in encoder.state_dict().items():
         found = tuple(weights[name].shape) if name in weights else "missing"
         if found != tuple(empty.shape) or not weights[name].isfinite().all():
@@ -395,7 +395,7 @@ class Projector(nn.Module):
 
     def texture_tokens(self, feats, lens):
         """feats (B, T, n_taps, D), lens (B,) -> (B, texture, n_embd)."""
-        x = F.dropout(self.pool(feats, lens), self.dropout, self.training).to(COMPUTE_DTYPE)
+        x = F.dropout(self.pool(feats, lens), self.dropout, self.training).to(compute_dtype(feats.device))
         x = self.texture_fc2(F.gelu(self.texture_fc1(x))).unflatten(1, (self.texture, -1))
         return norm(x) * self.texture_gain.to(x.dtype)
 
@@ -423,7 +423,7 @@ class Projector(nn.Module):
             begin = begin * lens[:, None, None]  # (B, 2, 1)
             keep = keep & ~((frame >= begin) & (frame < begin + width * self.mask_frames)).any(1)
         x = x[:, :, 0] if len(self.mix) == 1 else (x * self.mix.softmax(0)[:, None]).sum(2)  # (B, T, D)
-        x = F.pad(x.to(COMPUTE_DTYPE) * keep[..., None], (0, 0, 0, -T % self.stack))
+        x = F.pad(x.to(compute_dtype(device)) * keep[..., None], (0, 0, 0, -T % self.stack))
         x = self.fc2(F.gelu(self.fc1(x.view(B, -1, self.stack * D))))  # (B, T_a, n_embd)
         x = x if self.gain is None else norm(x) * self.gain.to(x.dtype)
         if self.texture:

@@ -5,7 +5,7 @@
     python bench.py --device=cuda              # one GPU; needs torch, numpy and transformers alone
 
 machine  matmul in fp32 and bf16 (GFLOP/s), a copy in memory (GB/s): the limits of the rest, measured in the same run
-encoder  clips of 5 s to features, log-mel included: ours (real frames only, COMPUTE_DTYPE, a process for each core as
+encoder  clips of 5 s to features, log-mel included: ours (real frames only, a process for each core as
          prepare_librispeech.py works) and transformers' as people use it (fp32, padded to 30 s, one process)
 align    a step of train_align.py: frozen d4 GPT and a projector on clips of LibriSpeech-like lengths, in length-sorted
          batches of so many tokens; the naive way: batches in random order, rows padded to their longest
@@ -40,7 +40,7 @@ from audio import SAMPLE_RATE, Projector, WhisperEncoder, encode, n_audio_tokens
 from configurator import configure, fail
 from data import epoch_batches
 from decode import generate, prefill
-from model import COMPUTE_DTYPE, GPT, GPTConfig, for_inference, pick_device
+from model import GPT, GPTConfig, compute_dtype, for_inference, pick_device
 from optim import gpt_optimizers
 from tokenizer import BPETokenizer
 
@@ -57,7 +57,11 @@ device = "auto"      # auto, cuda, mps, cpu
 seed = 0
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
-LIMIT = f"matmul_{'bf16' if COMPUTE_DTYPE == torch.bfloat16 else 'fp32'}_gflops"  # of the machine, for ours
+try:
+    DTYPE = compute_dtype(pick_device(device))
+except ValueError as e:
+    fail(e)
+LIMIT = f"matmul_{'bf16' if DTYPE == torch.bfloat16 else 'fp32'}_gflops"  # of the machine, for ours
 SIZES = {"tiny": (80, 4, 384, 6), "base": (80, 6, 512, 8), "small": (80, 12, 768, 12), "medium": (80, 24, 1024, 16),
          "large-v3": (128, 32, 1280, 20)}  # n_mels, n_layer, n_embd, n_head
 
@@ -86,7 +90,7 @@ def measure_machine(where, seconds):
     y = torch.zeros_like(x)
     result["copy_gb_s"] = round(2 * x.numel() * 4 / fastest(lambda: x.copy_(y), seconds) / 1e9, 1)  # read and written
     name = torch.cuda.get_device_name() if where.type == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}"
-    return result | {"device": name, "compute_dtype": str(COMPUTE_DTYPE)[6:], "torch": torch.__version__,
+    return result | {"device": name, "compute_dtype": str(DTYPE)[6:], "torch": torch.__version__,
                      "date": time.strftime("%Y-%m-%d")}
 
 
@@ -143,7 +147,8 @@ def measure_encoder(where, seconds):
     n_mels, n_layer, D, n_head = SIZES[encoder_size]
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    encoder = WhisperEncoder(dict(name="random", n_mels=n_mels, n_layer=n_layer, n_embd=D, n_head=n_head)).to(where)
+    config = dict(name="random", n_mels=n_mels, n_layer=n_layer, n_embd=D, n_head=n_head)
+    encoder = WhisperEncoder(config, DTYPE).to(where)
     n_workers, clips = (os.cpu_count(), make_clips(64)) if where.type == "cpu" else (0, make_clips(512))
     ours = fastest(lambda: encode_all(encoder, clips, n_workers), seconds) / len(clips)
     torch.set_num_threads(n_threads)
@@ -256,7 +261,7 @@ def measure_train(where, seconds):
         if where.type == "cuda":
             figures["peak_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         shape = [str(n) for n in (T, V, B, n_layer, n_embd, n_head)]
-        for dtype in dict.fromkeys((str(COMPUTE_DTYPE)[6:], "float32")) if nanochat else ():
+        for dtype in dict.fromkeys((str(DTYPE)[6:], "float32")) if nanochat else ():
             done = subprocess.run([sys.executable, "-c", NANOCHAT_STEP, nanochat, *shape, where.type, str(seconds)],
                                   env=os.environ | {"NANOCHAT_DTYPE": dtype}, capture_output=True, text=True)
             if done.returncode:
@@ -278,7 +283,7 @@ def make_pair(where):
         vocab_size=4096, hidden_size=C, intermediate_size=8 * C // 3, num_hidden_layers=depth,  # 3 matrices, not 2
         num_attention_heads=n_head, num_key_value_heads=n_head, max_position_embeddings=2560, pad_token_id=0,
         eos_token_id=None, bos_token_id=None))
-    return gpt, llama.to(where, COMPUTE_DTYPE).eval()
+    return gpt, llama.to(where, DTYPE).eval()
 
 
 def measure_prefill(where, seconds):
@@ -319,7 +324,7 @@ def make_run(folder):
     for p in gpt.parameters():
         p.data.add_(0.02 * torch.randn_like(p))
     names = ("name", "n_mels", "n_layer", "n_embd", "n_head")
-    encoder = WhisperEncoder(dict(zip(names, ("random", *SIZES[encoder_size]))))
+    encoder = WhisperEncoder(dict(zip(names, ("random", *SIZES[encoder_size]))), DTYPE)
     projector = Projector(D, 2, stack, gpt.config.n_embd, 2048, texture=16, texture_hidden=256)
     torch.save(gpt.state_dict(), os.path.join(folder, "model_000000.pt"))
     torch.save(projector.state_dict(), os.path.join(folder, "projector_000000.pt"))

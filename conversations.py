@@ -117,7 +117,7 @@ class Conversations:
 
     def add(self, tok, row):
         """Render a conversation: ids int32 (n,), ~id where they are the assistant's to say."""
-        ids, mask = map(np.array, render_conversation(tok, row, 10**9))
+        ids, mask = map(np.array, render_conversation(tok, row))
         letters = [i for letter in row.get("letters", ()) for i in tok.encode(letter)]
         if letters:
             self.questions.append((ids[:mask.argmax()].tolist(), letters, letters.index(ids[mask.argmax()])))

@@ -4,6 +4,7 @@ One row is text alone, or text with one recording in it:  text[:audio_at], audio
 A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_model.py keeps its numbers).
 """
 import ctypes
+import functools
 import json
 import math
 import os
@@ -28,22 +29,27 @@ LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}  # in training; a CPU's cache hol
 GATE_CHANNELS = 12     # the first channels of x gate the value embeddings
 
 
-def pick_compute_dtype():
-    """Return the dtype of matmuls and activations: NANOCHAT_DTYPE, else bf16 where the hardware multiplies in it."""
+@functools.lru_cache
+def compute_dtype(device):
+    """Return the dtype of matmuls and activations on a device ("cpu", "cuda" or "mps", or a torch.device).
+
+    NANOCHAT_DTYPE decides where it is set; else bf16 where the device has instructions for it, fp32 where it has not:
+    a CPU without them takes 55 times as long for a product in bf16 as in fp32.
+    """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    name = os.environ.get("NANOCHAT_DTYPE", "")
-    if name and name not in names:  # asked for at import: no script is there to catch an error
-        print(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}", file=sys.stderr)
-        sys.exit(2)
+    name, kind = os.environ.get("NANOCHAT_DTYPE", ""), torch.device(device).type
+    if name and name not in names:
+        raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}")
     if name:
         return names[name]
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # AMX bf16 is about 5x fp32 (2 cores, 2026-11)
-    return torch.bfloat16 if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else torch.float32
-
-
-COMPUTE_DTYPE = pick_compute_dtype()
+    if kind == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif kind == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        has_bf16 = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    else:
+        has_bf16 = False
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def pick_device(device):
@@ -57,6 +63,7 @@ def pick_device(device):
         raise ValueError(f"device={device} is not on this machine: use one of {have}")
     if kind == "cpu":
         keep_freed_memory()
+    compute_dtype(device)  # a wrong NANOCHAT_DTYPE stops here
     return torch.device(device)
 
 
@@ -66,13 +73,13 @@ PEAK_TFLOPS = {  # dense bf16 with fp32 sums, of the makers' data sheets
 
 
 def peak_flops(device):
-    """Operations a second that a device could do in COMPUTE_DTYPE: by a GPU's name, else those of a large matmul."""
+    """Operations a second that a device could do in its dtype: by a GPU's name, else those of a large matmul."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     known = next((1e12 * tera for key, tera in PEAK_TFLOPS.items() if re.search(rf"\b{key}\b", name)), None)
-    if known and COMPUTE_DTYPE == torch.bfloat16:
+    if known and compute_dtype(device) == torch.bfloat16:
         return known
     n, best = 1024 if device.type == "cpu" else 8192, math.inf
-    a = torch.randn(n, n, device=device).to(COMPUTE_DTYPE)
+    a = torch.randn(n, n, device=device).to(compute_dtype(device))
     for _ in range(8):
         began = time.perf_counter()
         (a @ a)[0, 0].item()  # waits for it
@@ -193,10 +200,10 @@ class Linear(nn.Linear):
 
 
 def for_inference(model):
-    """Keep a model's weights in COMPUTE_DTYPE alone, what every use casts them to: the same results, sooner."""
+    """Keep a model's weights in the compute dtype alone, which every use casts them to: the same results, sooner."""
     for module in model.modules():
         if isinstance(module, (Linear, nn.Embedding)):
-            module.weight.data = module.weight.data.to(COMPUTE_DTYPE)
+            module.weight.data = module.weight.data.to(compute_dtype(module.weight.device))
     return model.eval().requires_grad_(False)
 
 
@@ -344,8 +351,9 @@ class GPT(nn.Module):
         # ten sequence lengths of positions, so that audio and a long chat find theirs
         inv_freq = ROPE_BASE ** -(torch.arange(0, head_dim, 2).float() / head_dim)
         angle = torch.outer(torch.arange(10 * config.sequence_len).float(), inv_freq)  # (S, D/2)
-        self.register_buffer("cos", angle.cos().to(COMPUTE_DTYPE), persistent=False)
-        self.register_buffer("sin", angle.sin().to(COMPUTE_DTYPE), persistent=False)
+        dtype = compute_dtype(angle.device)
+        self.register_buffer("cos", angle.cos().to(dtype), persistent=False)
+        self.register_buffer("sin", angle.sin().to(dtype), persistent=False)
         self.init_weights()
 
     @torch.no_grad()
@@ -384,8 +392,8 @@ class GPT(nn.Module):
         return 6 * weights + 12 * self.config.n_embd * sum(min(window, T) for window in self.windows)
 
     def embed(self, idx):
-        """Token ids (B, T) -> normed embeddings (B, T, C) in COMPUTE_DTYPE, before smear."""
-        return norm(self.transformer.wte(idx).to(COMPUTE_DTYPE))
+        """Token ids (B, T) -> normed embeddings (B, T, C) in the compute dtype, before smear."""
+        return norm(self.transformer.wte(idx).to(self.cos.dtype))
 
     def smear(self, x, previous):
         """Mix into each text embedding (B, T, C) a little of the one before; previous (B, 1, C) precedes the first."""
@@ -398,7 +406,7 @@ class GPT(nn.Module):
             return [None] * len(self.windows)
         key = torch.arange(n_keys, device=self.cos.device)
         distance = (key[None] if q_pos is None else q_pos)[..., None] - key  # (B or 1, T, S)
-        hide = torch.zeros(distance.shape, dtype=COMPUTE_DTYPE, device=distance.device)
+        hide = torch.zeros(distance.shape, dtype=self.cos.dtype, device=distance.device)
         masks = {w: hide.masked_fill((distance < 0) | (distance > w), -math.inf)[:, None] for w in set(self.windows)}
         return [masks[w] for w in self.windows]
 
@@ -530,10 +538,10 @@ class KVCache:
 
     def __init__(self, config, batch_size, max_len, device="cpu"):
         shape = (config.n_layer, batch_size, config.n_kv_head, max_len + 1, config.n_embd // config.n_head)
-        self.k = torch.zeros(shape, dtype=COMPUTE_DTYPE, device=device)
+        self.k = torch.zeros(shape, dtype=compute_dtype(device), device=device)
         self.v = torch.zeros_like(self.k)
         self.lens = torch.zeros(batch_size, dtype=torch.long, device=device)
-        self.previous = torch.zeros(batch_size, 1, config.n_embd, dtype=COMPUTE_DTYPE, device=device)
+        self.previous = torch.zeros(batch_size, 1, config.n_embd, dtype=self.k.dtype, device=device)
         self.longest = 0  # of lens, on the host
         self.n_keys = 0   # keys that a query of this call may see
 
@@ -626,14 +634,18 @@ def step_of(line):
         return -1
 
 
-def cut_back(folder, step):
-    """Leave of a run's folder what its checkpoint of `step` (0: nothing) is the end of: steps and lines of the log."""
+def cut_back(folder, step, evaluated=True):
+    """Leave of a run's folder what its checkpoint of `step` (0: nothing) is the end of: steps and lines of the log.
+
+    evaluated: False removes the line of that step's evaluation too, which a kill kept out of its meta.
+    """
+    is_kept = lambda line: 0 <= step_of(line) < step + evaluated or step_of(line) == step and '"lr"' in line
     keep_steps(folder, [kept for kept in checkpoint_steps(folder) if kept <= step])
     path = os.path.join(folder, "log.jsonl")
     with open(path + ".tmp", "w") as new:
         if step and os.path.exists(path):
             with open(path) as old:
-                new.writelines(line for line in old if 0 <= step_of(line) <= step)
+                new.writelines(filter(is_kept, old))
     os.replace(path + ".tmp", path)
 
 

@@ -111,7 +111,7 @@ class Talker:
         """
         clean = plain_text if self.plain else str
         ids, _ = render_conversation(self.tok, {"messages": [
-            {"role": role, "content": clean(text)} for role, text, _ in messages]}, max_tokens=10**9)
+            {"role": role, "content": clean(text)} for role, text, _ in messages]})
         starts = [i for i, token in enumerate(ids) if token == self.tok.special("<|user_start|>")]
         items, last = [], 0
         for turn, (start, sound) in enumerate(zip(starts, (s for role, _, s in messages if role == "user"))):

@@ -261,8 +261,8 @@ def normalize_transcript(text):
     return " ".join(word for word in text.split() if word != "'")
 
 
-def render_conversation(tok, conversation, max_tokens=2048):
-    """Return (ids, mask) of a chat, both lists of int, cut to max_tokens; mask is 1 where the assistant is trained.
+def render_conversation(tok, conversation):
+    """Return (ids, mask) of a chat, both lists of int, whole; mask is 1 where the assistant is trained.
 
     conversation: {"messages": [{"role", "content"}, ...]}, user and assistant in turn, a system message (joined to the
     user's) before them. The assistant's content is a str or a list of {"type": text | python | python_output, "text"}.
@@ -283,7 +283,7 @@ def render_conversation(tok, conversation, max_tokens=2048):
                 piece = [tok.special(f"<|{name}_start|>"), *tok.encode(text), tok.special(f"<|{name}_end|>")]
                 add(piece, int(kind == "python"))
         add([tok.special(f"<|{role}_end|>")], int(role == "assistant"))
-    return ids[:max_tokens], mask[:max_tokens]
+    return ids, mask
 
 
 def read_messages(conversation):

@@ -5,10 +5,8 @@
     torchrun --standalone --nproc_per_node=8 train_align.py config/w2_frozen.py
     python train_align.py config/cpu_w2.py --init_from=resume                # go on from the last checkpoint
 """
-import json
 import math
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,9 +23,10 @@ from configurator import configure, fail
 from data import (Features, epoch_batches, load_batch, mean_std, sha256_file, stretched_batch, write_index, write_json,
                   write_shard)
 from decode import transcribe
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, cut_back, keep_steps, load_checkpoint, load_saved,
-                   norm, pick_device, read_meta)
+from model import GPT, GPTConfig, compute_dtype, cut_back, load_checkpoint, load_saved, norm, read_meta
 from optim import Muon, load_optimizers
+from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, need, note_evaluation,
+                 provenance, read_ahead, save_checkpoint, user_input)
 from tokenizer import ByteTokenizer, load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
@@ -62,7 +61,7 @@ grad_accum = 1          # microbatches per step over all ranks; a multiple of th
 # what trains
 train_lm = False        # W2: LM and Whisper frozen, only the projector moves
 text_file = ""          # with train_lm: sentences, one a line, that the LM reads without audio too, not to forget them
-text_rows = 32          # so many of them per microbatch
+text_rows = 32          # so many of them per microbatch, in a forward pass of their own
 learning_rate = 2e-3    # peak, of the projector
 muon_lr = 0.04          # peak, for the projector's two matrices by Muon; 0: AdamW for all
 lm_learning_rate = 3e-4  # peak, of the LM when train_lm
@@ -79,7 +78,7 @@ eval_every = 250        # steps; 0: at the end only
 eval_clips = 64         # validation clips that are transcribed in each evaluation
 save_every = 250
 log_every = 10
-workers = 0             # processes that read ahead; 0: the step reads for itself, well enough on a CPU
+workers = 0             # threads that read ahead; 0: the step reads for itself, well enough on a CPU
 device = "auto"
 use_compile = True
 wandb_log = False       # project nanochat-omni-audio; WANDB_MODE=offline works
@@ -104,83 +103,6 @@ if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 if lm and os.path.realpath(lm) == os.path.realpath(out_dir):
     fail(f"lm={lm} is out_dir too, whose steps this run would replace: give another --out_dir")
-
-
-# ---- ranks, seed, dtype
-
-def set_up(device, seed):
-    """Join torchrun's group if there is one, seed, choose determinism; returns (rank, world_size, torch.device)."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(device)
-    if world_size > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    torch.manual_seed(seed)
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)  # embedding's compiled backward differs from run to run otherwise
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a fifth of the step, for debugging only
-    return rank, world_size, device
-
-
-def get_lr(step):
-    """Return the share of the peak learning rate: linear warm-up, constant, linear fall, final_lr_share after."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    left = (lr_decay_steps - step) / max(warmdown_share * lr_decay_steps, 1)
-    return max(min(left, 1.0), final_lr_share)
-
-
-def find_last(inputs):
-    """Return the step to go on from, 0 to start anew; auto goes on only where settings and inputs are the same."""
-    steps = checkpoint_steps(out_dir)
-    if init_from == "resume" and not steps and not os.path.exists(os.path.join(out_dir, "log.jsonl")):
-        fail(f"init_from=resume: {out_dir} holds no run")  # a log alone: it was killed before its first checkpoint
-    if init_from not in ("scratch", "resume") and steps:
-        meta = read_meta(out_dir)
-        if "inputs" not in meta:
-            fail(f"{out_dir} holds a run of another script: give another --out_dir")
-        now, then = {**config, **inputs}, {"conversations": "", **meta["user_config"], **meta["inputs"]}
-        free = ("init_from max_steps device use_compile log_every eval_every save_every wandb_log workers "
-                "recompute sample_tokens eval_rows").split()
-        changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]  # new settings are as before
-        if changed:
-            fail(f"{out_dir} holds a run with other {', '.join(changed)}: give another --out_dir, or "
-                 f"--init_from=scratch to replace it, or --init_from=resume to go on all the same")
-    return steps[-1] if steps and init_from != "scratch" else 0
-
-
-def log(record):
-    """Print a dict's fields on one line and append it to out_dir/log.jsonl (rank 0)."""
-    if rank == 0:
-        print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}" for k, v in record.items()), flush=True)
-        with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
-            f.write(json.dumps(record) + "\n")
-        if wandb_log:
-            import wandb
-            wandb.log(record, step=record["step"])
-
-
-def save_checkpoint(step, files, meta, figure):
-    """Write {name: state} as <name>_<step>.pt, then meta; keep the last two and the one of lowest figure (or None)."""
-    if rank > 0:
-        return
-    sums = {}
-    for name, state in files.items():
-        path = os.path.join(out_dir, f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt")
-        torch.save(state, path + ".tmp")
-        os.replace(path + ".tmp", path)
-        sums[os.path.basename(path)] = sha256_file(path)
-    commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
-    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
-    best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
-    if figure is not None and (best is None or figure < best["figure"]):
-        best = {"step": step, "figure": figure}
-    meta = {"step": step, "best": best, **meta, "user_config": config, "inputs": inputs, "versions": versions,
-            "sha256": sums}
-    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
-    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
 
 
 # ---- data
@@ -243,24 +165,21 @@ def encode_mels(mels):
 
 def read_features(clips, at):
     """Features of clips `at` as load_batch returns them, from disk or online."""
-    try:
+    with user_input():
         return encode_mels(read_mels(clips, at)) if online else load_batch(clips, at)
-    except (ValueError, OSError) as e:
-        fail(e)
 
 
-class Microbatches:
-    """The training's microbatches by number, for a DataLoader: a function of (seed, step, microbatch)."""
-
-    def __getitem__(self, n):
-        """-> clips (B,), and what a worker can do for them: features and lens as warp() returns them, or log-mels."""
-        step, microbatch = divmod(n, grad_accum)
-        at, stretch = stretched_batch(n_tokens["train"], seed, "train", step, microbatch, batch_size, grad_accum,
-                                      (speed if online else time_warp) or 0.03, batch_tokens)
-        at, rng = usable["train"][at], np.random.default_rng([seed, step, microbatch])
-        if online:
-            return at, read_mels(data["train"], at, stretch, rng)
-        return at, *warp(*load_batch(data["train"], at), stretch if time_warp else np.ones(len(at)), rng)
+def read_microbatch(n):
+    """Read the run's n-th microbatch -> clips (B,), and (features, lens) as warp() returns them, or log-mels."""
+    step, microbatch = divmod(n, grad_accum)
+    at, stretch = stretched_batch(n_tokens["train"], seed, "train", step, microbatch, batch_size, grad_accum,
+                                  (speed if online else time_warp) or 0.03, batch_tokens)
+    at, rng = usable["train"][at], np.random.default_rng([seed, step, microbatch])
+    if online:
+        return at, read_mels(data["train"], at, stretch, rng)
+    features = warp(*load_batch(data["train"], at), stretch if time_warp else np.ones(len(at)), rng)
+    features = [torch.from_numpy(array) for array in features]
+    return at, [array.pin_memory() for array in features] if device.type == "cuda" else features
 
 
 def forward_clips(clips, at, feats, lens, with_logits=False):
@@ -278,58 +197,62 @@ def forward_clips(clips, at, feats, lens, with_logits=False):
 
 FORMATS = {"step": "6d", "loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
            "tok/s": ",.0f", "eta_min": ".1f", "val_loss": ".4f", "val_shuffled": ".4f", "gap": ".4f", "val_acc": ".1%",
-           "val_wer": ".3f"}
-try:
-    rank, world_size, device = set_up(device, seed)
-    if grad_accum % world_size:
-        fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
-    is_smoke = data_dir == "tones"
-    shards = os.path.join(out_dir, "features") if is_smoke else data_dir
-    find_encoder = load_encoder_file if os.path.isfile(whisper) else load_encoder
-    if rank == 0:
+           "val_wer": ".3f", "text_loss": ".4f"}
+rank, world_size, device = join_ranks(device, seed)
+need("jiwer", "matplotlib")
+if grad_accum % world_size:
+    fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+is_smoke = data_dir == "tones"
+shards = os.path.join(out_dir, "features") if is_smoke else data_dir
+find_encoder = load_encoder_file if os.path.isfile(whisper) else load_encoder
+if rank == 0:
+    with user_input():
         encoder = find_encoder(whisper, device)
-        if is_smoke:
-            write_tones(shards)
-    if online and world_size > 1:
-        dist.barrier()  # the first rank may have downloaded it
-        encoder = encoder if rank == 0 else find_encoder(whisper, device)
-    layers = [int(tap) for tap in taps.split(",")] if taps else None
+    if is_smoke:
+        write_tones(shards)
+if world_size > 1:
+    dist.barrier()  # rank 0 may have downloaded the encoder, and writes the tones
+if online and rank > 0:
+    encoder = find_encoder(whisper, device)
+layers = [int(tap) for tap in taps.split(",")] if taps else None
+with user_input():
     data = {split: Features(shards, split, encoder.sha256 if rank == 0 else "", layers, online)
             for split in ("train", "val")}
     usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
-    if not min(map(len, usable.values())):
-        fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
-    usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
     inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
               "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders),
               "text": sha256_file(text_file) if text_file else ""}
     sentences = Path(text_file).read_text(encoding="utf-8").split("\n") if text_file else []
-    if text_file and not (sentences := [line.strip() for line in sentences if line.strip()]):
-        fail(f"text_file={text_file} holds no sentence")
-    os.makedirs(out_dir, exist_ok=True)
-    first_step = find_last(inputs)
-    if first_step or lm:
+if not min(map(len, usable.values())):
+    fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
+usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
+if text_file and not (sentences := [line.strip() for line in sentences if line.strip()]):
+    fail(f"text_file={text_file} holds no sentence")
+os.makedirs(out_dir, exist_ok=True)
+first_step = last_step(out_dir, init_from, config, inputs)
+made_by = provenance(device)
+if first_step or lm:
+    with user_input():
         model, meta = load_checkpoint(out_dir if first_step else lm, device=device)
         tok = load_tokenizer(out_dir if first_step else lm, model.config.vocab_size)
-    else:
-        tok, meta = ByteTokenizer(), {}
-        with torch.device(device):
-            model = GPT(GPTConfig.of_depth(depth, tok.vocab_size))
-    piece_s = min(15.0, 1.1 * np.percentile(np.array(data["train"].seconds)[usable["train"]], 99))  # of long recordings
-    n_tokens = {split: count_tokens(clips, usable[split]) for split, clips in data.items()}
-    manifest = data["train"].manifest
-    projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init,
-                          dropout, voice_mix, 0 if online else -(-mask_frames // 2)).to(device)
-    if lm and not first_step and "audio" in meta:  # an aligned run: its projector too
-        then, now = meta["audio"] | meta["audio"]["projector"], config | manifest
-        if other := [k for k in ("stack", "hidden", "zero_init", "encoder_sha256", "taps") if then[k] != now[k]]:
-            fail(f"{lm} was aligned with other {', '.join(other)}: give the same, or the base model as lm")
+else:
+    tok, meta = ByteTokenizer(), {}
+    with torch.device(device):
+        model = GPT(GPTConfig.of_depth(depth, tok.vocab_size))
+piece_s = min(15.0, 1.1 * np.percentile(np.array(data["train"].seconds)[usable["train"]], 99))  # of long recordings
+n_tokens = {split: count_tokens(clips, usable[split]) for split, clips in data.items()}
+manifest = data["train"].manifest
+projector = Projector(manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init,
+                      dropout, voice_mix, 0 if online else -(-mask_frames // 2)).to(device)
+if lm and not first_step and "audio" in meta:  # an aligned run: its projector too
+    then, now = meta["audio"] | meta["audio"]["projector"], config | manifest
+    if other := [k for k in ("stack", "hidden", "zero_init", "encoder_sha256", "taps") if then[k] != now[k]]:
+        fail(f"{lm} was aligned with other {', '.join(other)}: give the same, or the base model as lm")
+    with user_input(RuntimeError):
         projector.load_state_dict(load_saved(lm, meta, "projector", device))
-    elif not first_step:
-        some = np.random.default_rng(seed).permutation(len(data["train"]))[:300]
-        projector.set_stats(*mean_std(read_features(data["train"], [i])[0][0] for i in some))
-except (ValueError, OSError, RuntimeError) as e:  # a wrong file or folder, or more ranks than GPUs
-    fail(e)
+elif not first_step:
+    some = np.random.default_rng(seed).permutation(len(data["train"]))[:300]
+    projector.set_stats(*mean_std(read_features(data["train"], [i])[0][0] for i in some))
 model.requires_grad_(train_lm)
 matrices = [(muon_lr, stack, [projector.fc1.weight]), (muon_lr, 1, [projector.fc2.weight]),
             (train_lm * lm_muon_lr, 1, [p for p in model.transformer.h.parameters() if p.ndim == 2])]
@@ -341,24 +264,26 @@ groups += [dict(params=others(model), peak_lr=lm_learning_rate)] if train_lm els
 optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)]
 if muon_groups:
     optimizers.append(Muon(muon_groups, lr=muon_lr, weight_decay=weight_decay))
-try:
-    if first_step:
+if first_step:
+    with user_input(RuntimeError, KeyError):  # files cut short, or of another kind of run
         projector.load_state_dict(load_saved(out_dir, meta, "projector", device))
         load_optimizers(optimizers, load_saved(out_dir, meta, "optim", device)["optimizers"])
-except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of another kind of run
-    fail(e)
+is_evaluated = True  # False: killed between a checkpoint and its evaluation
+if first_step and is_due(first_step, eval_every, max_steps):
+    is_evaluated = meta.get("evaluated", True)
 plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
 fast_trunk = torch.compile(model.trunk, dynamic=True) if use_compile else plain_trunk
 if rank == 0:
     if wandb_log:
         import wandb
         wandb.init(project="nanochat-omni-audio", name=os.path.basename(out_dir), config=config)
-    cut_back(out_dir, first_step)
+    cut_back(out_dir, first_step, is_evaluated)
     tok.save(out_dir)
     save_encoder(encoder, os.path.join(out_dir, "encoder.pt"))
     count = lambda module, trained: sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
     print(f"trained: projector {count(projector, True):,}, LM {count(model, True):,}; frozen: LM "
-          f"{count(model, False):,}; {device}, {COMPUTE_DTYPE}, {world_size} ranks; starting at step {first_step}")
+          f"{count(model, False):,}; {device}, {compute_dtype(device)}, {world_size} ranks; "
+          f"starting at step {first_step}")
     for split, clips in data.items():
         hours = sum(clips.seconds[i] for i in usable[split]) / 3600
         print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h; left out: {len(clips) - len(usable[split])}")
@@ -374,22 +299,30 @@ def read_texts(clips, at):
 
 @torch.no_grad()
 def evaluate():
-    """Validation loss with each clip's own audio and with its neighbour's in length, and word error rate (greedy)."""
+    """Validation loss with each clip's own audio and with its neighbour's in length, and word error rate (greedy).
+
+    A clip alone in its batch has no neighbour: it counts in val_loss only.
+    """
     import jiwer
     model.eval(), projector.eval()
     model.trunk = plain_trunk
     clips, pool = data["val"], usable["val"]
     batches, _ = epoch_batches(n_tokens["val"].tobytes(), seed, "val", 0, 0, 0.0, batch_tokens)  # each by length
-    sums = torch.zeros(4, device=device)  # true nats, shuffled nats, right tokens, targets
+    sums = torch.zeros(6, device=device)  # nats, right tokens, targets; of clips with a neighbour: nats, shuffled, n
     for at in (pool[batch] for batch in batches[rank::world_size]):
         feats, lens = map(torch.from_numpy, read_features(clips, at))
         true, targets, _, logits = forward_clips(clips, at, feats, lens, with_logits=True)
-        wrong = forward_clips(clips, at, feats.roll(1, dims=0), lens.roll(1))[0]
-        sums += torch.stack([true, wrong, (logits.argmax(2) == targets).sum(), (targets >= 0).sum()])
+        n = (targets >= 0).sum()
+        sums[:3] += torch.stack([true, (logits.argmax(2) == targets).sum(), n])
+        if len(at) > 1:
+            wrong = forward_clips(clips, at, feats.roll(1, dims=0), lens.roll(1))[0]
+            sums[3:] += torch.stack([true, wrong, n])
     if world_size > 1:
         dist.all_reduce(sums)
-    true, wrong, n_right, n = sums.tolist()
-    result = {"val_loss": true / n, "val_shuffled": wrong / n, "gap": (wrong - true) / n, "val_acc": n_right / n}
+    true, n_right, n, own, wrong, n_paired = sums.tolist()
+    result = {"val_loss": true / n, "val_acc": n_right / n}
+    if n_paired:
+        result |= {"val_shuffled": wrong / n_paired, "gap": (wrong - own) / n_paired}
     if rank == 0:
         if len(projector.mix) > 1:
             print("    layer mix:", dict(zip(manifest["taps"], projector.mix.softmax(0).tolist())))
@@ -438,48 +371,56 @@ def judge_smoke(losses):
     write_json(os.path.join(out_dir, "smoke.json"), verdict)
     print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f}, {n_right} of {len(TONES)} tones named, loss with clips permuted "
           f"{verdict['permuted_higher_by']:.3f} higher\n{verdict['smoke']}")
-    sys.exit(verdict["smoke"] != "PASS")
+    return verdict["smoke"] == "PASS"
 
 
-def save(step, result):
+def save(step):
     """Write the checkpoint of a step."""
     audio = {"projector": projector.arguments, "encoder": manifest["encoder"],
              "encoder_sha256": manifest["encoder_sha256"], "taps": manifest["taps"], "stack": stack,
              "prompt": "transcript", "audio_at": audio_at, "piece_s": float(piece_s)}
     state = {"optimizers": [o.state_dict() for o in optimizers]}
-    save_checkpoint(step, {"model": model.state_dict(), "projector": projector.state_dict(), "optim": state},
-                    {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio,
-                     "chats": meta.get("chats", False)}, result.get("val_loss"))
+    files = {"model": model.state_dict(), "projector": projector.state_dict(), "optim": state}
+    save_checkpoint(out_dir, step, files, {
+        "model_config": vars(model.config), "audio": audio, "chats": meta.get("chats", False), "user_config": config,
+        "inputs": inputs, "versions": made_by})
+
+
+def evaluate_at(step):
+    """Evaluate, log it, and note it in the step's checkpoint; returns the result."""
+    result = evaluate()
+    note_evaluation(out_dir, step, result, "val_loss")
+    log(out_dir, {"step": step, **result}, FORMATS, wandb_log)
+    return result
 
 
 # ---- loop
 
 model.train(), projector.train()
 model.trunk = fast_trunk
-result, losses, began, wait, t0, n_places, n_padding = {}, [], time.time(), 0.0, time.time(), 0, 0
+result, losses = {} if is_evaluated else evaluate_at(first_step), []
 mine = [n for n in range(first_step * grad_accum, max_steps * grad_accum) if n % grad_accum % world_size == rank]
-ahead = dict(num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda")
-reader = iter(torch.utils.data.DataLoader(Microbatches(), batch_size=None, sampler=mine, **ahead))
+reader = read_ahead(read_microbatch, mine, workers)
+began, wait, t0, n_places, n_padding = time.time(), 0.0, time.time(), 0, 0
 for step in range(first_step, max_steps):
-    share = get_lr(step)
-    sums = torch.zeros(2, device=device)  # nats, targets
+    share = lr_share(step, warmup_steps, lr_decay_steps, warmdown_share, final_lr_share)
+    sums = torch.zeros(4, device=device)  # nats, targets; of the sentences: nats, targets
     for microbatch in range(rank, grad_accum, world_size):
         began_read = time.time()
-        try:
-            at, *read = next(reader)
-        except (ValueError, OSError) as e:  # a file that is gone or broken
-            fail(str(e).strip().splitlines()[-1])
+        with user_input():  # a file that is gone or broken
+            at, read = next(reader)
         wait += time.time() - began_read
-        if online:
-            read = map(torch.from_numpy, encode_mels(read[0]))
-        feats, lens = read
+        feats, lens = map(torch.from_numpy, encode_mels(read)) if online else read
         torch.manual_seed(hash((seed, step, microbatch)))  # dropout: a function of the microbatch, so resume repeats it
         loss, targets, n, _ = forward_clips(data["train"], at, feats, lens)
         loss.backward()
         if sentences:
             chosen = np.random.default_rng([seed, step, microbatch]).integers(len(sentences), size=text_rows)
-            model(*text_batch([sentences[i] for i in chosen]), loss_reduction="sum").backward()
-        sums += torch.stack([loss.detach(), (targets >= 0).sum()])
+            idx, text_targets = text_batch([sentences[i] for i in chosen])
+            text_loss = model(idx, text_targets, loss_reduction="sum")
+            text_loss.backward()
+            sums[2:] += torch.stack([text_loss.detach(), (text_targets >= 0).sum()])
+        sums[:2] += torch.stack([loss.detach(), (targets >= 0).sum()])
         n_places += n
         n_padding += n - int((targets >= 0).sum()) - int(n_audio_tokens(lens, stack).sum())
     if world_size > 1:
@@ -489,7 +430,7 @@ for step in range(first_step, max_steps):
         for p in group["params"]:
             if world_size > 1:
                 dist.all_reduce(p.grad)
-            p.grad /= sums[1]
+            p.grad /= sums[1] + sums[3]
         norms.append(torch.nn.utils.clip_grad_norm_(group["params"], grad_clip or math.inf).item())
         group["lr"] = share * group["peak_lr"]
     losses.append((sums[0] / sums[1]).item())
@@ -499,29 +440,29 @@ for step in range(first_step, max_steps):
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    is_last = step + 1 == max_steps
-    if (step + 1) % log_every == 0 or is_last:
+    if is_due(step + 1, log_every, max_steps):
         seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
         record = {"step": step + 1, "loss": losses[-1], "lr": share * learning_rate, "norm": math.hypot(*norms),
                   "ms": 1e3 * seconds / n_steps, "wait": wait / seconds, "pad": n_padding / n_places,
                   "tok/s": n_places * world_size / seconds,
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
-        log(record)
+        if sentences:
+            record["text_loss"] = (sums[2] / sums[3]).item()
+        log(out_dir, record, FORMATS, wandb_log)
         wait, t0, n_places, n_padding = 0.0, time.time(), 0, 0
     pause, result = time.time(), {}
-    if is_last or (eval_every and (step + 1) % eval_every == 0):
-        result = evaluate()
-        log({"step": step + 1, **result})
-    if is_last or (step + 1) % save_every == 0:
-        save(step + 1, result)
+    if is_due(step + 1, save_every, max_steps):
+        save(step + 1)
+    if is_due(step + 1, eval_every, max_steps):
+        result = evaluate_at(step + 1)
     t0 += time.time() - pause
 
+passed = True
 if rank == 0:
     plot_pca()
     print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
           + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} at {max(max_steps, first_step)}")
     if is_smoke and losses:
-        judge_smoke(losses)
-if world_size > 1:
-    dist.barrier()  # gloo has aborted in a rank that ended long before the others (2026-11)
-    dist.destroy_process_group()
+        passed = judge_smoke(losses)
+leave_ranks()
+sys.exit(not passed)

@@ -10,8 +10,6 @@ then, in a run that begins with that one, teach it conversations.
 import json
 import math
 import os
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -23,9 +21,11 @@ from conversations import Conversations, made
 from data import batch_indices, sha256_file, write_json
 from decode import generate
 from documents import Documents
-from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, cut_back, keep_steps, load_checkpoint, load_saved,
-                   norm, peak_flops, pick_device, read_meta)
+from model import (GPT, GPTConfig, checkpoint_steps, compute_dtype, cut_back, load_checkpoint, load_saved, norm,
+                   peak_flops, read_meta)
 from optim import gpt_optimizers, load_optimizers
+from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, note_evaluation,
+                 provenance, save_checkpoint, user_input)
 from tokenizer import (BPETokenizer, chat_prompt, export_nanochat, load_tokenizer, plain_text, render_conversation,
                        train_bpe)
 
@@ -140,83 +140,6 @@ if (min(stretch, save_every, log_every, chat_rows, eval_rows) < 1 or not 0 <= ch
          "conversation_share 0 to 1, but not 0")
 
 
-# ---- ranks, seed, dtype
-
-def set_up(device, seed):
-    """Join torchrun's group if there is one, seed, choose determinism; returns (rank, world_size, torch.device)."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(device)
-    if world_size > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    torch.manual_seed(seed)
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)  # embedding's compiled backward differs from run to run otherwise
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a fifth of the step, for debugging only
-    return rank, world_size, device
-
-
-def get_lr(step):
-    """Return the share of the peak learning rate: linear warm-up, constant, linear fall, final_lr_share after."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    left = (lr_decay_steps - step) / max(warmdown_share * lr_decay_steps, 1)
-    return max(min(left, 1.0), final_lr_share)
-
-
-def find_last(inputs):
-    """Return the step to go on from, 0 to start anew; auto goes on only where settings and inputs are the same."""
-    steps = checkpoint_steps(out_dir)
-    if init_from == "resume" and not steps and not os.path.exists(os.path.join(out_dir, "log.jsonl")):
-        fail(f"init_from=resume: {out_dir} holds no run")  # a log alone: it was killed before its first checkpoint
-    if init_from not in ("scratch", "resume") and steps:
-        meta = read_meta(out_dir)
-        if "inputs" not in meta:
-            fail(f"{out_dir} holds a run of another script: give another --out_dir")
-        now, then = {**config, **inputs}, {"conversations": "", **meta["user_config"], **meta["inputs"]}
-        free = ("init_from max_steps device use_compile log_every eval_every save_every wandb_log workers "
-                "recompute sample_tokens eval_rows").split()
-        changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]  # new settings are as before
-        if changed:
-            fail(f"{out_dir} holds a run with other {', '.join(changed)}: give another --out_dir, or "
-                 f"--init_from=scratch to replace it, or --init_from=resume to go on all the same")
-    return steps[-1] if steps and init_from != "scratch" else 0
-
-
-def log(record):
-    """Print a dict's fields on one line and append it to out_dir/log.jsonl (rank 0)."""
-    if rank == 0:
-        print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}" for k, v in record.items()), flush=True)
-        with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
-            f.write(json.dumps(record) + "\n")
-        if wandb_log:
-            import wandb
-            wandb.log(record, step=record["step"])
-
-
-def save_checkpoint(step, files, meta, figure):
-    """Write {name: state} as <name>_<step>.pt, then meta; keep the last two and the one of lowest figure (or None)."""
-    if rank > 0:
-        return
-    sums = {}
-    for name, state in files.items():
-        path = os.path.join(out_dir, f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt")
-        torch.save(state, path + ".tmp")
-        os.replace(path + ".tmp", path)
-        sums[os.path.basename(path)] = sha256_file(path)
-    commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
-    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
-    best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
-    if figure is not None and (best is None or figure < best["figure"]):
-        best = {"step": step, "figure": figure}
-    meta = {"step": step, "best": best, **meta, "user_config": config, "inputs": inputs, "versions": versions,
-            "sha256": sums}
-    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
-    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
-
-
 # ---- data
 
 def read_lines(name, limit=0):
@@ -255,18 +178,28 @@ def sentence_rows(ids, starts, at):
     return rows[:, :-1], targets
 
 
-def read_chats():
-    """-> {split: [(sentence in pieces, messages)], (split, "sizes"): int (N,)}; ValueError names a line of chats."""
-    rows = {"train": [], "val": []}
+def read_chats(limit):
+    """-> {split: [(sentence in pieces, messages)], (split, "sizes"): int (N,)}; ValueError names a line of chats.
+
+    A chat that could take over `limit` positions, its imitated recording included, is left out and counted.
+    """
+    rows, n_long = {"train": [], "val": []}, 0
     with open(chats, encoding="utf-8") as f:
         for number, line in enumerate(f, 1):
             try:
                 row = json.loads(line)
                 messages = [{"role": role, "content": plain_text(text)} for _, *turn in row["turns"]
                             for role, text in zip(("user", "assistant"), turn, strict=True)]
-                rows[row["split"]].append((np.array(speller.encode(row["text"])), messages))
+                heard, split = np.array(speller.encode(row["text"])), rows[row["split"]]
             except (ValueError, KeyError, TypeError):
                 raise ValueError(f'{chats}:{number}: no JSON object with "split", "text" and "turns"') from None
+            n_places = (stretch + 2) * len(heard) + 4 + len(render_conversation(speller, {"messages": messages})[0])
+            if n_places > limit:
+                n_long += 1
+            else:
+                split.append((heard, messages))
+    if n_long and rank == 0:
+        print(f"{chats}: {n_long:,} chats are left out, for they could take over {limit} positions")
     if not min(map(len, rows.values())):
         raise ValueError(f"{chats} has no chat for train or val: run prepare_instruct.py again")
     for split in list(rows):
@@ -374,14 +307,14 @@ FORMATS = {"step": "6d", "loss": ".4f", "practice_loss": ".4f", "lr": ".2e", "no
            "chat_loss": ".4f", "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_bpb": ".4f", "val_ppl_word": ".2f",
            "val_practice": ".4f", "val_right": ".1%", "answer_loss": ".4f", "val_answer_bpb": ".4f",
            "val_letters": ".1%"}
-try:
-    rank, world_size, device = set_up(device, seed)
-    if grad_accum % world_size:
-        fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
-    os.makedirs(out_dir, exist_ok=True)
-    has_text = not conversations or conversation_share < 1
-    reads_sentences = practice or not documents and (has_text or is_new)  # a new run's tokenizer is made of them
-    lines = {"train": read_lines("train", max_lines), "val": read_lines("val")} if reads_sentences else {}
+rank, world_size, device = join_ranks(device, seed)
+if grad_accum % world_size:
+    fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+os.makedirs(out_dir, exist_ok=True)
+has_text = not conversations or conversation_share < 1
+reads_sentences = practice or not documents and (has_text or is_new)  # a new run's tokenizer is made of them
+lines = {"train": read_lines("train", max_lines), "val": read_lines("val")} if reads_sentences else {}
+with user_input():
     inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt")) if reads_sentences else "",
               "chats": sha256_file(chats) if chats and os.path.isfile(chats) else "",
               "conversations": made(conversations) if conversations else "",
@@ -389,36 +322,41 @@ try:
               "first_model": read_meta(first).get("sha256", {}) if os.path.isdir(first) else "",
               "schedule": lr_decay_steps,
               "microbatches": grad_accum}
-    first_step = find_last(inputs)
-    source = out_dir if first_step else first or documents  # of the tokenizer
-    made_by = sha256_file(os.path.join(documents, "tokenizer.json")) if documents else ""
-    docs = {split: Documents(documents, split, text_len + 1, made_by, keep_rest)
+first_step = last_step(out_dir, init_from, config, inputs)
+made_by = provenance(device)
+source = out_dir if first_step else first or documents  # of the tokenizer
+with user_input():
+    shards_tok = sha256_file(os.path.join(documents, "tokenizer.json")) if documents else ""
+    docs = {split: Documents(documents, split, text_len + 1, shards_tok, keep_rest)
             for split in ("train", "val")} if documents else {}
     if documents and source != documents and load_tokenizer(documents).pieces != load_tokenizer(source).pieces:
         fail(f"{documents} was made with another tokenizer than {source}'s: prepare_text.py --tokenizer={source}")
     tok = load_tokenizer(source) if source else train_bpe(lines["train"], vocab_size)
-    speller = BPETokenizer(tok.tokens[256:practice_vocab])
-    text = {(split, units): tokenize(lines[split], tokenizer) for split in lines
-            for units, tokenizer in (("tokens", tok), ("pieces", speller))}
-    talks = read_chats() if chats and practice else {}
+speller = BPETokenizer(tok.tokens[256:practice_vocab])
+text = {(split, units): tokenize(lines[split], tokenizer) for split in lines
+        for units, tokenizer in (("tokens", tok), ("pieces", speller))}
+with user_input():
     said = {split: Conversations(conversations, split, tok, text_len + 1)
             for split in ("train", "val")} if conversations else {}
-    spelling = np.unique(text["train", "pieces"][0]) if lines else []  # the pieces that occur
+spelling = np.unique(text["train", "pieces"][0]) if lines else []  # the pieces that occur
 
-    if first_step:
-        model, meta = load_checkpoint(out_dir, device=device)
-    elif first:
-        model, _ = load_checkpoint(first, device=device)
-    else:
-        with torch.device(device):
-            model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, sequence_len, head_dim, window_pattern))
-    if rank == 0:  # now that the inputs have been read, an earlier run may go
-        write_json(begun, {"init_from": first})
-        cut_back(out_dir, first_step)
-        export_nanochat(tok, out_dir)  # so that nanochat loads what is trained here
-        tok.save(out_dir)
-except (ValueError, OSError) as e:  # a wrong file or folder is the user's mistake
-    fail(e)
+meta = {}
+if first_step or first:
+    with user_input():
+        model, meta = load_checkpoint(out_dir if first_step else first, device=device)
+else:
+    with torch.device(device):
+        model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, sequence_len, head_dim, window_pattern))
+with user_input():
+    talks = read_chats(model.cos.size(0)) if chats and practice else {}
+is_evaluated = True  # False: killed between a checkpoint and its evaluation
+if first_step and is_due(first_step, eval_every, max_steps):
+    is_evaluated = meta.get("evaluated", True)
+if rank == 0:  # now that the inputs have been read, an earlier run may go
+    write_json(begun, {"init_from": first})
+    cut_back(out_dir, first_step, is_evaluated)
+    export_nanochat(tok, out_dir)  # so that nanochat loads what is trained here
+    tok.save(out_dir)
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=device))  # training state, not the model's
 model.recompute = recompute
 optimizers = gpt_optimizers(model, lr_scale * matrix_lr, lr_scale * embedding_lr, lr_scale * unembedding_lr,
@@ -427,15 +365,13 @@ for group in (g for o in optimizers for g in o.param_groups):
     group["peak_lr"], group["peak_decay"] = group["lr"], group["weight_decay"]
 trained = [p for o in optimizers for g in o.param_groups for p in g["params"]]
 window = torch.zeros(8, device=device)  # sums since the last line of the log: nats and targets, of each kind
-try:
-    if first_step:
+if first_step:
+    with user_input(RuntimeError, KeyError):  # files cut short, or of another kind of run
         state = load_saved(out_dir, meta, "optim", device)
         blank.data.copy_(state["blank"])
         window.copy_(state.get("window", window))
         spell_steps = state.get("spell_steps", 0)  # as planned when the run began, whatever the schedule is now
         load_optimizers(optimizers, state["optimizers"])
-except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of another kind of run
-    fail(e)
 plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
 fast_trunk = torch.compile(model.trunk, dynamic=True if practice else None) if use_compile else plain_trunk
 model.nll = torch.compile(model.nll) if use_compile else model.nll
@@ -445,7 +381,8 @@ if rank == 0:
     if wandb_log:
         import wandb
         wandb.init(project="nanochat-omni-base", name=os.path.basename(out_dir), config=config)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {COMPUTE_DTYPE}, {world_size} ranks, "
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, {compute_dtype(device)}, "
+          f"{world_size} ranks, "
           f"{max_steps} steps of {lr_decay_steps}, each {grad_accum} x {batch_size} rows, rates x {lr_scale:.3g}, "
           f"decay {weight_decay:.3g}")
     for split, rows in docs.items():
@@ -562,23 +499,32 @@ def count_right(units):
     return found
 
 
-def save(step, result):
+def save(step):
     """Write the checkpoint of a step."""
     state = {"blank": blank.data, "spell_steps": spell_steps, "window": window,
              "optimizers": [o.state_dict() for o in optimizers]}
-    meta = {"val_bpb": result.get("val_bpb"), "model_config": vars(model.config), "max_seq_len": text_len,
-            "device_batch_size": batch_size, "chats": bool(talks or said), "conversations": bool(said)}
-    figure = result.get("val_answer_bpb", result.get("val_bpb"))
-    save_checkpoint(step, {"model": model.state_dict(), "optim": state}, meta, figure)
+    meta = {"model_config": vars(model.config), "max_seq_len": text_len, "device_batch_size": batch_size,
+            "chats": bool(talks or said), "conversations": bool(said), "user_config": config, "inputs": inputs,
+            "versions": made_by}
+    save_checkpoint(out_dir, step, {"model": model.state_dict(), "optim": state}, meta)
+
+
+def evaluate_at(step):
+    """Evaluate, log it, and note it in the step's checkpoint; returns the result."""
+    result = evaluate("pieces" if step <= spell_steps else "tokens")
+    note_evaluation(out_dir, step, result, "val_answer_bpb" if said else "val_bpb")
+    log(out_dir, {"step": step, **result}, FORMATS, wandb_log)
+    return result
 
 
 # ---- loop
 
 model.train()
 model.trunk = fast_trunk
-result, began, t0, n_places = {}, time.time(), time.time(), 0
+result = {} if is_evaluated else evaluate_at(first_step)
+began, t0, n_places = time.time(), time.time(), 0
 for step in range(first_step, max_steps):
-    share = get_lr(step)
+    share = lr_share(step, warmup_steps, lr_decay_steps, warmdown_share, final_lr_share)
     if step == spell_steps > 0:  # from here on losses are nats a whole token
         for i in range(practice_vocab, len(tok.tokens)):
             model.start_from_pieces(i, speller.spell(tok.tokens[i]))
@@ -610,7 +556,7 @@ for step in range(first_step, max_steps):
             group["weight_decay"] = group["peak_decay"] * (1 + math.cos(math.pi * min(step / lr_decay_steps, 1))) / 2
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    if (step + 1) % log_every == 0 or step + 1 == max_steps:
+    if is_due(step + 1, log_every, max_steps):
         seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
         losses = (window[::2] / window[1::2].clamp(min=1)).tolist()
         if world_size > 1:  # other ranks have had other kinds
@@ -623,20 +569,17 @@ for step in range(first_step, max_steps):
                   "norm": total_norm.item(), "ms": 1e3 * seconds / n_steps, "tok/s": rate,
                   "mfu": rate * model.flops_per_token(text_len) / peak,
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
-        log(record)
+        log(out_dir, record, FORMATS, wandb_log)
         window.zero_()
         t0, n_places = time.time(), 0
-    is_last, pause, result = step + 1 == max_steps, time.time(), {}
-    if is_last or (eval_every and (step + 1) % eval_every == 0):
-        result = evaluate("pieces" if step < spell_steps else "tokens")
-        log({"step": step + 1, **result})
-    if is_last or (step + 1) % save_every == 0:
-        save(step + 1, result)
+    pause, result = time.time(), {}
+    if is_due(step + 1, save_every, max_steps):
+        save(step + 1)
+    if is_due(step + 1, eval_every, max_steps):
+        result = evaluate_at(step + 1)
     t0 += time.time() - pause
 
 if rank == 0:
     print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
           + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} at {max(max_steps, first_step)}")
-if world_size > 1:
-    dist.barrier()  # gloo has aborted in a rank that ended long before the others (2026-11)
-    dist.destroy_process_group()
+leave_ranks()

@@ -8,8 +8,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,11 +19,13 @@ import torch.nn.functional as F
 
 from audio import Projector, load_encoder_file, n_audio_tokens, save_encoder
 from configurator import configure, fail
-from data import Features, epoch_batches, load_batch, mean_std, sha256_file, stretched_batch, write_json
+from data import Features, epoch_batches, load_batch, mean_std, sha256_file, stretched_batch
 from decode import transcribe
-from model import (COMPUTE_DTYPE, add_lora, checkpoint_steps, cut_back, keep_steps, load_checkpoint, load_saved,
-                   lora_state, merged_state, pick_device, read_meta)
+from model import (add_lora, compute_dtype, cut_back, load_checkpoint, load_saved, lora_state, merged_state,
+                   read_meta)
 from optim import Muon, load_optimizers
+from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, need, note_evaluation,
+                 provenance, read_ahead, save_checkpoint, user_input)
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, plain_text, render_conversation
 
 # config: every value here can be set from a config file or as --name=value
@@ -58,7 +58,8 @@ length_power = 0.5      # an answer of n tokens counts n ** (1 - length_power) t
 batch_tokens = 3400     # audio and text tokens per microbatch, padding too; the value to lower on out-of-memory
 batch_size = 0          # clips per microbatch at most; 0: any number
 grad_accum = 1          # microbatches per step over all ranks; a multiple of the world size
-text_rows = 4           # rows without audio beside them, of four chats or of four plain sentences
+text_rows = 4           # rows without audio per microbatch, of four chats or of four plain sentences; a forward
+                        # pass of their own, of at most batch_tokens
 learning_rate = 2e-3    # peak, of LoRA and the new tokens
 lm_learning_rate = 3e-4  # peak, of the LM when full
 projector_lr = 2e-4     # peak, of what alignment trained
@@ -76,7 +77,7 @@ eval_every = 250        # steps; 0: at the end only
 eval_clips = 64         # validation clips that are transcribed in each evaluation
 save_every = 250
 log_every = 10
-workers = 0             # processes that read ahead; 0: the step reads for itself, well enough on a CPU
+workers = 0             # threads that read ahead; 0: the step reads for itself, well enough on a CPU
 device = "auto"
 use_compile = True
 wandb_log = False       # project nanochat-omni-audio; WANDB_MODE=offline works
@@ -95,83 +96,6 @@ if init_from not in ("scratch", "resume", "auto"):
     fail(f"init_from={init_from}: use scratch, resume or auto")
 if lm and os.path.realpath(lm) == os.path.realpath(out_dir):
     fail(f"lm={lm} is out_dir too, whose steps this run would replace: give another --out_dir")
-
-
-# ---- ranks, seed, dtype
-
-def set_up(device, seed):
-    """Join torchrun's group if there is one, seed, choose determinism; returns (rank, world_size, torch.device)."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(device)
-    if world_size > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    torch.manual_seed(seed)
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)  # embedding's compiled backward differs from run to run otherwise
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a fifth of the step, for debugging only
-    return rank, world_size, device
-
-
-def get_lr(step):
-    """Return the share of the peak learning rate: linear warm-up, constant, linear fall, final_lr_share after."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    left = (lr_decay_steps - step) / max(warmdown_share * lr_decay_steps, 1)
-    return max(min(left, 1.0), final_lr_share)
-
-
-def find_last(inputs):
-    """Return the step to go on from, 0 to start anew; auto goes on only where settings and inputs are the same."""
-    steps = checkpoint_steps(out_dir)
-    if init_from == "resume" and not steps and not os.path.exists(os.path.join(out_dir, "log.jsonl")):
-        fail(f"init_from=resume: {out_dir} holds no run")  # a log alone: it was killed before its first checkpoint
-    if init_from not in ("scratch", "resume") and steps:
-        meta = read_meta(out_dir)
-        if "inputs" not in meta:
-            fail(f"{out_dir} holds a run of another script: give another --out_dir")
-        now, then = {**config, **inputs}, {"conversations": "", **meta["user_config"], **meta["inputs"]}
-        free = ("init_from max_steps device use_compile log_every eval_every save_every wandb_log workers "
-                "recompute sample_tokens eval_rows").split()
-        changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]  # new settings are as before
-        if changed:
-            fail(f"{out_dir} holds a run with other {', '.join(changed)}: give another --out_dir, or "
-                 f"--init_from=scratch to replace it, or --init_from=resume to go on all the same")
-    return steps[-1] if steps and init_from != "scratch" else 0
-
-
-def log(record):
-    """Print a dict's fields on one line and append it to out_dir/log.jsonl (rank 0)."""
-    if rank == 0:
-        print(" | ".join(f"{k} {v:{FORMATS.get(k, '')}}" for k, v in record.items()), flush=True)
-        with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
-            f.write(json.dumps(record) + "\n")
-        if wandb_log:
-            import wandb
-            wandb.log(record, step=record["step"])
-
-
-def save_checkpoint(step, files, meta, figure):
-    """Write {name: state} as <name>_<step>.pt, then meta; keep the last two and the one of lowest figure (or None)."""
-    if rank > 0:
-        return
-    sums = {}
-    for name, state in files.items():
-        path = os.path.join(out_dir, f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt")
-        torch.save(state, path + ".tmp")
-        os.replace(path + ".tmp", path)
-        sums[os.path.basename(path)] = sha256_file(path)
-    commit = subprocess.run("git rev-parse HEAD", shell=True, capture_output=True, text=True).stdout.strip()  # or ''
-    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "git_commit": commit}
-    best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
-    if figure is not None and (best is None or figure < best["figure"]):
-        best = {"step": step, "figure": figure}
-    meta = {"step": step, "best": best, **meta, "user_config": config, "inputs": inputs, "versions": versions,
-            "sha256": sums}
-    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
-    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
 
 
 # ---- data
@@ -236,24 +160,20 @@ def count_tokens(clips, pool):
     return np.array([n_audio_tokens(clips.lengths[i], stack) + texture + longest(i) for i in pool], dtype=np.int32)
 
 
-class Microbatches:
-    """The training's microbatches by number, for a DataLoader: a function of (seed, step, microbatch)."""
-
-    def __getitem__(self, n):
-        """-> clips (B,), features and lens as load_batch returns them."""
-        at, _ = stretched_batch(n_tokens["train"], seed, "train", *divmod(n, grad_accum), batch_size, grad_accum,
-                                batch_tokens=batch_tokens)
-        at = usable["train"][at]
-        return at, *load_batch(data["train"], at)
+def read_microbatch(n):
+    """Read the run's n-th microbatch -> clips (B,), and tensors of features and lens as load_batch returns them."""
+    at, _ = stretched_batch(n_tokens["train"], seed, "train", *divmod(n, grad_accum), batch_size, grad_accum,
+                            batch_tokens=batch_tokens)
+    at = usable["train"][at]
+    features = [torch.from_numpy(array) for array in load_batch(data["train"], at)]
+    return at, [array.pin_memory() for array in features] if device.type == "cuda" else features
 
 
 def forward_rows(rows, feats, lens, with_logits=False):
-    """Rows, the first of them with their clips' features: weighted loss, sum of weights, places of padded rows and
-    those filled; with_logits in place of the last two logits and targets."""
+    """Rows with their clips' features: weighted loss, sum of weights, places of padded rows and those filled;
+    with_logits in place of the last two logits and targets."""
     idx, targets, row_weights = pad_rows(rows)
     audio, audio_lens = projector(feats.to(device), lens.to(device))
-    n_others = len(rows) - len(audio)
-    audio, audio_lens = F.pad(audio, (0, 0, 0, 0, 0, n_others)), F.pad(audio_lens, (0, n_others))
     text_lens = torch.tensor([len(ids) - 1 for ids, _ in rows], device=device)
     out = model(idx, None if with_logits else targets, loss_reduction="none", audio_features=audio,
                 audio_lens=audio_lens, text_lens=text_lens, audio_at=audio_at)
@@ -264,8 +184,15 @@ def forward_rows(rows, feats, lens, with_logits=False):
     return (out * row_weights.flatten()).sum(), row_weights.sum(), n_places, int((audio_lens + text_lens).sum())
 
 
-def read_talk(rng):
-    """Rows without audio, of chats and of plain sentences in turn, four each: [(ids, weights)]."""
+def forward_text(rows):
+    """Rows without audio: weighted loss, sum of weights, places of padded rows and those filled."""
+    idx, targets, row_weights = pad_rows(rows)
+    each = model(idx, targets, loss_reduction="none")
+    return (each * row_weights.flatten()).sum(), row_weights.sum(), idx.numel(), sum(len(ids) - 1 for ids, _ in rows)
+
+
+def draw_text(rng):
+    """Draw rows without audio, of chats and of plain sentences in turn, four each: [(ids, weights)]."""
     rows = []
     for k in range(text_rows if talks or sentences else 0):
         if talks and (k % 2 == 0 or not sentences):
@@ -299,7 +226,7 @@ def read_text():
             raise ValueError(f'{chats}:{number}: no JSON object with "question" and "answer"') from None
     for split in lines if text_dir else ():
         with open(os.path.join(text_dir, split + ".txt"), encoding="utf-8") as f:
-            lines[split] = [line.strip() for line, _ in zip(f, range(100_000)) if line.strip()]
+            lines[split] = [line.strip() for line in f if line.strip()]
     return talks, lines["train"], lines["val"][:500]
 
 
@@ -307,66 +234,78 @@ def read_text():
 
 FORMATS = {"step": "6d", "loss": ".4f", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
            "tok/s": ",.0f", "eta_min": ".1f", "val_loss": ".4f", "val_shuffled": ".4f", "gap": ".4f",
-           "val_right": ".1%", "val_wer": ".3f", "val_bpb": ".4f"}
+           "val_right": ".1%", "val_wer": ".3f", "val_bpb": ".4f", "text_loss": ".4f"}
 weights = parse_weights(task_weights)
-try:
-    rank, world_size, device = set_up(device, seed)
-    if grad_accum % world_size:
-        fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+rank, world_size, device = join_ranks(device, seed)
+need("jiwer")
+if grad_accum % world_size:
+    fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+layers = [int(tap) for tap in taps.split(",")] if taps else None
+with user_input():
     start = read_meta(lm)
     if "audio" not in start:
         fail(f"{lm} has no projector: give a run of train_align.py as lm")
-    audio_at, stack = start["audio"]["audio_at"], start["audio"]["stack"]
-    layers = [int(tap) for tap in taps.split(",")] if taps else None
     data = {split: Features(data_dir, split, start["audio"]["encoder_sha256"], layers) for split in ("train", "val")}
     more = read_turns()
-    each = {id(info): info for clips in data.values() for info in clips.infos}  # once, if the clip counts thrice
-    for info in (info for info in each.values() if info["key"] in more):
-        info["turns"] = info.get("turns", []) + more[info["key"]]
-    usable = {split: np.flatnonzero((np.array(clips.seconds) <= max_audio_s) & np.array(
-        [bool(text or info.get("turns")) for text, info in zip(clips.texts, clips.infos)]))
-        for split, clips in data.items()}
-    if not min(map(len, usable.values())):
-        fail(f"{data_dir} has no clip of {max_audio_s=} or less with words or turns for train or val")
-    usable["val"] = np.array(list({data["val"].keys[i]: i for i in usable["val"]}.values()))  # each clip once
-    asked_for = {task for clips in data.values() for info in clips.infos for task, *_ in info.get("turns", [])}
-    if unknown := set(weights) - asked_for - {"transcript", "text"}:
-        fail(f"task_weights: {sorted(unknown)[0]} is no task of {data_dir} ({', '.join(sorted(asked_for))})")
-    usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
+    talks, sentences, val_sentences = read_text()
     parts = [os.path.join(lm, f"{name}_{start['step']:06d}.pt") for name in ("model", "projector")]
     inputs = {"lm": " ".join(map(sha256_file, parts)),
               "text": sha256_file(os.path.join(text_dir, "train.txt")) if text_dir else "",
               "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders),
               **{name: sha256_file(config[name]) if config[name] else "" for name in ("turns", "chats")}}
-    talks, sentences, val_sentences = read_text()
     os.makedirs(out_dir, exist_ok=True)
-    first_step = find_last(inputs)
-    model, meta = load_checkpoint(out_dir if first_step and full else lm, device=device)
+first_step = last_step(out_dir, init_from, config, inputs)
+made_by = provenance(device)
+audio_at, stack = start["audio"]["audio_at"], start["audio"]["stack"]
+with user_input():
+    model, _ = load_checkpoint(out_dir if first_step and full else lm, device=device)
     tok = load_tokenizer(lm, model.config.vocab_size)
     encoder = load_encoder_file(os.path.join(lm, "encoder.pt"))
-    n_tokens = {split: count_tokens(clips, usable[split]) for split, clips in data.items()}
-    manifest = data["train"].manifest
-    arguments = start["audio"]["projector"]
-    aligned = Projector(**arguments).to(device)
+each = {id(info): info for clips in data.values() for info in clips.infos}  # once, if the clip counts thrice
+for info in (info for info in each.values() if info["key"] in more):
+    info["turns"] = info.get("turns", []) + more[info["key"]]
+usable, n_tokens = {}, {}
+for split, clips in data.items():
+    has_words = [bool(text or info.get("turns")) for text, info in zip(clips.texts, clips.infos)]
+    usable[split] = np.flatnonzero((np.array(clips.seconds) <= max_audio_s) & np.array(has_words))
+usable["val"] = np.array(list({data["val"].keys[i]: i for i in usable["val"]}.values()))  # each clip once
+usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
+for split, clips in data.items():
+    n_tokens[split] = count_tokens(clips, usable[split])
+    fits = n_tokens[split] <= model.cos.size(0)  # else its row has more places than the model has positions
+    usable[split], n_tokens[split] = usable[split][fits], n_tokens[split][fits]
+if not min(map(len, usable.values())):
+    fail(f"{data_dir} has no clip of {max_audio_s=} or less with words or turns for train or val")
+asked_for = {task for clips in data.values() for info in clips.infos for task, *_ in info.get("turns", [])}
+if unknown := set(weights) - asked_for - {"transcript", "text"}:
+    fail(f"task_weights: {sorted(unknown)[0]} is no task of {data_dir} ({', '.join(sorted(asked_for))})")
+most = min(batch_tokens // text_rows, model.cos.size(0)) // 4  # tokens of a chat or sentence of draw_text's fours
+n_text = len(talks) + len(sentences)
+talks = [talk for talk in talks if len(chat_row([("text", *talk)])[0]) <= most]
+sentences = [text for text in sentences if len(transcript_row(text)[0]) <= most]
+n_text -= len(talks) + len(sentences)
+manifest = data["train"].manifest
+arguments = start["audio"]["projector"]
+aligned = Projector(**arguments).to(device)
+arguments |= dict(n_taps=len(manifest["taps"]), dropout=dropout, texture=texture, texture_hidden=texture_hidden)
+projector = Projector(**arguments).to(device)
+with user_input(RuntimeError):
     aligned.load_state_dict(load_saved(lm, start, "projector", device))
-    arguments |= dict(n_taps=len(manifest["taps"]), dropout=dropout, texture=texture, texture_hidden=texture_hidden)
-    projector = Projector(**arguments).to(device)
     if not first_step:
         some = np.random.default_rng(seed).permutation(len(data["train"]))[:300]
         projector.set_stats(*mean_std(load_batch(data["train"], [i])[0][0] for i in some))
         projector.start_from(aligned, manifest["taps"], start["audio"]["taps"])
-    new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10: the line's end between options
-    if not first_step and start["audio"]["prompt"] != "chat" and not start.get("chats"):
-        with torch.no_grad():  # the chat's tokens start as bos, the end of text, which alignment ended with
-            for table in (model.transformer.wte, *model.value_embeds.values()):
-                table.weight[new_ids] = table.weight[tok.bos_id].clone()
-            end = tok.special("<|assistant_end|>")
-            model.lm_head.weight[end] = model.lm_head.weight[tok.bos_id]
-    targets = tuple(name.strip() for name in lora_targets.split(",") if name.strip())
-    model.requires_grad_(full)
+new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10: the line's end between options
+if not first_step and start["audio"]["prompt"] != "chat" and not start.get("chats"):
+    with torch.no_grad():  # the chat's tokens start as bos, the end of text, which alignment ended with
+        for table in (model.transformer.wte, *model.value_embeds.values()):
+            table.weight[new_ids] = table.weight[tok.bos_id].clone()
+        end = tok.special("<|assistant_end|>")
+        model.lm_head.weight[end] = model.lm_head.weight[tok.bos_id]
+targets = tuple(name.strip() for name in lora_targets.split(",") if name.strip())
+model.requires_grad_(full)
+with user_input():
     lora = add_lora(model, lora_rank, lora_alpha, lora_dropout, targets) if targets and not full else []
-except (ValueError, OSError, RuntimeError) as e:  # a wrong file or folder, or more ranks than GPUs
-    fail(e)
 tables = {name: p for name, p in model.named_parameters() if name.endswith(("wte.weight", "lm_head.weight"))
           or name.startswith("value_embeds")}
 if not full:  # of the tables only the rows of new_ids move
@@ -398,37 +337,40 @@ def adapters():
     return {} if full else {**lora_state(model), **rows, "ids": torch.tensor(new_ids)}
 
 
-try:
-    if first_step:
-        projector.load_state_dict(load_saved(out_dir, read_meta(out_dir), "projector", device))
+is_evaluated = True  # False: killed between a checkpoint and its evaluation
+if first_step:
+    with user_input(RuntimeError, KeyError):  # files cut short, or of another kind of run
+        meta = read_meta(out_dir)
+        projector.load_state_dict(load_saved(out_dir, meta, "projector", device))
         if not full:
-            saved = load_saved(out_dir, read_meta(out_dir), "lora", device)
+            saved = load_saved(out_dir, meta, "lora", device)
             model.load_state_dict({k: v for k, v in saved.items() if "lora" in k}, strict=False)
             with torch.no_grad():
                 for name, p in tables.items():
                     p[new_ids] = saved[f"{name}.rows"]
-        load_optimizers(optimizers, load_saved(out_dir, read_meta(out_dir), "optim", device)["optimizers"])
-except (ValueError, RuntimeError, KeyError) as e:  # files cut short, or of another kind of run
-    fail(e)
+        load_optimizers(optimizers, load_saved(out_dir, meta, "optim", device)["optimizers"])
+    is_evaluated = meta.get("evaluated", True) or not is_due(first_step, eval_every, max_steps)
 plain_trunk = model.trunk  # evaluation has other shapes and a cache: not worth compiling
 fast_trunk = torch.compile(model.trunk, dynamic=True) if use_compile else plain_trunk
 if rank == 0:
     if wandb_log:
         import wandb
         wandb.init(project="nanochat-omni-audio", name=os.path.basename(out_dir), config=config)
-    cut_back(out_dir, first_step)
+    cut_back(out_dir, first_step, is_evaluated)
     tok.save(out_dir)
     save_encoder(encoder, os.path.join(out_dir, "encoder.pt"))
     n_all = sum(p.numel() for p in model.parameters())
     n_lm = n_all if full else sum(p.numel() for p in lora) + len(new_ids) * sum(p.shape[1] for p in tables.values())
     print(f"trained: projector {sum(p.numel() for p in projector.parameters()):,}, "
           f"{'LM' if full else 'LoRA and new tokens'} {n_lm:,}; frozen: LM "
-          f"{n_all - n_lm:,}; {device}, {COMPUTE_DTYPE}, {world_size} ranks; starting at step {first_step}")
+          f"{n_all - n_lm:,}; {device}, {compute_dtype(device)}, {world_size} ranks; starting at step {first_step}")
     for split, clips in data.items():
         hours = sum(clips.seconds[i] for i in usable[split]) / 3600
         n_turns = sum(len(clips.infos[i].get("turns", [])) for i in usable[split])
         left_out = len(set(clips.keys)) - len({clips.keys[i] for i in usable[split]})  # a folder may count twice
         print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h, {n_turns:,} questions; left out: {left_out}")
+    if n_text:
+        print(f"text: {n_text:,} chats or sentences are left out, of more than {most} tokens")
 
 
 # ---- evaluate()
@@ -490,47 +432,52 @@ def evaluate():
     return result
 
 
-def save(step, result):
+def save(step):
     """Write the checkpoint of a step: the LM with LoRA merged in, and beside it the adapters alone."""
     audio = start["audio"] | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
                               "plain": plain}
     state = {"optimizers": [o.state_dict() for o in optimizers]}
     files = {"model": merged_state(model), "projector": projector.state_dict(), "optim": state}
     files |= {} if full else {"lora": adapters()}
-    meta = {"val_loss": result.get("val_loss"), "model_config": vars(model.config), "audio": audio}
-    save_checkpoint(step, files, meta, result.get("val_loss"))
+    save_checkpoint(out_dir, step, files, {"model_config": vars(model.config), "audio": audio, "user_config": config,
+                                           "inputs": inputs, "versions": made_by})
+
+
+def evaluate_at(step):
+    """Evaluate, log it, and note it in the step's checkpoint; returns the result."""
+    result = evaluate()
+    note_evaluation(out_dir, step, result, "val_loss")
+    log(out_dir, {"step": step, **result}, FORMATS, wandb_log)
+    return result
 
 
 # ---- loop
 
 model.trunk = fast_trunk
-result, began, wait, t0, n_places, n_padding = {}, time.time(), 0.0, time.time(), 0, 0
-if first_step < max_steps and not first_step:
-    result = evaluate()
-    log({"step": 0, **result})
+result = evaluate_at(first_step) if not (first_step and is_evaluated) else {}
 model.train(), projector.train()
-t0 = time.time()
+began, wait, t0, n_places, n_padding = time.time(), 0.0, time.time(), 0, 0
 mine = [n for n in range(first_step * grad_accum, max_steps * grad_accum) if n % grad_accum % world_size == rank]
-ahead = dict(num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda")
-reader = iter(torch.utils.data.DataLoader(Microbatches(), batch_size=None, sampler=mine, **ahead))
+reader = read_ahead(read_microbatch, mine, workers)
 for step in range(first_step, max_steps):
-    share = get_lr(step)
-    sums = torch.zeros(2, device=device)  # weighted nats, weights
+    share = lr_share(step, warmup_steps, lr_decay_steps, warmdown_share, final_lr_share)
+    sums = torch.zeros(4, device=device)  # weighted nats, weights; the same of rows without audio
     for microbatch in range(rank, grad_accum, world_size):
         began_read = time.time()
-        try:
-            at, feats, lens = next(reader)
-        except (ValueError, OSError) as e:  # a file that is gone or broken
-            fail(str(e).strip().splitlines()[-1])
+        with user_input():  # a file that is gone or broken
+            at, (feats, lens) = next(reader)
         wait += time.time() - began_read
         torch.manual_seed(hash((seed, step, microbatch)))  # dropout: a function of the microbatch, so resume repeats it
         rng = np.random.default_rng([seed, step, microbatch])
-        rows = [clip_row(data["train"], i, rng) for i in at] + read_talk(rng)
-        loss, weight, n, n_full = forward_rows(rows, feats, lens)
-        loss.backward()
-        sums += torch.stack([loss.detach(), weight])
-        n_places += n
-        n_padding += n - n_full
+        parts = [forward_rows([clip_row(data["train"], i, rng) for i in at], feats, lens)]
+        parts[0][0].backward()
+        if text := draw_text(rng):
+            parts.append(forward_text(text))
+            parts[1][0].backward()
+        for k, (loss, weight, n, n_full) in enumerate(parts):
+            sums[2 * k:2 * k + 2] += torch.stack([loss.detach(), weight])
+            n_places += n
+            n_padding += n - n_full
     if world_size > 1:
         dist.all_reduce(sums)
     norms = []
@@ -538,7 +485,7 @@ for step in range(first_step, max_steps):
         for p in group["params"]:
             if world_size > 1:
                 dist.all_reduce(p.grad)
-            p.grad /= sums[1]
+            p.grad /= sums[1] + sums[3]
         norms.append(torch.nn.utils.clip_grad_norm_(group["params"], grad_clip or math.inf).item())
         group["lr"] = share * group["peak_lr"]
     loss = (sums[0] / sums[1]).item()
@@ -548,21 +495,21 @@ for step in range(first_step, max_steps):
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    is_last = step + 1 == max_steps
-    if (step + 1) % log_every == 0 or is_last:
+    if is_due(step + 1, log_every, max_steps):
         seconds, n_steps = time.time() - t0, min(step % log_every + 1, step + 1 - first_step)
         record = {"step": step + 1, "loss": loss, "lr": share * learning_rate, "norm": math.hypot(*norms),
                   "ms": 1e3 * seconds / n_steps, "wait": wait / seconds, "pad": n_padding / n_places,
                   "tok/s": n_places * world_size / seconds,
                   "eta_min": (time.time() - began) / (step + 1 - first_step) * (max_steps - step - 1) / 60}
-        log(record)
+        if sums[3]:
+            record["text_loss"] = (sums[2] / sums[3]).item()
+        log(out_dir, record, FORMATS, wandb_log)
         wait, t0, n_places, n_padding = 0.0, time.time(), 0, 0
     pause, result = time.time(), {}
-    if is_last or (eval_every and (step + 1) % eval_every == 0):
-        result = evaluate()
-        log({"step": step + 1, **result})
-    if is_last or (step + 1) % save_every == 0:
-        save(step + 1, result)
+    if is_due(step + 1, save_every, max_steps):
+        save(step + 1)
+    if is_due(step + 1, eval_every, max_steps):
+        result = evaluate_at(step + 1)
     t0 += time.time() - pause
 
 if rank == 0:
@@ -570,6 +517,4 @@ if rank == 0:
     print(f"{max(max_steps - first_step, 0)} steps, {(time.time() - began) / 60:.1f} minutes, "
           + ", ".join(f"{k} {v:.4f}" for k, v in result.items()) + f", {out_dir} at {max(max_steps, first_step)}"
           + ("" if full else f"; adapters alone {size:.1f} MB"))
-if world_size > 1:
-    dist.barrier()  # gloo has aborted in a rank that ended long before the others (2026-11)
-    dist.destroy_process_group()
+leave_ranks()

@@ -28,7 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from audio import read_audio  # noqa: E402
-from model import COMPUTE_DTYPE  # noqa: E402
+from model import compute_dtype  # noqa: E402
 from talk import Batch, Row, Talker  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -241,6 +241,7 @@ def run_drill(ckpt, minutes, clients=16, settle_s=300.0):
         n = drill.seen["good"] + drill.seen["other answer"]
         talker = Talker(ckpt, device="cpu") if drill.others else None
         gap = max((logit_gap(talker, bodies[i], text) for i, text in drill.others), default=0.0)
+        most_others = 0 if compute_dtype("cpu") == torch.float32 else 0.02  # share of n
         return {"minutes": minutes, "clients": clients, "seen": dict(drill.seen), "wrong": drill.wrong[:10],
                 "answers_like_alone": round(1 - drill.seen["other answer"] / max(n, 1), 5),
                 "largest_logit_gap": round(gap, 3), "memory_mb": [round(mb) for mb in memory[::len(memory) // 12 or 1]],
@@ -249,7 +250,7 @@ def run_drill(ckpt, minutes, clients=16, settle_s=300.0):
                 "p95_s": round(float(np.quantile(drill.times, 0.95)), 3),
                 "mistakes": [line for line in server.lines if "Error" in line][:5],
                 "ok": well and not drill.wrong and growth < 0.05 and not any("Error" in line for line in server.lines)
-                and drill.seen["other answer"] <= n * (0 if COMPUTE_DTYPE == torch.float32 else 0.02) and gap <= 0.1}
+                and drill.seen["other answer"] <= n * most_others and gap <= 0.1}
     finally:
         server.kill()
 

@@ -247,7 +247,7 @@ def test_local_folder(tmp_path, monkeypatch, capsys, offline, prefix, kind):
     loaded = audio.load_encoder(dtype=torch.float32)
     assert same_weights(loaded, encoder) and loaded.name == "nano" and loaded.n_head == 2
     assert str(tmp_path / "nano") in capsys.readouterr().out
-    assert audio.load_encoder().conv1.weight.dtype == audio.COMPUTE_DTYPE
+    assert audio.load_encoder().conv1.weight.dtype == audio.compute_dtype("cpu")
 
 
 def test_folder_of_transformers(tmp_path, offline):
@@ -387,7 +387,7 @@ def test_projector(stack):
     projector = Projector(16, 2, stack, 24, hidden=32).eval()
     projector.set_stats(torch.randn(2, 16), torch.rand(2, 16) + 0.5)
     x, lens_a = projector(feats, lens)
-    assert x.shape == (4, -(-23 // stack), 24) and x.dtype == audio.COMPUTE_DTYPE
+    assert x.shape == (4, -(-23 // stack), 24) and x.dtype == audio.compute_dtype("cpu")
     assert lens_a.tolist() == [audio.n_audio_tokens(n, stack) for n in lens.tolist()]
     assert (x[0].float().pow(2).mean(-1) - 1).abs().max() < 0.05  # RMSNorm, the gain still 1
     for i, n in enumerate(lens):
@@ -447,7 +447,7 @@ def make_run(folder, encoder):
 
 def test_load_ears(tmp_path, offline):
     """A run's folder alone, without a cache, gives back what it was trained with."""
-    encoder = make_encoder(audio.COMPUTE_DTYPE)
+    encoder = make_encoder(audio.compute_dtype("cpu"))
     trained, meta = make_run(tmp_path, encoder)
     assert sorted(os.listdir(tmp_path)) == ["encoder.pt", "projector_000007.pt"]
     loaded, projector = audio.load_ears(str(tmp_path), meta)

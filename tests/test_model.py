@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import model as M
+import optim
 from decode import generate, sample, transcribe
 from model import GPT, GPTConfig, KVCache, checkpoint_steps, cut_back, load_checkpoint, read_meta
 from optim import Muon
@@ -217,7 +218,7 @@ def test_loss_in_chunks(tiny, monkeypatch):
 
 def test_for_inference_says_the_same(monkeypatch):
     """Weights kept in bf16 give other logits than those cast to it at every use."""
-    monkeypatch.setattr(M, "COMPUTE_DTYPE", torch.bfloat16)
+    monkeypatch.setattr(M, "compute_dtype", lambda device: torch.bfloat16)
     gpt = GPT(GPTConfig(16, 50, 2, 2, 1, 48, "L"))
     for p in gpt.parameters():
         p.data.add_(0.02 * torch.randn_like(p))
@@ -239,14 +240,20 @@ def test_sampling():
     assert torch.equal(draw(1.0, 0, 1.0), draw(1.0, 0, 1.0))
 
 
-def test_compute_dtype(monkeypatch, capsys):
-    """A misspelt NANOCHAT_DTYPE would silently run in another precision."""
+def test_compute_dtype(monkeypatch):
+    """A misspelt NANOCHAT_DTYPE would run in another precision, or a CPU would multiply in a GPU's dtype."""
+    dtype = M.compute_dtype.__wrapped__  # without the cache
     monkeypatch.setenv("NANOCHAT_DTYPE", "bfloat16")
-    assert M.pick_compute_dtype() == torch.bfloat16
+    assert dtype("cpu") == torch.bfloat16
     monkeypatch.setenv("NANOCHAT_DTYPE", "bf16")
-    with pytest.raises(SystemExit, match="2"):
-        M.pick_compute_dtype()
-    assert "NANOCHAT_DTYPE=bf16 is unknown: use one of float32" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="NANOCHAT_DTYPE=bf16 is unknown: use one of float32"):
+        dtype("cpu")
+    monkeypatch.delenv("NANOCHAT_DTYPE")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: {0: (9, 0), 1: (7, 5)}[device.index or 0])
+    for has, wanted in (({"avx2": True}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+        assert dtype("cpu") == wanted and dtype("mps") == torch.float32
+        assert dtype(torch.device("cuda")) == torch.bfloat16 and dtype(torch.device("cuda:1")) == torch.float32
     with pytest.raises(ValueError, match="device=gpu"):
         M.pick_device("gpu")
 
@@ -259,8 +266,21 @@ def test_depth_is_the_one_dial():
     assert GPTConfig(sequence_len=2048, n_layer=5, window_pattern="SSL").windows() == [512, 512, 2048, 512, 2048]
 
 
-def test_muon_is_torchs():
+def test_orthogonalize_in_fp32():
+    """A CPU without bf16 instructions would get other updates than one with them, or no orthogonal ones."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 24, 40)
+    y = optim.orthogonalize(x)
+    assert y.dtype == torch.float32 and y.shape == x.shape
+    values = torch.linalg.svdvals(y)
+    assert 0.6 < values.min() and values.max() < 1.25
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    assert ((y - left @ right).norm() / y.norm()) < 0.3
+
+
+def test_muon_is_torchs(monkeypatch):
     """Matrices of one shape, orthogonalized together or as blocks of one, would not get the update of each alone."""
+    monkeypatch.setattr(optim, "compute_dtype", lambda device: torch.bfloat16)  # torch's always multiplies in bf16
     torch.manual_seed(0)
     ours, theirs = ([torch.nn.Parameter(0.1 * torch.ones(shape)) for shape in
                      ((8, 8), (8, 8), (32, 8), (8, 32), (2, 3))] for _ in range(2))

@@ -10,7 +10,8 @@ import data
 from audio import Projector
 from decode import score_answers
 from model import GPT, GPTConfig, add_lora, load_checkpoint, lora_state, merged_state
-from test_train import align, losses, run, same_state, world  # noqa: F401: world is a fixture
+import test_train
+from test_train import align, base, losses, run, run_in_process, same_state, world  # noqa: F401: world is a fixture
 from tokenizer import chat_prompt, load_tokenizer, multiple_choice, plain_text
 
 SFT = ["--texture=3", "--texture_hidden=16", "--batch_tokens=400", "--grad_accum=2", "--warmup_steps=1",
@@ -113,6 +114,20 @@ def test_options_have_one_spelling(school):
         own = tok.encode(plain_text(option))
         assert any(ids[i:i + len(own)] == own for i in range(len(ids))), option
     assert ids[0] == tok.bos_id and ids[-1] == tok.special("<|assistant_start|>")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["base", "align", "sft"])
+def test_fp32_means_no_bf16(school, tmp_path, stage):
+    """A CPU without bf16 instructions would wait 55 times as long for one operation that is in bf16 all the same."""
+    scripts = {"base": base, "align": align, "sft": sft}
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_train, "run", lambda *command: seen.append(run_in_process(*command)))
+        patch.setattr("test_sft.run", test_train.run)
+        scripts[stage](school, tmp_path / stage, "--max_steps=1")
+    assert seen[0].n > 1000 and not seen[0].found
+    assert (tmp_path / stage / "meta_000001.json").exists()  # it ran to its end
 
 
 @pytest.mark.slow

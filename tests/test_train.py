@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import data
 from audio import WhisperEncoder, save_encoder
 from data import sha256_file
 from model import checkpoint_steps, load_checkpoint, read_meta
+from run import code_sum, note_evaluation, read_ahead, save_checkpoint
 from tokenizer import BPETokenizer, load_tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -42,6 +45,33 @@ def refusal(script, args):
     torch.use_deterministic_algorithms(False)
     assert stop.value.code == 2, out.getvalue()[-3000:]
     return out.getvalue()
+
+
+class Bf16Operations(TorchDispatchMode):
+    """Records every operation that reads or makes a bf16 tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.n = set(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+        self.n += 1
+        if any(x.dtype == torch.bfloat16 for x in tensors):
+            self.found.add(str(func))
+        return out
+
+
+def run_in_process(script, *args):
+    """Run a script in this process, which lets a test see its operations."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(sys, "argv", [script, *map(str, args)])
+        patch.chdir(ROOT)
+        with Bf16Operations() as mode, contextlib.suppress(SystemExit):
+            runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+    torch.use_deterministic_algorithms(False)
+    return mode
 
 
 def run(script, *args, n_ranks=1, ok=True, kill_when=None):
@@ -176,7 +206,6 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(world, tmp_path, train):
     print(f"KILL_SEED={seed}")  # repeats which steps
     rng, straight, killed = random.Random(seed), tmp_path / "straight", tmp_path / "killed"
     settings = [f"--max_steps={12 * n_kills}", "--save_every=1", "--eval_every=4", "--log_every=3"]
-    settings += ["--lr_scale=20"][:train is base]  # so that the best is not the last
     settings += os.environ.get("KILL_ARGS", "").split()
     train(world, straight, *settings)
     killed.mkdir()
@@ -201,7 +230,6 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(world, tmp_path, train):
     best = min((row for row in log_of(straight) if figure in row), key=lambda row: row[figure])
     assert read_meta(killed, -2)["best"] == {"step": best["step"], "figure": best[figure]}
     assert set(checkpoint_steps(killed)) == {best["step"], 12 * n_kills - 1, 12 * n_kills}
-    assert train is align or len(checkpoint_steps(killed)) == 3
     for step in checkpoint_steps(killed):
         sums = read_meta(killed, step)["sha256"]
         assert sums == read_meta(straight, step)["sha256"] and len(sums) == 2 + (train is align)
@@ -266,7 +294,9 @@ def test_alignment_freezes_the_lm(world, tmp_path):
     assert not same_state(world / "base" / "model_000002.pt", tmp_path / "lm" / "model_000002.pt")
     align(world, tmp_path / "text", "--max_steps=2", "--train_lm=True", f"--text_file={world}/text/train.txt")
     assert not same_state(tmp_path / "lm" / "model_000002.pt", tmp_path / "text" / "model_000002.pt")
-    assert losses(tmp_path / "lm")[1] == losses(tmp_path / "text")[1]  # the clips' loss is told, not the text's
+    assert losses(tmp_path / "lm")[1] == losses(tmp_path / "text")[1]  # of the clips alone; the sentences' beside it
+    rows = [json.loads(line) for line in open(tmp_path / "text" / "log.jsonl")]
+    assert all(row["text_loss"] > 0 for row in rows if "loss" in row)
     align(world, tmp_path / "muon", "--max_steps=1", "--train_lm=True", "--lm_muon_lr=0.01", "--lm_learning_rate=0")
     before, after = (torch.load(folder / f"model_00000{n}.pt", weights_only=True)
                      for folder, n in ((world / "base", 2), (tmp_path / "muon", 1)))
@@ -302,6 +332,60 @@ def test_online_hears_what_is_on_disk(world, tmp_path):
     assert "takes online=True" in train("disk", "d", "--speed=0.2", ok=False)
     (tmp_path / "3.wav").unlink()
     assert "3.wav" in train("index", "d", "--online=True", "--workers=2", ok=False).strip().splitlines()[-1]
+
+
+def test_auto_sees_a_changed_script(world, tmp_path):
+    """An edited loss, run again, would do nothing and show yesterday's numbers."""
+    align(world, tmp_path / "run", "--max_steps=1")
+    path = tmp_path / "run" / "meta_000001.json"
+    meta = json.loads(path.read_text())
+    assert {"train_align.py", "model.py", "optim.py", "run.py"} <= set(meta["versions"]["code"])
+    assert meta["versions"]["dtype"] == "float32" and "threads of" in meta["versions"]["device"]
+    assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", meta["versions"]["git_commit"])
+    meta["versions"]["code"]["optim.py"] = "another"
+    path.write_text(json.dumps(meta))
+    out = align(world, tmp_path / "run", "--max_steps=2", ok=False)
+    assert "other code (optim.py changed since)" in out and "--init_from=resume" in out and "Traceback" not in out
+    del meta["versions"]["code"]
+    path.write_text(json.dumps(meta))
+    assert "it recorded no checksums" in align(world, tmp_path / "run", "--max_steps=2", ok=False)
+    assert "starting at step 1" in align(world, tmp_path / "run", "--max_steps=2", "--init_from=resume")
+
+
+def test_code_sums_see_code_alone(tmp_path):
+    """A comment would stop a run from going on, or a changed line would not."""
+    path, sums = tmp_path / "a.py", []
+    for text in ('"""Doc."""\ndef f(x):\n    """Say."""\n    return x + 1  # why\n',
+                 '"""Other."""\ndef f(x):\n    """Tell."""\n\n    return x + 1\n', "def f(x):\n    return x + 2\n"):
+        path.write_text(text)
+        sums.append(code_sum(path))
+    assert sums[0] == sums[1] != sums[2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_read_ahead_keeps_the_order(workers):
+    """Microbatches would come in another order with workers, or an error in one would hang the run."""
+    def read(n):
+        time.sleep(0.002 * (n % 3 == 0))
+        if n == 30:
+            raise ValueError("n is 30")
+        return n
+    reader = read_ahead(read, range(40), workers)
+    assert [next(reader) for _ in range(30)] == list(range(30))
+    with pytest.raises(ValueError, match="n is 30"):
+        next(reader)
+
+
+def test_a_run_killed_before_its_evaluation_makes_up_for_it(world, tmp_path):
+    """A kill between a checkpoint and its evaluation would lose the evaluation, or write it twice."""
+    settings = "--max_steps=2", "--save_every=1", "--eval_every=1"
+    align(world, tmp_path / "straight", *settings)
+    align(world, tmp_path / "killed", "--max_steps=1", *settings[1:])
+    path = tmp_path / "killed" / "meta_000001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best": None, "evaluated": False}))
+    align(world, tmp_path / "killed", *settings)
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "straight")
+    assert read_meta(tmp_path / "killed")["best"] == read_meta(tmp_path / "straight")["best"]
 
 
 @pytest.mark.slow
@@ -356,3 +440,14 @@ def test_resume_takes_new_rates_and_refuses_broken_files(world, tmp_path):
     (kept / "optim_000002_rank0.pt").write_bytes((kept / "optim_000002_rank0.pt").read_bytes()[:3000])
     out = align(world, kept, "--max_steps=3", "--init_from=resume", ok=False)
     assert "cut short" in out.strip().splitlines()[-1] and "Traceback" not in out
+
+
+def test_the_best_step_is_kept(tmp_path):
+    """The best checkpoint would be removed once two later ones are there, or a worse one be called best."""
+    for step, figure in enumerate([3.0, 1.0, 2.0, 1.5, 1.0], 1):
+        save_checkpoint(tmp_path, step, {"model": {"x": torch.ones(1)}}, {"model_config": {}})
+        assert not read_meta(tmp_path)["evaluated"]
+        if step != 3:  # evaluated only where it is due
+            note_evaluation(tmp_path, step, {"val_loss": figure}, "val_loss")
+    assert checkpoint_steps(tmp_path) == [2, 4, 5] and read_meta(tmp_path, -2)["step"] == 2
+    assert read_meta(tmp_path)["best"] == {"step": 2, "figure": 1.0} and read_meta(tmp_path)["val_loss"] == 1.0

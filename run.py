@@ -1,0 +1,213 @@
+"""What every training run shares: ranks, schedule, log, checkpoints, when a run may go on, what its figures are of."""
+import ast
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from configurator import fail
+from data import sha256_file, write_json
+from model import checkpoint_steps, compute_dtype, keep_steps, pick_device, read_meta
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+FREE = {"init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every", "wandb_log",
+        "workers", "recompute", "sample_tokens", "eval_rows"}  # settings that a run may change and go on
+
+
+@contextmanager
+def user_input(*more):
+    """Turn ValueError, OSError and `more` into one line: for a few statements that read what a user named."""
+    try:
+        yield
+    except (ValueError, OSError, *more) as e:
+        fail(e)
+
+
+def need(*packages):
+    """Stop at once when a package is missing that only the end of a run imports."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        fail(f"this run needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+# ---- ranks and schedule
+
+def join_ranks(device, seed):
+    """Join torchrun's group if there is one, seed, choose determinism -> (rank, world_size, torch.device)."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    with user_input(RuntimeError):  # no such device, or more ranks than GPUs
+        device = pick_device(device)
+        if world_size > 1 and device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.manual_seed(seed)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)  # embedding's compiled backward differs from run to run otherwise
+        torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging only: a fifth of a step
+    return rank, world_size, device
+
+
+def leave_ranks():
+    """Wait for the other ranks and leave torchrun's group: gloo aborts in a rank that ends long before the others."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def lr_share(step, warmup_steps, lr_decay_steps, warmdown_share, final_lr_share):
+    """Return the share of the peak learning rate: linear warm-up, constant, linear fall, final_lr_share after."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    left = (lr_decay_steps - step) / max(warmdown_share * lr_decay_steps, 1)
+    return max(min(left, 1.0), final_lr_share)
+
+
+def is_due(step, every, max_steps):
+    """Return whether something is done after `step` steps: every so many (0: never), and at the end of the run."""
+    return step == max_steps or every > 0 and step % every == 0
+
+
+def read_ahead(read, numbers, workers):
+    """Yield read(n) for each of the numbers, in order; `workers` threads keep four results each ready (0: none)."""
+    if not workers:
+        yield from map(read, numbers)
+        return
+    numbers, pool = iter(numbers), ThreadPoolExecutor(workers)
+    try:
+        waiting = deque(pool.submit(read, n) for n in itertools.islice(numbers, 4 * workers))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(read, n) for n in itertools.islice(numbers, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# ---- what a figure is of
+
+def code_sums():
+    """Return {file name: checksum} of this repository's files that are loaded; comments and docstrings don't count."""
+    paths = {os.path.abspath(getattr(module, "__file__", None) or "") for module in list(sys.modules.values())}
+    own = [path for path in sorted(paths) if os.path.dirname(path) == FOLDER and os.path.isfile(path)]
+    return {os.path.basename(path): code_sum(path) for path in own}
+
+
+def code_sum(path):
+    """Return a checksum of what a Python file does: of its source without comments and docstrings."""
+    with open(path, encoding="utf-8") as f:
+        tree = ast.parse(f.read())
+    for node in ast.walk(tree):
+        can_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if can_have_one and ast.get_docstring(node, clean=False):
+            node.body[0].value.value = ""
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
+
+
+def git_commit():
+    """Return the commit of this folder, with -dirty when a Python file differs from it; '' without git."""
+    git = ["git", "-C", FOLDER]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return ""
+    changed = subprocess.run([*git, "status", "--porcelain", "--", "*.py"], capture_output=True, text=True).stdout
+    return head.stdout.strip() + ("-dirty" if changed.strip() else "")
+
+
+def device_name(device):
+    """Return the name of a GPU, or of the CPU with its instructions for matrices."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name, flags = platform.processor() or platform.machine(), ""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as f:
+            rows = dict(line.split(":", 1) for line in f.read().split("\n\n")[0].splitlines() if ":" in line)
+        rows = {key.strip(): value.strip() for key, value in rows.items()}
+        name, flags = rows.get("model name", name), rows.get("flags", "")
+    wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
+    return " ".join([f"{torch.get_num_threads()} threads of {name}", *wanted])
+
+
+def provenance(device):
+    """Return what a figure is of: commit, checksums of the code, dtype, device, versions."""
+    dtype = str(compute_dtype(device)).removeprefix("torch.")
+    return {"git_commit": git_commit(), "code": code_sums(), "dtype": dtype, "device": device_name(device),
+            "python": platform.python_version(), "torch": torch.__version__}
+
+
+# ---- the log and the checkpoints
+
+def last_step(out_dir, init_from, config, inputs):
+    """Return the step to go on from, 0 to start anew; auto goes on only with the same settings, inputs and code."""
+    steps = checkpoint_steps(out_dir)
+    if init_from == "resume" and not steps and not os.path.exists(os.path.join(out_dir, "log.jsonl")):
+        fail(f"init_from=resume: {out_dir} holds no run")  # a log alone: it was killed before its first checkpoint
+    if init_from not in ("scratch", "resume") and steps:
+        with user_input():
+            meta = read_meta(out_dir)
+        if "inputs" not in meta:
+            fail(f"{out_dir} holds a run of another script: give another --out_dir")
+        now, then = {**config, **inputs}, {"conversations": "", **meta["user_config"], **meta["inputs"]}
+        changed = [k for k in now if k not in FREE and now[k] != then.get(k, now[k])]  # new settings are as before
+        code, old = code_sums(), meta["versions"].get("code")
+        edited = [name for name in code if old and old.get(name, code[name]) != code[name]]
+        ways = ("give another --out_dir, or --init_from=scratch to replace it, or --init_from=resume to go on all "
+                "the same")
+        if changed:
+            fail(f"{out_dir} holds a run with other {', '.join(changed)}: {ways}")
+        if edited or not old:
+            what = f"{', '.join(edited)} changed since" if old else "it recorded no checksums"
+            fail(f"{out_dir} holds a run of other code ({what}): {ways}")
+    return steps[-1] if steps and init_from != "scratch" else 0
+
+
+def log(out_dir, record, formats, wandb_log=False):
+    """Print a dict's fields on one line and append it to out_dir/log.jsonl: on rank 0 only."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    print(" | ".join(f"{k} {v:{formats.get(k, '')}}" for k, v in record.items()), flush=True)
+    with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
+        f.write(json.dumps(record) + "\n")
+    if wandb_log:
+        import wandb
+        wandb.log(record, step=record["step"])
+
+
+def save_checkpoint(out_dir, step, files, meta):
+    """Write {name: state} as <name>_<step>.pt, then meta; keep the last two steps and the best. On rank 0 only."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    sums = {}
+    for name, state in files.items():
+        path = os.path.join(out_dir, f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt")
+        torch.save(state, path + ".tmp")
+        os.replace(path + ".tmp", path)
+        sums[os.path.basename(path)] = sha256_file(path)
+    best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
+    meta = {"step": step, "best": best, "evaluated": False, **meta, "sha256": sums}
+    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
+    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
+
+
+def note_evaluation(out_dir, step, result, figure):
+    """Add an evaluation to the meta of its step, if that was saved: the lowest result[figure] is the best step's."""
+    if os.environ.get("RANK", "0") != "0" or step not in checkpoint_steps(out_dir):
+        return
+    meta = read_meta(out_dir, step)
+    best = meta["best"]
+    if figure in result and (best is None or result[figure] < best["figure"]):
+        best = {"step": step, "figure": result[figure]}
+    meta |= {"best": best, "evaluated": True, figure: result.get(figure)}
+    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
+    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
