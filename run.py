@@ -1,12 +1,8 @@
-"""What every training run shares: ranks, schedule, log, checkpoints, when a run may go on, what its figures are of."""
-import ast
-import hashlib
+"""What every training run shares: ranks, schedule, log, checkpoints, when a run may go on or is done."""
 import importlib.util
 import itertools
 import json
 import os
-import platform
-import subprocess
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +13,9 @@ import torch.distributed as dist
 
 from configurator import fail
 from data import sha256_file, write_json
-from model import checkpoint_steps, compute_dtype, keep_steps, pick_device, read_meta
+from model import checkpoint_steps, keep_steps, pick_device, read_meta
+from record import code_sums
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
 FREE = {"init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every", "wandb_log",
         "workers", "recompute", "sample_tokens", "eval_rows"}  # settings that a run may change and go on
 
@@ -95,57 +91,6 @@ def read_ahead(read, numbers, workers):
         pool.shutdown(cancel_futures=True)
 
 
-# ---- what a figure is of
-
-def code_sums():
-    """Return {file name: checksum} of this repository's files that are loaded; comments and docstrings don't count."""
-    paths = {os.path.abspath(getattr(module, "__file__", None) or "") for module in list(sys.modules.values())}
-    own = [path for path in sorted(paths) if os.path.dirname(path) == FOLDER and os.path.isfile(path)]
-    return {os.path.basename(path): code_sum(path) for path in own}
-
-
-def code_sum(path):
-    """Return a checksum of what a Python file does: of its source without comments and docstrings."""
-    with open(path, encoding="utf-8") as f:
-        tree = ast.parse(f.read())
-    for node in ast.walk(tree):
-        can_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-        if can_have_one and ast.get_docstring(node, clean=False):
-            node.body[0].value.value = ""
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
-
-
-def git_commit():
-    """Return the commit of this folder, with -dirty when a Python file differs from it; '' without git."""
-    git = ["git", "-C", FOLDER]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        return ""
-    changed = subprocess.run([*git, "status", "--porcelain", "--", "*.py"], capture_output=True, text=True).stdout
-    return head.stdout.strip() + ("-dirty" if changed.strip() else "")
-
-
-def device_name(device):
-    """Return the name of a GPU, or of the CPU with its instructions for matrices."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name, flags = platform.processor() or platform.machine(), ""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            rows = dict(line.split(":", 1) for line in f.read().split("\n\n")[0].splitlines() if ":" in line)
-        rows = {key.strip(): value.strip() for key, value in rows.items()}
-        name, flags = rows.get("model name", name), rows.get("flags", "")
-    wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
-    return " ".join([f"{torch.get_num_threads()} threads of {name}", *wanted])
-
-
-def provenance(device):
-    """Return what a figure is of: commit, checksums of the code, dtype, device, versions."""
-    dtype = str(compute_dtype(device)).removeprefix("torch.")
-    return {"git_commit": git_commit(), "code": code_sums(), "dtype": dtype, "device": device_name(device),
-            "python": platform.python_version(), "torch": torch.__version__}
-
-
 # ---- the log and the checkpoints
 
 def last_step(out_dir, init_from, config, inputs):
@@ -162,14 +107,25 @@ def last_step(out_dir, init_from, config, inputs):
         changed = [k for k in now if k not in FREE and now[k] != then.get(k, now[k])]  # new settings are as before
         code, old = code_sums(), meta["versions"].get("code")
         edited = [name for name in code if old and old.get(name, code[name]) != code[name]]
-        ways = ("give another --out_dir, or --init_from=scratch to replace it, or --init_from=resume to go on all "
-                "the same")
+        ways = ("move it aside or give another --out_dir, or --init_from=scratch to replace it, or "
+                "--init_from=resume to go on all the same")
         if changed:
             fail(f"{out_dir} holds a run with other {', '.join(changed)}: {ways}")
         if edited or not old:
             what = f"{', '.join(edited)} changed since" if old else "it recorded no checksums"
             fail(f"{out_dir} holds a run of other code ({what}): {ways}")
     return steps[-1] if steps and init_from != "scratch" else 0
+
+
+def stop_if_done(out_dir, step, max_steps, *files):
+    """End the script when the run in out_dir is finished: evaluated at max_steps, with its last files."""
+    if step < max_steps or not read_meta(out_dir).get("evaluated"):
+        return
+    if all(os.path.exists(os.path.join(out_dir, name)) for name in files):
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{out_dir} is up to date: finished at step {step} (--max_steps= above it goes on)")
+        leave_ranks()
+        sys.exit(0)
 
 
 def log(out_dir, record, formats, wandb_log=False):

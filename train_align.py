@@ -25,8 +25,9 @@ from data import (Features, epoch_batches, load_batch, mean_std, sha256_file, st
 from decode import transcribe
 from model import GPT, GPTConfig, compute_dtype, cut_back, load_checkpoint, load_saved, norm, read_meta
 from optim import Muon, load_optimizers
+from record import provenance
 from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, need, note_evaluation,
-                 provenance, read_ahead, save_checkpoint, user_input)
+                 read_ahead, save_checkpoint, stop_if_done, user_input)
 from tokenizer import ByteTokenizer, load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
@@ -230,6 +231,7 @@ if text_file and not (sentences := [line.strip() for line in sentences if line.s
     fail(f"text_file={text_file} holds no sentence")
 os.makedirs(out_dir, exist_ok=True)
 first_step = last_step(out_dir, init_from, config, inputs)
+stop_if_done(out_dir, first_step, max_steps, "pca.png")
 made_by = provenance(device)
 if first_step or lm:
     with user_input():

@@ -24,8 +24,9 @@ from documents import Documents
 from model import (GPT, GPTConfig, checkpoint_steps, compute_dtype, cut_back, load_checkpoint, load_saved, norm,
                    peak_flops, read_meta)
 from optim import gpt_optimizers, load_optimizers
+from record import provenance
 from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, note_evaluation,
-                 provenance, save_checkpoint, user_input)
+                 save_checkpoint, stop_if_done, user_input)
 from tokenizer import (BPETokenizer, chat_prompt, export_nanochat, load_tokenizer, plain_text, render_conversation,
                        train_bpe)
 
@@ -323,6 +324,7 @@ with user_input():
               "schedule": lr_decay_steps,
               "microbatches": grad_accum}
 first_step = last_step(out_dir, init_from, config, inputs)
+stop_if_done(out_dir, first_step, max_steps, "tokenizer.json")
 made_by = provenance(device)
 source = out_dir if first_step else first or documents  # of the tokenizer
 with user_input():

@@ -24,8 +24,9 @@ from decode import transcribe
 from model import (add_lora, compute_dtype, cut_back, load_checkpoint, load_saved, lora_state, merged_state,
                    read_meta)
 from optim import Muon, load_optimizers
+from record import provenance
 from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, need, note_evaluation,
-                 provenance, read_ahead, save_checkpoint, user_input)
+                 read_ahead, save_checkpoint, stop_if_done, user_input)
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, plain_text, render_conversation
 
 # config: every value here can be set from a config file or as --name=value
@@ -255,6 +256,7 @@ with user_input():
               **{name: sha256_file(config[name]) if config[name] else "" for name in ("turns", "chats")}}
     os.makedirs(out_dir, exist_ok=True)
 first_step = last_step(out_dir, init_from, config, inputs)
+stop_if_done(out_dir, first_step, max_steps, "tokenizer.json")
 made_by = provenance(device)
 audio_at, stack = start["audio"]["audio_at"], start["audio"]["stack"]
 with user_input():

@@ -11,7 +11,7 @@ BUDGETS = {"*.py": 39_000, "README.md": 24_000, "chat.html": 18_700}  # bytes of
 TOTALS = {"tests": 400_000, "all else": 546_000}  # bytes of Python
 # Sizes of 2026-11-29, which nothing may outgrow. STYLE.md wants 20 kB a file, 12 kB of README, 240 and 340 kB in all.
 MODULES = {"configurator": set(), "tokenizer": set(), "model": {"data"}, "data": set(), "augment": set(),
-           "optim": {"model"}, "run": {"configurator", "data", "model"}, "sources": set(),
+           "optim": {"model"}, "record": {"model"}, "run": {"configurator", "data", "model", "record"}, "sources": set(),
            "audio": {"model", "data"}, "decode": {"model"}, "sounds": set(),
            "talk": {"audio", "decode", "model", "tokenizer"}, "engine": {"talk"},
            "documents": {"data"}, "conversations": {"documents", "tokenizer"},

@@ -22,7 +22,8 @@ import data
 from audio import WhisperEncoder, save_encoder
 from data import sha256_file
 from model import checkpoint_steps, load_checkpoint, read_meta
-from run import code_sum, note_evaluation, read_ahead, save_checkpoint
+from record import code_sum
+from run import note_evaluation, read_ahead, save_checkpoint
 from tokenizer import BPETokenizer, load_tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -338,6 +339,9 @@ def test_auto_sees_a_changed_script(world, tmp_path):
     """An edited loss, run again, would do nothing and show yesterday's numbers."""
     align(world, tmp_path / "run", "--max_steps=1")
     path = tmp_path / "run" / "meta_000001.json"
+    before = {name: os.stat(tmp_path / "run" / name).st_mtime_ns for name in os.listdir(tmp_path / "run")}
+    assert "is up to date: finished at step 1" in align(world, tmp_path / "run", "--max_steps=1")
+    assert before == {name: os.stat(tmp_path / "run" / name).st_mtime_ns for name in os.listdir(tmp_path / "run")}
     meta = json.loads(path.read_text())
     assert {"train_align.py", "model.py", "optim.py", "run.py"} <= set(meta["versions"]["code"])
     assert meta["versions"]["dtype"] == "float32" and "threads of" in meta["versions"]["device"]

@@ -1,0 +1,61 @@
+"""What made a result: the code, its commit, the machine, the versions."""
+import ast
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+def code_sums():
+    """Return {file name: checksum} of this repository's files that are loaded; comments and docstrings don't count."""
+    paths = {os.path.abspath(getattr(module, "__file__", None) or "") for module in list(sys.modules.values())}
+    own = [path for path in sorted(paths) if os.path.dirname(path) == FOLDER and os.path.isfile(path)]
+    return {os.path.basename(path): code_sum(path) for path in own}
+
+
+def code_sum(path):
+    """Return a checksum of what a Python file does: of its source without comments and docstrings."""
+    with open(path, encoding="utf-8") as f:
+        tree = ast.parse(f.read())
+    for node in ast.walk(tree):
+        can_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if can_have_one and ast.get_docstring(node, clean=False):
+            node.body[0].value.value = ""
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
+
+
+def git_commit():
+    """Return the commit of this folder, with -dirty when a Python file differs from it; '' without git."""
+    git = ["git", "-C", FOLDER]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return ""
+    changed = subprocess.run([*git, "status", "--porcelain", "--", "*.py"], capture_output=True, text=True).stdout
+    return head.stdout.strip() + ("-dirty" if changed.strip() else "")
+
+
+def device_name(device):
+    """Return the name of a GPU, or of the CPU with its instructions for matrices."""
+    import torch
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name, flags = platform.processor() or platform.machine(), ""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as f:
+            rows = dict(line.split(":", 1) for line in f.read().split("\n\n")[0].splitlines() if ":" in line)
+        rows = {key.strip(): value.strip() for key, value in rows.items()}
+        name, flags = rows.get("model name", name), rows.get("flags", "")
+    wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
+    return " ".join([f"{torch.get_num_threads()} threads of {name}", *wanted])
+
+
+def provenance(device):
+    """Return what a figure is of: commit, checksums of the code, dtype, device, versions."""
+    import torch
+    from model import compute_dtype
+    dtype = str(compute_dtype(device)).removeprefix("torch.")
+    return {"git_commit": git_commit(), "code": code_sums(), "dtype": dtype, "device": device_name(device),
+            "python": platform.python_version(), "torch": torch.__version__}
