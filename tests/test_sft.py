@@ -125,9 +125,9 @@ def test_fp32_means_no_bf16(school, tmp_path, stage):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(test_train, "run", lambda *command: seen.append(run_in_process(*command)))
         patch.setattr("test_sft.run", test_train.run)
-        scripts[stage](school, tmp_path / stage, "--max_steps=1")
+        scripts[stage](school, tmp_path / stage, "--max_steps=2")
     assert seen[0].n > 1000 and not seen[0].found
-    assert (tmp_path / stage / "meta_000001.json").exists()  # it ran to its end
+    assert (tmp_path / stage / "meta_000002.json").exists()  # it ran to its end
 
 
 @pytest.mark.slow
