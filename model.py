@@ -679,8 +679,8 @@ def load_checkpoint(folder, step=-1, device="cpu"):
                        "smear_gate.weight": torch.zeros(1, SMEAR_CHANNELS), "smear_lambda": torch.zeros(1),
                        "backout_lambda": torch.zeros(1)}
         if "backout_lambda" not in state:
-            print(f"{path}: of nanochat before its commit a825e63: smear and backout are off; attention is scaled by 1.2 "
-                  "over quarter windows, as it is now, not by 1.15 over thirds, as this model was trained")
+            print(f"{path}: of nanochat before its commit a825e63: smear and backout are off, but attention is today's "
+                  "(scale 1.2, short windows of a quarter), not what this model was trained with (1.15, a third)")
         model.load_state_dict(neutral | state)
     except (RuntimeError, TypeError, AssertionError) as e:
         reason = " ".join(str(e).split())[:160]
