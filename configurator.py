@@ -7,6 +7,7 @@ import difflib
 import math
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -101,5 +102,6 @@ def print_help(globals_dict):
     """Print the script's docstring and its config block (from '# config:' to 'config = configure('), then exit 0."""
     source = Path(globals_dict.get("__file__") or sys.argv[0]).read_text(encoding="utf-8")
     block = source.partition("\n# config:")[2].partition("config = configure(")[0]
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` is no error
     print(f"{(globals_dict.get('__doc__') or '').strip()}\n\n# config:{block.rstrip()}")
     sys.exit(0)
