@@ -16,6 +16,7 @@ import torch
 from audio import encode, read_audio
 from data import Features, load_batch
 from decode import generate, score_answers
+from files import read_lines
 from tokenizer import chat_prompt, multiple_choice, plain_text
 
 CONDITIONS = ("real", "shuffled", "noise", "no_audio")
@@ -28,7 +29,7 @@ def read_bench(folder):
     if not path.is_file():
         raise ValueError(f"{path} is missing: prepare_instruct.py config/cpu_bench.py makes a bench")
     rows, seen = [], set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             row = json.loads(line)
             row |= {"id": str(row["id"]), "audio": os.path.join(folder, row["audio"])}
@@ -223,7 +224,7 @@ def summarize(rows, right, probed=()):
 def score_answers_file(folder, path):
     """Score any model's answers: a jsonl of {"id", "answer": the option's text, or A to D} -> (result, choices)."""
     rows, said = read_bench(folder), {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             row = json.loads(line)
             said[str(row["id"])] = str(row["answer"]).strip()

@@ -6,9 +6,12 @@ import ast
 import difflib
 import math
 import os
+import re
+import signal
 import sys
 from pathlib import Path
 
+WORDS = ("api_key", "maker", "name", "prompt", "question")  # a str that is none of these may be a path
 KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string"}
 
 
@@ -41,7 +44,8 @@ def configure(globals_dict, argv=None):
                 fail(f"{where}: unknown setting '{name}'{nearest(name, defaults)} (--help lists them)")
             settings[name], origin[name] = convert(name, value, type(defaults[name]), where), where
     for name, where in origin.items():
-        if settings[name] != defaults[name] and os.environ.get("RANK", "0") == "0":  # under torchrun: once
+        is_first = os.environ.get("RANK", "0") == "0" and globals_dict.get("__name__") != "__mp_main__"
+        if settings[name] != defaults[name] and is_first:  # ranks and worker processes print nothing
             value = "***" if name == "api_key" else settings[name]
             print(f"setting {name} = {value!r} (default {defaults[name]!r}; {where})")
     globals_dict.update(settings)
@@ -53,6 +57,7 @@ def convert(name, value, kind, where):
     try:
         parse = {"True": True, "False": False}.__getitem__ if kind is bool else kind
         new = parse(value) if where == "command line" or (kind, type(value)) == (float, int) else value
+        new = expand_home(new) if type(new) is str and name not in WORDS else new
         if type(new) is kind and (kind is not float or math.isfinite(new)):
             return new
     except (KeyError, ValueError, OverflowError):
@@ -60,11 +65,21 @@ def convert(name, value, kind, where):
     fail(f"{where}: {name}={value} is not {KINDS[kind]}")
 
 
+def expand_home(text):
+    """Put the home folder where a path, or one of `a,b` or `name=path`, starts with ~; fail() where nobody knows it."""
+    def expand(match):
+        home = os.path.expanduser(match[2])
+        if home == "~":
+            fail(f"{text}: nobody knows the home folder ~ (HOME is not set): write the path in full")
+        return match[1] + home
+    return re.sub(r"((?:^|[,=])\s*)(~[^/,=*\s]*)", expand, text)
+
+
 def read_config_file(path):
     """Return [(name, value, 'path:line')] of a file of `name = value` lines; a value may use the names above it."""
     values, changes, where = {"__builtins__": {}}, [], path
     try:
-        for node in ast.parse(Path(path).read_text(encoding="utf-8"), path).body:
+        for node in ast.parse(Path(path).read_text(encoding="utf-8-sig"), path).body:
             where = f"{path}:{node.lineno}"
             if isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets):
                 exec(compile(ast.Module([node], []), path, "exec"), values)
@@ -87,5 +102,6 @@ def print_help(globals_dict):
     """Print the script's docstring and its config block (from '# config:' to 'config = configure('), then exit 0."""
     source = Path(globals_dict.get("__file__") or sys.argv[0]).read_text(encoding="utf-8")
     block = source.partition("\n# config:")[2].partition("config = configure(")[0]
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` is no error
     print(f"{(globals_dict.get('__doc__') or '').strip()}\n\n# config:{block.rstrip()}")
     sys.exit(0)

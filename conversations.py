@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from documents import import_parquet
+from files import find_files, read_jsonl, read_lines
 from tokenizer import read_messages, render_conversation
 
 
@@ -20,13 +21,12 @@ def read_conversations(path):
     A line of .jsonl is such an object or, as nanochat's, the list alone. ValueError names the file and the line.
     """
     if os.path.isdir(path):
-        files = sorted(Path(path).rglob("dialogues_*.json")) or [Path(path, "dialogues_*.json")]
+        files = find_dialogues(path) or [Path(path, "dialogues_*.json")]
         rows = ((f"{file}: dialogue {n}", row) for file in files for n, row in enumerate(load(file), 1))
-    elif path.endswith(".parquet"):
+    elif path.lower().endswith(".parquet"):
         rows = ((f"{path}: row {n}", row) for n, row in enumerate(read_rows(path), 1))
-    elif path.endswith(".jsonl"):
-        with open(path, encoding="utf-8-sig", errors="replace") as f:
-            rows = [(f"{path}:{n}", line) for n, line in enumerate(f, 1) if line.strip()]
+    elif path.lower().endswith(".jsonl"):
+        rows = ((f"{path}:{n}", line) for n, line in enumerate(read_lines(path), 1) if line.strip())
     else:
         raise ValueError(f"{path}: conversations are a .jsonl, a .parquet or a folder of dialogues_*.json")
     for where, row in rows:
@@ -45,6 +45,11 @@ def read_conversations(path):
             raise ValueError(f'{where}: {reason}; write {{"messages": [{{"role": "user", "content": "..."}}, '
                              f'{{"role": "assistant", "content": "..."}}]}}') from None
         yield where, {"messages": messages}
+
+
+def find_dialogues(folder):
+    """The files (Path) of DSTC8's dialogues below a folder."""
+    return [path for path in map(Path, find_files(folder, (".json",))) if path.name.startswith("dialogues_")]
 
 
 def load(file):
@@ -105,12 +110,11 @@ class Conversations:
         path = os.path.join(folder, f"{split}.jsonl")
         self.width, self.bos, self.each, self.questions = width, tok.bos_id, [], []
         self.n_tokens = self.n_answers = self.n_cropped = self.n_dropped = 0
-        with open(path, encoding="utf-8", errors="replace") as f:
-            for number, line in enumerate(f, 1):
-                try:
-                    self.add(tok, json.loads(line))
-                except (ValueError, TypeError, AttributeError) as e:
-                    raise ValueError(f"{path}:{number}: {e}: make it with prepare_chat.py") from None
+        for where, row in read_jsonl(path, messages=list):
+            try:
+                self.add(tok, row)
+            except (ValueError, TypeError) as e:
+                raise ValueError(f"{where}: {e}: make it with prepare_chat.py") from None
         self.rows = pack_whole([len(ids) for ids in self.each], width)
         if not self.rows:
             raise ValueError(f"{path}: no answer within the first {width} tokens of a conversation: use longer rows")

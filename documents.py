@@ -7,6 +7,7 @@ uint32), where <|bos|> begins every document. prepare_text.py makes them; docume
 import hashlib
 import json
 import os
+import re
 import struct
 from array import array
 from bisect import bisect_right, insort
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import download
+from files import download, read_jsonl, read_lines
 
 # data sets of Hugging Face: where, and the number of files, each 250 million characters in a column "text", shuffled,
 # or "messages" (CHATS); as nanochat's dataset.py names them: now (its commit 92d63d4), and at first (3a5e0bc)
@@ -66,50 +67,64 @@ def read_documents(path, keys, doc_chars):
     kind = Path(path).suffix.lower()
     if kind not in SUFFIXES:
         raise ValueError(f"{path}: documents are of {', '.join(SUFFIXES)}")
-    return (read_parquet(path, keys) if kind == ".parquet" else read_jsonl(path, keys) if kind == ".jsonl" else
+    return (read_parquet(path, keys) if kind == ".parquet" else read_texts(path, keys) if kind == ".jsonl" else
             read_text(path, doc_chars))
 
 
 def read_text(path, doc_chars):
     """Cut a text at the first empty line after doc_chars, or a line's end (or that of many characters) after twice."""
     lines, n = [], 0
-    with open(path, encoding="utf-8-sig", errors="replace") as f:
-        for line in iter(lambda: f.readline(doc_chars or -1), ""):
-            if "\0" in line:
-                raise ValueError(f"{path}: no text, it holds zero bytes")
-            lines.append(line)
-            n += len(line)
-            if doc_chars and n >= doc_chars * (2 if line.strip() else 1):
-                yield "".join(lines).strip("\n")
-                lines, n = [], 0
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            for line in iter(lambda: f.readline(doc_chars or -1), ""):
+                if "\0" in line:
+                    raise ValueError(f"{path}: no text, it holds zero bytes")
+                lines.append(line)
+                n += len(line)
+                if doc_chars and n >= doc_chars * (2 if line.strip() else 1):
+                    yield "".join(lines).strip("\n")
+                    lines, n = [], 0
+    except UnicodeDecodeError:
+        for _ in read_lines(path):
+            pass  # it stops at the line that is no UTF-8 and names it
     yield "".join(lines).strip("\n")
 
 
-def read_jsonl(path, keys):
-    """Yield what each line's object says under the first of keys that it has."""
-    with open(path, encoding="utf-8-sig", errors="replace") as f:
-        for n, line in ((n, line) for n, line in enumerate(f, 1) if line.strip()):
-            try:
-                row = json.loads(line)
-                text = row[next(key for key in keys if key in row)]  # null is no text, as in parquet
-                text = ("" if text is None else text).encode("utf-8", "replace")  # half a surrogate: ?
-            except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
-                raise ValueError(f'{path}:{n}: no JSON object with text under "{", ".join(keys)}" (json_key)') from None
-            yield text.decode()
+def read_texts(path, keys):
+    """Yield what the object of each line says under the first of keys that it has; null is no text, as in parquet."""
+    names = f'text under "{", ".join(keys)}" (json_key)'
+    for where, row in read_jsonl(path, names):
+        key = next((key for key in keys if key in row), "")
+        if not isinstance(row.get(key, 0), str | None):
+            found = json.dumps(row[key])[:40] if key else ", ".join(row)[:80]
+            raise ValueError(f"{where}: no JSON object with {names}, but with {found}")
+        yield (row[key] or "").encode("utf-8", "replace").decode()  # half a surrogate pair: ?
+
+
+def find_column(schema, keys):
+    """-> (the column of a parquet file that is one of keys, ''), or ('', what is wrong)."""
+    column = next((key for key in keys if key in schema.names), "")
+    kinds = [str(field.type) for field in schema if field.name == column]
+    if len(kinds) > 1:
+        return "", f'the column "{column}" is there {len(kinds)} times: keep one of them'
+    if not kinds or not re.fullmatch(r"(dictionary<values=)?(string|large_string|string_view)(, .*>)?", kinds[0]):
+        found = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        return "", f'no column of strings "{", ".join(keys)}" (json_key), only {found}'
+    return column, ""
 
 
 def read_parquet(path, keys):
-    """Yield the strings of the first column that is one of keys."""
+    """Yield the strings of the first column that is one of keys; pandas' categories and views are strings too."""
     parquet = import_parquet()
     try:
         with parquet.ParquetFile(path) as f:
-            column = next((key for key in keys if key in f.schema_arrow.names), "")
-            if str(f.schema_arrow.field(column).type if column else "") not in ("string", "large_string"):
-                raise ValueError(f'no column of strings "{", ".join(keys)}" (json_key), only {f.schema_arrow.names}')
-            for batch in f.iter_batches(1024, columns=[column]):
+            column, wrong = find_column(f.schema_arrow, keys)
+            for batch in f.iter_batches(1024, columns=[column]) if column else ():
                 yield from (text or "" for text in batch.column(0).to_pylist())
     except (ValueError, OSError) as e:  # Arrow's are of these kinds
         raise ValueError(f"{path}: {e}; if it was cut short, delete it and copy or download it again") from None
+    if wrong:
+        raise ValueError(f"{path}: {wrong}")
 
 
 def deal_chunks(texts, val_share, val_bytes, chunk_bytes, dropped):

@@ -677,13 +677,24 @@ def load_checkpoint(folder, step=-1, device="cpu"):
     path = os.path.join(folder, f"model_{meta['step']:06d}.pt")
     state = load_tensors(path, device, meta.get("sha256", {}).get(os.path.basename(path), ""))
     state = {k.removeprefix("_orig_mod."): v.float() for k, v in state.items()}
+    taken = "nanochat's checkpoints are taken from its commit 6ed7d1d (2026-03-09) to 92d63d4 (2026-07-03)"
+    if unknown := set(meta["model_config"]) - set(vars(GPTConfig())):
+        raise ValueError(f"{path}: its meta's model_config has {', '.join(sorted(unknown))}, unknown here: {taken}")
+    if not any(name.startswith("value_embeds.") for name in state):
+        raise ValueError(f"{path} has no value_embeds, it is of another architecture: {taken}")
     try:
         config = GPTConfig(**{"window_pattern": "L", **meta["model_config"]})  # before windows there was only "L"
         with torch.device(device):
             model = GPT(config)
-        state.setdefault("resid_lambdas", torch.ones(config.n_layer, device=device))
-        state.setdefault("x0_lambdas", torch.zeros(config.n_layer, device=device))
-        model.load_state_dict(state)
+            # what an older model was trained without does nothing: backout is 0, not its initial 0.2
+            neutral = {"resid_lambdas": torch.ones(config.n_layer), "x0_lambdas": torch.zeros(config.n_layer),
+                       "smear_gate.weight": torch.zeros(1, SMEAR_CHANNELS), "smear_lambda": torch.zeros(1),
+                       "backout_lambda": torch.zeros(1)}
+        if "backout_lambda" not in state:
+            print(f"{path}: of nanochat before its commit a825e63: smear and backout are off, but attention is today's "
+                  "(scale 1.2, short windows of a quarter), not what this model was trained with (1.15, a third)")
+        model.load_state_dict(neutral | state)
     except (RuntimeError, TypeError, AssertionError) as e:
-        raise ValueError(f"{path} doesn't fit its meta's model_config: {' '.join(str(e).split())[:160]}") from None
+        reason = " ".join(str(e).split())[:160]
+        raise ValueError(f"{path} doesn't fit its meta's model_config ({taken}): {reason}") from None
     return model.eval(), meta

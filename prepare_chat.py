@@ -22,9 +22,9 @@ from random import Random
 from tqdm import tqdm
 
 from configurator import configure, fail
-from conversations import read_conversations
-from data import sha256_file, write_json
+from conversations import find_dialogues, read_conversations
 from documents import fetch_source
+from files import own_file, read_lines, sha256_file, write_json, write_text
 from tokenizer import multiple_choice, read_messages
 
 # config: every value here can be set from a config file or as --name=value
@@ -59,7 +59,7 @@ LETTERS = "ABCD"
 
 def read_kinds():
     """-> {what: [words of grammar.txt]}"""
-    text = re.sub(r"\n +", " | ", Path("grammar.txt").read_text(encoding="utf-8"))
+    text = re.sub(r"\n +", " | ", "\n".join(read_lines(own_file("grammar.txt"))))
     rules = {rule: set(re.findall(r"(?<=\| )[a-z' ]+[a-z](?= *(?:\||$))", f"| {words}"))
              for rule, words in re.findall(r"^(\w+): (.*)$", text, re.M)}
     kinds = {what: set().union(*(rules[rule] for rule in names.split())) for what, names in KINDS.items()}
@@ -70,7 +70,7 @@ def read_kinds():
 def read_identity():
     """-> [([question], [answer])] of identity.txt; ValueError names a line."""
     found = []
-    for n, line in enumerate(Path("identity.txt").read_text(encoding="utf-8").splitlines(), 1):
+    for n, line in enumerate(read_lines(own_file("identity.txt")), 1):
         if line[:1].isspace() and line.strip():
             if not found:
                 raise ValueError(f"identity.txt:{n}: an answer before any question: write its questions above it")
@@ -153,7 +153,7 @@ def find_sources():
             hubs = [hub.strip() for hub in mirrors.split(",") if hub.strip()]
             files = fetch_source(source, min(max(-(-int(n) // SMOLTALK_ROWS), 1), 4), hubs, "data/smoltalk")
         else:
-            files = ["grammar.txt", "identity.txt"] if source in BUILT_IN else [source]
+            files = [own_file("grammar.txt"), own_file("identity.txt")] if source in BUILT_IN else [source]
         found.append((source, int(n or 0), files))
     return found or fail("mix is empty: name a source")
 
@@ -198,7 +198,7 @@ def main():
     started, counts, path = time.time(), Counter(), Path(out_dir, "meta.json")
     sources = find_sources()
     files = {str(file) for _, _, paths in sources for path in paths
-             for file in (Path(path).rglob("dialogues_*.json") if os.path.isdir(path) else [path])}
+             for file in (find_dialogues(path) if os.path.isdir(path) else [path])}
     plan = {"version": VERSION, "settings": config, "source": {file: sha256_file(file) for file in sorted(files)}}
     try:
         meta = json.loads(path.read_bytes())
@@ -215,9 +215,7 @@ def main():
         meta = plan | {"counts": counts, "bytes": {}, "sha256": {}}
         for split, rows in splits.items():
             file = os.path.join(out_dir, f"{split}.jsonl")
-            with open(file + ".tmp", "w", encoding="utf-8", errors="replace", newline="\n") as f:
-                f.writelines(line + "\n" for _, line in sorted(rows))  # by hash: at random, whatever came first
-            os.replace(file + ".tmp", file)
+            write_text(file, "".join(line + "\n" for _, line in sorted(rows)))  # by hash: at random
             meta["bytes"][f"{split}.jsonl"], meta["sha256"][f"{split}.jsonl"] = os.path.getsize(file), sha256_file(file)
         write_json(str(path), meta)
     print(f"{out_dir} | " + " | ".join(f"{n:,} {what}" for what, n in meta["counts"].items()))

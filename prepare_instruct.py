@@ -17,14 +17,11 @@ Writes <out_dir>/clips/*.flac, 16 kHz mono; items.jsonl, a clip a line: {"audio"
 Labels come from how a clip was made, never from a model. The same settings and voices give the same files. 25 s.
 """
 import hashlib
-import json
 import os
 import re
 import shutil
 import zlib
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +31,8 @@ import sounds
 import sources as real_sets
 from audio import SAMPLE_RATE, read_audio
 from configurator import configure, fail
+from files import own_file, read_jsonl, read_lines, write_json, write_jsonl
+from processes import run_all
 from tokenizer import multiple_choice, normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
@@ -87,7 +86,7 @@ BENCH = {"emotion or style": {"style": 25}, "speaker traits": {"voice": 13, "acc
 def read_questions():
     """-> {task: {"cell", "ask": [str], "bench": [str], "labels": [str]}} of questions.txt; ValueError names a line."""
     tasks, task = {}, None
-    for number, line in enumerate(Path(questions_file).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(own_file(questions_file)), 1):
         mark, _, rest = line.strip().partition(" ")
         if named := re.fullmatch(r"\[(\w+)\](.*)", line.strip()):
             task = tasks[named[1]] = {"cell": named[2].strip(), "ask": [], "bench": [], "labels": []}
@@ -102,8 +101,7 @@ def read_questions():
 
 def read_spoken():
     """-> {spoken line: answer} of spoken.txt."""
-    lines = Path(spoken_file).read_text(encoding="utf-8").splitlines()
-    return dict(line.split(" | ", 1) for line in lines if " | " in line)
+    return dict(line.split(" | ", 1) for line in read_lines(own_file(spoken_file)) if " | " in line)
 
 
 def band(bands, value):
@@ -304,10 +302,15 @@ def make_turns(found, rng, said):
     return rows
 
 
-def make_item(job):
+def begin_work(*made_before):
+    """Begin a worker process: it knows the tasks and answers that the script has read."""
+    global tasks, answers
+    tasks, answers = made_before
+
+
+def make_item(key, kind, clip, split, said, clip_seed):
     """Make a planned clip and write it; returns its row of items.jsonl."""
     import soundfile
-    key, kind, clip, split, said, clip_seed = job
     rng = np.random.default_rng(clip_seed)
     wav, found, text = MAKERS[kind](clip, rng)
     path = f"clips/{key}.flac"
@@ -374,7 +377,7 @@ def read_clips(root, split):
     path = Path(root, "labels.jsonl")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run prepare_synthetic.py config/cpu_{os.path.basename(root)}.py")
-    clips = [clip | {"root": root} for clip in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    clips = [clip | {"root": root} for _, clip in read_jsonl(path, key=str, text=str, split=str)
              if clip["split"] == split]
     wrong = next((clip["key"] for clip in clips if root == voices and not {"style", "pitch"} <= set(clip)
                   or root == spoken and clip["text"] not in answers), "")
@@ -435,25 +438,23 @@ def practice_chat(text, rng, said):
 
 def make_practice(part):
     """Write the chats of the base model's listening practice; returns counts."""
-    counts = {}
-    with open(part / "chats.jsonl", "w", encoding="utf-8") as f:
-        for salt, (split, count) in enumerate({"train": practice, "val": max(8, round(val_share * practice))}.items()):
-            rng, texts = np.random.default_rng([seed, 60 + salt]), read_sentences(split)
-            said = said_in([{"text": text} for text in texts])
-            counts[split] = count
-            for _ in range(count):
-                is_spoken = split == "train" and rng.uniform() < SHARES["spoken"]  # val asks about new sentences alone
-                pool = list(answers) if is_spoken else texts
-                text = pool[rng.integers(len(pool))]
-                f.write(json.dumps({"split": split, "text": text, "turns": practice_chat(text, rng, said)}) + "\n")
+    counts, rows = {"train": practice, "val": max(8, round(val_share * practice))}, []
+    for salt, (split, count) in enumerate(counts.items()):
+        rng, texts = np.random.default_rng([seed, 60 + salt]), read_sentences(split)
+        said = said_in([{"text": text} for text in texts])
+        for _ in range(count):
+            is_spoken = split == "train" and rng.uniform() < SHARES["spoken"]  # val asks about new sentences alone
+            pool = list(answers) if is_spoken else texts
+            text = pool[rng.integers(len(pool))]
+            rows.append({"split": split, "text": text, "turns": practice_chat(text, rng, said)})
+    write_jsonl(part / "chats.jsonl", rows)
     return counts
 
 
 def read_sentences(split, most=100_000):
     """-> sentences of <text_dir>/<split>.txt, the first so many."""
     path = Path(text_dir, split + ".txt")
-    with path.open(encoding="utf-8") as f:
-        lines = [line.strip() for line, _ in zip(f, range(most)) if line.strip()]
+    lines = [line.strip() for line, _ in zip(read_lines(path), range(most)) if line.strip()]
     if not lines:
         raise ValueError(f"{path} holds no sentence: run prepare_text.py again")
     return lines
@@ -481,14 +482,14 @@ def make_mix(part):
         said = said_in(read_clips(speech, split))
         jobs += plan(read_clips(voices, split), read_clips(spoken, split), size, split, said, salt)
         overlay += ask_speech(read_clips(speech, split), said, salt)
-    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("fork")) as pool:
-        rows = list(tqdm(pool.map(make_item, jobs, chunksize=32), total=len(jobs), unit=" clips", desc="instructions"))
+    made = run_all(make_item, jobs, workers, begin_work, (tasks, answers), chunksize=32)
+    rows = list(tqdm(made, total=len(jobs), unit=" clips", desc="instructions"))
     rows = [row for row in rows if row["turns"] or row["text"]]  # a long real recording may have no question left
     asked = Counter(turn[0] for row in rows + overlay for turn in row["turns"])
-    (part / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in overlay), encoding="utf-8")
-    (part / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(part / "turns.jsonl", overlay)
+    write_jsonl(part / "items.jsonl", rows)
     chats = [{"question": q, "answer": a} for q, a in text_chats(max(8, round(text_share * n)))]
-    (part / "text.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
+    write_jsonl(part / "text.jsonl", chats)
     return {"clips": len(rows), "clips of speech": len(overlay), "instructions": sum(asked.values()),
             "chats": len(chats), "tasks": dict(asked)}
 
@@ -600,7 +601,7 @@ def make_bench(part):
         row["options"] = [others[i] for i in rng.permutation(3)]
         row["options"].insert(place, row["key"])
         row["key"] = place
-    (part / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(part / "questions.jsonl", rows)
     return {"questions": len(rows), "cells": dict(Counter(row["cell"] for row in rows))}
 
 
@@ -616,7 +617,7 @@ def main():
     part.mkdir(parents=True)
     meta = make_bench(part) if bench else make_practice(part) if practice else make_mix(part)
     meta["settings"] = {k: v for k, v in config.items() if k != "workers"}
-    (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    write_json(part / "meta.json", meta)
     for path in sorted(part.iterdir(), key=lambda path: path.name == "meta.json"):
         old = final / path.name
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)

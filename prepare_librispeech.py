@@ -30,10 +30,10 @@ import re
 import shutil
 import tarfile
 import time
+import unicodedata
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +44,11 @@ from tqdm import tqdm
 from augment import change_speed
 from audio import HOP, SAMPLE_RATE, encode, load_encoder, load_encoder_file, read_audio
 from configurator import configure, fail
-from data import Features, download, sha256_file, write_index, write_json, write_shard
+from data import Features, write_index, write_shard
+from files import (check_row, download, find_audio, find_files, find_path, read_jsonl, read_lines, read_pairs, read_row,
+                   sha256_file, write_json, write_jsonl)
 from model import pick_device
+from processes import run_all
 from tokenizer import normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
@@ -79,7 +82,8 @@ batch_size = 48            # clips of similar length handed to the encoder, whic
 workers = 0                # on a CPU processes, of a rank or beside a GPU threads that read audio; 0: one for each core
 config = configure(globals())  # prints each change; stored in manifest.json
 # -----------------------------------------------------------------------------
-SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test"}  # by the beginning of a subset's name
+SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test",  # by the beginning of a subset's name
+          "valid": "val", "validation": "val"}  # and of a row's "split"
 ARCHIVES = {  # bytes and MD5 of https://www.openslr.org/12
     "dev-clean": (337_926_286, "42e2234ba48799c1f50f24a7926300a1"),
     "dev-other": (314_305_928, "c8d0bcc9cca99d4f8b62fcc847357931"),
@@ -89,7 +93,8 @@ ARCHIVES = {  # bytes and MD5 of https://www.openslr.org/12
     "train-clean-360": (23_049_477_885, "c0e676e450a7ff2f54aeade5171606fa"),
     "train-other-500": (30_593_501_606, "d1a0fd59409feb2c614ce4d30c387708")}
 FINAL = Path(out_dir or os.path.join(os.path.dirname(source) if source.endswith(".jsonl") else source, "features"))
-VERSION = 1  # part of the plan: raise it when the features change for the same audio and settings
+SHARED = ()  # what all shards of a worker process share: arguments of make_shard
+VERSION = 2  # part of the plan: raise it when the features change for the same audio and settings
 
 
 # ---- LibriSpeech from the net
@@ -131,7 +136,8 @@ def unpack(archive, root, name):
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-# ---- the clips of a corpus: generators of (where, key, path or '', words, labels), labels with subset, split, speaker
+# ---- the clips of a corpus: generators of (where, key, path or '', words, labels), labels with subset, split, speaker;
+# of a row that is none of a clip: (where, '', what is wrong with it, '', {})
 
 def find_subsets():
     """-> [(folder, split)] of the source; OSError when it or a subset is missing and is not LibriSpeech's."""
@@ -151,14 +157,10 @@ def find_subsets():
 
 def read_labels():
     """-> ({key: labels} of labels.jsonl, {speaker: sex} of SPEAKERS.TXT), each empty where there is no such file."""
-    labels, sexes, path = {}, {}, Path(source, "labels.jsonl")
-    for n, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
-        try:
-            labels.update({row["key"]: row for row in [json.loads(line)]})
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{path}:{n}: not a JSON object with a 'key' ({e})") from None
+    path, sexes = os.path.join(source, "labels.jsonl"), {}
+    labels = {row["key"]: row for _, row in read_jsonl(path, key=str)} if os.path.exists(path) else {}
     for path in (Path(source, "SPEAKERS.TXT"), Path(os.path.realpath(source)).parent / "SPEAKERS.TXT"):
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for line in read_lines(path, "replace") if path.exists() else ():  # of a name in Latin-1 only accents are lost
             speaker, sex = [*(field.strip() for field in line.split("|")), ""][:2]
             sexes.setdefault(speaker, {"M": "male", "F": "female"}.get(sex, ""))
     return labels, sexes
@@ -168,69 +170,80 @@ def list_librispeech():
     """The clips of folders in LibriSpeech's layout."""
     subsets, (labels, sexes) = find_subsets(), read_labels()
     for folder, split in subsets:
-        chapters = sorted(folder.glob("*/*/*.trans.txt"))
+        found = [Path(path) for path in find_files(folder, (".trans.txt",))]
+        chapters = [path for path in found if len(path.relative_to(folder).parts) == 3]
         if not chapters:
-            raise ValueError(f"{folder}: no <speaker>/<chapter>/<speaker>-<chapter>.trans.txt here")
+            raise ValueError(f"{folder}: no <speaker>/<chapter>/<speaker>-<chapter>.trans.txt here"
+                             + (f", but {found[0]}: point --source at the folder of the subsets" if found else ""))
         for transcripts in chapters:
             chapter, speaker = transcripts.parent, transcripts.parent.parent.name
-            files = {Path(name).stem: str(chapter / name) for name in os.listdir(chapter)
-                     if name.endswith((".flac", ".wav", ".ogg", ".mp3"))}
-            for n, line in enumerate(transcripts.read_text(encoding="utf-8").splitlines(), 1):
-                key, _, words = line.strip().partition(" ")
+            paths = find_audio(chapter)
+            for where, key, words in read_pairs(transcripts):
                 own = {"sex": sexes.get(speaker, "")} | labels.get(key, {})
-                yield (f"{transcripts}:{n}", key, files.pop(key, ""), words,
+                yield (where, clean_key(key), paths.pop(unicodedata.normalize("NFC", key), ""), words,
                        own | {"subset": folder.name, "split": split, "speaker": speaker})
-            for key, path in files.items():
+            for key, path in paths.items():
                 yield str(chapter), key, path, None, {}
 
 
 def list_jsonl():
     """The clips of a list {"audio", "text", ...}; paths are from the list's folder."""
-    for n, line in enumerate(Path(source).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            if "question" in row:
-                row["turns"] = [["own", str(row.pop("question")), str(row.pop("answer"))]]
-            words = row.pop("text", "" if "turns" in row else None).strip()
-            audio, speaker = row.pop("audio"), str(row.get("speaker", ""))
-            path, key = os.path.join(os.path.dirname(source), audio), str(row.get("key") or os.path.splitext(audio)[0])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            yield f"{source}:{n}", "", "", line and "", {}  # an empty line, or no row of audio and text
+    audio_of = {}  # {key: audio} of the rows without a key of their own
+    for n, line in enumerate(read_lines(source), 1):
+        if not line.strip():
             continue
-        key = re.sub(r"[./\\]+", "-", key).strip("-")
+        try:
+            row = read_row(line, audio=str)
+            if "question" in row:
+                check_row(row, answer=(str, int, float))
+                row["turns"] = [["own", str(row.pop("question")), str(row.pop("answer"))]]
+            row.setdefault("text", "" if "turns" in row else None)
+            check_row(row, text=str)
+        except ValueError as e:
+            yield f"{source}:{n}", "", str(e), "", {}
+            continue
+        audio, words, speaker = row.pop("audio"), row.pop("text").strip(), str(row.get("speaker") or "")
+        key = clean_key(str(row.get("key") or os.path.splitext(audio)[0]))
+        if not row.get("key") and audio_of.setdefault(key, audio) != audio:  # a/b.wav and a-b.wav, take.2 and take-2
+            key += f"-{zlib.crc32(audio.encode('utf-8', 'replace')):08x}"
         split = str(row.get("split") or "") or ("val" if zlib.crc32((speaker or key).encode()) % 20 == 0 else "train")
-        yield (f"{source}:{n}", key, path if os.path.exists(path) else "", words,
+        split = SPLITS.get(split.lower(), split)
+        yield (f"{source}:{n}", key, find_path(os.path.dirname(source), audio), words,
                row | {"subset": split, "split": split, "speaker": speaker})
 
 
 def list_speechocean():
     """The clips of speechocean762's own folder (Zhang et al., arXiv:2104.01378)."""
     for part in ("train", "test"):
-        wavs, texts, speakers, sexes, ages = (
-            dict((*line.split(maxsplit=1), "")[:2] for line in Path(source, part, name).read_text().splitlines())
-            for name in ("wav.scp", "text", "utt2spk", "spk2gender", "spk2age"))
+        wavs, texts, speakers, sexes, ages = ({key: rest for _, key, rest in read_pairs(Path(source, part, name))}
+                                              for name in ("wav.scp", "text", "utt2spk", "spk2gender", "spk2age"))
         held_out = sorted(ages)[::10]
         for key, words in texts.items():
-            speaker, path = speakers.get(key, ""), os.path.join(source, wavs.get(key, "missing").strip())
+            speaker, path = speakers.get(key, ""), find_path(source, wavs.get(key, "missing").strip())
             age = int(ages.get(speaker, 0))
             split = (("val" if speaker in held_out else "train") if part == "train" else
                      "test_adults" if age >= 18 else "test_children")
             sex = {"m": "male", "f": "female"}.get(sexes.get(speaker, ""), "")
-            yield (f"{source}/{part}/text", key, path if os.path.exists(path) else "", words,
+            yield (f"{source}/{part}/text", key, path, words,
                    {"subset": split, "split": split, "speaker": speaker, "sex": sex, "age": age})
 
 
-def check_clip(key, path, words, labels, seen, split_of):
-    """Why a clip can't be used, or ''; notes its key in seen and its speaker's split in split_of."""
+def clean_key(name):
+    """A key without '.', '/' and '\\', at which WebDataset would split it."""
+    return re.sub(r"[./\\]+", "-", name).strip("-")
+
+
+def check_clip(where, key, path, words, labels, seen, split_of):
+    """Why a clip can't be used, or ''; notes where its key stands in seen and its speaker's split in split_of."""
     speaker, split = labels.get("speaker", ""), labels.get("split", "")
-    reason = ("audio without transcript" if words is None else "empty line, or none of audio and text" if not key else
-              "key there twice" if key in seen else "transcript without audio" if not path else
+    reason = ("audio without transcript" if words is None else path if not key else
+              f'key there twice, at {seen[key]} too: rename one, or give each row its own "key"' if key in seen else
+              f"transcript without audio (no {path or key + '.flac, .wav ...'})" if not os.path.exists(path) else
               "no words in the transcript" if not (normalize_transcript(words) or labels.get("turns")) else
-              "'.' in the key" if "." in key else
               "" if seen_voices or not speaker or split_of.setdefault(speaker, split) == split or
               "test" in split and "test" in split_of[speaker] else
               f"speaker {speaker} is in {split_of[speaker]} too (seen_voices=True allows that)")
-    seen.add(key)
+    seen.setdefault(key, where)
     return reason
 
 
@@ -240,10 +253,10 @@ def read_corpus():
     layouts = {"librispeech": list_librispeech, "speechocean": list_speechocean}
     if layout not in layouts:
         raise ValueError(f"layout={layout}: use one of {', '.join(layouts)}")
-    clips, failures, seen, split_of, counts = [], [], set(), {}, Counter()
+    clips, failures, seen, split_of, counts = [], [], {}, {}, Counter()
     for where, key, path, words, labels in tqdm((list_jsonl if source.endswith(".jsonl") else layouts[layout])(),
                                                 desc="corpus", unit=" clips"):
-        reason = check_clip(key, path, words, labels, seen, split_of)
+        reason = check_clip(where, key, path, words, labels, seen, split_of)
         try:
             header = None if reason else soundfile.info(path)
         except (RuntimeError, OSError) as e:
@@ -258,7 +271,7 @@ def read_corpus():
         clips.append({"path": path, "bytes": os.path.getsize(path), "seconds": seconds, "info": info})
     check_failures(failures, n_found := len(clips) + len(failures))
     chosen = choose(clips, counts)
-    n_found += sum("playback_speed" in clip["info"] for clip in chosen)  # if its file is broken, it fails too
+    n_found += sum("speed" in clip for clip in chosen)  # if its file is broken, it fails too
     return chosen, failures, n_found, counts
 
 
@@ -297,13 +310,14 @@ def at_speed(clip, percent):
     """A clip as it is at a speed, under a key of its own."""
     seconds = round(100 * clip["seconds"] / percent, 4)
     info = {"key": f"{clip['info']['key']}-speed{percent}", "seconds": seconds, "playback_speed": percent / 100}
-    return clip | {"seconds": seconds, "info": clip["info"] | info}
+    return clip | {"seconds": seconds, "speed": percent / 100, "info": clip["info"] | info}
 
 
 def check_failures(failures, n_found):
     """ValueError when more than max_bad_share of the clips failed."""
     if len(failures) > max_bad_share * n_found:
-        first = "; ".join(f"{f['key']}: {f['reason']}" for f in failures[:3]) + (" ..." if len(failures) > 3 else "")
+        first = "; ".join(f"{f['key']}: {f['reason']}".removeprefix(": ") for f in failures[:3])
+        first += " ..." if len(failures) > 3 else ""
         raise ValueError(f"{len(failures)} of {n_found} clips failed, over max_bad_share={max_bad_share}: {first}")
 
 
@@ -342,8 +356,8 @@ def read_states(folder, shards, plan):
 def try_read(clip):
     """-> float32 (n,) at 16 kHz, or the reason (str) why a clip can't be read."""
     try:
-        wav, speed = read_audio(clip["path"], max_audio_s + 1), clip["info"].get("playback_speed", 1)
-        return wav if speed == 1 else change_speed(wav, speed)
+        wav = read_audio(clip["path"], max_audio_s + 1)
+        return change_speed(wav, clip["speed"]) if "speed" in clip else wav
     except (ValueError, OSError) as e:
         return str(e)
 
@@ -361,8 +375,8 @@ def try_all(clips):
     return good, bad
 
 
-def features_of(clips, encoder, layers, failures, tick, read):
-    """Yield (key, float16 (T, n_taps, D), info) for write_shard; failures are appended; tick(n) after each batch.
+def features_of(clips, encoder, layers, failures, read):
+    """Yield (key, float16 (T, n_taps, D), info) for write_shard; failures are appended.
 
     read: map, or the map of a pool of threads, which reads ahead while the encoder works.
     """
@@ -373,13 +387,12 @@ def features_of(clips, encoder, layers, failures, tick, read):
         good = [(info, wav) for info, wav in tried if not isinstance(wav, str)]
         for (info, _), x in zip(good, encode(encoder, [wav for _, wav in good], layers)):
             yield info["key"], x, info
-        tick(len(batch))
 
 
-def make_shard(name, tick, read, folder, shards, plan, encoder, layers):
+def make_shard(name, clips, read, folder, plan, encoder, layers):
     """Write a shard, then its state (rows, failures, sha256, plan), and give the memory back that it took."""
     path, failures = folder / name, []
-    rows = write_shard(str(path), features_of(shards[name], encoder, layers, failures, tick, read))
+    rows = write_shard(str(path), features_of(clips, encoder, layers, failures, read))
     state = {"plan": plan, "rows": rows, "failures": failures, "bytes": path.stat().st_size,
              "sha256": sha256_file(path)}
     write_json(str(path.with_suffix(".json")), state)
@@ -387,47 +400,24 @@ def make_shard(name, tick, read, folder, shards, plan, encoder, layers):
         libc.malloc_trim(0)
 
 
-def work(rank, names, n_done, finished, parent, shared):
-    """A worker process: make the shards called names."""
-    def tick(n):
-        n_done[rank] += n
-        if os.getppid() != parent:  # the parent was killed: don't go on alone
-            os._exit(1)
-
+def begin_work(*shared):
+    """Begin a worker process: it keeps the encoder and what else all its shards share."""
+    global SHARED
+    SHARED = shared
     torch.set_num_threads(1)
+
+
+def work(name, clips):
+    """Make a shard in a worker process; OSError names it."""
     try:
-        for name in names:
-            make_shard(name, tick, map, *shared)
-            finished.put((name, ""))
+        make_shard(name, clips, map, *SHARED)
     except (ValueError, OSError) as e:
-        finished.put((name, str(e)))
+        raise OSError(f"{name}: {e}") from None
 
 
-def made_by_processes(names, bar, shared):
-    """Make shards on the cores of a CPU, each process its own; yield the name of each as it ends."""
-    ctx = get_context("fork")  # shares the encoder's memory; safe, for torch has run on one thread only until here
-    n_workers, n_ended = min(len(names), workers or os.cpu_count()), 0
-    n_done, finished = ctx.RawArray("q", n_workers), ctx.SimpleQueue()
-    pool = [ctx.Process(target=work, args=(i, names[i::n_workers], n_done, finished, os.getpid(), shared))
-            for i in range(n_workers)]
-    try:
-        for process in pool:
-            process.start()
-        while n_ended < len(names):
-            time.sleep(0.1)
-            was_killed = any(process.exitcode for process in pool)  # asked before its last shard is taken
-            bar.update(sum(n_done) - bar.n)
-            while not finished.empty():
-                name, error = finished.get()
-                if error:
-                    raise OSError(f"{name}: {error}")
-                n_ended += 1
-                yield name
-            if was_killed:
-                raise OSError("a worker was killed (out of memory?): lower batch_size or workers and run again")
-    finally:
-        for process in pool:
-            process.kill()
+def made_by_processes(jobs, shared):
+    """Make shards on the cores of a CPU, each process its own; yield None for each that is whole."""
+    return run_all(work, jobs, workers, begin_work, shared)  # forked: torch has run on one thread only until here
 
 
 def thread_pool():
@@ -435,28 +425,25 @@ def thread_pool():
     return ThreadPoolExecutor(workers or max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
-def made_by_this_process(names, bar, shared):
-    """Make shards on a GPU or as a rank, audio read ahead by threads (libsndfile lets them run); yield their names."""
+def made_by_this_process(jobs, shared):
+    """Make shards on a GPU or as a rank; threads read audio ahead (libsndfile lets them run); as made_by_processes."""
     parent = os.getppid()
-
-    def tick(n):
-        bar.update(n)
-        if dist.is_initialized() and os.getppid() != parent:  # torchrun was killed: don't go on alone
-            os._exit(1)
-
     with thread_pool() as pool:
-        for name in names:
-            make_shard(name, tick, pool.map, *shared)
-            yield name
+        for name, clips in jobs:
+            yield make_shard(name, clips, pool.map, *shared)
+            if dist.is_initialized() and os.getppid() != parent:  # torchrun was killed: don't go on alone
+                os._exit(1)
 
 
 def make_shards(names, failures, n_found, folder, shards, plan, encoder, layers):
     """Make the shards called names, longest clips first; stops when too many of the clips fail here or did before."""
     is_alone, failures = encoder.conv1.weight.device.type != "cpu" or dist.is_initialized(), list(failures)
-    made, shared = made_by_this_process if is_alone else made_by_processes, (folder, shards, plan, encoder, layers)
-    with tqdm(total=sum(len(shards[name]) for name in names), desc="features", unit=" clips", miniters=1,
+    made, jobs = made_by_this_process if is_alone else made_by_processes, [(name, shards[name]) for name in names[::-1]]
+    seconds = {name: round(sum(clip["seconds"] for clip in clips)) for name, clips in jobs}
+    with tqdm(total=sum(seconds.values()), desc="features", unit=" s of sound", miniters=1,
               disable=int(os.environ.get("RANK", 0)) > 0) as bar:
-        for name in made(names[::-1], bar, shared):
+        for _, (name, _) in zip(made(jobs, (folder, plan, encoder, layers)), jobs):
+            bar.update(seconds[name])
             failures += json.loads((folder / name).with_suffix(".json").read_bytes())["failures"]
             check_failures(failures, n_found)
 
@@ -570,8 +557,8 @@ def finish(clips, failures, n_found, counts, shards, plan, encoder, layers):
     manifest = write_index(str(part), rows, sizes, manifest)
     for split in manifest["clips"]:
         rows = [{"audio": paths[clip["info"]["key"]], **clip["info"]} for clip in clips
-                if clip["info"]["split"] == split and "playback_speed" not in clip["info"]]
-        (part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+                if clip["info"]["split"] == split and "speed" not in clip]
+        write_jsonl(part / f"{split}.jsonl", rows)
     replace_features(part, shards)
     return manifest, failures
 

@@ -19,19 +19,18 @@ import importlib.metadata
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from configurator import configure, fail
+from files import own_file, read_jsonl, read_lines, write_json, write_jsonl, write_text
+from processes import run_all
 
 # config: every value here can be set from a config file or as --name=value
 text_dir = "data/text"
@@ -55,7 +54,7 @@ spoken_file = "spoken.txt"  # a text a line, an answer after ` | ` is for prepar
 noise_share = 0.3        # so many of the clips get noise
 snr_min_db = 15.0        # RMS of the speech over the noise's
 snr_max_db = 35.0
-config = configure(globals()) if __name__ == "__main__" else {}  # prints each change; stored in meta.json
+config = configure(globals()) if __name__ != "prepare_synthetic" else {}  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 VERSION = 1              # of what this script writes; raised when the same settings give other clips
 SAMPLE_RATE = 16000
@@ -241,12 +240,12 @@ def measure_pitch(wav):
 # ---- chapters: a folder is whole or not there ----
 def plan_chapters(packages):
     """-> {folder below out_dir: (name of its labels file, [clip, ...])}; ValueError for too few sentences."""
-    chapters, lines = {}, Path(spoken_file).read_text(encoding="utf-8").splitlines() if spoken_share else []
+    chapters, lines = {}, read_lines(own_file(spoken_file)) if spoken_share else []
     spoken = [line.partition(" | ")[0] for line in lines if line.strip()]
     for split, n in zip(SPLITS, (n_train, n_val, n_test)):
         path, n = Path(text_dir, f"{split}.txt"), min(n, limit) if limit else n
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        sentences = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+        lines = read_lines(path) if path.is_file() else []
+        sentences = [" ".join(line.split()) for line in lines if line.strip()]
         if n > len(sentences) and (split != "train" or not sentences):
             raise ValueError(f"{path}: {len(sentences)} sentences for n_{split}={n}; run prepare_text.py or lower it")
         order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(sentences))
@@ -272,25 +271,18 @@ def write_chapter(folder, name, clips):
     for clip in clips:
         wav, labels = speak(clip)
         soundfile.write(part / f"{clip['key']}.flac", wav, SAMPLE_RATE, subtype="PCM_16")
-        rows.append(json.dumps(labels) + "\n")
+        rows.append(labels)
         lines.append(f"{clip['key']} {clip['text'].upper()}\n")
-    (part / name).write_text("".join(rows), encoding="utf-8")
-    (part / f"{final.parent.name}-{final.name}.trans.txt").write_text("".join(lines), encoding="utf-8")
+    write_jsonl(part / name, rows)
+    write_text(part / f"{final.parent.name}-{final.name}.trans.txt", "".join(lines))
     final.parent.mkdir(parents=True, exist_ok=True)
     os.replace(part, final)
 
 
-def start_worker():
-    """Leave Ctrl-C to the parent, and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    getattr(ctypes.CDLL(None), "prctl", max)(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; elsewhere than on Linux nothing
-
-
 def run_workers(todo):
     """Share [(folder, name, clips)] among processes; a worker's error stops all of them."""
-    n_clips, n = sum(len(clips) for *_, clips in todo), min(workers or os.cpu_count(), len(todo))
-    with ProcessPoolExecutor(n, get_context("fork"), start_worker) as pool, tqdm(total=n_clips, unit="clip") as bar:
-        for (*_, clips), _ in zip(todo, pool.map(write_chapter, *zip(*todo))):  # an error cancels what has not begun
+    with tqdm(total=sum(len(clips) for *_, clips in todo), unit="clip") as bar:
+        for _, (*_, clips) in zip(run_all(write_chapter, todo, workers), todo):
             bar.update(len(clips))
 
 
@@ -350,8 +342,9 @@ def clear_up(chapters):
 def write_tables(chapters, packages):
     """Write SPEAKERS.TXT, labels.jsonl and meta.json, the last, from the chapters' labels: -> the meta, dict."""
     root, rows = Path(out_dir), ";ID  |SEX| SUBSET           |MINUTES| NAME\n"
-    lines = [line for folder, (name, _) in chapters.items() for line in (root / folder / name).open(encoding="utf-8")]
-    clips = [json.loads(line) for line in lines]
+    clips = []
+    for folder, (name, _) in chapters.items():
+        clips += [row for _, row in read_jsonl(root / folder / name)]
     seconds = {split: sum(clip["seconds"] for clip in clips if clip["split"] == split) for split in SPLITS}
     for split, engine, voice, sex in sorted({tuple(clip[k] for k in ("split", "engine", "voice", "sex"))
                                              for clip in clips}):
@@ -362,9 +355,9 @@ def write_tables(chapters, packages):
     meta = {"counts": {split: sum(clip["split"] == split for clip in clips) for split in SPLITS}, "seconds": seconds,
             "voices": len({(clip["engine"], clip["voice"]) for clip in clips}), "packages": packages,
             "settings": config}
-    for name, text in (("SPEAKERS.TXT", rows), ("labels.jsonl", "".join(lines)), ("meta.json", json.dumps(meta))):
-        (root / ".part" / name).write_text(text, encoding="utf-8")
-        os.replace(root / ".part" / name, root / name)
+    write_text(root / "SPEAKERS.TXT", rows)
+    write_jsonl(root / "labels.jsonl", clips)
+    write_json(root / "meta.json", meta)
     return meta
 
 

@@ -36,9 +36,9 @@ from random import Random
 from tqdm import tqdm
 
 from configurator import configure, fail
-from data import sha256_file, write_json
 from documents import (SOURCES, SUFFIXES, deal_chunks, encode_documents, fetch_source, read_documents, read_shard,
                        write_shard)
+from files import find_files, own_file, read_jsonl, read_lines, sha256_file, write_json, write_text
 from tokenizer import compression, load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
@@ -92,7 +92,7 @@ def read_grammar(path):
     '#<n>'. Raises ValueError 'file:line: what is wrong', OSError for a missing file.
     """
     rules, irregular, name = {"sentence": []}, {}, ""
-    for number, line in enumerate(Path(path).read_text("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         text, where = line.partition("#")[0].rstrip(), f"{path}:{number}"
         rule = re.match(r"([a-z]\w*):", text)
         if rule and rule[1] in rules:
@@ -242,20 +242,20 @@ def chooser(options, random):
 
 
 # ---- text files ----
-def find_files(setting, paths, suffixes):
+def list_files(setting, paths, suffixes):
     """The text files of files and folders, in order. OSError when one is missing or a folder holds none."""
-    found = {path: sorted(str(f) for f in Path(path).rglob("*") if f.suffix in suffixes)
-             if os.path.isdir(path) else [path] for path in map(str.strip, paths)}
+    found = {path: find_files(path, suffixes) if os.path.isdir(path) else [path] for path in map(str.strip, paths)}
     for path, files in found.items():
         if not files or not os.path.isfile(files[0]):
-            raise FileNotFoundError(f"{setting}={path}: no such file, or a folder without {' '.join(suffixes)}")
+            raise FileNotFoundError(f"{setting}={path}: no such file, or a folder without {' '.join(suffixes)}"
+                                    + " (a comma stands between two paths)" * (len(found) > 1))
     return [file for files in found.values() for file in files]
 
 
 def read_blocks(path):
     """Return what a file says in pieces that no sentence crosses: paragraphs, lines, or strings of JSON."""
-    text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-    if path.endswith((".json", ".jsonl")):
+    text = "\n".join(read_lines(path)).replace("\r", "\n")
+    if path.lower().endswith((".json", ".jsonl")):
         names = "|".join(map(re.escape, json_key.replace(" ", "").split(",")))
         strings = re.finditer(rf'"(?:{names})"\s*:\s*("(?:[^"\\]|\\.)*")', text)
         try:
@@ -295,11 +295,8 @@ def read_excluded():
     """Return the sentences of the lists to exclude, as a set; ValueError names a line that is no clip."""
     said = set()
     for path in (path.strip() for path in exclude.split(",") if exclude):
-        for n, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                said.update(map(to_sentence, SENTENCE_END.split(json.loads(line)["text"])))
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f'exclude={path}:{n}: no JSON object with "text"') from None
+        for _, row in read_jsonl(path, text=str):
+            said.update(map(to_sentence, SENTENCE_END.split(row["text"])))
     return said
 
 
@@ -343,10 +340,9 @@ def write(texts, meta):
     """Write the four files, each under a temporary name first: a killed run leaves no half file, and no meta.json."""
     os.makedirs(out_dir, exist_ok=True)
     Path(out_dir, "meta.json").unlink(missing_ok=True)
-    files = {f"{split}.txt": texts[split] for split in SPLITS} | {"meta.json": json.dumps(meta, indent=1)}
-    for path, text in ((Path(out_dir, name), text) for name, text in files.items()):
-        Path(f"{path}.tmp").write_text(text, encoding="utf-8", newline="\n")
-        os.replace(f"{path}.tmp", path)
+    for split in SPLITS:
+        write_text(os.path.join(out_dir, f"{split}.txt"), texts[split])
+    write_json(os.path.join(out_dir, "meta.json"), meta, indent=1)
 
 
 def report(meta):
@@ -369,7 +365,7 @@ def find_documents():
         raise ValueError("documents with text_file or exclude: sentences are another run of this script (--help)")
     names, hubs = ([name.strip() for name in text.split(",") if name.strip()] for text in (documents, mirrors))
     files = [fetch_source(name, n_files, hubs, f"data/{name}") if name in SOURCES else
-             find_files("documents", [name], SUFFIXES) for name in names]
+             list_files("documents", [name], SUFFIXES) for name in names]
     return list(dict.fromkeys(itertools.chain.from_iterable(files)))  # a file named twice is read once
 
 
@@ -460,14 +456,14 @@ def main():
     if not 1 <= min_words <= max_words or min(n_train, n_val, n_test, limit, file_kb) < 0:
         raise ValueError("settings: 1 <= min_words <= max_words; no n_train, n_val, n_test, limit or file_kb below 0")
     sizes = {split: min(n, limit or n) for split, n in zip(SPLITS, (n_train, n_val, n_test))}
-    paths = find_files("text_file", text_file.split(","), TEXT_FILES) if text_file else [grammar]
+    paths = list_files("text_file", text_file.split(","), TEXT_FILES) if text_file else [own_file(grammar)]
     excluded = read_excluded()
     source = {path: sha256_file(path) for path in paths}
     source |= {"excluded": hashlib.sha256("\n".join(sorted(excluded)).encode()).hexdigest()} if excluded else {}
     if meta := finished(source):
         report(meta)
         return print(f"{out_dir} is up to date")
-    rules = None if text_file else Grammar(grammar, seed)
+    rules = None if text_file else Grammar(*paths, seed)
     splits = fill_splits(rules.sentences() if rules else text_sentences(paths, dropped), sizes, dropped,
                          bool(rules), excluded)
     if not splits["train"] and sizes["train"]:

@@ -1,12 +1,14 @@
 """Real recordings that questions can be made from: where they are published, under which licence, and their labels.
 
-Nothing is downloaded here: list_clips reads folders that you have, whole or in part, however nested, as wav, flac, ogg
-or mp3. Labels come from file names and the publishers' lists alone, in the words of questions.txt.
+Nothing is downloaded here: list_clips reads folders that you have, whole or in part, however nested, as wav, flac, ogg,
+mp3 or what else is read. Labels come from file names and the publishers' lists alone, in the words of questions.txt.
 """
 import csv
 import re
 import zlib
 from pathlib import Path
+
+from files import AUDIO_SUFFIXES, find_files, read_lines, read_pairs
 
 # checksum: of the archive at the address, or what to check out of the git repository there
 SOURCES = {
@@ -40,7 +42,6 @@ LAYOUTS = {  # a file's name without its ending, after its folder's where there 
     "speech_commands": (r"([a-z]+)/([0-9a-f]+)_nohash_\d+", "yes/0a7c2a8d_nohash_0.wav"),
     "speechocean762": (r"\d{9}", "WAVE/SPEAKER0001/000010011.WAV, with train/utt2spk and test/utt2spk"),
     "librispeech": (r"(\d+)-\d+-\d+", "dev-clean/84/121123/84-121123-0000.flac, with 84-121123.trans.txt")}
-AUDIO = (".wav", ".flac", ".ogg", ".mp3")  # of a clip that is there twice the first is taken
 DIGITS = "zero one two three four five six seven eight nine".split()
 COMMANDS = "yes no stop go left right up down".split()
 EMOTIONS = "neutral calm happy sad angry afraid disgusted surprised".split()  # RAVDESS's 01 to 08
@@ -82,8 +83,8 @@ def list_clips(name, folder):
 def find_audio(root, pattern):
     """-> ([(Path, re.Match of pattern)] of the audio below root, each clip once, and how many are Git LFS pointers)."""
     clips, n_pointers = {}, 0
-    paths = [path for path in root.rglob("*.*") if path.suffix.lower() in AUDIO]
-    for path in sorted(paths, key=lambda path: (AUDIO.index(path.suffix.lower()), str(path))):
+    paths = map(Path, find_files(root, AUDIO_SUFFIXES))
+    for path in sorted(paths, key=lambda path: (AUDIO_SUFFIXES.index(path.suffix.lower()), str(path))):
         found = re.fullmatch(pattern, f"{path.parent.name}/{path.stem}" if "/" in pattern else path.stem)
         if not found or found[0] in clips or not path.is_file():
             continue
@@ -94,16 +95,16 @@ def find_audio(root, pattern):
     return list(clips.values()), n_pointers
 
 
-def read_lines(root, name):
-    """The lines of the first file called name below root, or beside root; [] where there is none."""
-    path = next(iter(sorted(root.rglob(name))), root.resolve().parent / name)
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+def read_list(root, name):
+    """The lines of the first file called name, in any case, below root or beside it; [] where there is none."""
+    found = [path for path in map(Path, find_files(root, (name.lower(),))) if path.name.lower() == name.lower()]
+    path = next(iter(found), root.resolve().parent / name)
+    return list(read_lines(path, "replace")) if path.is_file() else []
 
 
 def read_table(path):
     """-> {first word: the rest} of the lines of a text file, {} where it is missing."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {key: rest.strip() for key, rest in ((*line.split(maxsplit=1), "", "")[:2] for line in lines)}
+    return {key: rest for _, key, rest in read_pairs(path)} if path.is_file() else {}
 
 
 def sex_of(word):
@@ -127,7 +128,7 @@ def list_ravdess(root, audio):
 
 
 def list_crema_d(root, audio):
-    people = csv.DictReader(read_lines(root, "VideoDemographics.csv"))
+    people = csv.DictReader(read_list(root, "VideoDemographics.csv"))
     sexes = {row.get("ActorID"): row.get("Sex") or "" for row in people}
     for path, found in audio:
         if path.stem not in CREMA_D_BAD:
@@ -136,7 +137,7 @@ def list_crema_d(root, audio):
 
 
 def list_esc50(root, audio):  # in the speaker's place: the recording on Freesound that a clip was cut from
-    names = {row.get("filename"): row.get("category") for row in csv.DictReader(read_lines(root, "esc50.csv"))}
+    names = {row.get("filename"): row.get("category") for row in csv.DictReader(read_list(root, "esc50.csv"))}
     for path, found in audio:
         event = names.get(path.stem + ".wav") or ESC50[int(found[3])]
         yield path, found[2], found[1] == "5", "", {"event": event.replace("_", " ")}
@@ -149,7 +150,7 @@ def list_fsdd(root, audio):
 
 
 def list_speech_commands(root, audio):  # words that are neither digit nor command have text and no labels
-    listed = {Path(line).name.partition("_")[0] for line in read_lines(root, "testing_list.txt")} - {""}
+    listed = {Path(line).name.partition("_")[0] for line in read_list(root, "testing_list.txt")} - {""}
     for path, found in audio:
         word, speaker = found.groups()
         labels = {task: word for task, words in (("command", COMMANDS), ("digit", DIGITS)) if word in words}
@@ -169,8 +170,10 @@ def list_speechocean762(root, audio):  # a child is neither a man nor a woman; n
 
 
 def list_librispeech(root, audio):  # of dev-*, or where the subset's name is lost, a fifth of the speakers is test
-    texts = {key: text for path in sorted(root.rglob("*.trans.txt")) for key, text in read_table(path).items()}
-    sexes = dict(re.findall(r"(?m)^(\d+)\s*\|\s*([MF])\b", "\n".join(read_lines(root, "SPEAKERS.TXT"))))
+    texts = {}
+    for path in find_files(root, (".trans.txt",)):
+        texts |= read_table(Path(path))
+    sexes = dict(re.findall(r"(?m)^(\d+)\s*\|\s*([MF])\b", "\n".join(read_list(root, "SPEAKERS.TXT"))))
     for path, found in audio:
         subset = re.search(r"/(train|test)-(?:clean|other)", path.resolve().as_posix())
         is_test = subset[1] == "test" if subset else in_fifth(found[1])

@@ -146,7 +146,11 @@ def read_json(path):
         with open(path, encoding="utf-8") as f:
             content = json.load(f)
     except OSError as e:
-        raise ValueError(f"{path}: no tokenizer there ({e.strerror}), nor a .pkl; train_base.py writes one") from e
+        folder = os.path.dirname(path)
+        theirs = os.path.normpath(os.path.join(folder, "../../tokenizer/tokenizer.pkl"))  # in nanochat's base folder
+        theirs = theirs if os.path.exists(theirs) else "<its base folder>/tokenizer/tokenizer.pkl"
+        raise ValueError(f"{path}: no tokenizer there ({e.strerror}): copy the run's own, that train_base.py wrote, or "
+                         f"nanochat's {theirs}, into {folder}") from e
     except ValueError as e:  # no JSON or no UTF-8: cut short, or damaged
         raise ValueError(f"{path}: corrupt tokenizer ({e}); copy it again or train it anew") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("pattern") != SPLIT_PATTERN:

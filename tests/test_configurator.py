@@ -1,6 +1,7 @@
 """Settings: config files and --name=value over a script's globals, and every way of getting them wrong."""
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -133,16 +134,84 @@ def test_real_script(tmp_path):
     """Broken: on a real command line --help omits the docstring or the config block, or a wrong use doesn't exit 2."""
     path = write(tmp_path, SCRIPT, "train_x.py")
 
+    env = {**os.environ, "PYTHONPATH": os.path.dirname(configurator.__file__)}
+
     def run(*args):
-        env = {**os.environ, "PYTHONPATH": os.path.dirname(configurator.__file__)}
         return subprocess.run([sys.executable, path, *args], capture_output=True, text=True, env=env)
 
     shown = run("--help")
     assert shown.returncode == 0 and shown.stderr == ""
     assert shown.stdout.startswith("A script to be configured.\n\n# config: every") and "# peak" in shown.stdout
+    with subprocess.Popen([sys.executable, path, "--help"], stdout=-1, stderr=-1, env=env) as piped:
+        piped.stdout.close()  # as `--help | head` does
+        assert piped.stderr.read() == b""
     assert "import math" not in shown.stdout and "after" not in shown.stdout
     done = run("--batch_size=2")
     assert done.returncode == 0 and "('batch_size', 2)" in done.stdout and "after" not in done.stdout
     wrong = run("--after=2")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "train_x.py: command line: unknown setting 'after' (--help lists them)\n"
+
+
+@pytest.mark.case("B34")
+@pytest.mark.parametrize("given, taken", [
+    ("~/x", "{home}/x"), ("~", "{home}"), ("a,~/b*3, ~/c", "a,{home}/b*3, {home}/c"),
+    ("x=~/a,y=~/b", "x={home}/a,y={home}/b"), ("a/~/b", "a/~/b"), ("draft~", "draft~"),
+    ("~nobody_of_this_name/x", "~nobody_of_this_name/x"), ("a ~ b", "a ~ b")])
+def test_home_folder(monkeypatch, tmp_path, given, taken):
+    """Broken: --out_dir=~/x, which no shell expands behind an =, makes a folder called ~, which `rm -rf ~` removes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    taken = taken.format(home=tmp_path)
+    assert configurator.configure(settings(), [f"--out_dir={given}"])["out_dir"] == taken
+    assert configurator.configure(settings(), [write(tmp_path, f"out_dir = {given!r}")])["out_dir"] == taken
+
+
+@pytest.mark.case("B34", "B35")
+def test_words_are_no_paths_and_a_home_must_be_known(monkeypatch, capsys):
+    """Broken: a question that begins with ~ is changed, or where nobody has a home a folder called ~ is made."""
+    words = {name: "~/x" for name in ("prompt", "question", "api_key", "name", "maker")}
+    asked = configurator.configure({name: "" for name in words}, [f"--{name}={text}" for name, text in words.items()])
+    assert asked == words
+    capsys.readouterr()
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert "command line" not in (said := refuse(capsys, ["--out_dir=~/x"]))
+    assert "~/x: nobody knows the home folder ~ (HOME is not set): write the path in full" in said
+
+
+@pytest.mark.case("B36")
+@pytest.mark.parametrize("data, said", [
+    (b"\xef\xbb\xbfbatch_size = 32\r\nout_dir = 'b'\r\n", ""), (b"batch_size = 32\rout_dir = 'b'\r", ""),
+    (b"# gr\xc3\xb6\xc3\x9fe\nbatch_size = 32\nout_dir = 'b'", ""),
+    ("batch_size = 32".encode("utf-16"), "'utf-8' codec"), (b"# gr\xf6\xdfe\nbatch_size = 32", "'utf-8' codec"),
+    ("batch_size\u00a0= 32".encode(), "non-printable character U\\+00A0"),
+    ("batch_size = 32\nout_dir = \u2019b\u2019".encode(), "invalid character"), (b"\tbatch_size = 32", "indent"),
+    (b"batch_size: 32", "c.py:1: a config file holds plain")])
+def test_config_files_as_editors_leave_them(tmp_path, capsys, data, said):
+    """Broken: a byte order mark or line ends keep a config file from being read, or a refusal does not say why."""
+    path = write(tmp_path, data, "naïve c.py")
+    if said:
+        assert re.search(said, refuse(capsys, [path])), said
+    else:
+        config = configurator.configure(settings(), [path])
+        assert (config["batch_size"], config["out_dir"]) == (32, "b")
+
+
+@pytest.mark.case("B34", "B35", "B36")
+def test_scripts_run_from_anywhere(tmp_path):
+    """Broken: a script finds its grammar or its texts in the repository's folder alone, or makes a folder called ~."""
+    root = os.path.dirname(configurator.__file__)
+
+    def run(script, *args, home=str(tmp_path / "home")):
+        env = {name: value for name, value in os.environ.items() if name != "HOME"} | ({"HOME": home} if home else {})
+        return subprocess.run([sys.executable, os.path.join(root, script), *args], cwd=tmp_path / "else where",
+                              capture_output=True, text=True, env=env)
+
+    (tmp_path / "else where").mkdir()
+    (tmp_path / "else where" / "c.py").write_text('\ufefflimit = 4\nout_dir = "~/text"\n', encoding="utf-8")
+    done = run("prepare_text.py", "c.py")
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "home" / "text" / "train.txt").read_text().splitlines()) == 4
+    assert run("prepare_chat.py", "--mix=identity=20,letters=20", "--out_dir=chat", "--val_share=0.4").returncode == 0
+    assert run("prepare_text.py", "--limit=4", "--out_dir=text", home="").returncode == 0
+    assert sorted(os.listdir(tmp_path / "else where")) == ["c.py", "chat", "text"]

@@ -11,9 +11,10 @@ import threading
 import numpy as np
 import pytest
 
-import data
-from data import (Features, batch_indices, cut_points, download, epoch_batches, load_batch, mean_std, write_index,
+import files
+from data import (Features, batch_indices, cut_points, epoch_batches, load_batch, mean_std, write_index,
                   write_shard)
+from files import download
 
 BODY = b"PAR1" + bytes(np.random.default_rng(0).integers(0, 256, 299_992, dtype=np.uint8)) + b"PAR1"  # parquet's ends
 SHA256, MD5 = hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY).hexdigest()
@@ -57,7 +58,7 @@ def server(monkeypatch):
     """A running server; .url, .requests [(path, Range)] and .slept, the seconds that download waited (none really)."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
     server.url, server.requests, server.slept = f"http://127.0.0.1:{server.server_port}", [], []
-    monkeypatch.setattr(data.time, "sleep", server.slept.append)
+    monkeypatch.setattr(files.time, "sleep", server.slept.append)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server

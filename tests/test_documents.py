@@ -2,6 +2,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,9 +15,9 @@ import pytest
 from test_data import server  # noqa: F401 (a fixture)
 
 import documents
-from data import sha256_file
 from documents import (Documents, deal_chunks, encode_documents, fetch_source, pack, read_documents, read_shard,
                        write_shard)
+from files import sha256_file
 from tokenizer import load_tokenizer
 
 WORDS = ["Straße", "river", "“quoted”", "\U0001f600", "it's", "12,345", "<|bos|>", "a", "walks\tfar", "..."]
@@ -61,6 +62,7 @@ def read_all(folder, split):
     return [tok.decode(ids[1:]) for ids in docs], docs
 
 
+@pytest.mark.case("B24")
 def test_all_documents_come_back(made, tmp_path):
     """Broken: text is lost or changed on its way, a special token's name is taken for one, a document is in both
     splits, val is empty, a run of documents needs the grammar or makes sentences, or --tokenizer is not used."""
@@ -220,12 +222,87 @@ def test_parquet(tmp_path):
             list(read_documents(path, keys, 0))
 
 
+@pytest.mark.case("B23")
+def test_parquet_of_other_writers(tmp_path):
+    """Broken: pandas' categories or polars' views are no strings, a column there twice is a traceback, lists are taken
+    for text, or the message speaks of a file cut short."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts, path = make_texts(20), str(tmp_path / "a.parquet")
+    plain = pyarrow.array([*texts, None])
+    large, view = plain.cast(pyarrow.large_string()), plain.cast(pyarrow.string_view())
+    for column in (plain, large, view, plain.dictionary_encode(), large.dictionary_encode()):
+        parquet.write_table(pyarrow.table({"text": column}), path)
+        assert list(read_documents(path, ["text"], 0)) == [*texts, ""], column.type
+    for table, said in ((pyarrow.table([plain, plain], names=["text", "text"]), 'the column "text" is there 2 times'),
+                        (pyarrow.table({"text": plain.cast(pyarrow.binary())}), r"only text \(binary\)"),
+                        (pyarrow.table({"Text": plain}), r'"text" \(json_key\), only Text \(string\)'),
+                        (pyarrow.table({"text": [["a"]]}), r"only text \(list<.*string>\)")):
+        parquet.write_table(table, path)
+        with pytest.raises(ValueError, match=f"a.parquet: .*{said}") as error:
+            list(read_documents(path, ["text"], 0))
+        assert "cut short" not in str(error.value)
+
+
+@pytest.mark.case("B18", "B19", "B23")
+def test_folders_as_people_have_them(tmp_path):
+    """Broken: what a Mac or a notebook left in a folder stops the run or is read twice, NOTES.TXT is left out without a
+    word, or Spark's folder of parts is no file."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder, texts = tmp_path / "in", make_texts(30)
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    (folder / "all.parquet").mkdir()
+    for name, data in (("book.txt", texts[0]), ("NOTES.TXT", texts[1]), (".ipynb_checkpoints/book.txt", texts[0]),
+                       ("._book.txt", "\0\5\x16\7"), (".DS_Store", "\0\0Bud1"), ("all.parquet/_SUCCESS", "")):
+        (folder / name).write_text(data, encoding="utf-8")
+    parquet.write_table(pyarrow.table({"text": texts[2:]}), folder / "all.parquet" / "part-0.snappy.parquet")
+    for source, expected in ((f"{folder}/NOTES.TXT,{folder}", texts), (folder / "all.parquet", texts[2:])):
+        done = prepare(tmp_path / "out", source, "--val_share=0")
+        assert done.returncode == 0, done.stderr
+        found = sum((read_all(tmp_path / "out", split)[0] for split in ("train", "val")), [])
+        assert Counter(found) == Counter(expected)
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.case("B24")
+def test_text_that_tokenizers_choke_on(made):
+    """Broken: a special token's name in a text becomes its id, or runs of a character take minutes or change."""
+    tok = load_tokenizer(made[0])
+    names = "<|bos|><|user_start|>hi<|assistant_end|> <|endoftext|> <|python_start|>"
+    runs = ["x" + char * 100_000 + "x" for char in "^ a\n\U0001f468"]
+    texts = [names, *runs, "\u4f60\u597d" * 30_000, "e\u0301" * 500]
+    for text, ids in zip(texts, encode_documents(tok, [text.encode() for text in texts])):
+        assert ids[0] == tok.bos_id and (ids[1:] < tok.bos_id).all() and tok.decode(ids[1:]) == text
+
+
+@pytest.mark.case("B15", "B16", "B20")
+def test_other_encodings(tmp_path):
+    """Broken: a byte order mark or U+2028 is part of a document or cuts it; UTF-16 or Latin-1 is not named, or is
+    learnt as U+FFFD; old Mac line ends are no lines."""
+    texts = ["one\u2028two\u2029three\x85four", "half \ud83d a pair", None, "last"]
+    rows = [{"text": text} for text in texts]
+    lines = "\r\n".join(json.dumps(row) for row in rows).replace("\\u2028", "\u2028").replace("\\u0085", "\x85")
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert list(read_documents(str(tmp_path / "a.jsonl"), ["text"], 0)) == [texts[0], "half ? a pair", "", "last"]
+    for name, data, said in (("a.txt", "a caf\xe9\n".encode("utf-16"), "a.txt:1: this is UTF-16"),
+                             ("a.txt", b"a line\n" * 3000 + b"a caf\xe9\n", "a.txt:3001: byte 0xe9 is no UTF-8"),
+                             ("a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', "a.jsonl:2: byte 0xe9 is no UTF-8"),
+                             ("a.jsonl", b'{"text": 5}', 'a.jsonl:1: no JSON object with text under "text"'),
+                             ("a.jsonl", b'{"content": "a"}', r'a.jsonl:1: .*\(json_key\), but with content'),
+                             ("a.jsonl", b"{'text': 'a'}", "a.jsonl:1: no JSON object on one line")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=said):
+            list(read_documents(str(tmp_path / name), ["text"], 100))
+    (tmp_path / "mac.txt").write_bytes(b"a line\ra line\r\ra line")
+    assert list(read_documents(str(tmp_path / "mac.txt"), ["text"], 10)) == ["a line\na line", "a line"]
+
+
 def test_bad_input_is_one_line(tmp_path, monkeypatch):
     """Broken: a user's mistake ends in a traceback, names neither file nor line, or leaves a folder behind."""
     for name, text in (("one.txt", "one text"), ("bad.jsonl", '{"text": "a"}\n["text"]\n'), ("zero.txt", "a\0b")):
         (tmp_path / name).write_text(text)
     for args, words in ((["nowhere"], "documents=nowhere: no such file"), ([tmp_path / "one.txt"], "fewer than two"),
-                        ([tmp_path / "bad.jsonl"], 'bad.jsonl:2: no JSON object with text under "text"'),
+                        ([tmp_path / "bad.jsonl"], 'bad.jsonl:2: no JSON object, but ["text"]; each line is a JSON '
+                                                   'object with text under "text"'),
                         (["climbmix", "--val_share=1.0"], "val_share < 1"), (["x", "--text_file=x"], "another run")):
         done = prepare(tmp_path / "out", *args)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

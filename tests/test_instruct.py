@@ -85,9 +85,10 @@ def test_nothing_of_the_bench_is_in_training(world):
 
 
 @pytest.mark.slow
-def test_same_settings_same_files(world):
+def test_same_settings_same_files(world, monkeypatch):
     """Two machines would ask other questions, or a run of fewer workers make another mix."""
     instruct(world, "bench2", "--bench=True")
+    monkeypatch.setenv("NANOCHAT_OMNI_START", "spawn")  # as on macOS
     instruct(world, "mix2", "--n=300", "--workers=1")
     for a, b in (("bench/questions.jsonl", "bench2/questions.jsonl"), ("mix/items.jsonl", "mix2/items.jsonl"),
                  ("mix/turns.jsonl", "mix2/turns.jsonl"), ("bench/wavs/007.wav", "bench2/wavs/007.wav")):

@@ -1,4 +1,5 @@
 """The model against nanochat's own numbers, and every way through the cache against one uncached forward."""
+import copy
 import json
 import os
 import shutil
@@ -95,6 +96,40 @@ def test_old_checkpoint(tmp_path, nanochat):
     model, _ = load_checkpoint(str(tmp_path))
     assert model.windows == [512] * 4
     assert model.resid_lambdas.eq(1).all() and model.x0_lambdas.eq(0).all()
+
+
+def write_nanochat(folder, drop=(), **config):
+    """Write the nanochat checkpoint without the weights of some names, with more settings; returns the folder."""
+    state = torch.load(os.path.join(NANOCHAT, "model_000010.pt"), weights_only=True)
+    kept = {name: w for name, w in state.items() if not any(part in name for part in drop)}
+    torch.save(kept, folder / "model_000010.pt")
+    meta = json.load(open(os.path.join(NANOCHAT, "meta_000010.json")))
+    (folder / "meta_000010.json").write_text(json.dumps(meta | {"model_config": meta["model_config"] | config}))
+    return str(folder)
+
+
+@pytest.mark.case("B38")
+def test_nanochat_checkpoint_before_smear(tmp_path, nanochat, capsys):
+    """Broken: an older checkpoint does not load, or smear or backout, which it never had, change its logits."""
+    model, _ = load_checkpoint(write_nanochat(tmp_path, ("smear", "backout")))
+    assert "before its commit a825e63: smear and backout are off" in capsys.readouterr().out
+    plain = copy.deepcopy(nanochat[0])
+    with torch.no_grad():
+        plain.smear_lambda.zero_()
+        plain.backout_lambda.zero_()
+    idx = torch.arange(40)[None] % 300
+    assert torch.equal(model(idx), plain(idx)) and not torch.equal(model(idx), nanochat[0](idx))
+
+
+@pytest.mark.case("B38")
+def test_foreign_checkpoints_are_named(tmp_path):
+    """Broken: a checkpoint of another architecture or newer settings is a list of missing keys, without a way out."""
+    taken = "nanochat's checkpoints are taken from its commit 6ed7d1d .2026-03-09. to 92d63d4 .2026-07-03."
+    for drop, config, said in ((("value_embeds", "ve_gate"), {}, "10.pt has no value_embeds, it is of another"),
+                               ((), {"mtp_heads": 2, "frozen_embd": False}, "has frozen_embd, mtp_heads, unknown here"),
+                               (("ve_gate",), {}, "doesn't fit its meta's model_config")):
+        with pytest.raises(ValueError, match=f"{said}.*{taken}"):
+            load_checkpoint(write_nanochat(tmp_path, drop, **config))
 
 
 def test_checkpoint_errors(tmp_path):

@@ -91,7 +91,7 @@ def test_goes_on_after_a_crash(corpus, tmp_path, monkeypatch):
     """After a worker's death no half chapter has a final name, and the next run makes only what is missing."""
     straight = digests(corpus(out_dir=str(tmp_path / "straight")))
     monkeypatch.setattr(synthetic, "speak_piper", lambda text, clip: os._exit(9))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(OSError, match="a worker was killed"):
         corpus(workers=1)
     out = tmp_path / "out"
     there = {path: path.stat().st_mtime_ns for path in out.glob("*/*/*/*")}
@@ -239,6 +239,23 @@ def test_command_line(tmp_path):
                               capture_output=True, cwd=Path(synthetic.__file__).parent)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+def test_workers_without_fork(start, tmp_path):
+    """Where processes are not forked (macOS, by default Python 3.14) a worker would run the script again, or have other
+    settings than the parent."""
+    pytest.importorskip("espeakng_loader", reason="no espeak-ng: pip install -r requirements-demo.txt")
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.txt").write_text("\n".join(f"{line} in {split}" for line in SENTENCES))
+    script = str(Path(synthetic.__file__))
+    command = [sys.executable, script, f"--text_dir={tmp_path}", "--n_train=26", "--n_val=1", "--n_test=0",
+               "--test_engines=espeak", "--workers=2", "--noise_share=1"]
+    for method in (start, "fork"):
+        done = subprocess.run([*command, f"--out_dir={tmp_path / method}"], text=True, capture_output=True,
+                              env=os.environ | {"NANOCHAT_OMNI_START": method})
+        assert done.returncode == 0 and done.stdout.count("setting n_train") == 1, done.stderr
+    assert digests(tmp_path / start) == digests(tmp_path / "fork")
 
 
 def test_espeak_forgets_the_sentence_before():

@@ -240,6 +240,19 @@ def damage(content, **changes):
     return json.dumps({**content, **changes})
 
 
+@pytest.mark.case("B38")
+def test_a_checkpoint_without_its_tokenizer(tmp_path):
+    """Broken: who copied nanochat's checkpoint alone is not told where its tokenizer.pkl lies and where it goes."""
+    run = tmp_path / "base_checkpoints" / "d4"
+    run.mkdir(parents=True)
+    with pytest.raises(ValueError, match="no tokenizer there .* nanochat's <its base folder>/tokenizer/tokenizer.pkl"):
+        load_tokenizer(str(run))
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.pkl").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"nanochat's {tmp_path}/tokenizer/tokenizer.pkl, into {run}$"):
+        load_tokenizer(str(run))
+
+
 def test_wrong_files(bpe, tmp_path):
     """Broken: a missing, cut, damaged or foreign tokenizer.json ends in a traceback, or is read as something else."""
     path = tmp_path / "tokenizer.json"
