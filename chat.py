@@ -16,7 +16,7 @@ from configurator import configure, fail
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w3"  # the run's folder
 step = -1            # which checkpoint of it; -1: the last, -2: the best
-audio = ""           # a recording to transcribe, or with `prompt` to ask about; wav, flac, ogg or mp3
+audio = ""           # a recording to transcribe, or with `prompt` to ask about
 prompt = ""          # a question, where a run chats; else text to continue; '': chat, where a run can
 max_tokens = 64      # of an answer or a continuation; a transcript ends by itself
 temperature = 0.0    # of an answer or a continuation; 0: the likeliest token
@@ -59,8 +59,13 @@ def answer(talker, batch, messages):
 
 
 def listen(talker, wav):
-    """Print what the model hears in a wav, a piece at a time."""
-    print(*(piece for piece in talker.transcripts(wav, beams) if piece), flush=True)
+    """Print what the model hears in a wav, each piece as soon as it is heard."""
+    before = ""
+    for piece in talker.transcripts(wav, beams):
+        if piece:
+            print(before + piece, end="", flush=True)
+            before = " "
+    print(flush=True)
 
 
 def chat(talker, batch):

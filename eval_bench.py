@@ -91,16 +91,13 @@ def read_clip(key, text, trans_path):
 
     Only the recording's header is read; ValueError when it is missing or unreadable.
     """
-    import soundfile
+    from audio import audio_header
     from tokenizer import normalize_transcript
     stem = os.path.join(os.path.dirname(trans_path), key)
     audio = next((stem + end for end in ("", ".flac", ".wav", ".ogg", ".mp3") if os.path.isfile(stem + end)), None)
     if audio is None:
         raise ValueError(f"{trans_path}: there is no recording of {key} beside it (.flac, .wav, .ogg or .mp3)")
-    try:
-        seconds = soundfile.info(audio).duration
-    except soundfile.SoundFileError as e:
-        raise ValueError(f"{audio}: unreadable audio ({e})") from None
+    seconds, _, _ = audio_header(audio)
     return {"key": key, "text": normalize_transcript(text), "audio": audio, "seconds": round(seconds, 3)}
 
 

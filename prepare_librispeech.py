@@ -42,7 +42,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from augment import change_speed
-from audio import HOP, SAMPLE_RATE, encode, load_encoder, load_encoder_file, read_audio
+from audio import HOP, SAMPLE_RATE, audio_header, encode, load_encoder, load_encoder_file, read_audio
 from configurator import configure, fail
 from data import Features, write_index, write_shard
 from files import (check_row, download, find_audio, find_files, find_path, read_jsonl, read_lines, read_pairs, read_row,
@@ -249,7 +249,6 @@ def check_clip(where, key, path, words, labels, seen, split_of):
 
 def read_corpus():
     """-> (clips that can be used: dicts of path, bytes, seconds, info; failures; n_found: all; {what: how many})."""
-    import soundfile
     layouts = {"librispeech": list_librispeech, "speechocean": list_speechocean}
     if layout not in layouts:
         raise ValueError(f"layout={layout}: use one of {', '.join(layouts)}")
@@ -258,14 +257,14 @@ def read_corpus():
                                                 desc="corpus", unit=" clips"):
         reason = check_clip(where, key, path, words, labels, seen, split_of)
         try:
-            header = None if reason else soundfile.info(path)
-        except (RuntimeError, OSError) as e:
+            seconds, rate, n_channels = (0.0, 0, 0) if reason else audio_header(path)
+        except (ValueError, OSError) as e:
             reason = str(e)
         if reason:
             failures.append({"key": key, "reason": f"{where}: {reason}"})
             continue
-        seconds = round(header.frames / header.samplerate, 4)
-        if (header.samplerate, header.channels) != (SAMPLE_RATE, 1):
+        seconds = round(seconds, 4)
+        if (rate, n_channels) != (SAMPLE_RATE, 1):
             counts["converted to 16 kHz mono"] += 1
         info = labels | {"key": key, "text": normalize_transcript(words), "seconds": seconds}
         clips.append({"path": path, "bytes": os.path.getsize(path), "seconds": seconds, "info": info})

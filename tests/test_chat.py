@@ -62,6 +62,19 @@ def test_a_long_recording_is_heard_in_pieces(ckpt, tmp_path, monkeypatch, capsys
     assert said(out) == " ".join(pieces).split()
 
 
+def test_a_piece_is_printed_when_it_is_heard(ckpt, tmp_path, monkeypatch, capsys):
+    """A long recording is silent to the end: nothing is printed before all of it is heard."""
+    clip, seen = write_audio(tmp_path / "long.wav"), []
+
+    def transcripts(talker, wav, beams):
+        for piece in ("one", "", "two"):
+            seen.append(capsys.readouterr().out)
+            yield piece
+    monkeypatch.setattr("talk.Talker.transcripts", transcripts)
+    code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
+    assert code == 0 and seen[1:] == ["one", ""] and out == " two\n", err
+
+
 @pytest.mark.parametrize("name", ["clip.flac", "clip.ogg", "clip.mp3"])
 def test_any_format(ckpt, tmp_path, monkeypatch, capsys, name):
     """Broken: a format, stereo or another sample rate isn't read."""
