@@ -1,9 +1,11 @@
 """serve.py as its clients meet it: the openai package, curl's requests, bad ones, many at once, and a real browser."""
 import base64
+import http.client
 import io
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -29,6 +31,8 @@ def ckpt(tmp_path_factory):
 @pytest.fixture(scope="module")
 def port(ckpt):
     server, port = start_server(ckpt, "--max_tokens=400", "--max_body_mb=2")
+    if hasattr(resource, "prlimit"):  # Linux
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (0, 0))  # it writes to no file, whatever it is sent
     yield port
     server.kill()
     assert not [line for line in server.lines if "Error" in line], "".join(server.lines)
@@ -82,6 +86,215 @@ def test_openai_client(client, ckpt):
     assert e.value.param == "temperature" and "less than or equal to 2" in str(e.value)
 
 
+def answer(port, *messages, **more):
+    """The choices and usage of an answer to messages (role, content), which must succeed."""
+    messages = [{"role": role, "content": content} for role, content in messages]
+    status, body = ask(port, messages=messages, **{"max_tokens": 9, **more})
+    assert status == 200, (messages, more, body)
+    return body["choices"], body["usage"]
+
+
+def hear(port, part):
+    """What is said of a recording, so hot that the answer shows which one it was."""
+    return answer(port, ("user", [part]), temperature=2, seed=1, max_tokens=60)
+
+
+def refused(port, **body):
+    """The param and message of a body that is refused with 400."""
+    status, body = ask(port, **body)
+    assert status == 400, body
+    return body["error"]["param"], body["error"]["message"]
+
+
+def form(*parts):
+    """(what follows `form-data; ` in the part's head, its bytes or str) -> a multipart body and its type."""
+    rows = [f"--xx\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + (
+        data if isinstance(data, bytes) else data.encode()) for head, data in parts]
+    return b"\r\n".join([*rows, b"--xx--\r\n"]), "multipart/form-data; boundary=xx"
+
+
+def transcribe(port, *parts):
+    """-> (status, body) of a form sent to be transcribed."""
+    body, kind = form(*parts)
+    status, body = post(port, body, "/v1/audio/transcriptions", kind)
+    return status, json.loads(body)
+
+
+@pytest.mark.case("B25")
+def test_system_messages_join_the_users_words(port):
+    """Two system messages, or one after a turn, are refused or lost; an instruction takes a question's place."""
+    user, said = ("user", "how high"), ("assistant", "red")
+    a, b = ("system", "low"), ("developer", "old red")
+    as_parts = ("system", [{"type": "text", "text": "low"}])
+    one = answer(port, ("user", "low\n\nhow high"))
+    two = answer(port, ("user", "low\n\nold red\n\nhow high"))
+    assert answer(port, a, user) == answer(port, as_parts, user) == one != answer(port, user)
+    assert answer(port, a, b, user) == two != one
+    assert answer(port, a, b, a, user) == answer(port, ("user", "low\n\nold red\n\nlow\n\nhow high"))
+    assert answer(port, user, said, b, user) == answer(port, user, said, ("user", "old red\n\nhow high"))
+    assert answer(port, user, b) == answer(port, ("user", "how high\n\nold red"))
+    assert answer(port, ("system", ""), user) == answer(port, ("system", None), user) == answer(port, user)
+    assert answer(port, a) == answer(port, ("user", "low"))
+    clip = sound(make_audio(0.5, 1))
+    asked = [clip, {"type": "text", "text": "low\n\nanswer the question"}]  # serve.py's default question
+    assert answer(port, a, ("user", [clip])) == answer(port, ("user", asked)) != answer(port, ("user", [clip]))
+    assert refused(port, messages=[{"role": "system", "content": [clip]}])[0] == "messages.0.content.0"
+
+
+@pytest.mark.case("B26")
+def test_base64_as_clients_write_it(port):
+    """A recording is refused for line ends in its base64 or a data: URI; or other text passes as base64."""
+    wav = make_audio(0.5, 1)
+    text = base64.b64encode(wav).decode()
+    say = lambda data: hear(port, {"type": "input_audio", "input_audio": {"data": data}})
+    right = say(text)
+    assert right != say(base64.b64encode(make_audio(0.5, 2)).decode())
+    wrapped = base64.encodebytes(wav).decode()
+    assert "\n" in wrapped[:100]
+    for data in (wrapped, wrapped.replace("\n", "\r\n"), text + "\n", f"  {text}\t", f"data:audio/wav;base64,{text}",
+                 f"data:;base64,{text}", f"DATA:audio/x-wav;codecs=1;BASE64,{wrapped}"):
+        assert say(data) == right, data[:60]
+    for data, word in (("data:audio/wav," + text, ";base64,"), (wav.hex(), "audio"), ("/etc/passwd", "base64"),
+                       ("https://example.org/clip.wav", "base64"), ("", "empty"), (text[:-1], "base64"),
+                       ("\u00e9" + text, "base64"), ("data:;base64," + text[:-1], "base64")):
+        part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        param, message = refused(port, messages=[{"role": "user", "content": [part]}])
+        assert param == "messages.0.content.0.input_audio.data" and word in message, (data[:60], message)
+
+
+@pytest.mark.case("B13", "B27")
+def test_the_bytes_decide_what_a_sound_is(port):
+    """A sound that can be read is refused for its label; or the refusal of another doesn't say what is read."""
+    files = {kind: make_audio(0.5, 1, kind) for kind in ("WAV", "MP3", "FLAC", "OGG")}
+    opus = io.BytesIO()
+    soundfile.write(opus, read_audio(files["WAV"]), 16_000, format="OGG", subtype="OPUS")
+    files["OPUS"] = opus.getvalue()
+    labels = {"WAV": ["WAV", "wave", "x-wav", "audio/wav", "mp3", "webm", "pcm16", "", None],
+              "MP3": ["mp3", "mpeg", "audio/mpeg", "mpga", "wav"], "FLAC": ["flac", "audio/x-flac", "m4a"],
+              "OGG": ["ogg", "vorbis"], "OPUS": ["opus", "oga", "ogg", "webm"]}
+    for kind, names in labels.items():
+        right = hear(port, sound(files[kind]))
+        for label in names:
+            assert hear(port, sound(files[kind], label)) == right, (kind, label)
+    no_label = sound(files["WAV"])
+    del no_label["input_audio"]["format"]
+    assert hear(port, no_label) == hear(port, sound(files["WAV"]))
+    webm = bytes.fromhex("1a45dfa39f4286810142f7810142f2810442f381084282847765626d42878104") + bytes(400)
+    for data, label in ((webm, "webm"), (webm, "wav"), (webm, "m4a"), (files["WAV"][44:], "pcm16"), (b"<html>", "wav")):
+        part = {"role": "user", "content": [sound(data, label)]}
+        param, message = refused(port, messages=[part])
+        assert param == "messages.0.content.0.input_audio.data", label
+        assert all(name in message for name in ("wav", "mp3", "flac", "ogg")), message
+        status, body = transcribe(port, ('name="file"; filename="clip.mp3"', data))
+        assert status == 400 and body["error"]["message"] == message
+
+
+@pytest.mark.case("B28")
+def test_what_agents_send(port):
+    """An assistant's null or empty content is refused; or a refusal doesn't name the field and what it may be."""
+    user, call = {"role": "user", "content": "how high"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    right = answer(port, ("user", "how high"), ("assistant", ""), ("user", "low"))
+    rest = [{"role": "user", "content": "low"}]
+    for said in ({"content": None}, {}, {"content": []}, {"refusal": None, "audio": None}):
+        status, body = ask(port, messages=[user, {"role": "assistant", **said}, *rest], max_tokens=9)
+        assert status == 200 and (body["choices"], body["usage"]) == right, body
+    parts = [{"type": "text", "text": "red"}]
+    assert answer(port, ("user", "low"), ("assistant", parts), ("user", "x")) == answer(
+        port, ("user", "low"), ("assistant", "red"), ("user", "x"))
+    for limit in (None, 4.0, 131072):
+        assert ask(port, messages=[user], max_tokens=limit)[0] == 200
+    for more, field, word in (({"messages": [user, call, {"role": "tool", "content": "22"}]}, "messages.2.role", "'user'"),
+                              ({"messages": [user, {"role": "function", "content": "22"}]}, "messages.1.role", "'user'"),
+                              ({"max_tokens": -1}, "max_tokens", "1"), ({"max_tokens": 0}, "max_tokens", "1"),
+                              ({"max_completion_tokens": -1}, "max_completion_tokens", "1"),
+                              ({"response_format": {"type": "json_object"}}, "response_format.type", "'text'"),
+                              ({"response_format": {"type": "json_schema"}}, "response_format.type", "'text'"),
+                              ({"stop": list("abcde")}, "stop", "at most 4"), ({"stop": 5}, "stop", "valid"),
+                              ({"stop": ["a", 5]}, "stop.1", "string"),
+                              ({"messages": [{"role": "assistant", "content": "red"}]}, "messages.0", "user"),
+                              ({"messages": [user, call, call, user]}, "messages.2", "user"),
+                              ({"messages": [user, call]}, "messages", "last")):
+        param, message = refused(port, **{"messages": [user], **more})
+        assert param == field and word in message and field.split(".")[0].rstrip("s") in message, (more, message)
+
+
+@pytest.mark.case("B29")
+def test_empty_optional_fields(port):
+    """An optional field that a client sends empty is an error; or one that would change the answer is passed over."""
+    right = answer(port, ("user", "how high"))
+    for more in ({"stop": ""}, {"stop": []}, {"stop": [""]}, {"stop": None}, {"tools": [], "tool_choice": "none"},
+                 {"tools": None}, {"n": None}, {"response_format": None}, {"logit_bias": {}}, {"stream": None},
+                 {"temperature": None, "top_p": None, "seed": None}, {"model": ""}, {"stream_options": None}):
+        assert answer(port, ("user", "how high"), **more) == right, more
+    file = 'name="file"; filename="a.wav"', make_audio(2.0, 2)
+    heard = transcribe(port, file)
+    assert heard[0] == 200 and heard[1]["text"]
+    for name, value in (("language", ""), ("language", "en"), ("prompt", ""), ("prompt", "Kansas, " * 300), ("model", ""),
+                        ("temperature", ""), ("temperature", "warm"), ("response_format", ""), ("response_format", "JSON"),
+                        ("stream", ""), ("stream", "false"), ("stream", "null"), ("hotwords", ""),
+                        ("timestamp_granularities[]", "word"), ("vad_filter", "true")):
+        assert transcribe(port, (f'name="{name}"', value), file) == heard, (name, value)
+    for name, value in (*(("response_format", kind) for kind in ("verbose_json", "srt", "vtt", "diarized_json")),
+                        *(("stream", value) for value in ("true", "True", "TRUE", "1"))):
+        status, body = transcribe(port, file, (f'name="{name}"', value))
+        assert status == 400 and body["error"]["param"] == name and name in body["error"]["message"], body
+    status, body = transcribe(port, file, *((f'name="f{i}"', "x") for i in range(40)))
+    assert status == 400 and "parts" in body["error"]["message"]
+
+
+@pytest.mark.case("B30")
+def test_a_file_without_a_filename(port):
+    """A form's file is refused, or its bytes are changed, where its part has no filename; or it goes to the disk."""
+    wav = make_audio(2.0, 2)
+    heard = transcribe(port, ('name="file"; filename="a.wav"', wav))
+    assert heard[0] == 200 and heard[1]["text"]
+    for head in ('name="file"', 'name="file"\r\nContent-Type: audio/wav', 'name="file"; filename=""',
+                 "name=\"file\"; filename*=UTF-8''gr%C3%B6%C3%9Fe.wav", 'name="file"; filename="blob"',
+                 'name="file"; filename="gr\u00f6\u00dfe \u65e5\u672c.wav"', 'name="file"; filename="..\\..\\C:\\clip.wav"'):
+        assert transcribe(port, ('name="model"', "m"), (head, wav)) == heard, head
+    large = io.BytesIO()
+    soundfile.write(large, np.random.default_rng(0).normal(0, 0.1, (48_000, 8)), 96_000, format="WAV", subtype="FLOAT")
+    assert 1_500_000 < len(large.getvalue()) < 1_900_000
+    for head in ('name="file"', 'name="file"; filename="a.wav"'):
+        assert transcribe(port, (head, large.getvalue()))[0] == 200
+    for parts, word in (([('name="audio"', wav)], "0 parts named file"), ([], "0 parts"),
+                        ([('name="file"', wav), ('name="file"', wav)], "2 parts named file"), ([('name="file"', "")], "empty")):
+        status, body = transcribe(port, *parts)
+        assert status == 400 and body["error"]["param"] == "file" and word in body["error"]["message"], body
+    status, body = post(port, b"x", "/v1/audio/transcriptions", "multipart/form-data")
+    assert status == 400 and b"boundary" in body
+
+
+@pytest.mark.case("B40")
+def test_addresses(port):
+    """A slash too many is a redirect, which loses a body; a watchdog's HEAD looks like an outage; a 404 is no JSON."""
+    wav = 'name="file"; filename="a.wav"', make_audio(0.5, 1)
+    chat = json.dumps({"messages": [{"role": "user", "content": "how high"}], "max_tokens": 9}).encode()
+    body, kind = form(wav)
+    for path, data, kind in (("/v1/chat/completions", chat, "application/json"),
+                             ("/v1/audio/transcriptions", body, kind)):
+        right = [post(port, data, path, kind)[0]] * 4
+        assert right == [post(port, data, p, kind)[0] for p in (path + "/", "/" + path, path.replace("/v1/", "/v1//"),
+                                                                path + "?api-version=2024-10-21")] == [200] * 4
+    for path in ("/", "/health", "/v1/models", "/v1/models/", "/v1/models/run", "/v1/models/run/", "//v1//models", "//"):
+        answers = {}
+        for method in ("GET", "HEAD"):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request(method, path)
+            response = connection.getresponse()
+            answers[method] = response.status, response.getheader("content-type"), response.getheader("content-length")
+            content = response.read()
+            connection.close()
+        assert answers["GET"] == answers["HEAD"] and answers["GET"][0] == 200 and content == b"", (path, answers)
+    for method, path, status in (("POST", "/chat/completions", 404), ("POST", "/v1/v1/chat/completions", 404),
+                                 ("GET", "/models", 404), ("GET", "/v1/models/gpt-9/", 404), ("GET", "/docs", 404),
+                                 ("PUT", "/v1/chat/completions", 405), ("GET", "/v1/audio/transcriptions/", 405)):
+        found, body = request(port, method, path, ["Host: localhost"])
+        message = json.loads(body)["error"]["message"]
+        assert found == status and (status == 405 or "gpt" in path or "/v1/chat/completions" in message), (path, body)
+    assert request(port, "HEAD", "/v1/chat/completions", ["Host: localhost"]) == (405, b"")
+
+
 def test_sampling_settings(port):
     """A setting of the request changes nothing: seed, temperature, top_p, stop, penalties, max_tokens."""
     def say(**more):
@@ -123,7 +336,6 @@ def test_wrong_requests(port):
         [{"role": "user", "content": [clip]}, user], [talk("x", clip)]))  # nor is a bare recording's question put in
     assert (twice["choices"], twice["usage"]) == (once["choices"], once["usage"])
     assert ask(port, messages=[{"role": "user", "content": [sound(make_audio(20, 1))]}] * 2)[0] == 413
-    assert "'wav', 'mp3'" in ask(port, messages=[talk("x", sound(b"", "m4a"))])[1]["error"]["message"]
     tool, path = {"role": "tool", "content": "x"}, {"data": "../secret.wav", "format": "wav"}
     cases = [({"messages": []}, "messages"), ({"messages": [user, tool]}, "messages.1.role"),
              ({"messages": [user], "top_p": 0}, "top_p"), ({"messages": [user], "n": 2}, "n"),
@@ -152,8 +364,12 @@ def test_wrong_requests(port):
         assert found == status and json.loads(body)["error"]["message"]
 
 
+@pytest.mark.case("B31", "B32")
 def test_only_its_own_page_may_ask(port, ckpt):
-    """A page elsewhere uses a local server, by DNS rebinding or from its own origin; or a key is not asked for."""
+    """A page elsewhere uses a local server, by DNS rebinding or from its own origin; or a key is not asked for.
+
+    Or the scheme's name counts by its case (B31), or the log doesn't say how a refused name is allowed (B32).
+    """
     at = f"127.0.0.1:{port}"
     assert request(port, "GET", "/health", [f"Host: {at}"])[0] == 200
     assert request(port, "GET", "/health", ["Host: localhost", "Origin: http://localhost"])[0] == 200
@@ -165,11 +381,21 @@ def test_only_its_own_page_may_ask(port, ckpt):
     assert "https://" not in page and "http://" not in page and "src=" not in page  # nothing from elsewhere
     server, locked = start_server(ckpt, "--api_key=s3cret", "--allow_hosts=my.name")
     try:
-        for given, status in (("Bearer s3cre", 401), ("Bearer s3cret", 200), ("Bearer \xe9", 401), ("s3cret", 401)):
-            assert request(locked, "GET", "/v1/models", ["Host: my.name", f"Authorization: {given}"])[0] == status
-        assert request(locked, "GET", "/v1/models", ["Host: my.name"])[0] == 401
-        assert request(locked, "GET", "/", ["Host: localhost"])[0] == 200
-        assert "s3cre" not in "".join(server.lines)
+        for given, status in (("Bearer s3cre", 401), ("Bearer s3cret", 200), ("Bearer \xe9", 401), ("s3cret", 401),
+                              ("bearer s3cret", 200), ("BEARER s3cret", 200), ("Bearer  s3cret ", 200), ("Bearer", 401),
+                              ("bearer S3CRET", 401), ("Bearer ", 401), ("Bearer undefined", 401), ("Basic s3cret", 401),
+                              ("Bearers3cret", 401), ("Basic OnMzY3JldA==", 401)):
+            assert request(locked, "GET", "/v1/models", ["Host: my.name", f"Authorization: {given}"])[0] == status, given
+        for path in ("/v1/models", "//v1/models", "/v1/models/", "/v1//models"):
+            assert request(locked, "GET", path, ["Host: my.name"])[0] == 401, path
+        for path in ("/", "/health", "/health/"):
+            assert request(locked, "HEAD", path, ["Host: localhost"])[0] == 200, path
+        for host in ("host.docker.internal:8000", "Other.local", "a" * 90, "b d"):
+            status, body = request(locked, "GET", "/health", [f"Host: {host}"])
+            assert status == 403 and b"--allow_hosts" in body and host[:9] in body.decode()
+        log = "".join(server.lines)
+        assert "s3cre" not in log and "aaa" not in log and "b d" not in log
+        assert "--allow_hosts=my.name,host.docker.internal\n" in log and "--allow_hosts=my.name,Other.local\n" in log
     finally:
         server.kill()
 
@@ -180,6 +406,8 @@ def test_logs_hold_no_content(ckpt):
     try:
         assert ask(port, messages=[{"role": "user", "content": "how high is it"}], max_tokens=5)[0] == 200
         request(port, "GET", "/secret-path", ["Host: localhost"])
+        encoded = "name=file\r\nContent-Transfer-Encoding: secret", make_audio(0.5, 1)
+        assert transcribe(port, encoded)[0] == 200
         end = time.time() + 10
         while "no such path" not in "".join(server.lines) and time.time() < end:
             time.sleep(0.05)
@@ -256,8 +484,6 @@ def test_one_request_costs_itself_alone(port, ckpt):
     assert ask(port, messages=[many])[0] == 413
     form = b"multipart/form-data; charset=undefined; boundary=xx".decode()
     assert post(port, multipart(b"x")[0], "/v1/audio/transcriptions", form)[0] == 400
-    from starlette.formparsers import MultiPartParser
-    assert hasattr(MultiPartParser, "spool_max_size")  # or uploads of over 1 MB go to the disk
 
 
 def test_many_at_once_say_what_each_says_alone(port):
@@ -295,6 +521,34 @@ def test_wrong_settings_are_one_line(ckpt, port, tmp_path):
                            ([f"--ckpt={ckpt}", "--host=no.such.invalid"], "host="), (["--max_batch=0"], "1 or more")):
         done = subprocess.run([sys.executable, "serve.py", *args], cwd=drill.ROOT, capture_output=True, text=True)
         assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.case("B33")
+def test_two_servers_of_one_port(ckpt, tmp_path):
+    """Two servers that start together both get the port, or neither; the second loads a model and then fails."""
+    with socket.create_server(("127.0.0.1", 0)) as earlier:  # its connection leaves the port in TIME_WAIT
+        port = earlier.getsockname()[1]
+        with socket.create_connection(earlier.getsockname()):
+            earlier.accept()[0].close()
+    command = [sys.executable, "serve.py", f"--ckpt={ckpt}", f"--port={port}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": drill.ROOT}
+    servers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    try:
+        end = time.time() + 60
+        while not (gone := [server for server in servers if server.poll() is not None]):
+            assert time.time() < end, "both servers have the port"
+            time.sleep(0.05)
+        error = gone[0].stderr.read()
+        assert gone[0].returncode == 2 and error.count("\n") == 1 and f"port={port}" in error and "--port=" in error, error
+        other = servers[servers[0] is gone[0]]
+        assert any("open http" in line for line in other.stdout), other.stderr.read()
+        command[2] = f"--ckpt={tmp_path}"  # no run is there: it would say so if it came to that
+        done = subprocess.run(command, cwd=drill.ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and "another server" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
 
 
 @pytest.mark.slow
