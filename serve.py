@@ -199,7 +199,7 @@ def decode_base64(data, most_s, param):
 
 
 def read_turns(messages):
-    """Messages -> [Turn], user and assistant in turn, a system's words among the user's; or Refused."""
+    """Messages -> [Turn], user and assistant in turn, or Refused; a system joins the user's words."""
     turns, left_s = [], talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
     for i, message in enumerate(messages):
         role = "assistant" if message.role == "assistant" else "user"
@@ -371,8 +371,8 @@ class Guard:
         finally:
             self.active -= is_post
             path = path if path in PATHS else "(no such path)"
-            now = time.time()
-            print(f"{time.strftime('%H:%M:%S')} {method[:8]} {path} {status} {now - began:.3f} s", flush=True)
+            clock, took = time.strftime("%H:%M:%S"), time.time() - began
+            print(f"{clock} {method[:8]} {path} {status} {took:.3f} s", flush=True)
 
     def check(self, scope, headers):
         """Refused unless Host, Origin, key, length and the number of requests at once are in order."""
@@ -380,8 +380,8 @@ class Guard:
         if not is_own_name(called):
             if found := re.fullmatch(r"([a-z0-9.-]{1,80})(:\d+)?", called, re.I):
                 names = ",".join(filter(None, (allow_hosts, found[1])))
-                print(f"refused the host name {found[1]}: if it is this machine's, --allow_hosts={names}",
-                      flush=True)
+                print(f"refused the host name {found[1]}: if it is this machine's, "
+                      f"--allow_hosts={names}", flush=True)
             raise Refused(403, f"this server is not called {called[:80]!r}: see --allow_hosts", code="host")
         own = (f"http://{called}".lower(), f"https://{called}".lower())
         if headers.get("origin", own[0]).lower() not in own:
@@ -566,7 +566,7 @@ def warm_up():
 
 
 def listen():
-    """-> a socket that listens at host and port; one that is only bound keeps no second server out."""
+    """-> a socket that listens at host and port; while it was only bound, another could be too."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()

@@ -32,7 +32,7 @@ def ckpt(tmp_path_factory):
 def port(ckpt):
     server, port = start_server(ckpt, "--max_tokens=400", "--max_body_mb=2")
     if hasattr(resource, "prlimit"):  # Linux
-        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (0, 0))  # it writes to no file, whatever it is sent
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (0, 0))  # no upload goes to the disk
     yield port
     server.kill()
     assert not [line for line in server.lines if "Error" in line], "".join(server.lines)
@@ -99,90 +99,88 @@ def hear(port, part):
     return answer(port, ("user", [part]), temperature=2, seed=1, max_tokens=60)
 
 
-def refused(port, **body):
-    """The param and message of a body that is refused with 400."""
-    status, body = ask(port, **body)
+def refused(port, *messages, **more):
+    """The param and message of a chat that is refused with 400."""
+    status, body = ask(port, messages=list(messages), **more)
     assert status == 400, body
     return body["error"]["param"], body["error"]["message"]
 
 
-def form(*parts):
-    """(what follows `form-data; ` in the part's head, its bytes or str) -> a multipart body and its type."""
-    rows = [f"--xx\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + (
-        data if isinstance(data, bytes) else data.encode()) for head, data in parts]
-    return b"\r\n".join([*rows, b"--xx--\r\n"]), "multipart/form-data; boundary=xx"
-
-
 def transcribe(port, *parts):
-    """-> (status, body) of a form sent to be transcribed."""
-    body, kind = form(*parts)
-    status, body = post(port, body, "/v1/audio/transcriptions", kind)
+    """-> (status, body) of a form: its parts are (what follows `form-data; `, bytes or str)."""
+    body = b""
+    for head, data in parts:
+        body += f"--xx\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode()
+        body += (data if isinstance(data, bytes) else data.encode()) + b"\r\n"
+    path, kind = "/v1/audio/transcriptions", "multipart/form-data; boundary=xx"
+    status, body = post(port, body + b"--xx--\r\n", path, kind)
     return status, json.loads(body)
 
 
 @pytest.mark.case("B25")
 def test_system_messages_join_the_users_words(port):
-    """Two system messages, or one after a turn, are refused or lost; an instruction takes a question's place."""
+    """A second system message, or one after a turn, is refused or lost, or replaces the question."""
     user, said = ("user", "how high"), ("assistant", "red")
-    a, b = ("system", "low"), ("developer", "old red")
+    low, red, none = ("system", "low"), ("developer", "old red"), ("system", None)
     as_parts = ("system", [{"type": "text", "text": "low"}])
-    one = answer(port, ("user", "low\n\nhow high"))
-    two = answer(port, ("user", "low\n\nold red\n\nhow high"))
-    assert answer(port, a, user) == answer(port, as_parts, user) == one != answer(port, user)
-    assert answer(port, a, b, user) == two != one
-    assert answer(port, a, b, a, user) == answer(port, ("user", "low\n\nold red\n\nlow\n\nhow high"))
-    assert answer(port, user, said, b, user) == answer(port, user, said, ("user", "old red\n\nhow high"))
-    assert answer(port, user, b) == answer(port, ("user", "how high\n\nold red"))
-    assert answer(port, ("system", ""), user) == answer(port, ("system", None), user) == answer(port, user)
-    assert answer(port, a) == answer(port, ("user", "low"))
-    clip = sound(make_audio(0.5, 1))
-    asked = [clip, {"type": "text", "text": "low\n\nanswer the question"}]  # serve.py's default question
-    assert answer(port, a, ("user", [clip])) == answer(port, ("user", asked)) != answer(port, ("user", [clip]))
-    assert refused(port, messages=[{"role": "system", "content": [clip]}])[0] == "messages.0.content.0"
+    for messages, right in (
+            ([low, user], "low\n\nhow high"), ([as_parts, user], "low\n\nhow high"),
+            ([low, red, user], "low\n\nold red\n\nhow high"),
+            ([low, red, low, user], "low\n\nold red\n\nlow\n\nhow high"),
+            ([user, red], "how high\n\nold red"), ([("system", ""), user], "how high"),
+            ([none, user], "how high"), ([low], "low")):
+        assert answer(port, *messages) == answer(port, ("user", right)), messages
+    assert answer(port, low, user) != answer(port, user)
+    right = answer(port, user, said, ("user", "old red\n\nhow high"))
+    assert answer(port, user, said, red, user) == right
+    clip = sound(make_audio(0.5, 1))  # a recording without words: serve.py's question
+    right = answer(port, ("user", [clip, {"type": "text", "text": "low\n\nanswer the question"}]))
+    assert answer(port, low, ("user", [clip])) == right != answer(port, ("user", [clip]))
+    assert refused(port, {"role": "system", "content": [clip]})[0] == "messages.0.content.0"
 
 
 @pytest.mark.case("B26")
 def test_base64_as_clients_write_it(port):
-    """A recording is refused for line ends in its base64 or a data: URI; or other text passes as base64."""
+    """Line ends in base64, or a data: URI, are refused; or what is no base64 passes for it."""
     wav = make_audio(0.5, 1)
-    text = base64.b64encode(wav).decode()
-    say = lambda data: hear(port, {"type": "input_audio", "input_audio": {"data": data}})
-    right = say(text)
-    assert right != say(base64.b64encode(make_audio(0.5, 2)).decode())
-    wrapped = base64.encodebytes(wav).decode()
-    assert "\n" in wrapped[:100]
-    for data in (wrapped, wrapped.replace("\n", "\r\n"), text + "\n", f"  {text}\t", f"data:audio/wav;base64,{text}",
-                 f"data:;base64,{text}", f"DATA:audio/x-wav;codecs=1;BASE64,{wrapped}"):
-        assert say(data) == right, data[:60]
-    for data, word in (("data:audio/wav," + text, ";base64,"), (wav.hex(), "audio"), ("/etc/passwd", "base64"),
-                       ("https://example.org/clip.wav", "base64"), ("", "empty"), (text[:-1], "base64"),
-                       ("\u00e9" + text, "base64"), ("data:;base64," + text[:-1], "base64")):
-        part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-        param, message = refused(port, messages=[{"role": "user", "content": [part]}])
-        assert param == "messages.0.content.0.input_audio.data" and word in message, (data[:60], message)
+    text, wrapped = base64.b64encode(wav).decode(), base64.encodebytes(wav).decode()
+    part = lambda data: {"type": "input_audio", "input_audio": {"data": data}}
+    right = hear(port, part(text))
+    assert right != hear(port, sound(make_audio(0.5, 2))) and "\n" in wrapped[:100]
+    for data in (wrapped, wrapped.replace("\n", "\r\n"), text + "\n", f"  {text}\t",
+                 f"data:audio/wav;base64,{text}", f"data:;base64,{text}",
+                 f"DATA:audio/x-wav;codecs=1;BASE64,{wrapped}"):
+        assert hear(port, part(data)) == right, data[:60]
+    for data, word in (
+            ("data:audio/wav," + text, ";base64,"), ("data:;base64," + text[:-1], "base64"),
+            (text[:-1], "base64"), (text[:40] + "!" + text[40:], "base64"), ("\u00e9" + text, "base64"),
+            ("/etc/passwd", "base64"), ("https://example.org/clip.wav", "base64"),
+            (wav.hex(), "audio"), ("", "empty")):
+        param, message = refused(port, {"role": "user", "content": [part(data)]})
+        assert param == "messages.0.content.0.input_audio.data" and word in message, message
 
 
 @pytest.mark.case("B13", "B27")
 def test_the_bytes_decide_what_a_sound_is(port):
-    """A sound that can be read is refused for its label; or the refusal of another doesn't say what is read."""
+    """A sound is refused for its label; or the refusal of its bytes doesn't say what is read."""
     files = {kind: make_audio(0.5, 1, kind) for kind in ("WAV", "MP3", "FLAC", "OGG")}
     opus = io.BytesIO()
     soundfile.write(opus, read_audio(files["WAV"]), 16_000, format="OGG", subtype="OPUS")
     files["OPUS"] = opus.getvalue()
-    labels = {"WAV": ["WAV", "wave", "x-wav", "audio/wav", "mp3", "webm", "pcm16", "", None],
-              "MP3": ["mp3", "mpeg", "audio/mpeg", "mpga", "wav"], "FLAC": ["flac", "audio/x-flac", "m4a"],
-              "OGG": ["ogg", "vorbis"], "OPUS": ["opus", "oga", "ogg", "webm"]}
-    for kind, names in labels.items():
-        right = hear(port, sound(files[kind]))
-        for label in names:
+    for kind, labels in (
+            ("WAV", ["WAV", "wave", "x-wav", "audio/wav", "mp3", "webm", "pcm16", "", None]),
+            ("MP3", ["mp3", "mpeg", "audio/mpeg", "mpga", "wav"]), ("OGG", ["ogg", "vorbis"]),
+            ("FLAC", ["flac", "audio/x-flac", "m4a"]), ("OPUS", ["opus", "oga", "ogg", "webm"])):
+        bare = sound(files[kind])
+        del bare["input_audio"]["format"]
+        right = hear(port, bare)
+        for label in labels:
             assert hear(port, sound(files[kind], label)) == right, (kind, label)
-    no_label = sound(files["WAV"])
-    del no_label["input_audio"]["format"]
-    assert hear(port, no_label) == hear(port, sound(files["WAV"]))
-    webm = bytes.fromhex("1a45dfa39f4286810142f7810142f2810442f381084282847765626d42878104") + bytes(400)
-    for data, label in ((webm, "webm"), (webm, "wav"), (webm, "m4a"), (files["WAV"][44:], "pcm16"), (b"<html>", "wav")):
-        part = {"role": "user", "content": [sound(data, label)]}
-        param, message = refused(port, messages=[part])
+    webm = bytes.fromhex("1a45dfa39f4286810142f7810142f2810442f381084282847765626d42878104")
+    webm += bytes(400)  # a head, no sound
+    for data, label in ((webm, "webm"), (webm, "wav"), (webm, "m4a"), (b"<html>", "wav"),
+                        (files["WAV"][44:], "pcm16")):
+        param, message = refused(port, {"role": "user", "content": [sound(data, label)]})
         assert param == "messages.0.content.0.input_audio.data", label
         assert all(name in message for name in ("wav", "mp3", "flac", "ogg")), message
         status, body = transcribe(port, ('name="file"; filename="clip.mp3"', data))
@@ -191,107 +189,120 @@ def test_the_bytes_decide_what_a_sound_is(port):
 
 @pytest.mark.case("B28")
 def test_what_agents_send(port):
-    """An assistant's null or empty content is refused; or a refusal doesn't name the field and what it may be."""
-    user, call = {"role": "user", "content": "how high"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    """An assistant's empty content is refused; or a refusal doesn't name the field and its limit."""
+    user, low = {"role": "user", "content": "how high"}, {"role": "user", "content": "low"}
     right = answer(port, ("user", "how high"), ("assistant", ""), ("user", "low"))
-    rest = [{"role": "user", "content": "low"}]
     for said in ({"content": None}, {}, {"content": []}, {"refusal": None, "audio": None}):
-        status, body = ask(port, messages=[user, {"role": "assistant", **said}, *rest], max_tokens=9)
+        messages = [user, {"role": "assistant", **said}, low]
+        status, body = ask(port, messages=messages, max_tokens=9)
         assert status == 200 and (body["choices"], body["usage"]) == right, body
+    right = answer(port, ("user", "low"), ("assistant", "red"), ("user", "x"))
     parts = [{"type": "text", "text": "red"}]
-    assert answer(port, ("user", "low"), ("assistant", parts), ("user", "x")) == answer(
-        port, ("user", "low"), ("assistant", "red"), ("user", "x"))
+    assert answer(port, ("user", "low"), ("assistant", parts), ("user", "x")) == right
     for limit in (None, 4.0, 131072):
         assert ask(port, messages=[user], max_tokens=limit)[0] == 200
-    for more, field, word in (({"messages": [user, call, {"role": "tool", "content": "22"}]}, "messages.2.role", "'user'"),
-                              ({"messages": [user, {"role": "function", "content": "22"}]}, "messages.1.role", "'user'"),
-                              ({"max_tokens": -1}, "max_tokens", "1"), ({"max_tokens": 0}, "max_tokens", "1"),
-                              ({"max_completion_tokens": -1}, "max_completion_tokens", "1"),
-                              ({"response_format": {"type": "json_object"}}, "response_format.type", "'text'"),
-                              ({"response_format": {"type": "json_schema"}}, "response_format.type", "'text'"),
-                              ({"stop": list("abcde")}, "stop", "at most 4"), ({"stop": 5}, "stop", "valid"),
-                              ({"stop": ["a", 5]}, "stop.1", "string"),
-                              ({"messages": [{"role": "assistant", "content": "red"}]}, "messages.0", "user"),
-                              ({"messages": [user, call, call, user]}, "messages.2", "user"),
-                              ({"messages": [user, call]}, "messages", "last")):
-        param, message = refused(port, **{"messages": [user], **more})
-        assert param == field and word in message and field.split(".")[0].rstrip("s") in message, (more, message)
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    for messages, param, word in (
+            ([user, call, {"role": "tool", "content": "22"}], "messages.2.role", "'user'"),
+            ([user, {"role": "function", "content": "22"}], "messages.1.role", "'user'"),
+            ([call], "messages.0", "user"), ([user, call, call, user], "messages.2", "user"),
+            ([user, call], "messages", "last message")):
+        found, message = refused(port, *messages)
+        assert found == param and word in message, message
+    for more, param, word in (
+            ({"max_tokens": -1}, "max_tokens", "or equal to 1"), ({"stop": 5}, "stop", "valid"),
+            ({"max_tokens": 0}, "max_tokens", "or equal to 1"), ({"stop": ["a", 5]}, "stop.1", "string"),
+            ({"max_completion_tokens": -1}, "max_completion_tokens", "or equal to 1"),
+            ({"response_format": {"type": "json_object"}}, "response_format.type", "'text'"),
+            ({"response_format": {"type": "json_schema"}}, "response_format.type", "'text'"),
+            ({"stop": list("abcde")}, "stop", "at most 4")):
+        found, message = refused(port, user, **more)
+        assert found == param and message.startswith(f"{param}: ") and word in message, message
 
 
 @pytest.mark.case("B29")
 def test_empty_optional_fields(port):
-    """An optional field that a client sends empty is an error; or one that would change the answer is passed over."""
+    """An empty optional field is an error; or one that would change the answer is passed over."""
     right = answer(port, ("user", "how high"))
-    for more in ({"stop": ""}, {"stop": []}, {"stop": [""]}, {"stop": None}, {"tools": [], "tool_choice": "none"},
-                 {"tools": None}, {"n": None}, {"response_format": None}, {"logit_bias": {}}, {"stream": None},
-                 {"temperature": None, "top_p": None, "seed": None}, {"model": ""}, {"stream_options": None}):
+    for more in ({"stop": ""}, {"stop": []}, {"stop": [""]}, {"stop": None}, {"tools": None},
+                 {"tools": [], "tool_choice": "none"}, {"n": None}, {"response_format": None},
+                 {"logit_bias": {}}, {"stream": None}, {"stream_options": None}, {"model": ""},
+                 {"temperature": None, "top_p": None, "seed": None}):
         assert answer(port, ("user", "how high"), **more) == right, more
     file = 'name="file"; filename="a.wav"', make_audio(2.0, 2)
     heard = transcribe(port, file)
     assert heard[0] == 200 and heard[1]["text"]
-    for name, value in (("language", ""), ("language", "en"), ("prompt", ""), ("prompt", "Kansas, " * 300), ("model", ""),
-                        ("temperature", ""), ("temperature", "warm"), ("response_format", ""), ("response_format", "JSON"),
-                        ("stream", ""), ("stream", "false"), ("stream", "null"), ("hotwords", ""),
-                        ("timestamp_granularities[]", "word"), ("vad_filter", "true")):
-        assert transcribe(port, (f'name="{name}"', value), file) == heard, (name, value)
-    for name, value in (*(("response_format", kind) for kind in ("verbose_json", "srt", "vtt", "diarized_json")),
-                        *(("stream", value) for value in ("true", "True", "TRUE", "1"))):
-        status, body = transcribe(port, file, (f'name="{name}"', value))
-        assert status == 400 and body["error"]["param"] == name and name in body["error"]["message"], body
-    status, body = transcribe(port, file, *((f'name="f{i}"', "x") for i in range(40)))
-    assert status == 400 and "parts" in body["error"]["message"]
+    for field, values in (
+            ("language", ["", "en", "auto"]), ("prompt", ["", "Kansas, " * 300]), ("model", [""]),
+            ("temperature", ["", "warm"]), ("response_format", ["", "json", "JSON"]),
+            ("stream", ["", "false", "null"]), ("hotwords", [""]), ("vad_filter", ["true"]),
+            ("timestamp_granularities[]", ["word"])):
+        for value in values:
+            assert transcribe(port, (f'name="{field}"', value), file) == heard, (field, value)
+    for field, values in (("response_format", ["verbose_json", "srt", "vtt", "diarized_json"]),
+                          ("stream", ["true", "True", "TRUE", "1"])):
+        for value in values:
+            status, body = transcribe(port, file, (f'name="{field}"', value))
+            assert status == 400 and body["error"]["param"] == field, body
+            assert field in body["error"]["message"]
+    status, body = transcribe(port, file, *[(f'name="f{i}"', "x") for i in range(40)])
+    assert status == 400 and "more than 33 parts" in body["error"]["message"]
 
 
 @pytest.mark.case("B30")
 def test_a_file_without_a_filename(port):
-    """A form's file is refused, or its bytes are changed, where its part has no filename; or it goes to the disk."""
-    wav = make_audio(2.0, 2)
-    heard = transcribe(port, ('name="file"; filename="a.wav"', wav))
+    """A form's file is refused, changed or written to the disk where its part has no filename."""
+    wav, named = make_audio(2.0, 2), 'name="file"; filename="a.wav"'
+    heard = transcribe(port, (named, wav))
     assert heard[0] == 200 and heard[1]["text"]
     for head in ('name="file"', 'name="file"\r\nContent-Type: audio/wav', 'name="file"; filename=""',
-                 "name=\"file\"; filename*=UTF-8''gr%C3%B6%C3%9Fe.wav", 'name="file"; filename="blob"',
-                 'name="file"; filename="gr\u00f6\u00dfe \u65e5\u672c.wav"', 'name="file"; filename="..\\..\\C:\\clip.wav"'):
+                 "name=\"file\"; filename*=UTF-8''gr%C3%B6%C3%9Fe.wav",
+                 'name="file"; filename="blob"\r\nContent-Type: application/octet-stream',
+                 'name="file"; filename="gr\u00f6\u00dfe \u65e5\u672c.wav"',
+                 'name="file"; filename="..\\..\\C:\\clip.wav"'):
         assert transcribe(port, ('name="model"', "m"), (head, wav)) == heard, head
-    large = io.BytesIO()
-    soundfile.write(large, np.random.default_rng(0).normal(0, 0.1, (48_000, 8)), 96_000, format="WAV", subtype="FLOAT")
-    assert 1_500_000 < len(large.getvalue()) < 1_900_000
-    for head in ('name="file"', 'name="file"; filename="a.wav"'):
-        assert transcribe(port, (head, large.getvalue()))[0] == 200
-    for parts, word in (([('name="audio"', wav)], "0 parts named file"), ([], "0 parts"),
-                        ([('name="file"', wav), ('name="file"', wav)], "2 parts named file"), ([('name="file"', "")], "empty")):
+    large, noise = io.BytesIO(), np.random.default_rng(0).normal(0, 0.1, (48_000, 8))
+    soundfile.write(large, noise, 96_000, format="WAV", subtype="FLOAT")
+    for head in ('name="file"', named):
+        assert transcribe(port, (head, large.getvalue()))[0] == 200  # 1.5 MB
+    for parts, word in (([('name="audio"', wav)], "0 parts named file"), ([], "0 parts named file"),
+                        ([(named, wav), (named, wav)], "2 parts named file"), ([(named, "")], "empty")):
         status, body = transcribe(port, *parts)
-        assert status == 400 and body["error"]["param"] == "file" and word in body["error"]["message"], body
+        assert status == 400 and body["error"]["param"] == "file"
+        assert word in body["error"]["message"]
     status, body = post(port, b"x", "/v1/audio/transcriptions", "multipart/form-data")
     assert status == 400 and b"boundary" in body
 
 
 @pytest.mark.case("B40")
 def test_addresses(port):
-    """A slash too many is a redirect, which loses a body; a watchdog's HEAD looks like an outage; a 404 is no JSON."""
-    wav = 'name="file"; filename="a.wav"', make_audio(0.5, 1)
-    chat = json.dumps({"messages": [{"role": "user", "content": "how high"}], "max_tokens": 9}).encode()
-    body, kind = form(wav)
-    for path, data, kind in (("/v1/chat/completions", chat, "application/json"),
-                             ("/v1/audio/transcriptions", body, kind)):
-        right = [post(port, data, path, kind)[0]] * 4
-        assert right == [post(port, data, p, kind)[0] for p in (path + "/", "/" + path, path.replace("/v1/", "/v1//"),
-                                                                path + "?api-version=2024-10-21")] == [200] * 4
-    for path in ("/", "/health", "/v1/models", "/v1/models/", "/v1/models/run", "/v1/models/run/", "//v1//models", "//"):
-        answers = {}
+    """A slash too many loses the body, a watchdog's HEAD looks like an outage, a 404 is no JSON."""
+    user = {"role": "user", "content": "how high"}
+    chat = json.dumps({"messages": [user], "max_tokens": 9}).encode(), "application/json"
+    for path, (body, kind) in (("/v1/chat/completions", chat),
+                               ("/v1/audio/transcriptions", multipart(make_audio(0.5, 1)))):
+        for other in (path, path + "/", "/" + path, path.replace("v1/", "v1//"), path + "?api=1"):
+            assert post(port, body, other, kind)[0] == 200, other
+    for path in ("/", "/health", "/v1/models", "/v1/models/", "/v1/models/run", "/v1/models/run/",
+                 "//v1//models", "//"):
+        heads = []
         for method in ("GET", "HEAD"):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
             connection.request(method, path)
             response = connection.getresponse()
-            answers[method] = response.status, response.getheader("content-type"), response.getheader("content-length")
-            content = response.read()
+            fields = [response.getheader(name) for name in ("content-type", "content-length")]
+            heads.append((response.status, *fields))
+            body = response.read()
             connection.close()
-        assert answers["GET"] == answers["HEAD"] and answers["GET"][0] == 200 and content == b"", (path, answers)
-    for method, path, status in (("POST", "/chat/completions", 404), ("POST", "/v1/v1/chat/completions", 404),
-                                 ("GET", "/models", 404), ("GET", "/v1/models/gpt-9/", 404), ("GET", "/docs", 404),
-                                 ("PUT", "/v1/chat/completions", 405), ("GET", "/v1/audio/transcriptions/", 405)):
+        assert heads[0] == heads[1] and heads[0][0] == 200 and body == b"", (path, heads)
+    for method, path, status, word in (
+            ("POST", "/chat/completions", 404, "/v1/chat/completions"), ("GET", "/docs", 404, "/v1/"),
+            ("POST", "/v1/v1/chat/completions", 404, "/v1/chat/completions"),
+            ("GET", "/models", 404, "/v1/models"), ("GET", "/v1/models/gpt-9/", 404, "run"),
+            ("PUT", "/v1/chat/completions", 405, "Method"),
+            ("GET", "/v1/audio/transcriptions/", 405, "Method")):
         found, body = request(port, method, path, ["Host: localhost"])
-        message = json.loads(body)["error"]["message"]
-        assert found == status and (status == 405 or "gpt" in path or "/v1/chat/completions" in message), (path, body)
+        assert found == status and word in json.loads(body)["error"]["message"], (path, body)
     assert request(port, "HEAD", "/v1/chat/completions", ["Host: localhost"]) == (405, b"")
 
 
@@ -368,7 +379,7 @@ def test_wrong_requests(port):
 def test_only_its_own_page_may_ask(port, ckpt):
     """A page elsewhere uses a local server, by DNS rebinding or from its own origin; or a key is not asked for.
 
-    Or the scheme's name counts by its case (B31), or the log doesn't say how a refused name is allowed (B32).
+    Or `bearer` must be written Bearer (B31); or the log doesn't tell how to allow a name (B32).
     """
     at = f"127.0.0.1:{port}"
     assert request(port, "GET", "/health", [f"Host: {at}"])[0] == 200
@@ -381,13 +392,16 @@ def test_only_its_own_page_may_ask(port, ckpt):
     assert "https://" not in page and "http://" not in page and "src=" not in page  # nothing from elsewhere
     server, locked = start_server(ckpt, "--api_key=s3cret", "--allow_hosts=my.name")
     try:
-        for given, status in (("Bearer s3cre", 401), ("Bearer s3cret", 200), ("Bearer \xe9", 401), ("s3cret", 401),
-                              ("bearer s3cret", 200), ("BEARER s3cret", 200), ("Bearer  s3cret ", 200), ("Bearer", 401),
-                              ("bearer S3CRET", 401), ("Bearer ", 401), ("Bearer undefined", 401), ("Basic s3cret", 401),
-                              ("Bearers3cret", 401), ("Basic OnMzY3JldA==", 401)):
-            assert request(locked, "GET", "/v1/models", ["Host: my.name", f"Authorization: {given}"])[0] == status, given
+        own = "Host: my.name"
+        for given, status in (
+                ("Bearer s3cre", 401), ("Bearer s3cret", 200), ("Bearer \xe9", 401), ("s3cret", 401),
+                ("bearer s3cret", 200), ("BEARER s3cret", 200), ("Bearer  s3cret ", 200),
+                ("Bearer", 401), ("Bearer ", 401), ("Bearer undefined", 401), ("bearer S3CRET", 401),
+                ("Bearers3cret", 401), ("Basic s3cret", 401), ("Basic OnMzY3JldA==", 401)):
+            headers = [own, f"Authorization: {given}"]
+            assert request(locked, "GET", "/v1/models", headers)[0] == status, given
         for path in ("/v1/models", "//v1/models", "/v1/models/", "/v1//models"):
-            assert request(locked, "GET", path, ["Host: my.name"])[0] == 401, path
+            assert request(locked, "GET", path, [own])[0] == 401, path
         for path in ("/", "/health", "/health/"):
             assert request(locked, "HEAD", path, ["Host: localhost"])[0] == 200, path
         for host in ("host.docker.internal:8000", "Other.local", "a" * 90, "b d"):
@@ -395,7 +409,8 @@ def test_only_its_own_page_may_ask(port, ckpt):
             assert status == 403 and b"--allow_hosts" in body and host[:9] in body.decode()
         log = "".join(server.lines)
         assert "s3cre" not in log and "aaa" not in log and "b d" not in log
-        assert "--allow_hosts=my.name,host.docker.internal\n" in log and "--allow_hosts=my.name,Other.local\n" in log
+        for host in ("host.docker.internal", "Other.local"):
+            assert f"--allow_hosts=my.name,{host}\n" in log
     finally:
         server.kill()
 
@@ -525,26 +540,29 @@ def test_wrong_settings_are_one_line(ckpt, port, tmp_path):
 
 @pytest.mark.case("B33")
 def test_two_servers_of_one_port(ckpt, tmp_path):
-    """Two servers that start together both get the port, or neither; the second loads a model and then fails."""
-    with socket.create_server(("127.0.0.1", 0)) as earlier:  # its connection leaves the port in TIME_WAIT
+    """Two servers that start together both get the port, or neither; or it is tried after the load."""
+    with socket.create_server(("127.0.0.1", 0)) as earlier:
         port = earlier.getsockname()[1]
         with socket.create_connection(earlier.getsockname()):
-            earlier.accept()[0].close()
+            earlier.accept()[0].close()  # the port is in TIME_WAIT, as after a server that was stopped
     command = [sys.executable, "serve.py", f"--ckpt={ckpt}", f"--port={port}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": drill.ROOT}
     servers = [subprocess.Popen(command, **pipes) for _ in range(2)]
     try:
         end = time.time() + 60
-        while not (gone := [server for server in servers if server.poll() is not None]):
+        while not any(server.poll() is not None for server in servers):
             assert time.time() < end, "both servers have the port"
             time.sleep(0.05)
-        error = gone[0].stderr.read()
-        assert gone[0].returncode == 2 and error.count("\n") == 1 and f"port={port}" in error and "--port=" in error, error
-        other = servers[servers[0] is gone[0]]
-        assert any("open http" in line for line in other.stdout), other.stderr.read()
-        command[2] = f"--ckpt={tmp_path}"  # no run is there: it would say so if it came to that
-        done = subprocess.run(command, cwd=drill.ROOT, capture_output=True, text=True)
-        assert done.returncode == 2 and "another server" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        servers.sort(key=lambda server: server.poll() is None)
+        second, first = servers
+        error = second.stderr.read()
+        assert second.returncode == 2 and error.count("\n") == 1, error
+        assert f"port={port}" in error and "another server" in error and "--port=" in error
+        assert any("open http" in line for line in first.stdout), first.stderr.read()
+        command[2] = f"--ckpt={tmp_path}"  # no run is there: loading would say so
+        late = subprocess.run(command, cwd=drill.ROOT, capture_output=True, text=True)
+        assert late.returncode == 2 and late.stderr.count("\n") == 1, late.stderr
+        assert "another server" in late.stderr and "checkpoint" not in late.stderr
     finally:
         for server in servers:
             server.kill()
