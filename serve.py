@@ -13,12 +13,16 @@ import errno
 import hmac
 import ipaddress
 import json
+import logging
 import os
+import re
 import socket
 import sys
 import time
 import uuid
 from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -55,9 +59,10 @@ try:
     from fastapi import FastAPI, Request
     from fastapi.concurrency import run_in_threadpool
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
-    from pydantic import BaseModel, FailFast, Field, ValidationError
+    from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import create_form_parser
     from starlette.exceptions import HTTPException
-    from starlette.formparsers import MultiPartParser
     from starlette.requests import ClientDisconnect
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -67,12 +72,13 @@ from audio import SAMPLE_RATE, TooLong, read_audio
 from engine import Busy, Engine, Job, report
 from talk import Batch, Row, Talker, Text, joined, size
 
-MultiPartParser.spool_max_size = int(max_body_mb * 1e6)  # an upload is never written to disk
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings quote the request
 PAGE = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src 'unsafe-inline'; "
           "img-src data:; media-src blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
           "form-action 'none'")
 LENGTH = "context_length_exceeded"
+MAX_FORM_PARTS = 33  # a file and 32 fields
 
 
 class Refused(Exception):
@@ -92,8 +98,8 @@ class Refused(Exception):
 # ---- what a request may say
 
 class Sound(BaseModel):
-    data: str  # base64
-    format: Literal["wav", "mp3", "flac", "ogg"] = "wav"
+    data: str  # base64 or a data: URI
+    format: str | None = None  # not used: the bytes say what they are
 
 
 class Part(BaseModel):
@@ -102,16 +108,27 @@ class Part(BaseModel):
     input_audio: Sound | None = None
 
 
+def as_parts(content):
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def as_list(stop):
+    return [stop] if isinstance(stop, str) else stop
+
+
+# A string becomes a list before it is checked: in a union an error may name the wrong branch.
+Parts = Annotated[list[Part], Field(max_length=64), BeforeValidator(as_parts)]
+StopString = Annotated[str, Field(max_length=256)]
+Stop = Annotated[list[StopString], Field(max_length=4), BeforeValidator(as_list)]
+
+
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=64)] | None = None
+    content: Parts | None = None
 
 
 class StreamOptions(BaseModel):
     include_usage: bool | None = False
-
-
-Stop = Annotated[str, Field(max_length=256)]
 
 
 class ResponseFormat(BaseModel):
@@ -128,7 +145,7 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Stop | None = None
     seed: int | None = Field(None, ge=-2**63, lt=2**63)
     presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
@@ -140,7 +157,21 @@ class ChatRequest(BaseModel):
     logit_bias: Annotated[dict, Field(max_length=0)] | None = None
 
 
-FIELDS = {name for model in (ChatRequest, Message, Part, Sound, StreamOptions) for name in model.model_fields}
+@dataclass
+class Turn:
+    """What one speaker says in a row."""
+    role: str  # 'user' or 'assistant'
+    texts: list = field(default_factory=list)
+    wavs: list = field(default_factory=list)
+    has_system: bool = False  # a system message is among the texts
+    has_question: bool = False  # a user's text is among them
+
+    def message(self):
+        """-> (role, text, Recording or None)."""
+        default = [question] if self.wavs and not self.has_question else []
+        between = "\n\n" if self.has_system else "\n"
+        text = between.join(filter(None, self.texts + default))
+        return self.role, text, talker.record(joined(self.wavs)) if self.wavs else None
 
 
 def decode(data, most_s, param):
@@ -153,44 +184,64 @@ def decode(data, most_s, param):
         raise Refused(400, str(e), param, "invalid_audio") from None
 
 
-def read_message(message, place, left_s):
-    """-> (role, text, float32 wav or None) of a Message, whose recordings may last left_s together, or Refused."""
-    parts = [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content or []
-    wavs, param = [], f"messages.{place}.content"
-    for i, part in enumerate(parts):
-        if (part.type == "input_audio") != bool(part.input_audio) or part.input_audio and message.role != "user":
+def decode_base64(data, most_s, param):
+    """Base64, with line ends or as a data: URI -> float32 (n,) at 16 kHz, or Refused."""
+    data = data.translate(dict.fromkeys(map(ord, " \t\r\n")))
+    if data[:5].lower() == "data:":
+        head, _, data = data.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise Refused(400, "a data: URI of a sound has ;base64, before its data", param)
+    try:
+        data = base64.b64decode(data, validate=True)
+    except ValueError as e:
+        raise Refused(400, f"data is neither base64 nor a data: URI: {e}", param) from None
+    return decode(data, most_s, param)
+
+
+def read_turns(messages):
+    """Messages -> [Turn], user and assistant in turn, or Refused; a system joins the user's words."""
+    turns, left_s = [], talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
+    for i, message in enumerate(messages):
+        role = "assistant" if message.role == "assistant" else "user"
+        before = turns[-1].role if turns else "assistant"
+        if role == before == "assistant":
+            wrong = f"message {i} is the assistant's: one of the user's comes before it"
+            raise Refused(400, wrong, f"messages.{i}")
+        if role != before:
+            turns.append(Turn(role))
+        left_s -= read_message(message, turns[-1], left_s, f"messages.{i}.content")
+    if turns[-1].role != "user":
+        raise Refused(400, "the last message is the user's", "messages")
+    return turns
+
+
+def read_message(message, turn, left_s, param):
+    """Add a Message to its Turn -> seconds of its recordings, at most left_s; or Refused."""
+    had_s = heard_s = sum(map(len, turn.wavs)) / SAMPLE_RATE
+    for i, part in enumerate(message.content or []):
+        is_sound = part.type == "input_audio"
+        if is_sound != bool(part.input_audio) or is_sound and message.role != "user":
             raise Refused(400, "input_audio belongs to a user's part of type input_audio", f"{param}.{i}")
-        if part.input_audio:
+        if is_sound:
+            most_s = min(left_s + had_s, max_audio_s) - heard_s
             at = f"{param}.{i}.input_audio.data"
-            try:
-                data = base64.b64decode(part.input_audio.data, validate=True)
-            except ValueError as e:
-                raise Refused(400, f"data is no base64: {e}", at) from None
-            wavs.append(decode(data, left_s - sum(map(len, wavs)) / SAMPLE_RATE, at))
-    text = "\n".join(part.text for part in parts if part.text)
-    return "system" if message.role == "developer" else message.role, text, joined(wavs)
+            wav = decode_base64(part.input_audio.data, max(most_s, 0.0), at)
+            turn.wavs.append(wav)
+            heard_s += len(wav) / SAMPLE_RATE
+    turn.texts.append("\n".join(part.text for part in message.content or [] if part.text))
+    turn.has_system |= message.role in ("system", "developer")
+    turn.has_question |= message.role == "user" and turn.texts[-1] != ""
+    return heard_s - had_s
 
 
 def make_row(ask):
     """A ChatRequest -> Row, or Refused."""
-    if any(part.type == "input_audio" for message in ask.messages if isinstance(message.content, list)
-           for part in message.content) and not talker.ears:
+    parts = chain.from_iterable(message.content or [] for message in ask.messages)
+    if not talker.ears and any(part.type == "input_audio" for part in parts):
         raise Refused(400, f"{name} takes no audio", "messages")
     if not talker.can_chat:
         raise Refused(400, f"{name} only transcribes: use /v1/audio/transcriptions, or serve a run of train_sft.py")
-    messages, left_s = [], talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
-    for i, message in enumerate(ask.messages):
-        goes_on = messages and messages[-1][0] == message.role == "user"  # two in a row are one
-        _, before, earlier = messages.pop() if goes_on else ("", "", None)
-        had_s = 0 if earlier is None else len(earlier) / SAMPLE_RATE
-        role, text, wav = read_message(message, i, min(left_s, max_audio_s - had_s))
-        left_s -= 0 if wav is None else len(wav) / SAMPLE_RATE
-        wav = joined([x for x in (earlier, wav) if x is not None])
-        messages.append((role, "\n".join(filter(None, (before, text))), wav))
-    messages = [(role, text if text or wav is None else question, None if wav is None else talker.record(wav))
-                for role, text, wav in messages]
-    if messages[-1][0] != "user":
-        raise Refused(400, "the last message is the user's", "messages")
+    messages = [turn.message() for turn in read_turns(ask.messages)]
     too_long = f"more than the model's {talker.limit} tokens: begin a new conversation", "messages", LENGTH
     if sum(len(text) for _, text, _ in messages) > 50 * talker.limit:  # more than any tokens: don't even count them
         raise Refused(400, *too_long)
@@ -207,6 +258,40 @@ def make_row(ask):
                top_p=max(ask.top_p or 1.0, 1e-6), presence_penalty=ask.presence_penalty or 0.0,
                frequency_penalty=ask.frequency_penalty or 0.0, stop_ids=talker.stop_ids(),
                seed=int.from_bytes(os.urandom(7)) if ask.seed is None else ask.seed)
+
+
+def read_form(content_type, body):
+    """A multipart body -> {name: bytes} of its parts, with a filename or without; or Refused."""
+    parts = []
+
+    def keep(part):
+        if len(parts) == MAX_FORM_PARTS:
+            raise Refused(400, f"the form has more than {MAX_FORM_PARTS} parts")
+        value = part.file_object.getvalue() if hasattr(part, "file_object") else part.value
+        parts.append(((part.field_name or b"").decode("latin1"), value))
+
+    in_memory = {"MAX_MEMORY_FILE_SIZE": float("inf")}  # an upload is never written to disk
+    try:
+        parser = create_form_parser({"Content-Type": content_type}, keep, keep, in_memory)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as e:
+        raise Refused(400, f"the form can't be read: {e}") from None
+    n_files = sum(part_name == "file" for part_name, _ in parts)
+    if n_files != 1:
+        raise Refused(400, f"the form has {n_files} parts named file: send one", "file")
+    return dict(parts)
+
+
+def read_upload(content_type, body):
+    """A transcription's form -> (float32 (n,) at 16 kHz, 'json' or 'text'), or Refused."""
+    form = read_form(content_type, body)
+    if form.get("stream", b"").lower() in (b"true", b"1"):
+        raise Refused(400, "a transcript comes in one piece: leave stream out", "stream")
+    kind = form.get("response_format", b"").lower() or b"json"
+    if kind not in (b"json", b"text"):
+        raise Refused(400, "response_format is json or text", "response_format")
+    return decode(form["file"], max_transcript_s, "file"), kind.decode()
 
 
 # ---- following an answer
@@ -248,7 +333,11 @@ class Guard:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        status, got, began = 0, 0, time.time()
+        status, got, began, method = 0, 0, time.time(), scope["method"]
+        path = re.sub("/+", "/", scope["path"]).rstrip("/") or "/"  # a redirect may lose the body
+        scope = scope | {"path": path}
+        if method == "HEAD":
+            scope["method"] = "GET"  # uvicorn leaves out the body
 
         async def counted():
             nonlocal got
@@ -263,7 +352,7 @@ class Guard:
             status = message.get("status", status)
             await send(message)
 
-        is_post = scope["method"] == "POST"
+        is_post = method == "POST"
         self.active += is_post
         try:
             async with asyncio.timeout(request_timeout_s):
@@ -281,20 +370,26 @@ class Guard:
             status = e.status
         finally:
             self.active -= is_post
-            path = scope["path"] if scope["path"] in PATHS else "(no such path)"
-            print(f"{time.strftime('%H:%M:%S')} {scope['method'][:8]} {path} {status} {time.time() - began:.3f} s",
-                  flush=True)
+            path = path if path in PATHS else "(no such path)"
+            clock, took = time.strftime("%H:%M:%S"), time.time() - began
+            print(f"{clock} {method[:8]} {path} {status} {took:.3f} s", flush=True)
 
     def check(self, scope, headers):
         """Refused unless Host, Origin, key, length and the number of requests at once are in order."""
         called = headers.get("host", "")
         if not is_own_name(called):
+            if found := re.fullmatch(r"([a-z0-9.-]{1,80})(:\d+)?", called, re.I):
+                names = ",".join(filter(None, (allow_hosts, found[1])))
+                print(f"refused the host name {found[1]}: if it is this machine's, "
+                      f"--allow_hosts={names}", flush=True)
             raise Refused(403, f"this server is not called {called[:80]!r}: see --allow_hosts", code="host")
         own = (f"http://{called}".lower(), f"https://{called}".lower())
         if headers.get("origin", own[0]).lower() not in own:
             raise Refused(403, "a web page of another origin may not ask here", code="origin")
-        key, given = b"Bearer " + KEY.encode(), headers.get("authorization", "").encode("latin1", "replace")
-        if KEY and scope["path"] not in ("/", "/health") and not hmac.compare_digest(given, key):
+        given = headers.get("authorization", "").encode("latin1", "replace")
+        scheme, _, key = given.partition(b" ")
+        has_key = scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), KEY.encode())
+        if KEY and not has_key and scope["path"] not in ("/", "/health"):
             raise Refused(401, "this server asks for its key: Authorization: Bearer ...", code="invalid_api_key")
         if headers.get("content-length", "").isdigit() and int(headers["content-length"][:18]) > max_body_mb * 1e6:
             raise Refused(413, f"a body of more than {max_body_mb:g} MB", code="body_too_large")
@@ -329,10 +424,16 @@ def is_own_name(called):
         return False
 
 
-app = FastAPI(title="nanochat-omni", docs_url=None, redoc_url=None, openapi_url=None)
+def no_route(request, e):
+    """The answer where no address, or no method of it, fits."""
+    addresses = f": what there is: {', '.join(sorted(PATHS))}" if e.status_code == 404 else ""
+    return Refused(e.status_code, f"{e.detail}{addresses}").response()
+
+
+app = FastAPI(title="nanochat-omni", openapi_url=None, redirect_slashes=False)
 app.add_middleware(Guard)
 app.add_exception_handler(Refused, lambda request, e: e.response())
-app.add_exception_handler(HTTPException, lambda request, e: Refused(e.status_code, str(e.detail)).response())
+app.add_exception_handler(HTTPException, no_route)
 app.add_exception_handler(Busy, lambda request, e: Refused(503, f"the server is busy: {e}", code="busy").response())
 app.add_exception_handler(ClientDisconnect, lambda request, e: Refused(499, "the client went away").response())
 decoders = asyncio.Semaphore(4)  # recordings decoded at once
@@ -371,10 +472,9 @@ async def read_chat(request):
         try:
             asked = await run_in_threadpool(ChatRequest.model_validate_json, body)
         except ValidationError as e:
-            errors = e.errors(include_url=False, include_input=False, include_context=False)
-            first = max(errors, key=lambda error: len(error["loc"]))  # of a union the branch that was meant
-            place = [str(part) for part in first["loc"] if isinstance(part, int) or part in FIELDS]
-            raise Refused(400, first["msg"], ".".join(place) or None) from None
+            first = e.errors(include_url=False, include_input=False, include_context=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise Refused(400, f"{place or 'body'}: {first['msg']}", place or None) from None
         return asked, await run_in_threadpool(make_row, asked)
 
 
@@ -383,8 +483,7 @@ async def chat(request: Request):
     ask, row = await read_chat(request)
     job = Job(row)
     engine.submit(job)
-    stops = [ask.stop] if isinstance(ask.stop, str) else ask.stop or []
-    text, said = Text(talker.tok, talker.plain, stops), follow(job)
+    text, said = Text(talker.tok, talker.plain, ask.stop or []), follow(job)
     usage = lambda: {"prompt_tokens": size(row.prompt), "completion_tokens": len(text.ids),
                      "total_tokens": size(row.prompt) + len(text.ids)}
     reason = lambda: "stop" if text.stopped else row.ended
@@ -443,19 +542,9 @@ async def transcriptions(request: Request):
         raise Refused(415, "the body is a form, with Content-Type: multipart/form-data")
     if not talker.ears:
         raise Refused(400, f"{name} takes no audio", "file")
-    try:
-        async with request.form(max_files=1, max_fields=32) as form:
-            file, kind = form.get("file"), form.get("response_format") or "json"
-            if form.get("stream") in ("true", "True", "1"):
-                raise Refused(400, "a transcript comes in one piece", "stream")
-            if not hasattr(file, "read"):
-                raise Refused(400, "a form's file is missing", "file")
-            if kind not in ("json", "text"):
-                raise Refused(400, "response_format is json or text", "response_format")
-            async with decoders:
-                wav = await run_in_threadpool(decode, await file.read(), max_transcript_s, "file")
-    except UnicodeError:
-        raise Refused(400, "the form's charset is none", "file") from None
+    body = await request.body()  # before a place among the decoders: it may be slow to come
+    async with decoders:
+        wav, kind = await run_in_threadpool(read_upload, request.headers["content-type"], body)
     job = Job(wav=wav)
     engine.submit(job)
     text = " ".join(piece for piece in await unless_gone(request, gathered(follow(job))) if piece)
@@ -476,24 +565,29 @@ def warm_up():
         list(talker.transcripts(wav, beams))
 
 
-def main():
-    """Load, bind, warm up, serve until Ctrl-C."""
+def listen():
+    """-> a socket that listens at host and port; while it was only bound, another could be too."""
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family[0])
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(family[4])
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=1024, dualstack_ipv6=both)
     except OSError as e:
-        wrong = isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL
-        fail(f"host={host} port={port}: {e.strerror or e}: " + (
-            "no address of this machine" if wrong else "is another server there? --port= sets another one"))
+        hints = {errno.EADDRINUSE: "is another server there? --port= sets another one",
+                 errno.EACCES: "ports below 1024 need root: --port= sets another one"}
+        hint = hints.get(e.errno, "no address of this machine")
+        fail(f"host={host} port={port}: {str(e.strerror).partition(' (')[0]}: {hint}")
+
+
+def main(sock):
+    """Warm up, say where it is, serve until Ctrl-C."""
     warm_up()
     engine.start()
-    sock.listen(1024)
-    at = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{sock.getsockname()[1]} in a browser",
+    address, number = sock.getsockname()[:2]
+    at = f"[{host}]" if ":" in host else host
+    at = "127.0.0.1" if host in ("0.0.0.0", "::") else at
+    print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{number} in a browser",
           flush=True)
-    if not (host == "localhost" or ipaddress.ip_address(family[4][0]).is_loopback):
+    if not ipaddress.ip_address(address).is_loopback:
         print(f"host={host}: anyone who reaches this machine " + ("and has the key can use it" if KEY else
               "can use it, and no key is asked for: set --api_key= or NANOCHAT_API_KEY") + "; by a name it answers "
               "where --allow_hosts= has it; a browser gives its microphone to https or localhost alone", flush=True)
@@ -506,6 +600,7 @@ def main():
 
 if __name__ == "__main__":
     KEY = api_key or os.environ.get("NANOCHAT_API_KEY", "")
+    listening = listen()  # before minutes of loading
     try:
         talker = Talker(ckpt, step, device)
     except (ValueError, OSError) as e:
@@ -519,4 +614,4 @@ if __name__ == "__main__":
     PATHS = {"/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions", "/v1/audio/transcriptions"}
     engine = Engine(talker, max_batch, max_queue, window_ms / 1e3, int(cache_mb * 2**20), beams)
     with suppress(KeyboardInterrupt):
-        main()
+        main(listening)

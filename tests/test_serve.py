@@ -1,9 +1,11 @@
 """serve.py as its clients meet it: the openai package, curl's requests, bad ones, many at once, and a real browser."""
 import base64
+import http.client
 import io
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -29,6 +31,8 @@ def ckpt(tmp_path_factory):
 @pytest.fixture(scope="module")
 def port(ckpt):
     server, port = start_server(ckpt, "--max_tokens=400", "--max_body_mb=2")
+    if hasattr(resource, "prlimit"):  # Linux
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (0, 0))  # no upload goes to the disk
     yield port
     server.kill()
     assert not [line for line in server.lines if "Error" in line], "".join(server.lines)
@@ -82,6 +86,226 @@ def test_openai_client(client, ckpt):
     assert e.value.param == "temperature" and "less than or equal to 2" in str(e.value)
 
 
+def answer(port, *messages, **more):
+    """The choices and usage of an answer to messages (role, content), which must succeed."""
+    messages = [{"role": role, "content": content} for role, content in messages]
+    status, body = ask(port, messages=messages, **{"max_tokens": 9, **more})
+    assert status == 200, (messages, more, body)
+    return body["choices"], body["usage"]
+
+
+def hear(port, part):
+    """What is said of a recording, so hot that the answer shows which one it was."""
+    return answer(port, ("user", [part]), temperature=2, seed=1, max_tokens=60)
+
+
+def refused(port, *messages, **more):
+    """The param and message of a chat that is refused with 400."""
+    status, body = ask(port, messages=list(messages), **more)
+    assert status == 400, body
+    return body["error"]["param"], body["error"]["message"]
+
+
+def transcribe(port, *parts):
+    """-> (status, body) of a form: its parts are (what follows `form-data; `, bytes or str)."""
+    body = b""
+    for head, data in parts:
+        body += f"--xx\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode()
+        body += (data if isinstance(data, bytes) else data.encode()) + b"\r\n"
+    path, kind = "/v1/audio/transcriptions", "multipart/form-data; boundary=xx"
+    status, body = post(port, body + b"--xx--\r\n", path, kind)
+    return status, json.loads(body)
+
+
+@pytest.mark.case("B25")
+def test_system_messages_join_the_users_words(port):
+    """A second system message, or one after a turn, is refused or lost, or replaces the question."""
+    user, said = ("user", "how high"), ("assistant", "red")
+    low, red, none = ("system", "low"), ("developer", "old red"), ("system", None)
+    as_parts = ("system", [{"type": "text", "text": "low"}])
+    for messages, right in (
+            ([low, user], "low\n\nhow high"), ([as_parts, user], "low\n\nhow high"),
+            ([low, red, user], "low\n\nold red\n\nhow high"),
+            ([low, red, low, user], "low\n\nold red\n\nlow\n\nhow high"),
+            ([user, red], "how high\n\nold red"), ([("system", ""), user], "how high"),
+            ([none, user], "how high"), ([low], "low")):
+        assert answer(port, *messages) == answer(port, ("user", right)), messages
+    assert answer(port, low, user) != answer(port, user)
+    right = answer(port, user, said, ("user", "old red\n\nhow high"))
+    assert answer(port, user, said, red, user) == right
+    clip = sound(make_audio(0.5, 1))  # a recording without words: serve.py's question
+    right = answer(port, ("user", [clip, {"type": "text", "text": "low\n\nanswer the question"}]))
+    assert answer(port, low, ("user", [clip])) == right != answer(port, ("user", [clip]))
+    assert refused(port, {"role": "system", "content": [clip]})[0] == "messages.0.content.0"
+
+
+@pytest.mark.case("B26")
+def test_base64_as_clients_write_it(port):
+    """Line ends in base64, or a data: URI, are refused; or what is no base64 passes for it."""
+    wav = make_audio(0.5, 1)
+    text, wrapped = base64.b64encode(wav).decode(), base64.encodebytes(wav).decode()
+    part = lambda data: {"type": "input_audio", "input_audio": {"data": data}}
+    right = hear(port, part(text))
+    assert right != hear(port, sound(make_audio(0.5, 2))) and "\n" in wrapped[:100]
+    for data in (wrapped, wrapped.replace("\n", "\r\n"), text + "\n", f"  {text}\t",
+                 f"data:audio/wav;base64,{text}", f"data:;base64,{text}",
+                 f"DATA:audio/x-wav;codecs=1;BASE64,{wrapped}"):
+        assert hear(port, part(data)) == right, data[:60]
+    for data, word in (
+            ("data:audio/wav," + text, ";base64,"), ("data:;base64," + text[:-1], "base64"),
+            (text[:-1], "base64"), (text[:40] + "!" + text[40:], "base64"), ("\u00e9" + text, "base64"),
+            ("/etc/passwd", "base64"), ("https://example.org/clip.wav", "base64"),
+            (wav.hex(), "audio"), ("", "empty")):
+        param, message = refused(port, {"role": "user", "content": [part(data)]})
+        assert param == "messages.0.content.0.input_audio.data" and word in message, message
+
+
+@pytest.mark.case("B13", "B27")
+def test_the_bytes_decide_what_a_sound_is(port):
+    """A sound is refused for its label; or the refusal of its bytes doesn't say what is read."""
+    files = {kind: make_audio(0.5, 1, kind) for kind in ("WAV", "MP3", "FLAC", "OGG")}
+    opus = io.BytesIO()
+    soundfile.write(opus, read_audio(files["WAV"]), 16_000, format="OGG", subtype="OPUS")
+    files["OPUS"] = opus.getvalue()
+    for kind, labels in (
+            ("WAV", ["WAV", "wave", "x-wav", "audio/wav", "mp3", "webm", "pcm16", "", None]),
+            ("MP3", ["mp3", "mpeg", "audio/mpeg", "mpga", "wav"]), ("OGG", ["ogg", "vorbis"]),
+            ("FLAC", ["flac", "audio/x-flac", "m4a"]), ("OPUS", ["opus", "oga", "ogg", "webm"])):
+        bare = sound(files[kind])
+        del bare["input_audio"]["format"]
+        right = hear(port, bare)
+        for label in labels:
+            assert hear(port, sound(files[kind], label)) == right, (kind, label)
+    webm = bytes.fromhex("1a45dfa39f4286810142f7810142f2810442f381084282847765626d42878104")
+    webm += bytes(400)  # a head, no sound
+    for data, label in ((webm, "webm"), (webm, "wav"), (webm, "m4a"), (b"<html>", "wav"),
+                        (files["WAV"][44:], "pcm16")):
+        param, message = refused(port, {"role": "user", "content": [sound(data, label)]})
+        assert param == "messages.0.content.0.input_audio.data", label
+        assert all(name in message for name in ("wav", "mp3", "flac", "ogg")), message
+        status, body = transcribe(port, ('name="file"; filename="clip.mp3"', data))
+        assert status == 400 and body["error"]["message"] == message
+
+
+@pytest.mark.case("B28")
+def test_what_agents_send(port):
+    """An assistant's empty content is refused; or a refusal doesn't name the field and its limit."""
+    user, low = {"role": "user", "content": "how high"}, {"role": "user", "content": "low"}
+    right = answer(port, ("user", "how high"), ("assistant", ""), ("user", "low"))
+    for said in ({"content": None}, {}, {"content": []}, {"refusal": None, "audio": None}):
+        messages = [user, {"role": "assistant", **said}, low]
+        status, body = ask(port, messages=messages, max_tokens=9)
+        assert status == 200 and (body["choices"], body["usage"]) == right, body
+    right = answer(port, ("user", "low"), ("assistant", "red"), ("user", "x"))
+    parts = [{"type": "text", "text": "red"}]
+    assert answer(port, ("user", "low"), ("assistant", parts), ("user", "x")) == right
+    for limit in (None, 4.0, 131072):
+        assert ask(port, messages=[user], max_tokens=limit)[0] == 200
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    for messages, param, word in (
+            ([user, call, {"role": "tool", "content": "22"}], "messages.2.role", "'user'"),
+            ([user, {"role": "function", "content": "22"}], "messages.1.role", "'user'"),
+            ([call], "messages.0", "user"), ([user, call, call, user], "messages.2", "user"),
+            ([user, call], "messages", "last message")):
+        found, message = refused(port, *messages)
+        assert found == param and word in message, message
+    for more, param, word in (
+            ({"max_tokens": -1}, "max_tokens", "or equal to 1"), ({"stop": 5}, "stop", "valid"),
+            ({"max_tokens": 0}, "max_tokens", "or equal to 1"), ({"stop": ["a", 5]}, "stop.1", "string"),
+            ({"max_completion_tokens": -1}, "max_completion_tokens", "or equal to 1"),
+            ({"response_format": {"type": "json_object"}}, "response_format.type", "'text'"),
+            ({"response_format": {"type": "json_schema"}}, "response_format.type", "'text'"),
+            ({"stop": list("abcde")}, "stop", "at most 4")):
+        found, message = refused(port, user, **more)
+        assert found == param and message.startswith(f"{param}: ") and word in message, message
+
+
+@pytest.mark.case("B29")
+def test_empty_optional_fields(port):
+    """An empty optional field is an error; or one that would change the answer is passed over."""
+    right = answer(port, ("user", "how high"))
+    for more in ({"stop": ""}, {"stop": []}, {"stop": [""]}, {"stop": None}, {"tools": None},
+                 {"tools": [], "tool_choice": "none"}, {"n": None}, {"response_format": None},
+                 {"logit_bias": {}}, {"stream": None}, {"stream_options": None}, {"model": ""},
+                 {"temperature": None, "top_p": None, "seed": None}):
+        assert answer(port, ("user", "how high"), **more) == right, more
+    file = 'name="file"; filename="a.wav"', make_audio(2.0, 2)
+    heard = transcribe(port, file)
+    assert heard[0] == 200 and heard[1]["text"]
+    for field, values in (
+            ("language", ["", "en", "auto"]), ("prompt", ["", "Kansas, " * 300]), ("model", [""]),
+            ("temperature", ["", "warm"]), ("response_format", ["", "json", "JSON"]),
+            ("stream", ["", "false", "null"]), ("hotwords", [""]), ("vad_filter", ["true"]),
+            ("timestamp_granularities[]", ["word"])):
+        for value in values:
+            assert transcribe(port, (f'name="{field}"', value), file) == heard, (field, value)
+    for field, values in (("response_format", ["verbose_json", "srt", "vtt", "diarized_json"]),
+                          ("stream", ["true", "True", "TRUE", "1"])):
+        for value in values:
+            status, body = transcribe(port, file, (f'name="{field}"', value))
+            assert status == 400 and body["error"]["param"] == field, body
+            assert field in body["error"]["message"]
+    status, body = transcribe(port, file, *[(f'name="f{i}"', "x") for i in range(40)])
+    assert status == 400 and "more than 33 parts" in body["error"]["message"]
+
+
+@pytest.mark.case("B30")
+def test_a_file_without_a_filename(port):
+    """A form's file is refused, changed or written to the disk where its part has no filename."""
+    wav, named = make_audio(2.0, 2), 'name="file"; filename="a.wav"'
+    heard = transcribe(port, (named, wav))
+    assert heard[0] == 200 and heard[1]["text"]
+    for head in ('name="file"', 'name="file"\r\nContent-Type: audio/wav', 'name="file"; filename=""',
+                 "name=\"file\"; filename*=UTF-8''gr%C3%B6%C3%9Fe.wav",
+                 'name="file"; filename="blob"\r\nContent-Type: application/octet-stream',
+                 'name="file"; filename="gr\u00f6\u00dfe \u65e5\u672c.wav"',
+                 'name="file"; filename="..\\..\\C:\\clip.wav"'):
+        assert transcribe(port, ('name="model"', "m"), (head, wav)) == heard, head
+    large, noise = io.BytesIO(), np.random.default_rng(0).normal(0, 0.1, (48_000, 8))
+    soundfile.write(large, noise, 96_000, format="WAV", subtype="FLOAT")
+    for head in ('name="file"', named):
+        assert transcribe(port, (head, large.getvalue()))[0] == 200  # 1.5 MB
+    for parts, word in (([('name="audio"', wav)], "0 parts named file"), ([], "0 parts named file"),
+                        ([(named, wav), (named, wav)], "2 parts named file"), ([(named, "")], "empty")):
+        status, body = transcribe(port, *parts)
+        assert status == 400 and body["error"]["param"] == "file"
+        assert word in body["error"]["message"]
+    status, body = post(port, b"x", "/v1/audio/transcriptions", "multipart/form-data")
+    assert status == 400 and b"boundary" in body
+
+
+@pytest.mark.case("B40")
+def test_addresses(port):
+    """A slash too many loses the body, a watchdog's HEAD looks like an outage, a 404 is no JSON."""
+    user = {"role": "user", "content": "how high"}
+    chat = json.dumps({"messages": [user], "max_tokens": 9}).encode(), "application/json"
+    for path, (body, kind) in (("/v1/chat/completions", chat),
+                               ("/v1/audio/transcriptions", multipart(make_audio(0.5, 1)))):
+        for other in (path, path + "/", "/" + path, path.replace("v1/", "v1//"), path + "?api=1"):
+            assert post(port, body, other, kind)[0] == 200, other
+    for path in ("/", "/health", "/v1/models", "/v1/models/", "/v1/models/run", "/v1/models/run/",
+                 "//v1//models", "//"):
+        heads = []
+        for method in ("GET", "HEAD"):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request(method, path)
+            response = connection.getresponse()
+            fields = [response.getheader(name) for name in ("content-type", "content-length")]
+            heads.append((response.status, *fields))
+            body = response.read()
+            connection.close()
+        assert heads[0] == heads[1] and heads[0][0] == 200 and body == b"", (path, heads)
+    for method, path, status, word in (
+            ("POST", "/chat/completions", 404, "/v1/chat/completions"), ("GET", "/docs", 404, "/v1/"),
+            ("POST", "/v1/v1/chat/completions", 404, "/v1/chat/completions"),
+            ("GET", "/models", 404, "/v1/models"), ("GET", "/v1/models/gpt-9/", 404, "run"),
+            ("PUT", "/v1/chat/completions", 405, "Method"),
+            ("GET", "/v1/audio/transcriptions/", 405, "Method")):
+        found, body = request(port, method, path, ["Host: localhost"])
+        assert found == status and word in json.loads(body)["error"]["message"], (path, body)
+    assert request(port, "HEAD", "/v1/chat/completions", ["Host: localhost"]) == (405, b"")
+
+
 def test_sampling_settings(port):
     """A setting of the request changes nothing: seed, temperature, top_p, stop, penalties, max_tokens."""
     def say(**more):
@@ -123,7 +347,6 @@ def test_wrong_requests(port):
         [{"role": "user", "content": [clip]}, user], [talk("x", clip)]))  # nor is a bare recording's question put in
     assert (twice["choices"], twice["usage"]) == (once["choices"], once["usage"])
     assert ask(port, messages=[{"role": "user", "content": [sound(make_audio(20, 1))]}] * 2)[0] == 413
-    assert "'wav', 'mp3'" in ask(port, messages=[talk("x", sound(b"", "m4a"))])[1]["error"]["message"]
     tool, path = {"role": "tool", "content": "x"}, {"data": "../secret.wav", "format": "wav"}
     cases = [({"messages": []}, "messages"), ({"messages": [user, tool]}, "messages.1.role"),
              ({"messages": [user], "top_p": 0}, "top_p"), ({"messages": [user], "n": 2}, "n"),
@@ -152,8 +375,12 @@ def test_wrong_requests(port):
         assert found == status and json.loads(body)["error"]["message"]
 
 
+@pytest.mark.case("B31", "B32")
 def test_only_its_own_page_may_ask(port, ckpt):
-    """A page elsewhere uses a local server, by DNS rebinding or from its own origin; or a key is not asked for."""
+    """A page elsewhere uses a local server, by DNS rebinding or from its own origin; or a key is not asked for.
+
+    Or `bearer` must be written Bearer (B31); or the log doesn't tell how to allow a name (B32).
+    """
     at = f"127.0.0.1:{port}"
     assert request(port, "GET", "/health", [f"Host: {at}"])[0] == 200
     assert request(port, "GET", "/health", ["Host: localhost", "Origin: http://localhost"])[0] == 200
@@ -165,11 +392,25 @@ def test_only_its_own_page_may_ask(port, ckpt):
     assert "https://" not in page and "http://" not in page and "src=" not in page  # nothing from elsewhere
     server, locked = start_server(ckpt, "--api_key=s3cret", "--allow_hosts=my.name")
     try:
-        for given, status in (("Bearer s3cre", 401), ("Bearer s3cret", 200), ("Bearer \xe9", 401), ("s3cret", 401)):
-            assert request(locked, "GET", "/v1/models", ["Host: my.name", f"Authorization: {given}"])[0] == status
-        assert request(locked, "GET", "/v1/models", ["Host: my.name"])[0] == 401
-        assert request(locked, "GET", "/", ["Host: localhost"])[0] == 200
-        assert "s3cre" not in "".join(server.lines)
+        own = "Host: my.name"
+        for given, status in (
+                ("Bearer s3cre", 401), ("Bearer s3cret", 200), ("Bearer \xe9", 401), ("s3cret", 401),
+                ("bearer s3cret", 200), ("BEARER s3cret", 200), ("Bearer  s3cret ", 200),
+                ("Bearer", 401), ("Bearer ", 401), ("Bearer undefined", 401), ("bearer S3CRET", 401),
+                ("Bearers3cret", 401), ("Basic s3cret", 401), ("Basic OnMzY3JldA==", 401)):
+            headers = [own, f"Authorization: {given}"]
+            assert request(locked, "GET", "/v1/models", headers)[0] == status, given
+        for path in ("/v1/models", "//v1/models", "/v1/models/", "/v1//models"):
+            assert request(locked, "GET", path, [own])[0] == 401, path
+        for path in ("/", "/health", "/health/"):
+            assert request(locked, "HEAD", path, ["Host: localhost"])[0] == 200, path
+        for host in ("host.docker.internal:8000", "Other.local", "a" * 90, "b d"):
+            status, body = request(locked, "GET", "/health", [f"Host: {host}"])
+            assert status == 403 and b"--allow_hosts" in body and host[:9] in body.decode()
+        log = "".join(server.lines)
+        assert "s3cre" not in log and "aaa" not in log and "b d" not in log
+        for host in ("host.docker.internal", "Other.local"):
+            assert f"--allow_hosts=my.name,{host}\n" in log
     finally:
         server.kill()
 
@@ -180,6 +421,8 @@ def test_logs_hold_no_content(ckpt):
     try:
         assert ask(port, messages=[{"role": "user", "content": "how high is it"}], max_tokens=5)[0] == 200
         request(port, "GET", "/secret-path", ["Host: localhost"])
+        encoded = "name=file\r\nContent-Transfer-Encoding: secret", make_audio(0.5, 1)
+        assert transcribe(port, encoded)[0] == 200
         end = time.time() + 10
         while "no such path" not in "".join(server.lines) and time.time() < end:
             time.sleep(0.05)
@@ -256,8 +499,6 @@ def test_one_request_costs_itself_alone(port, ckpt):
     assert ask(port, messages=[many])[0] == 413
     form = b"multipart/form-data; charset=undefined; boundary=xx".decode()
     assert post(port, multipart(b"x")[0], "/v1/audio/transcriptions", form)[0] == 400
-    from starlette.formparsers import MultiPartParser
-    assert hasattr(MultiPartParser, "spool_max_size")  # or uploads of over 1 MB go to the disk
 
 
 def test_many_at_once_say_what_each_says_alone(port):
@@ -295,6 +536,37 @@ def test_wrong_settings_are_one_line(ckpt, port, tmp_path):
                            ([f"--ckpt={ckpt}", "--host=no.such.invalid"], "host="), (["--max_batch=0"], "1 or more")):
         done = subprocess.run([sys.executable, "serve.py", *args], cwd=drill.ROOT, capture_output=True, text=True)
         assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.case("B33")
+def test_two_servers_of_one_port(ckpt, tmp_path):
+    """Two servers that start together both get the port, or neither; or it is tried after the load."""
+    with socket.create_server(("127.0.0.1", 0)) as earlier:
+        port = earlier.getsockname()[1]
+        with socket.create_connection(earlier.getsockname()):
+            earlier.accept()[0].close()  # the port is in TIME_WAIT, as after a server that was stopped
+    command = [sys.executable, "serve.py", f"--ckpt={ckpt}", f"--port={port}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": drill.ROOT}
+    servers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    try:
+        end = time.time() + 60
+        while not any(server.poll() is not None for server in servers):
+            assert time.time() < end, "both servers have the port"
+            time.sleep(0.05)
+        servers.sort(key=lambda server: server.poll() is None)
+        second, first = servers
+        error = second.stderr.read()
+        assert second.returncode == 2 and error.count("\n") == 1, error
+        assert f"port={port}" in error and "another server" in error and "--port=" in error
+        assert any("open http" in line for line in first.stdout), first.stderr.read()
+        command[2] = f"--ckpt={tmp_path}"  # no run is there: loading would say so
+        late = subprocess.run(command, cwd=drill.ROOT, capture_output=True, text=True)
+        assert late.returncode == 2 and late.stderr.count("\n") == 1, late.stderr
+        assert "another server" in late.stderr and "checkpoint" not in late.stderr
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
 
 
 @pytest.mark.slow
