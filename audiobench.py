@@ -16,7 +16,8 @@ import torch
 from audio import encode, read_audio
 from data import Features, load_batch
 from decode import generate, score_answers
-from tokenizer import chat_prompt, multiple_choice, plain_text
+from tokenizer import chat_prompt, multiple_choice
+from transcripts import plain_text, require_distinct
 
 CONDITIONS = ("real", "shuffled", "noise", "no_audio")
 LETTERS = "ABCD"
@@ -39,11 +40,20 @@ def read_bench(folder):
         if not is_whole or not os.path.isfile(row["audio"]):
             raise ValueError(f"{path}:{number}: needs an own id, cell, task, audio that is there, question, four "
                              "different options, and key, 0 to 3")
+        try:
+            require_distinct(row["question"], row["options"], read_option)
+        except ValueError as e:
+            raise ValueError(f"{path}:{number}: {e}") from None
         seen.add(row["id"])
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no question")
     return rows
+
+
+def read_option(text):
+    """Return an option or an answer as answers are compared: as it is spoken; 42 is forty two."""
+    return plain_text(text, strict=False) or text.strip()
 
 
 # ---- statistics
@@ -223,7 +233,8 @@ def summarize(rows, right, probed=()):
 def score_answers_file(folder, path):
     """Score any model's answers: a jsonl of {"id", "answer": the option's text, or A to D} -> (result, choices)."""
     rows, said = read_bench(folder), {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             said[str(row["id"])] = str(row["answer"]).strip()
@@ -235,7 +246,8 @@ def score_answers_file(folder, path):
     choices = []
     for row in rows:
         text = said.get(row["id"], "")
-        places = [k for k, option in enumerate(row["options"]) if plain_text(option) == plain_text(text)]
+        spoken = read_option(text)
+        places = [k for k, option in enumerate(row["options"]) if read_option(option) == spoken]
         places = places or [k for k, letter in enumerate(LETTERS) if letter == text.strip(" ().:").upper()]
         choices.append({"id": row["id"], "said": text, "chosen": row["options"][places[0]] if places else "",
                         "right": places[:1] == [row["key"]]})

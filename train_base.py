@@ -26,8 +26,8 @@ from documents import Documents
 from model import (COMPUTE_DTYPE, GPT, GPTConfig, checkpoint_steps, cut_back, keep_steps, load_checkpoint, load_saved,
                    norm, peak_flops, pick_device, read_meta)
 from optim import gpt_optimizers, load_optimizers
-from tokenizer import (BPETokenizer, chat_prompt, export_nanochat, load_tokenizer, plain_text, render_conversation,
-                       train_bpe)
+from tokenizer import BPETokenizer, chat_prompt, export_nanochat, load_tokenizer, render_conversation, train_bpe
+from transcripts import plain_text
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/base_d4"

@@ -26,7 +26,8 @@ from decode import transcribe
 from model import (COMPUTE_DTYPE, add_lora, checkpoint_steps, cut_back, keep_steps, load_checkpoint, load_saved,
                    lora_state, merged_state, pick_device, read_meta)
 from optim import Muon, load_optimizers
-from tokenizer import SPECIAL_TOKENS, load_tokenizer, plain_text, render_conversation
+from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
+from transcripts import plain_text, spoken_turns
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/w3"
@@ -188,7 +189,7 @@ def parse_weights(text):
 
 
 def clean(text):
-    """Text as the LM reads it."""
+    """Text as the LM reads it; ValueError where it can't."""
     return plain_text(text) if plain else text
 
 
@@ -321,10 +322,13 @@ try:
     data = {split: Features(data_dir, split, start["audio"]["encoder_sha256"], layers) for split in ("train", "val")}
     more = read_turns()
     each = {id(info): info for clips in data.values() for info in clips.infos}  # once, if the clip counts thrice
-    for info in (info for info in each.values() if info["key"] in more):
-        info["turns"] = info.get("turns", []) + more[info["key"]]
+    unspoken = Counter()
+    for info in each.values():
+        turns_of_clip = info.get("turns", []) + more.get(info["key"], [])
+        if turns_of_clip:
+            info["turns"] = spoken_turns(turns_of_clip, unspoken) if plain else turns_of_clip
     usable = {split: np.flatnonzero((np.array(clips.seconds) <= max_audio_s) & np.array(
-        [bool(text or info.get("turns")) for text, info in zip(clips.texts, clips.infos)]))
+        [bool(text or info.get("turns", ["silence"])) for text, info in zip(clips.texts, clips.infos)]))
         for split, clips in data.items()}
     if not min(map(len, usable.values())):
         fail(f"{data_dir} has no clip of {max_audio_s=} or less with words or turns for train or val")
@@ -339,6 +343,8 @@ try:
               "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders),
               **{name: sha256_file(config[name]) if config[name] else "" for name in ("turns", "chats")}}
     talks, sentences, val_sentences = read_text()
+    if plain:
+        talks = [turn for _, *turn in spoken_turns([("text", *talk) for talk in talks], unspoken)]
     os.makedirs(out_dir, exist_ok=True)
     first_step = find_last(inputs)
     model, meta = load_checkpoint(out_dir if first_step and full else lm, device=device)
@@ -429,6 +435,8 @@ if rank == 0:
         n_turns = sum(len(clips.infos[i].get("turns", [])) for i in usable[split])
         left_out = len(set(clips.keys)) - len({clips.keys[i] for i in usable[split]})  # a folder may count twice
         print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h, {n_turns:,} questions; left out: {left_out}")
+    for reason, n in unspoken.items():
+        print(f"left out: {n:,} questions, {reason}")
 
 
 # ---- evaluate()

@@ -27,13 +27,15 @@ BUDGETS = {"model.py": 678, "audio.py": 470, "tokenizer.py": 330, "data.py": 308
 # beside nanochat and transformers), model.py (the loss in chunks; runs killed at any moment), tokenizer.py
 # (nanochat's files, read and written). Not of STYLE's: prepare_spliced.py (a kind of training data of its own)
 TOTALS = {"tests": 6100, "all else": 10220}
-MODULES = {"configurator": set(), "tokenizer": set(), "model": {"data"}, "data": set(), "augment": set(),
+MODULES = {"configurator": set(), "tokenizer": set(), "transcripts": set(), "scoring": {"transcripts"},
+           "model": {"data"}, "data": set(), "augment": set(),
            "optim": set(), "sources": set(), "audio": {"model", "data"}, "decode": {"model"}, "sounds": set(),
-           "talk": {"audio", "augment", "decode", "model", "tokenizer"}, "engine": {"talk"},
+           "talk": {"audio", "augment", "decode", "model", "tokenizer", "transcripts"}, "engine": {"talk"},
            "documents": {"data"}, "conversations": {"documents", "tokenizer"},
-           "audiobench": {"audio", "data", "decode", "tokenizer"}}
+           "audiobench": {"audio", "data", "decode", "tokenizer", "transcripts"}}
 COPIED = ("set_up", "get_lr", "find_last", "log", "save_checkpoint")  # the same text in every train_*.py
-LAZY = {"pyarrow", "wandb", "webdataset", "fastapi", "uvicorn", "matplotlib", "jiwer", "soundfile", "soxr"}
+LAZY = {"pyarrow", "wandb", "webdataset", "fastapi", "uvicorn", "matplotlib", "jiwer", "soundfile", "soxr", "num2words",
+        "faster_whisper"}
 COMMAND = re.compile(  # a script after python, bash or torchrun; its arguments up to a comment or ` | ; & >
     r"(?:\bpython[\d.]* (?:-[uBO] )*|\bbash |\btorchrun (?:-\S+ )*)([\w./-]+\.(?:py|sh))((?:(?! #)[^`|;&>\n])*)")
 
