@@ -17,7 +17,8 @@ from audio import encode, read_audio
 from data import Features, load_batch
 from decode import generate, score_answers
 from files import read_lines
-from tokenizer import chat_prompt, multiple_choice, plain_text
+from tokenizer import chat_prompt, multiple_choice
+from transcripts import plain_text, require_distinct
 
 CONDITIONS = ("real", "shuffled", "noise", "no_audio")
 LETTERS = "ABCD"
@@ -40,11 +41,20 @@ def read_bench(folder):
         if not is_whole or not os.path.isfile(row["audio"]):
             raise ValueError(f"{path}:{number}: needs an own id, cell, task, audio that is there, question, four "
                              "different options, and key, 0 to 3")
+        try:
+            require_distinct(row["question"], row["options"], read_option)
+        except ValueError as e:
+            raise ValueError(f"{path}:{number}: {e}") from None
         seen.add(row["id"])
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no question")
     return rows
+
+
+def read_option(text):
+    """Return an option or an answer as answers are compared: as it is spoken; 42 is forty two."""
+    return plain_text(text, strict=False) or text.strip()
 
 
 # ---- statistics
@@ -236,7 +246,8 @@ def score_answers_file(folder, path):
     choices = []
     for row in rows:
         text = said.get(row["id"], "")
-        places = [k for k, option in enumerate(row["options"]) if plain_text(option) == plain_text(text)]
+        spoken = read_option(text)
+        places = [k for k, option in enumerate(row["options"]) if read_option(option) == spoken]
         places = places or [k for k, letter in enumerate(LETTERS) if letter == text.strip(" ().:").upper()]
         choices.append({"id": row["id"], "said": text, "chosen": row["options"][places[0]] if places else "",
                         "right": places[:1] == [row["key"]]})

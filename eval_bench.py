@@ -4,28 +4,35 @@ Word error rate of a checkpoint on speech, beside its shuffled control: folders 
     python eval_bench.py --ckpt=out/w2_frozen --data=data/LibriSpeech/test-clean   # one folder: the key is `wer`
     python eval_bench.py --ckpt=out/real --data=adults=test_adults.jsonl,children=test_children.jsonl
     python eval_bench.py config/cpu_eval.py                                        # the CPU demo: two named folders
-    python eval_bench.py config/cpu_eval.py --report=True --stages=out/cpu_w2/stages.jsonl   # report again
+    python eval_bench.py --data=test_adults.jsonl --beside=out/whisper/eval_whisper.jsonl
     python eval_bench.py --ckpt=out/cpu_w3 --bench=data/audiobench_mini            # 200 questions, with controls
     python eval_bench.py --bench=data/audiobench_mini --answers=theirs.jsonl --out_dir=out/theirs   # another model's
 
-Writes eval.json (fractions; the last line of stdout too), eval_<name>.jsonl (reference and hypothesis, worst first),
-eval.png and report.md into the run's folder. Shuffled control: each clip against what the model hears in another clip
-of similar length; its floor is that other clip's reference, what a perfect listener would score on the wrong audio.
+Writes eval.json (fractions; the last line of stdout too), eval_<name>.jsonl (raw reference and
+hypothesis, worst first), eval.png and report.md into the run's folder. scoring.py says how errors
+are counted and which clips are left out. A clip of silence counts: what is heard there is an error.
+Shuffled control: each clip with words against what the model hears in another one of similar
+length. Its floor is that other clip's reference: what a perfect listener would score. --beside puts
+another system's transcripts of the same clips beside ours (eval_whisper.py).
 """
-import glob
+import hashlib
 import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
 import sys
 import time
+from collections import Counter
 from itertools import chain, zip_longest
 
 import numpy as np
 
 from configurator import configure, fail
+from files import AUDIO_SUFFIXES, find_files, read_jsonl, sha256_file
+from record import changed_code, provenance
+from scoring import (compare, count_edits, error_rate, groups_of, parse_folders, read_beside,
+                     read_folder)
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w2"    # the run's folder
@@ -41,64 +48,11 @@ answers = ""           # with bench: a .jsonl of {"id", "answer": an option or A
 page = False           # with bench: page.html too, 20 random questions to be checked by ear
 question = ""          # of a run that answers: asked for the transcript, '': written down as in alignment
 seed = 0               # of the bootstrap, max_clips and the transcripts shown
-n_shown = 5            # transcripts kept, of all folders in turn; five are printed, more stand in report.md
-stages = ""            # a jsonl with "seconds" in each line: `minutes` is their sum; '': this evaluation's own
-report = False         # True: no new evaluation; sum `stages` again, rewrite report.md and print the results
+n_shown = 5            # transcripts kept, of all folders in turn; five are printed
+beside = ""            # comma-separated .jsonl of eval_whisper.py, to stand beside ours
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
-N_RESAMPLES = 2000  # of the bootstrap
 KINDS = ("wer", "wer_shuffled", "wer_shuffled_floor")
-
-
-# ---- what is evaluated
-
-def parse_folders(data):
-    """Return [(name, folder)] of the setting `data`; the name is '' for a single folder without one."""
-    parts = [part.strip().rpartition("=") for part in data.split(",") if part.strip()]
-    last_part = lambda folder: os.path.basename(os.path.normpath(folder)).removesuffix(".jsonl")
-    folders = [(name if eq or len(parts) == 1 else last_part(folder), folder) for name, eq, folder in parts]
-    names = [name for name, _ in folders]
-    if not folders:
-        raise ValueError("data is empty: give a folder in LibriSpeech's layout, --data=[name=]folder[,...]")
-    for name, folder in folders:
-        if names.count(name) > 1 or name.startswith("shuffled") or not re.fullmatch(r"[\w-]*", name):
-            raise ValueError(f"data: '{name}' can't name {folder}: give each its own name of letters, digits, - and _")
-    return folders
-
-
-def read_folder(folder):
-    """Return the clips of a folder in LibriSpeech's layout or of a .jsonl, by key; ValueError when there are none."""
-    lines = []
-    if folder.endswith(".jsonl") and os.path.isfile(folder):
-        try:
-            lines = [(row["audio"], row["text"], folder) for row in read_json(folder)]
-        except (KeyError, TypeError):
-            raise ValueError(f"data: {folder}: each row is {{\"audio\": path from there, \"text\": ...}}") from None
-    for path in glob.glob(os.path.join(glob.escape(folder), "**", "*.trans.txt"), recursive=True):
-        with open(path, encoding="utf-8") as f:
-            lines += [(*line.strip().partition(" ")[::2], path) for line in f if line.strip()]
-    if not lines:
-        why = "no *.trans.txt with lines of `key TEXT`" if os.path.isdir(folder) else "no such folder"
-        raise ValueError(f"data: {folder} holds no clips in LibriSpeech's layout ({why})")
-    lines.sort()
-    if 0 < max_clips < len(lines):
-        lines = [lines[i] for i in sorted(np.random.default_rng(seed).permutation(len(lines))[:max_clips])]
-    return [read_clip(*line) for line in lines]
-
-
-def read_clip(key, text, trans_path):
-    """Return {key, text (as the LM was trained), audio (path), seconds} of a line of a transcript file.
-
-    Only the recording's header is read; ValueError when it is missing or unreadable.
-    """
-    from audio import audio_header
-    from tokenizer import normalize_transcript
-    stem = os.path.join(os.path.dirname(trans_path), key)
-    audio = next((stem + end for end in ("", ".flac", ".wav", ".ogg", ".mp3") if os.path.isfile(stem + end)), None)
-    if audio is None:
-        raise ValueError(f"{trans_path}: there is no recording of {key} beside it (.flac, .wav, .ogg or .mp3)")
-    seconds, _, _ = audio_header(audio)
-    return {"key": key, "text": normalize_transcript(text), "audio": audio, "seconds": round(seconds, 3)}
 
 
 def load_listener():
@@ -125,7 +79,8 @@ def hear(listener, clips):
     model, meta, tok, encoder, projector = listener
     ears, heard, asks = meta["audio"], [[] for _ in clips], {}
     if question:
-        from tokenizer import chat_prompt, plain_text
+        from tokenizer import chat_prompt
+        from transcripts import plain_text
         asks = {"prompt": chat_prompt(tok, [], plain_text(question) if ears["plain"] else question)}
     order = sorted(range(len(clips)), key=lambda i: -clips[i]["seconds"])
     with tqdm(total=len(clips), unit="clip", desc="listening") as bar:
@@ -180,114 +135,138 @@ def shuffle(seconds, texts):
     return partner
 
 
-def count_edits(references, hypotheses):
-    """Return int (n, 4): the reference's words, substitutions, deletions and insertions of each pair of texts."""
-    import jiwer
-    pairs = [(r, jiwer.process_words(r, h)) for r, h in zip(references, hypotheses)]
-    return np.array([(len(r.split()), o.substitutions, o.deletions, o.insertions) for r, o in pairs])
+def count_kinds(clips, heard, partner):
+    """Return {kind: counts (n, 4)} of KINDS; the shuffled ones are of the clips with words.
+
+    partner: of each clip with words, the index among them of the clip whose audio it gets.
+    """
+    references = [clip["reference"] for clip in clips]
+    counts = {"wer": count_edits(references, heard)}
+    spoken = [i for i, clip in enumerate(clips) if clip["text"]]
+    others = [spoken[j] for j in partner]
+    for kind, texts in (("wer_shuffled", heard), ("wer_shuffled_floor", references)):
+        counts[kind] = count_edits([references[i] for i in spoken], [texts[i] for i in others])
+    return counts
 
 
-def error_rate(counts):
-    """Return the word error rate of counts (n, 4), pooled over clips, and its 95% bootstrap interval over clips."""
-    words, errors = counts[:, 0], counts[:, 1:].sum(axis=1)
-    if not words.sum():
-        raise ValueError("data: the references hold no words, so there is no word error rate")
-    rng, n = np.random.default_rng(seed), len(counts)
-    times = rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)  # (resamples, n): how often each clip is drawn
-    ends = np.percentile((times @ errors) / np.maximum(times @ words, 1), [2.5, 97.5])
-    return round(float(errors.sum() / words.sum()), 5), [round(float(x), 5) for x in ends]
+def figures(parts):
+    """Return the figures of evaluate_folder()'s parts, pooled; rates are fractions."""
+    clips = [clip for part in parts for clip in part["clips"]]
+    groups = [f"{part['name']} {group}" for part in parts for group in part["groups"]]
+    spoken = [group for group, clip in zip(groups, clips) if clip["text"]]
+    rates, ends = {}, {}
+    for kind in KINDS:
+        counts = np.concatenate([part["counts"][kind] for part in parts])
+        rates[kind], ends[kind] = error_rate(counts, groups if kind == "wer" else spoken, seed)
+    words, *edits = sum(part["counts"]["wer"].sum(axis=0) for part in parts).tolist()
+    names = ("substitutions", "deletions", "insertions")
+    trained = sum(len(clip["text"].split()) for clip in clips)  # words as the LM was trained on them
+    return {**rates, **{name: round(n / words, 5) for name, n in zip(names, edits)},
+            "clips": len(clips), "silent_clips": len(clips) - len(spoken), "words": words,
+            "resampled": sorted({group.split()[0] for part in parts for group in part["groups"]}),
+            "lm_ppl_word": round(math.exp(sum(part["nats"] for part in parts) / trained), 2),
+            "intervals": ends}
 
 
-def score(clips, heard, partner):
-    """Return {kind: counts (n, 4)} of KINDS; all texts go through Whisper's English normalizer."""
-    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
-    normalize = EnglishTextNormalizer(english_spelling_mapping={})  # its British-American table is in no package
-    references, hypotheses = [normalize(clip["text"]) for clip in clips], [normalize(text) for text in heard]
-    others = hypotheses, [hypotheses[j] for j in partner], [references[j] for j in partner]
-    return {kind: count_edits(references, texts) for kind, texts in zip(KINDS, others)}
+def evaluate_folder(listener, name, clips, partner, theirs):
+    """Hear and score the clips of one folder, write its jsonl; return what figures() takes.
 
-
-def figures(counts, nats, clips):
-    """Return the figures of one folder, or of all pooled, from {kind: counts (n, 4)}; rates are fractions."""
-    rates = {kind: error_rate(c) for kind, c in counts.items()}
-    words, *edits = counts["wer"].sum(axis=0).tolist()
-    shares = {name: round(n / words, 5) for name, n in zip(("substitutions", "deletions", "insertions"), edits)}
-    spoken = sum(len(clip["text"].split()) for clip in clips)  # before the normalizer: what the LM was trained on
-    return {**{kind: rate for kind, (rate, _) in rates.items()}, **shares, "clips": len(clips), "words": words,
-            "lm_ppl_word": round(math.exp(nats / spoken), 2), "intervals": {k: ends for k, (_, ends) in rates.items()}}
-
-
-def evaluate_folder(listener, name, clips, partner):
-    """Hear and score the clips of one folder, write its jsonl; return what figures() takes, and rows to show."""
-    heard = hear(listener, clips)
-    counts = score(clips, heard, partner)
-    rows = [{"key": clip["key"], "errors": int(c[1:].sum()), "words": int(c[0]), "reference": clip["text"],
-             "hypothesis": text, "audio": clip["audio"]} for clip, text, c in zip(clips, heard, counts["wer"])]
-    shown = [{"folder": name, **rows[i]} for i in np.random.default_rng(seed).permutation(len(rows))[:n_shown]]
+    theirs: another system's transcripts of the clips, or None.
+    """
+    heard, groups = hear(listener, clips), groups_of(clips)
+    counts, rows = count_kinds(clips, heard, partner), []
+    for clip, text, (words, *edits) in zip(clips, heard, counts["wer"].tolist()):
+        rows.append({"key": clip["key"], "errors": sum(edits), "words": words,
+                     "reference": clip["reference"], "hypothesis": text, "audio": clip["audio"]})
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:n_shown]
+    shown = [{"folder": name, **rows[i]} for i in drawn]
     rows.sort(key=lambda row: (-row["errors"] / max(row["words"], 1), row["key"]))
-    write(f"eval_{name}.jsonl" if name else "eval.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    return (counts, lm_nats(listener[0], listener[2], [clip["text"] for clip in clips]), clips), shown
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write(f"eval_{name}.jsonl" if name else "eval.jsonl", lines)
+    texts = [clip["text"] for clip in clips if clip["text"]]
+    part = {"name": name, "clips": clips, "groups": groups, "counts": counts, "shown": shown,
+            "nats": lm_nats(listener[0], listener[2], texts)}
+    if theirs:
+        others = count_edits([clip["reference"] for clip in clips], theirs)
+        part["beside"] = {"file": beside, **compare(counts["wer"], others, groups, seed)}
+    return part
 
 
 def evaluate():
-    """Evaluate the checkpoint on every folder and write everything but report.md; return the result (eval.json's)."""
-    began, minutes = time.perf_counter(), stage_minutes()  # a wrong setting fails before the work
-    folders = [(name, folder, read_folder(folder)) for name, folder in parse_folders(data)]
-    partners = [shuffle([c["seconds"] for c in clips], [c["text"] for c in clips]) for _, _, clips in folders]
+    """Evaluate the checkpoint on every folder, write all but report.md; return eval.json's dict."""
+    began = time.perf_counter()
+    folders = parse_folders(data)  # a wrong setting fails before the work
+    found = [read_folder(folder, max_clips, seed) for _, folder in folders]
+    theirs = [read_beside(beside, clips) if beside else None for clips, _ in found]
+    partners = []
+    for clips, _ in found:
+        spoken = [clip for clip in clips if clip["text"]]
+        partners.append(shuffle([c["seconds"] for c in spoken], [c["text"] for c in spoken]))
     listener = load_listener()
-    parts, shown = zip(*(evaluate_folder(listener, name, clips, partner)
-                         for (name, _, clips), partner in zip(folders, partners)))
-    tables = {name: {"folder": folder, **figures(*part)} for (name, folder, _), part in zip(folders, parts)}
-    pooled = figures({kind: np.concatenate([counts[kind] for counts, _, _ in parts]) for kind in KINDS},
-                     sum(nats for _, nats, _ in parts), [clip for _, _, clips in parts for clip in clips])
-    del pooled["wer"], pooled["intervals"]["wer"]  # over folders that have nothing to do with each other
-    keys = {name: f"wer_{name}" if name else "wer" for name in tables}
-    result = {keys[name]: t["wer"] for name, t in tables.items()} | pooled
-    result["intervals"] |= {keys[name]: t["intervals"]["wer"] for name, t in tables.items()}
-    seconds = time.perf_counter() - began
-    result |= {"seconds": round(seconds, 1), "minutes": round(seconds / 60, 2) if minutes is None else minutes,
-               "ckpt": ckpt, "step": listener[1]["step"], "beams": beams, "encoder": listener[1]["audio"]["encoder"],
-               **machine(listener[0].cos.device), "seed": seed, "folders": tables,
-               "transcripts": [row for row in chain(*zip_longest(*shown)) if row][:n_shown]}
+    parts, tables, left_out = [], {}, Counter()
+    for (name, folder), (clips, missing), partner, others in zip(folders, found, partners, theirs):
+        parts.append(evaluate_folder(listener, name, clips, partner, others))
+        tables[name] = {"folder": folder, **figures(parts[-1:]), "left_out": dict(missing)}
+        tables[name] |= {"beside": parts[-1]["beside"]} if beside else {}
+        left_out += missing
+    result = figures(parts)
+    del result["wer"], result["intervals"]["wer"]  # over folders that have nothing to do with each other
+    for name, table in tables.items():
+        key = f"wer_{name}" if name else "wer"
+        result[key], result["intervals"][key] = table["wer"], table["intervals"]["wer"]
+    shown = [row for row in chain(*zip_longest(*(part["shown"] for part in parts))) if row]
+    result |= {"folders": tables, "left_out": left_out, "transcripts": shown[:n_shown]}
+    result |= origin(began, listener)
     draw(result)
     write("eval.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
-def machine(device):
-    """Return {date, machine, versions}: what the seconds depend on."""
-    import torch
-    name = platform.processor() or platform.machine()
-    if os.path.isfile("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
-            name = next((line.partition(": ")[2].strip() for line in f if line.startswith("model name")), name)
-    name = (torch.cuda.get_device_name() + ", " if device.type == "cuda" else "") + f"{os.cpu_count()} cores of {name}"
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "jiwer", "numpy")}
-    return {"date": time.strftime("%Y-%m-%d"), "machine": name,
-            "versions": {"python": platform.python_version(), **versions}}
+def origin(began, listener=None):
+    """Return what a result comes from: inputs, checkpoint, seconds since `began`, code, machine."""
+    seconds = time.perf_counter() - began
+    found = {"ckpt": ckpt if listener else "", "seed": seed, "date": time.strftime("%Y-%m-%d"),
+             "seconds": round(seconds, 1), "minutes": round(seconds / 60, 2), "inputs": inputs()}
+    device = "cpu"
+    if listener:
+        model, meta = listener[:2]
+        found |= {"step": meta["step"], "beams": beams, "encoder": meta["audio"]["encoder"]}
+        device = model.cos.device
+    packages = ("transformers", "num2words", "numpy")
+    return found | provenance(device) | {name: importlib.metadata.version(name) for name in packages}
 
 
-def read_json(path):
-    """Return what a .json holds, or the list of rows of a .jsonl; ValueError names file and line that is none."""
-    with open(path, encoding="utf-8") as f:
-        text = f.read()
+def inputs():
+    """Return what a result depends on beside the code: settings, and checksums of checkpoint and data."""
+    from model import read_meta
+    settings = {name: value for name, value in config.items() if name != "device"}
+    paths = [bench, answers] if bench else [folder for _, folder in parse_folders(data)]
+    paths += beside.split(",")
+    sums = {path.strip(): data_sum(path.strip()) for path in paths if path.strip()}
+    checkpoint = {} if answers else read_meta(ckpt, step)["sha256"]
+    return {"settings": settings, "data": sums, "checkpoint": checkpoint,
+            "dtype": os.environ.get("NANOCHAT_DTYPE", "")}
+
+
+def data_sum(path):
+    """Return a checksum of a list, or of a folder: its texts, and the names and sizes of its recordings."""
+    digest, texts = hashlib.sha256(), (".txt", ".jsonl")
+    for name in find_files(path, (*texts, *AUDIO_SUFFIXES)) if os.path.isdir(path) else [path]:
+        digest.update(f"{os.path.relpath(name, path)} {os.path.getsize(name)}\n".encode())
+        if name.lower().endswith(texts):
+            digest.update(sha256_file(name).encode())
+    return digest.hexdigest()
+
+
+def earlier(name):
+    """Return the result in the file `name`, if it is of the same inputs and code, else None."""
     try:
-        return json.loads("[" + ",\n".join(text.splitlines()) + "]" if path.endswith(".jsonl") else text)
-    except ValueError as e:
-        raise ValueError(f"{path} is damaged: {e}") from None
-
-
-def stage_minutes():
-    """Return the minutes that `seconds` of the jsonl `stages` sum to, or None when the setting is off."""
-    return round(sum(row.get("seconds", 0) for row in read_json(stages)) / 60, 2) if stages else None
-
-
-def stage_table():
-    """Return lines that say what each stage of the jsonl `stages` took."""
-    took = {}
-    for row in read_json(stages) if stages else []:
-        took[row["stage"]] = took.get(row["stage"], 0) + row["seconds"]
-    return ["seconds: " + ", ".join(f"{name} {seconds}" for name, seconds in took.items()), ""] if took else []
+        with open(os.path.join(out_dir or ckpt, name), encoding="utf-8") as f:
+            result = json.load(f)
+        is_same = result["inputs"] == json.loads(json.dumps(inputs())) and not changed_code(result["code"])
+        return result if is_same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 # ---- what is left behind
@@ -326,14 +305,21 @@ def draw(result):
 
 def closing_text(result):
     """Return the table of results, transcripts and the command that talks to the model: markdown that prints well."""
-    rates = [("word error rate" + (f", {name}" if name else ""), t["wer"], t["intervals"]["wer"])
-             for name, t in result["folders"].items()]
+    rates = []
+    for name, table in result["folders"].items():
+        suffix = f", {name}" if name else ""
+        rates.append(("word error rate" + suffix, table["wer"], table["intervals"]["wer"]))
+        if other := table.get("beside"):
+            rates.append(("beside" + suffix, other["wer"], other["interval"]))
+            rates.append(("  difference, paired", other["difference"], other["difference_interval"]))
     rates += [("with another clip's audio", result["wer_shuffled"], result["intervals"]["wer_shuffled"]),
               ("floor: another clip's text", result["wer_shuffled_floor"], result["intervals"]["wer_shuffled_floor"])]
     rows = [(what, f"{100 * rate:.1f}%", f"{100 * low:.1f} - {100 * high:.1f}") for what, rate, (low, high) in rates]
     rows += [("LM's perplexity a word, no audio", f"{result['lm_ppl_word']:.1f}", ""),
              ("clips", str(result["clips"]), ""), ("minutes", f"{result['minutes']:.1f}", "")]
-    rows = [("result", "figure", "95%"), ("-" * 38, "-" * 8, "-" * 15), *rows]
+    rows += [(f"left out: {why}", str(n), "") for why, n in result["left_out"].items()]
+    head = ("result", "figure", f"95% by {' or '.join(result['resampled'])}")
+    rows = [head, ("-" * 38, "-" * 8, "-" * 15), *rows]
     lines = [f"| {what:<38} | {figure:>8} | {ends:<15} |" for what, figure, ends in rows]
     shown = result["transcripts"][:5]
     lines += ["", f"{len(shown)} held-out transcripts, drawn at random:", ""]
@@ -347,16 +333,16 @@ def closing_text(result):
 
 def write_report(result):
     """Write report.md: figures, transcripts, losses (of log.jsonl), settings (of meta), machine and minutes."""
-    meta = read_json(os.path.join(ckpt, f"meta_{result['step']:06d}.json"))
+    from model import read_meta
+    meta = read_meta(ckpt, result["step"])
     seen, log = {}, os.path.join(ckpt, "log.jsonl")
-    for row in read_json(log) if os.path.isfile(log) else []:
+    for _, row in read_jsonl(log) if os.path.isfile(log) else []:
         for name in [name for name in row if re.search("loss|wer|gap", name) and isinstance(row[name], float)]:
             at = f"{row[name]:.4f} (step {row.get('step', '-')})"
             seen[name] = seen.get(name, (at,))[0], at
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    span = "all stages" if stages else "this evaluation"
-    lines = [f"# {ckpt}, step {result['step']}", "", f"{result['date']}, {result['machine']}; {result['minutes']} "
-             f"minutes ({span}); encoder {result['encoder']}, {result.get('beams', 1)} beams; {versions}.", ""]
+    lines = [f"# {ckpt}, step {result['step']}", "", f"{result['date']}, commit {result['git_commit'] or 'unknown'}; "
+             f"{result['device']}, {result['dtype']}, torch {result['torch']}; {result['minutes']} minutes; "
+             f"encoder {result['encoder']}, {result['beams']} beams.", ""]
     pictures = [f"![]({name})" for name in ("eval.png", "pca.png")
                 if os.path.isfile(os.path.join(out_dir or ckpt, name))]
     lines += [closing_text(result), *pictures, ""]
@@ -374,23 +360,17 @@ def write_report(result):
 def evaluate_bench():
     """Ask the questions of the bench, or score the answers given; write bench.json and its jsonl, picture and page."""
     import audiobench
-    began, minutes = time.perf_counter(), stage_minutes()
+    began, listener = time.perf_counter(), None
     audiobench.read_bench(bench)  # a wrong folder fails before the work
-    if report:
-        result, choices = read_json(os.path.join(out_dir or ckpt, "bench.json")), None  # asked before, without --report
-    elif answers:
+    if result := earlier("bench.json"):
+        return print("\n".join([*audiobench.table(result), "", f"{out_dir or ckpt}/bench.json is up to date"]))
+    if answers:
         result, choices = audiobench.score_answers_file(bench, answers)
     else:
-        result, choices = audiobench.run_bench(load_listener(), bench, batch_size, seed)
-    old = os.path.join(out_dir or ckpt, "bench.json")
-    if minutes is None and not answers and os.path.isfile(old) and read_json(old).get("bench") == bench:
-        minutes = read_json(old).get("minutes")  # of all stages, where this only asks again
-    seconds = result["seconds"] if report else round(time.perf_counter() - began, 1)
-    result |= {"seconds": seconds, "minutes": round(seconds / 60, 2) if minutes is None else minutes,
-               "ckpt": "" if answers else ckpt, "seed": seed, "date": result.get("date", time.strftime("%Y-%m-%d"))}
+        listener = load_listener()
+        result, choices = audiobench.run_bench(listener, bench, batch_size, seed)
+    result |= origin(began, listener)
     write("bench.json", json.dumps(result, indent=1) + "\n")
-    if report:
-        return print("\n".join([*stage_table(), *audiobench.table(result), f"{result['minutes']:.1f} minutes in all"]))
     write("bench.jsonl", "".join(json.dumps(choice) + "\n" for choice in choices))
     audiobench.draw_bench(result, os.path.join(out_dir or ckpt, "bench.png"))
     if page:
@@ -405,16 +385,13 @@ def main():
         raise ValueError("answers needs bench, the folder of the questions, and out_dir, where the results go")
     if bench:
         return evaluate_bench()
-    if report:
-        result = read_json(os.path.join(out_dir or ckpt, "eval.json"))  # of an evaluation before, without --report
-        result["minutes"] = result["minutes"] if stage_minutes() is None else stage_minutes()
-        write("eval.json", json.dumps(result, indent=1) + "\n")
-    else:
-        result = evaluate()
+    old = earlier("eval.json")
+    result = old or evaluate()
     write_report(result)
     print(closing_text(result))
-    if not report:
-        print(json.dumps(result))
+    if old:
+        print(f"{out_dir or ckpt}/eval.json is up to date")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

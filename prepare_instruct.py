@@ -33,7 +33,8 @@ from audio import SAMPLE_RATE, read_audio
 from configurator import configure, fail
 from files import own_file, read_jsonl, read_lines, write_json, write_jsonl
 from processes import run_all
-from tokenizer import multiple_choice, normalize_transcript
+from tokenizer import multiple_choice
+from transcripts import NoSpokenForm, normalize_transcript, require_distinct
 
 # config: every value here can be set from a config file or as --name=value
 voices = "data/voices"     # of many voices, paces, pitches and styles: how it sounds
@@ -281,6 +282,7 @@ def ask(task, answer, rng, said):
     options = options_for(task, answer, rng, said)
     must = task == "word"
     if options and (must or rng.uniform() < choice_share):
+        require_distinct(question, options)
         question = multiple_choice(question, options)
     return None if must and not options else [task, question, answer]
 
@@ -390,7 +392,7 @@ def read_clips(root, split):
 
 def read_sources(names, split):
     """-> clips of sets of real recordings, labelled by our tasks; ValueError where a licence is in the way."""
-    clips = []
+    clips, dropped = [], Counter()
     for name, _, folder in (part.strip().partition("=") for part in names.split(",") if part.strip()):
         known = real_sets.SOURCES.get(name)
         if known and not known["is_free"]:
@@ -399,8 +401,15 @@ def read_sources(names, split):
                 raise ValueError(f"{name} is for non-commercial use alone: say so with --non_commercial=True")
         for clip in real_sets.list_clips(name, folder or (known or {"folder": ""})["folder"]):
             labels = {"thing" if task == "event" else task: answer for task, answer in clip["labels"].items()}
-            if clip["split"] == split and (labels or clip["text"]):  # what a cut leaves without a turn is not written
+            if clip["split"] != split or not (labels or clip["text"]):  # what a cut leaves without a turn
+                continue
+            try:
                 clips.append(clip | {"labels": labels, "text": normalize_transcript(clip["text"])})
+            except NoSpokenForm as e:
+                dropped[e.reason] += 1
+    if dropped:
+        reasons = ", ".join(f"{n} clips, {why}" for why, n in dropped.items())
+        print(f"sources of {split}: left out {reasons}")
     for clip in clips:  # an open set of sounds: what these sets hold
         if "thing" in clip["labels"] and clip["labels"]["thing"] not in tasks["thing"]["labels"]:
             tasks["thing"]["labels"].append(clip["labels"]["thing"])
@@ -590,6 +599,7 @@ def make_bench(part):
                 kind = "voice" if task not in ("pair", "scene", "event", "digit") else task.replace("digit", "spoken")
                 kind = "real" if found else kind
                 name, asks = f"{len(rows):03d}", tasks[task]["bench"]
+                require_distinct(f"{name} ({task})", options)
                 wav = make_right(kind, clip, task, key, len(rows))
                 soundfile.write(part / f"wavs/{name}.wav", np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
                 rows.append({"id": name, "cell": cell, "task": task, "audio": f"wavs/{name}.wav",

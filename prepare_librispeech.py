@@ -49,7 +49,7 @@ from files import (check_row, download, find_audio, find_files, find_path, read_
                    sha256_file, write_json, write_jsonl)
 from model import pick_device
 from processes import run_all
-from tokenizer import normalize_transcript
+from transcripts import NoSpokenForm, normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
 source = "data/LibriSpeech"  # folder of subset folders, or of speaker folders, or a .jsonl of clips
@@ -65,7 +65,7 @@ keep_archive = False       # True: stays when it is unpacked
 # clips
 limit = 0                  # clips of each subset, evenly spread over it; 0: all
 max_audio_s = 30.0         # longer clips are dropped and counted
-min_words = 1              # clips of fewer words are dropped and counted
+min_words = 1              # clips of fewer words are dropped and counted; 0: clips without text are silence
 max_words = 0              # of more; 0: any number
 new_sentences = False      # True: held-out clips whose sentence is in train too are dropped and counted
 speeds = ""                # comma-separated: training clips are there at these speeds too; 0.9,1.1 is usual
@@ -239,7 +239,6 @@ def check_clip(where, key, path, words, labels, seen, split_of):
     reason = ("audio without transcript" if words is None else path if not key else
               f'key there twice, at {seen[key]} too: rename one, or give each row its own "key"' if key in seen else
               f"transcript without audio (no {path or key + '.flac, .wav ...'})" if not os.path.exists(path) else
-              "no words in the transcript" if not (normalize_transcript(words) or labels.get("turns")) else
               "" if seen_voices or not speaker or split_of.setdefault(speaker, split) == split or
               "test" in split and "test" in split_of[speaker] else
               f"speaker {speaker} is in {split_of[speaker]} too (seen_voices=True allows that)")
@@ -257,6 +256,11 @@ def read_corpus():
                                                 desc="corpus", unit=" clips"):
         reason = check_clip(where, key, path, words, labels, seen, split_of)
         try:
+            text = "" if reason else normalize_transcript(words)
+        except NoSpokenForm as e:
+            counts[f"dropped: {e.reason}"] += 1
+            continue
+        try:
             seconds, rate, n_channels = (0.0, 0, 0) if reason else audio_header(path)
         except (ValueError, OSError) as e:
             reason = str(e)
@@ -266,7 +270,9 @@ def read_corpus():
         seconds = round(seconds, 4)
         if (rate, n_channels) != (SAMPLE_RATE, 1):
             counts["converted to 16 kHz mono"] += 1
-        info = labels | {"key": key, "text": normalize_transcript(words), "seconds": seconds}
+        info = labels | {"key": key, "text": text, "seconds": seconds}
+        if any(char.isdigit() for char in words):
+            info["written"] = words  # scoring accepts other readings of the numbers too
         clips.append({"path": path, "bytes": os.path.getsize(path), "seconds": seconds, "info": info})
     check_failures(failures, n_found := len(clips) + len(failures))
     chosen = choose(clips, counts)
@@ -281,6 +287,8 @@ def choose(clips, counts):
     for clip in clips:
         n_words, is_train = len(clip["info"]["text"].split()), clip["info"]["split"] == "train"
         why = ("too long" if clip["seconds"] > max_audio_s else
+               "without words (min_words=0 takes them as silence)" if not n_words and min_words and
+               "turns" not in clip["info"] else
                "too few words" if n_words < min_words and "turns" not in clip["info"] else
                "too many words" if n_words > (max_words or n_words) else
                "sentence in train" if new_sentences and not is_train and clip["info"]["text"] in trained else "")

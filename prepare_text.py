@@ -10,7 +10,7 @@ with --documents shards of tokens of whole documents, of your files or of the pu
     python prepare_text.py --documents=climbmix --n_files=170 --vocab_size=32768 --tokenizer_mb=500 --out_dir=data/web
 
 Reads grammar.txt (its format stands at its top) or the text files. Writes into out_dir, in UTF-8, one sentence a line
-of a-z, apostrophe and space, none twice: train.txt (30 MB), val.txt and test.txt (100 kB each), and meta.json (counts,
+as transcripts.py spells it, none twice: train.txt (30 MB), val.txt and test.txt (100 kB each), and meta.json (counts,
 words, entropy, settings, checksums). A sentence's split is decided by its hash alone, so none of val or test is in any
 train.txt. Takes 10 s; run again it does nothing unless a setting or the source is another; then all four are new.
 
@@ -21,6 +21,7 @@ how) and documents.json (counts, settings, checksums). A document's hash decides
 cut each piece is one, so a book is in both. About 2 MB/s a core, on all cores. Run again after an interruption it
 goes on with the first shards not done; it never mixes settings: those of another run stop it.
 """
+import contextlib
 import hashlib
 import itertools
 import json
@@ -28,7 +29,6 @@ import math
 import os
 import re
 import time
-import unicodedata
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -40,6 +40,7 @@ from documents import (SOURCES, SUFFIXES, deal_chunks, encode_documents, fetch_s
                        write_shard)
 from files import find_files, own_file, read_jsonl, read_lines, sha256_file, write_json, write_text
 from tokenizer import compression, load_tokenizer, train_bpe
+from transcripts import NoSpokenForm, normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "data/text"
@@ -72,7 +73,7 @@ config = configure(globals())  # prints each change; stored in meta.json, docume
 # -----------------------------------------------------------------------------
 OF_DOCUMENTS = "doc_chars val_share val_mb tokenizer tokenizer_mb vocab_size shard_mb".split()  # and json_key, limit
 OF_SENTENCES = {k: v for k, v in config.items() if k not in {"documents", "n_files", "mirrors", *OF_DOCUMENTS}}
-VERSION = 1              # of the files; raised when the same settings give other bytes
+VERSION = 2              # of the files; raised when the same settings give other bytes
 SPLITS = ("train", "val", "test")
 TEXT_FILES = (".txt", ".md", ".json", ".jsonl")
 HELD_OUT = 2             # percent of all sentences that are val's, and test's
@@ -270,24 +271,23 @@ def read_blocks(path):
 
 
 def to_sentence(piece):
-    """Return a piece of text in lower case without accents and marks; what is neither a letter nor a mark stays."""
+    """Return a piece of text as a transcript, without quotation marks; NoSpokenForm where it has none."""
     piece = re.sub(r"^\s*\d+-\d+-\d+ ", "", piece)  # the key of a line in LibriSpeech's .trans.txt
-    piece = re.sub(r"[\u2018\u2019`]", "'", unicodedata.normalize("NFKD", piece).lower())
-    piece = re.sub(r"[\u0300-\u036f]", "", piece)  # accents
-    piece = re.sub(r"[\s.,;:!?\"\u201c\u201d()\[\]*_#\-\u2010-\u2015]+", " ", piece)
-    return " ".join(word.strip("'") for word in piece.split() if word.strip("'"))
+    words = (word.strip("'") for word in normalize_transcript(piece).split())
+    return " ".join(word for word in words if word)
 
 
 def text_sentences(paths, dropped):
-    """Yield the sentences of text files in order, in a-z, apostrophe and space; count the others in dropped."""
+    """Yield the sentences of text files in order, as transcripts; count the others in dropped."""
     for path in paths:
         blocks = ([block] if one_per_line else SENTENCE_END.split(block) for block in read_blocks(path))
         for piece in itertools.chain.from_iterable(blocks):
-            sentence = to_sentence(piece)
-            if re.fullmatch(r"[a-z' ]+", sentence):
-                yield sentence
-            elif sentence:
-                dropped["with digits" if re.search(r"\d", sentence) else "with other characters"] += 1
+            try:
+                if sentence := to_sentence(piece):
+                    yield sentence
+            except NoSpokenForm as e:
+                if any(map(str.isalnum, piece)):  # a line of stars is no sentence
+                    dropped[e.reason] += 1
 
 
 # ---- splits and files ----
@@ -296,7 +296,9 @@ def read_excluded():
     said = set()
     for path in (path.strip() for path in exclude.split(",") if exclude):
         for _, row in read_jsonl(path, text=str):
-            said.update(map(to_sentence, SENTENCE_END.split(row["text"])))
+            for piece in SENTENCE_END.split(row["text"]):
+                with contextlib.suppress(NoSpokenForm):  # no text of ours can say it
+                    said.add(to_sentence(piece))
     return said
 
 

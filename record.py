@@ -16,6 +16,12 @@ def code_sums():
     return {os.path.basename(path): code_sum(path) for path in own}
 
 
+def changed_code(sums):
+    """Return the names of the files whose code is no longer that of code_sums(), `sums` of an earlier run."""
+    paths = {name: os.path.join(FOLDER, name) for name in sums}
+    return [name for name, path in paths.items() if not os.path.isfile(path) or code_sum(path) != sums[name]]
+
+
 def code_sum(path):
     """Return a checksum of what a Python file does: of its source without comments and docstrings."""
     with open(path, encoding="utf-8") as f:

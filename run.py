@@ -14,7 +14,7 @@ import torch.distributed as dist
 from configurator import fail
 from data import sha256_file, write_json
 from model import checkpoint_steps, keep_steps, pick_device, read_meta
-from record import code_sums
+from record import changed_code
 
 FREE = {"init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every", "wandb_log",
         "workers", "recompute", "sample_tokens", "eval_rows"}  # settings that a run may change and go on
@@ -105,8 +105,8 @@ def last_step(out_dir, init_from, config, inputs):
             fail(f"{out_dir} holds a run of another script: give another --out_dir")
         now, then = {**config, **inputs}, {"conversations": "", **meta["user_config"], **meta["inputs"]}
         changed = [k for k in now if k not in FREE and now[k] != then.get(k, now[k])]  # new settings are as before
-        code, old = code_sums(), meta["versions"].get("code")
-        edited = [name for name in code if old and old.get(name, code[name]) != code[name]]
+        old = meta["versions"].get("code")
+        edited = changed_code(old or {})
         ways = ("move it aside or give another --out_dir, or --init_from=scratch to replace it, or "
                 "--init_from=resume to go on all the same")
         if changed:

@@ -12,7 +12,8 @@ import torch
 from audio import HOP, SAMPLE_RATE, encode, load_ears, n_audio_tokens, split_at_pauses
 from decode import pad, sample, transcribe
 from model import KVCache, for_inference, load_checkpoint, pick_device
-from tokenizer import load_tokenizer, plain_text, render_conversation
+from tokenizer import load_tokenizer, render_conversation
+from transcripts import plain_text
 
 
 LONGEST = 512  # ids read at once: attention over more takes memory with the square
@@ -109,7 +110,7 @@ class Talker:
         messages: [(role, text, Recording or None)], user and assistant in turn, a system's before them joined to the
         first user's.
         """
-        clean = plain_text if self.plain else str
+        clean = (lambda text: plain_text(text, strict=False)) if self.plain else str
         ids, _ = render_conversation(self.tok, {"messages": [
             {"role": role, "content": clean(text)} for role, text, _ in messages]})
         starts = [i for i, token in enumerate(ids) if token == self.tok.special("<|user_start|>")]

@@ -6,8 +6,6 @@ import json
 import os
 import pickle
 import pickletools
-import re
-import unicodedata
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -252,18 +250,7 @@ def to_utf8(text):
 
 
 # -----------------------------------------------------------------------------
-# text
-
-def normalize_transcript(text):
-    """Return text as transcripts are trained: lower case, a-z, apostrophe, single spaces.
-
-    Accents are stripped, curly apostrophes made straight; all else (digits, hyphens, punctuation) becomes a space.
-    """
-    text = unicodedata.normalize("NFKD", re.sub("[‘’‛ʼ´`′＇]", "'", text)).casefold()
-    text = text.translate({ord("æ"): "ae", ord("œ"): "oe", ord("ø"): "o", ord("ł"): "l"})  # NFKD leaves these whole
-    text = re.sub("[^a-z']|''+", " ", re.sub("[\u0300-\u036f]", "", text))
-    return " ".join(word for word in text.split() if word != "'")
-
+# chats
 
 def render_conversation(tok, conversation):
     """Return (ids, mask) of a chat, both lists of int, whole; mask is 1 where the assistant is trained.
@@ -320,11 +307,6 @@ def multiple_choice(question, options, letters=""):
     letters (str) its letter, right before it: where a toy model bound them sooner than behind (2026-11)."""
     options = [f"{letter} {option}" for option, letter in zip(options, letters)] or options
     return "\n".join([question, *options, "answer with " + ("the letter" if letters else "one of the options")])
-
-
-def plain_text(text):
-    """Return text as a model of transcripts reads it: lines in lower case, a-z and apostrophe, a space before each."""
-    return "\n".join(f" {line}" for line in map(normalize_transcript, text.splitlines()) if line)
 
 
 def chat_prompt(tok, turns, question):

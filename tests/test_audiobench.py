@@ -82,7 +82,8 @@ def test_bench_file_is_checked(tmp_path):
     folder = make_bench(tmp_path / "bench")
     assert len(audiobench.read_bench(folder)) == 8
     lines = (tmp_path / "bench/questions.jsonl").read_text().splitlines()
-    for change in ({"key": 4}, {"options": ["a", "a", "b", "c"]}, {"audio": "gone.wav"}, {"id": "0"}):
+    for change in ({"key": 4}, {"options": ["a", "a", "b", "c"]}, {"audio": "gone.wav"}, {"id": "0"},
+                   {"options": ["42", "forty two", "43", "44"]}):
         changed = [*lines[:2], json.dumps(json.loads(lines[2]) | change), *lines[3:]]
         (tmp_path / "bench/questions.jsonl").write_text("\n".join(changed))
         with pytest.raises(ValueError, match="questions.jsonl:3"):
@@ -101,6 +102,18 @@ def test_others_answers(tmp_path, monkeypatch, capsys):
     path.write_text('{"id": "99", "answer": "low"}\n')
     code, _, err = evaluate(monkeypatch, capsys, f"--bench={folder}", f"--answers={path}", f"--out_dir={tmp_path}/out")
     assert code == 2 and "no question 99" in err
+
+
+def test_numeric_options_are_different_answers(tmp_path):
+    """42 and 43 would both be nothing: the same ids, the same score, and any answer right."""
+    folder = make_bench(tmp_path / "bench")
+    path, theirs = tmp_path / "bench/questions.jsonl", tmp_path / "theirs.jsonl"
+    rows = [json.loads(line) | {"options": ["41", "42", "43", "1984"], "key": 1} for line in path.open()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = ["forty two", "42.", "43", "nineteen eighty four", "你好", "", "B", "41"]
+    theirs.write_text("".join(json.dumps({"id": str(i), "answer": a}) + "\n" for i, a in enumerate(said)))
+    _, choices = audiobench.score_answers_file(folder, str(theirs))
+    assert [choice["chosen"] for choice in choices] == ["42", "42", "43", "1984", "", "", "42", "41"]
 
 
 def test_probe_finds_what_is_there():

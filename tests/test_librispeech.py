@@ -208,18 +208,19 @@ def test_failed_clips_are_counted(prepare, originals):
     os.remove(prepare.train / f"{keys[2]}.flac")
     shutil.copy(prepare.train / f"{keys[4]}.flac", prepare.train / "extra.flac")
     lines = (prepare.train / "10-7.trans.txt").read_text().splitlines()
-    lines = [*lines[:3], f"{keys[3]} 123", *lines[4:], lines[4], " ", ""]
+    lines = [*lines[:3], f"{keys[3]} \u4f60\u597d", *lines[4:], lines[4], " ", ""]
     (prepare.train / "10-7.trans.txt").write_text("\n".join(lines))
-    assert_fails(prepare(), "5 of 22 clips", "max_bad_share", keys[1])
-    assert_fails(prepare("--max_bad_share=0.25"), "6 of 22 clips")
+    assert_fails(prepare(), "4 of 21 clips", "max_bad_share", keys[1])
+    assert_fails(prepare("--max_bad_share=0.22"), "5 of 21 clips")
     assert not (prepare.out / "manifest.json").exists()
     assert prepare("--max_bad_share=0.31").code == 0
     manifest = Features(str(prepare.out)).manifest
     reasons = {failure["key"]: failure["reason"] for failure in manifest["failures"]}
-    assert manifest["clips"]["train"] == 8 and len(manifest["failures"]) == 6
-    assert set(reasons) == {*keys[:5], "extra"}
-    for key, words in zip([*keys[:5], "extra"],
-                          ("corrupt", "", "without aud", "no words", "twice, at ", "without trans")):
+    assert manifest["clips"]["train"] == 8 and len(manifest["failures"]) == 5
+    assert manifest["counts"] == {"dropped: letters of another script": 1}
+    assert set(reasons) == {*keys[:3], keys[4], "extra"}
+    for key, words in zip([*keys[:3], keys[4], "extra"],
+                          ("corrupt", "", "without aud", "twice, at ", "without trans")):
         assert words in reasons[key]
     assert_as_served(Features(str(prepare.out), "train"), prepare.speech, originals / "encoder0.pt")
     assert prepare("--max_bad_share=0.31", "--max_audio_s=0.5").code == 0
@@ -386,6 +387,31 @@ def test_own_clips(prepare, tmp_path):
     assert len(lengths) == 3 * Features(f"{tmp_path}/features").manifest["clips"]["train"]
     assert (lengths["mine-2"], lengths["mine-2-speed80"], lengths["mine-2-speed200"]) == (25, 31, 12)
     assert_fails(prepare(*command, "--max_bad_share=0.1", "--speeds=0.9,9"), "speeds=0.9,9", "0.5 to 2")
+
+
+@pytest.mark.case("B21")
+def test_transcripts_say_all_or_are_dropped(prepare, tmp_path):
+    """Broken: a number leaves a label, what can't be said is half kept or not counted, or silence stops the run."""
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 8000), 16000)
+    texts = {"digits": "the primary coil has 50 turns", "html": "Tom &amp; Jerry&#39;s",
+             "zero-width": "re\u200bcord\u00ad it", "cjk": "\u4f60\u597d",
+             "tags": "[laughter] <unk> um (inaudible)", "marks": "...", "s0": "", "s1": "   "}
+    rows = [{"audio": "a.wav", "key": key, "text": text, "split": "train"} for key, text in texts.items()]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = f"--source={tmp_path}/list.jsonl", f"--out_dir={tmp_path}/out"
+    dropped = {"dropped: letters of another script": 1, "dropped: words that the transcript does not give": 1,
+               "dropped: no words left": 1}
+    said = {"digits": "the primary coil has fifty turns", "html": "tom and jerry's", "zero-width": "record it"}
+    silent = "without words (min_words=0 takes them as silence)"
+    for settings, words, counts in (((), said, dropped | {silent: 2}),
+                                    (("--min_words=0",), said | {"s0": "", "s1": ""}, dropped)):
+        done = prepare(*command, *settings)
+        assert done.code == 0, done.err
+        features = Features(f"{tmp_path}/out", "train")
+        assert dict(zip(features.keys, features.texts)) == words
+        assert features.manifest["counts"] == counts and not features.manifest["failures"]
+        assert all(f"{n} {why}" in done.out for why, n in counts.items())
+    assert {i["key"]: i.get("written") for i in features.infos}["digits"] == texts["digits"]
 
 
 def test_speechocean(prepare, tmp_path):

@@ -12,7 +12,8 @@ from decode import score_answers
 from model import GPT, GPTConfig, add_lora, load_checkpoint, lora_state, merged_state
 import test_train
 from test_train import align, base, losses, run, run_in_process, same_state, world  # noqa: F401: world is a fixture
-from tokenizer import chat_prompt, load_tokenizer, multiple_choice, plain_text
+from tokenizer import chat_prompt, load_tokenizer, multiple_choice
+from transcripts import plain_text
 
 SFT = ["--texture=3", "--texture_hidden=16", "--batch_tokens=400", "--grad_accum=2", "--warmup_steps=1",
        "--lr_decay_steps=8", "--eval_clips=2", "--use_compile=False", "--log_every=1", "--device=cpu", "--text_rows=3",
@@ -38,7 +39,8 @@ def school(world):  # noqa: F811
     data.write_index(str(world / "items"), rows, {"shard-000000.tar": {"bytes": os.path.getsize(path), "sha256": ""}},
                      {"encoder": "random", "encoder_sha256": sha, "taps": [0, -1], "D": 32})
     (world / "text.jsonl").write_text('{"question": "Say this: a cat", "answer": "a cat"}\n' * 3)
-    (world / "turns.jsonl").write_text('{"key": "item000", "turns": [["own", "who sees", "the dog"]]}\n')
+    turns = [["own", "who sees", "the dog"], ["number", "how many", "42"], ["own", "who", "\u4f60\u597d"]]
+    (world / "turns.jsonl").write_text(json.dumps({"key": "item000", "turns": turns}) + "\n")
     return world
 
 
@@ -135,6 +137,8 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
     """The frozen LM would drift, LoRA would not train, or the folder could not be loaded without its sources."""
     out = sft(school, tmp_path / "run", "--max_steps=2", "--learning_rate=0.05")
     assert "adapters alone" in out and "right:" in out
+    assert "left out: 1 questions, letters of another script" in out
+    assert ", 62 questions;" in out  # 60 of items, and two of three of turns
     saved = torch.load(tmp_path / "run" / "lora_000002.pt", weights_only=True)
     moved = [name for name, p in saved.items() if name.endswith("lora_b") and p.any()]
     assert len(moved) == 2 * 6

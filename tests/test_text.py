@@ -164,8 +164,8 @@ Mr. Smith doesn't like cafes -- never did.
     assert done.returncode == 0, done.stderr
     texts, meta = read(tmp_path / "out")
     assert sorted(sum(texts.values(), [])) == ["go away now", "he said go away again", "he said to the well known man",
-                                               "mr smith doesn't like cafes never did"]
-    assert meta["dropped"] == {"of another length": 2, "with digits": 1, "with other characters": 1, "seen before": 1}
+                                               "he was forty two years old", "mr smith doesn't like cafes never did"]
+    assert meta["dropped"] == {"of another length": 2, "a symbol without a spoken form": 1, "seen before": 1}
     assert meta["frames"] == 0 and meta["perplexity"] is None
     assert prepare(tmp_path / "keys", f"--text_file={tmp_path / 'keys.txt'}", "--one_per_line=True").returncode == 0
     assert sorted(sum(read(tmp_path / "keys")[0].values(), [])) == ["go do you hear", "it's another line"]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import tokenizer
-from tokenizer import (BPETokenizer, ByteTokenizer, compression, export_nanochat, load_tokenizer, normalize_transcript,
-                       render_conversation, train_bpe)
+from tokenizer import (BPETokenizer, ByteTokenizer, compression, export_nanochat, load_tokenizer, render_conversation,
+                       train_bpe)
 
 HERE = os.path.join(os.path.dirname(__file__), "nanochat_d4")
 ODD = ["", " ", "héllo  wörld\r\n\t3.14", "你好 🙂\u2028\u0085\x00\x1f", "<|bos|><|user_end|>x", "'S '' it's\n\n\n  end "]
@@ -368,13 +368,3 @@ def test_compression(bpe):
     texts = {"greek": "λόγος", "english": "hello", "none": "", "half": "\ud800"}
     assert compression(ByteTokenizer(), texts) == {"greek": 1, "english": 1, "none": 0, "half": 1}
     assert compression(bpe, texts) == {"greek": 1, "english": 5 / 4, "none": 0, "half": 1}
-
-
-@pytest.mark.parametrize("text, normal", [
-    ("MISTER QUILTER'S APOSTLE\n", "mister quilter's apostle"), ("It’s the café—naïve; 10,000!", "it's the cafe naive"),
-    ("  end-to-end\t'' ' ", "end to end"), ("‘tis Straße Łódź præ", "'tis strasse lodz prae"), ("3rd", "rd"),
-    ("ＡＢ ﬁn ™", "ab fin tm"), ("你好 42", ""), ("and/or...what", "and or what"), ("dogs' a'b", "dogs' a'b")])
-def test_normalize_transcript(text, normal):
-    """Broken: training text holds what the model never learns to say, or words run together."""
-    assert normalize_transcript(text) == normal
-    assert normalize_transcript(normal) == normal
