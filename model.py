@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from data import sha256_file
+from files import sha256_file
 
 SOFTCAP = 15.0         # logits stay within +-15 (Gemma 2, arXiv:2408.00118)
 QK_SCALE = 1.2         # after QK-norm, of queries and keys each: nanochat's sharper attention

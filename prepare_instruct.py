@@ -17,6 +17,7 @@ Writes <out_dir>/clips/*.flac, 16 kHz mono; items.jsonl, a clip a line: {"audio"
 Labels come from how a clip was made, never from a model. The same settings and voices give the same files. 25 s.
 """
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -31,8 +32,9 @@ import sounds
 import sources as real_sets
 from audio import SAMPLE_RATE, read_audio
 from configurator import configure, fail
-from files import own_file, read_jsonl, read_lines, write_json, write_jsonl
+from files import own_file, read_jsonl, read_lines, sha256_file, write_json, write_jsonl
 from processes import run_all
+from record import changed_code, code_sums
 from tokenizer import multiple_choice
 from transcripts import NoSpokenForm, normalize_transcript, require_distinct
 
@@ -615,6 +617,26 @@ def make_bench(part):
     return {"questions": len(rows), "cells": dict(Counter(row["cell"] for row in rows))}
 
 
+def inputs():
+    """Return {path: checksum} of the lists and texts that the items are made of; {} with real recordings."""
+    if source_names := sources or bench_sources:
+        return {"": source_names}
+    paths = [own_file(name) for name in ("questions.txt", "spoken.txt")]
+    paths += [os.path.join(folder, "labels.jsonl") for folder in (voices, spoken, speech)]
+    paths += [os.path.join(text_dir, f"{split}.txt") for split in ("train", "val", "test")]
+    return {path: sha256_file(path) for path in paths if os.path.isfile(path)}
+
+
+def is_made(final, settings, made_of):
+    """True where an earlier run made the same of the same; real recordings are read anew each time."""
+    try:
+        meta = json.loads((final / "meta.json").read_bytes())
+        is_same = (meta["settings"], meta["inputs"]) == (settings, made_of)
+        return is_same and not changed_code(meta["code"]) and "" not in made_of
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def main():
     if min(n, turns, bench_items, practice_turns) < 1 or min(workers, seed, practice) < 0:
         raise ValueError("n, turns, practice_turns and bench_items are 1 or more, workers, practice and seed 0 or more")
@@ -623,10 +645,13 @@ def main():
     final, part = Path(out_dir), Path(out_dir, ".part")
     if final.exists() and any(final.iterdir()) and not (final / "meta.json").exists() and not part.exists():
         raise ValueError(f"{final} was not made by this script: set another out_dir, or remove it")
+    settings, made_of = {k: v for k, v in config.items() if k != "workers"}, inputs()
+    if is_made(final, settings, made_of):
+        return print(f"{out_dir} is up to date")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     meta = make_bench(part) if bench else make_practice(part) if practice else make_mix(part)
-    meta["settings"] = {k: v for k, v in config.items() if k != "workers"}
+    meta |= {"settings": settings, "inputs": made_of, "code": code_sums()}
     write_json(part / "meta.json", meta)
     for path in sorted(part.iterdir(), key=lambda path: path.name == "meta.json"):
         old = final / path.name
@@ -635,7 +660,8 @@ def main():
     part.rmdir()
     name = "questions.jsonl" if bench else "chats.jsonl" if practice else "items.jsonl"
     digest = hashlib.sha256((final / name).read_bytes()).hexdigest()[:16]
-    print(f"{out_dir}: " + ", ".join(f"{k} {v}" for k, v in meta.items() if k != "settings") + f"; sha256 {digest}")
+    print(f"{out_dir}: " + ", ".join(f"{k} {v}" for k, v in meta.items()
+                                 if k not in ("settings", "inputs", "code")) + f"; sha256 {digest}")
 
 
 tasks, answers, real = {}, {}, {}

@@ -49,6 +49,7 @@ from files import (check_row, download, find_audio, find_files, find_path, read_
                    sha256_file, write_json, write_jsonl)
 from model import pick_device
 from processes import run_all
+from record import changed_code, code_sums
 from transcripts import NoSpokenForm, normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
@@ -94,6 +95,7 @@ ARCHIVES = {  # bytes and MD5 of https://www.openslr.org/12
     "train-other-500": (30_593_501_606, "d1a0fd59409feb2c614ce4d30c387708")}
 FINAL = Path(out_dir or os.path.join(os.path.dirname(source) if source.endswith(".jsonl") else source, "features"))
 SHARED = ()  # what all shards of a worker process share: arguments of make_shard
+MAKERS = {"audio.py", "augment.py", "recordings.py", "transcripts.py", "prepare_librispeech.py"}  # of features
 VERSION = 2  # part of the plan: raise it when the features change for the same audio and settings
 
 
@@ -500,6 +502,8 @@ def is_made(plan, n_clips):
         return False  # a shard is cut short, or the index is of before it named the audio
     print(f"{FINAL}: {n_old:,} clips, encoder {old['encoder']} {old['encoder_sha256'][:16]}, taps {old['taps']}: "
           + ("up to date" if is_same else "not what is asked for; they stay until the new ones are whole"))
+    if is_same and (edited := [name for name in changed_code(old.get("code", {})) if name in MAKERS]):
+        print(f"{FINAL}: made by other code ({', '.join(edited)} changed since): delete it to make the features anew")
     return is_same
 
 
@@ -555,7 +559,7 @@ def finish(clips, failures, n_found, counts, shards, plan, encoder, layers):
     failures = failures + bad + [failure for state in states.values() for failure in state["failures"]]
     check_failures(failures, n_found)
     manifest = {"encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers, "D": encoder.n_embd,
-                "plan": plan, "counts": counts, "failures": failures, "settings": config,
+                "plan": plan, "code": code_sums(), "counts": counts, "failures": failures, "settings": config,
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
     sizes = {name: {"bytes": states[name]["bytes"], "sha256": states[name]["sha256"]} for name in shards}
     paths = {clip["info"]["key"]: name_audio(clip) for clip in clips}

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from configurator import configure, fail
 from files import own_file, read_jsonl, read_lines, write_json, write_jsonl, write_text
 from processes import run_all
+from record import code_sum
 
 # config: every value here can be set from a config file or as --name=value
 text_dir = "data/text"
@@ -56,7 +57,6 @@ snr_min_db = 15.0        # RMS of the speech over the noise's
 snr_max_db = 35.0
 config = configure(globals()) if __name__ != "prepare_synthetic" else {}  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
-VERSION = 1              # of what this script writes; raised when the same settings give other clips
 SAMPLE_RATE = 16000
 SPLITS = ("train", "val", "test")
 CLIPS_PER_CHAPTER = 25   # what an interruption loses at most, per worker
@@ -258,7 +258,7 @@ def plan_chapters(packages):
             clip = plan_clip(split, i, voices, text)
             chapters.setdefault("/".join([split, *clip["key"].split("-")[:2]]), []).append(clip)
     for folder, clips in chapters.items():  # a chapter on disk is this one when its labels file has this name
-        digest = hashlib.sha256(json.dumps([VERSION, packages, clips]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([code_sum(os.path.abspath(__file__)), packages, clips]).encode()).hexdigest()
         chapters[folder] = (f"labels-{digest[:16]}.jsonl", clips)
     return chapters
 

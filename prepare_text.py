@@ -39,6 +39,7 @@ from configurator import configure, fail
 from documents import (SOURCES, SUFFIXES, deal_chunks, encode_documents, fetch_source, read_documents, read_shard,
                        write_shard)
 from files import find_files, own_file, read_jsonl, read_lines, sha256_file, write_json, write_text
+from record import changed_code, code_sums
 from tokenizer import compression, load_tokenizer, train_bpe
 from transcripts import NoSpokenForm, normalize_transcript
 
@@ -332,7 +333,7 @@ def finished(source):
     """Return the meta.json of an earlier run with these settings and this source, its files in place, or None."""
     try:
         meta = json.loads(Path(out_dir, "meta.json").read_text(encoding="utf-8"))
-        same = (meta["version"], meta["settings"], meta["source"]) == (VERSION, OF_SENTENCES, source)
+        same = (meta["settings"], meta["source"]) == (OF_SENTENCES, source) and not changed_code(meta["code"])
         return meta if same and all(os.path.getsize(f"{out_dir}/{s}.txt") == meta["bytes"][s] for s in SPLITS) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -474,7 +475,7 @@ def main():
     texts = {split: "".join(f"{sentence}\n" for sentence in splits[split]) for split in SPLITS}
     train, held_out = set(texts["train"].split()), set((texts["val"] + texts["test"]).split())
     n_sentences, n_words = sum(map(len, splits.values())), sum(len(text.split()) for text in texts.values())
-    meta = {"version": VERSION, "settings": OF_SENTENCES, "source": source, "seed": seed, "dropped": dropped,
+    meta = {"code": code_sums(), "settings": OF_SENTENCES, "source": source, "seed": seed, "dropped": dropped,
             "counts": {split: len(splits[split]) for split in SPLITS},
             "bytes": {split: len(texts[split]) for split in SPLITS},
             "words": len(train | held_out), "oov": len(held_out - train), "mean_words": n_words / max(1, n_sentences),

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from configurator import fail
-from data import sha256_file, write_json
+from files import sha256_file, write_json
 from model import checkpoint_steps, keep_steps, pick_device, read_meta
 from record import changed_code
 

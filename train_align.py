@@ -9,7 +9,6 @@ import math
 import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +19,9 @@ from audio import (SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_fi
                    save_encoder)
 from augment import add_noise, change_speed, mask
 from configurator import configure, fail
-from data import (Features, epoch_batches, load_batch, mean_std, sha256_file, stretched_batch, write_index, write_json,
-                  write_shard)
+from data import Features, epoch_batches, load_batch, mean_std, stretched_batch, write_index, write_shard
 from decode import transcribe
+from files import read_lines, sha256_file, write_json
 from model import GPT, GPTConfig, compute_dtype, cut_back, load_checkpoint, load_saved, norm, read_meta
 from optim import Muon, load_optimizers
 from record import provenance
@@ -223,7 +222,7 @@ with user_input():
     inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
               "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders),
               "text": sha256_file(text_file) if text_file else ""}
-    sentences = Path(text_file).read_text(encoding="utf-8").split("\n") if text_file else []
+    sentences = list(read_lines(text_file)) if text_file else []
 if not min(map(len, usable.values())):
     fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
 usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])

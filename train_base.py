@@ -18,9 +18,10 @@ import torch.distributed as dist
 
 from configurator import configure, fail
 from conversations import Conversations, made
-from data import batch_indices, sha256_file, write_json
+from data import batch_indices
 from decode import generate
 from documents import Documents
+from files import read_jsonl, read_lines, sha256_file, write_json
 from model import (GPT, GPTConfig, checkpoint_steps, compute_dtype, cut_back, load_checkpoint, load_saved, norm,
                    peak_flops, read_meta)
 from optim import gpt_optimizers, load_optimizers
@@ -143,15 +144,13 @@ if (min(stretch, save_every, log_every, chat_rows, eval_rows) < 1 or not 0 <= ch
 
 # ---- data
 
-def read_lines(name, limit=0):
+def read_sentences(name, limit=0):
     """Read sentences of data_dir/<name>.txt; a missing or empty file is the user's mistake."""
     path = os.path.join(data_dir, name + ".txt")
-    try:
-        with open(path, encoding="utf-8") as f:
-            lines = f.read().split("\n")
-    except OSError as e:
-        fail(f"{path}: {e.strerror}: run prepare_text.py first")
-    lines = [line for line in lines if line][:limit or None]
+    if not os.path.isfile(path):
+        fail(f"{path}: no such file: run prepare_text.py first")
+    with user_input():
+        lines = [line for line in read_lines(path) if line][:limit or None]
     return lines or fail(f"{path} holds no sentence: run prepare_text.py again")
 
 
@@ -185,20 +184,18 @@ def read_chats(limit):
     A chat that could take over `limit` positions, its imitated recording included, is left out and counted.
     """
     rows, n_long = {"train": [], "val": []}, 0
-    with open(chats, encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            try:
-                row = json.loads(line)
-                messages = [{"role": role, "content": plain_text(text)} for _, *turn in row["turns"]
-                            for role, text in zip(("user", "assistant"), turn, strict=True)]
-                heard, split = np.array(speller.encode(row["text"])), rows[row["split"]]
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f'{chats}:{number}: no JSON object with "split", "text" and "turns"') from None
-            n_places = (stretch + 2) * len(heard) + 4 + len(render_conversation(speller, {"messages": messages})[0])
-            if n_places > limit:
-                n_long += 1
-            else:
-                split.append((heard, messages))
+    for where, row in read_jsonl(chats, split=str, text=str, turns=list):
+        try:
+            messages = [{"role": role, "content": plain_text(text)} for _, *turn in row["turns"]
+                        for role, text in zip(("user", "assistant"), turn, strict=True)]
+            heard, split = np.array(speller.encode(row["text"])), rows[row["split"]]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f'{where}: "split" is train or val, "turns" are [task, question, answer]') from None
+        n_places = (stretch + 2) * len(heard) + 4 + len(render_conversation(speller, {"messages": messages})[0])
+        if n_places > limit:
+            n_long += 1
+        else:
+            split.append((heard, messages))
     if n_long and rank == 0:
         print(f"{chats}: {n_long:,} chats are left out, for they could take over {limit} positions")
     if not min(map(len, rows.values())):
@@ -314,7 +311,7 @@ if grad_accum % world_size:
 os.makedirs(out_dir, exist_ok=True)
 has_text = not conversations or conversation_share < 1
 reads_sentences = practice or not documents and (has_text or is_new)  # a new run's tokenizer is made of them
-lines = {"train": read_lines("train", max_lines), "val": read_lines("val")} if reads_sentences else {}
+lines = {"train": read_sentences("train", max_lines), "val": read_sentences("val")} if reads_sentences else {}
 with user_input():
     inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt")) if reads_sentences else "",
               "chats": sha256_file(chats) if chats and os.path.isfile(chats) else "",

@@ -5,12 +5,10 @@
     torchrun --standalone --nproc_per_node=8 train_sft.py config/w3_lora.py
     python train_sft.py config/cpu_w3.py --init_from=resume                  # go on from the last checkpoint
 """
-import json
 import math
 import os
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,8 +17,9 @@ import torch.nn.functional as F
 
 from audio import Projector, load_encoder_file, n_audio_tokens, save_encoder
 from configurator import configure, fail
-from data import Features, epoch_batches, load_batch, mean_std, sha256_file, stretched_batch
+from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
 from decode import transcribe
+from files import read_jsonl, read_lines, sha256_file
 from model import (add_lora, compute_dtype, cut_back, load_checkpoint, load_saved, lora_state, merged_state,
                    read_meta)
 from optim import Muon, load_optimizers
@@ -209,26 +208,22 @@ def draw_text(rng):
 def read_turns():
     """-> {key: [[task, question, answer], ...]} of the setting turns."""
     rows = {}
-    for number, line in enumerate(Path(turns).read_text(encoding="utf-8").splitlines() if turns else [], 1):
+    for where, row in read_jsonl(turns, key=str, turns=list) if turns else ():
         try:
-            row = json.loads(line)
             rows[row["key"]] = [[str(text) for text in (task, q, a)] for task, q, a in row["turns"]]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f'{turns}:{number}: no JSON object with "key" and "turns"') from None
+            raise ValueError(f'{where}: "turns" are lists of [task, question, answer]') from None
     return rows
 
 
 def read_text():
     """-> (chats [(question, answer)], sentences of train, sentences of val); empty where the setting is ''."""
     talks, lines = [], {"train": [], "val": []}
-    for number, line in enumerate(Path(chats).read_text(encoding="utf-8").splitlines() if chats else [], 1):
-        try:
-            talks.append([str(json.loads(line)[name]) for name in ("question", "answer")])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f'{chats}:{number}: no JSON object with "question" and "answer"') from None
+    for _, row in read_jsonl(chats, question=str, answer=str) if chats else ():
+        talks.append([row["question"], row["answer"]])
     for split in lines if text_dir else ():
-        with open(os.path.join(text_dir, split + ".txt"), encoding="utf-8") as f:
-            lines[split] = [line.strip() for line in f if line.strip()]
+        path = os.path.join(text_dir, split + ".txt")
+        lines[split] = [line.strip() for line in read_lines(path) if line.strip()]
     return talks, lines["train"], lines["val"][:500]
 
 
