@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import download, sha256_file, write_json  # noqa: F401 (older imports take them from here)
+from files import write_json
 
 
 def write_shard(path, clips):

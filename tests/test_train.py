@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 import data
 from audio import WhisperEncoder, save_encoder
-from data import sha256_file
+from files import sha256_file
 from model import checkpoint_steps, load_checkpoint, read_meta
 from record import code_sum
 from run import note_evaluation, read_ahead, save_checkpoint
