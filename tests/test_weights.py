@@ -102,7 +102,7 @@ def test_weights_of_other_precision(tmp_path, offline, dtype):
 
 @pytest.mark.case("B37")
 def test_what_is_not_huggingfaces(tmp_path, offline):
-    """Another program's folder or file, or half a model, is called corrupt or cut short, and what to give isn't said."""
+    """Another program's file, or half a model, is called corrupt or cut short, and what to give isn't said."""
     for name in ("adapter", "trainer", "faster", "wav2vec", "lfs", "other", "json"):
         (tmp_path / name).mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
@@ -149,7 +149,8 @@ def test_an_explicit_name_beats_the_environment(monkeypatch, tmp_path, capsys, o
         conflict = f"--whisper={name} is used, not WHISPER_DIR={tmp_path / 'base'}\n"
         assert (conflict in capsys.readouterr().out) == (name == "openai/whisper-small")
     monkeypatch.setenv("WHISPER_HF_ID", "openai/whisper-small")
-    assert same_weights(audio.load_encoder(dtype=torch.float32), base) and " is used, not" not in capsys.readouterr().out
+    assert same_weights(audio.load_encoder(dtype=torch.float32), base)
+    assert " is used, not" not in capsys.readouterr().out
     with pytest.raises(OSError, match="./nowhere: no such folder"):
         audio.load_encoder("./nowhere")
     monkeypatch.setenv("HOME", str(tmp_path))
