@@ -65,13 +65,17 @@ def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=
 
 
 @torch.inference_mode()
-def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None):
+def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None, cut=None):
     """Transcripts of clips by beam search, decoded together; a clip alone gives the same as in a batch.
+
+    A transcript has room for 16 bytes and 25 a second, for a model may write in a loop. cut: a list, to which the index
+    of each clip is added whose transcript was cut off there.
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a clip, 1 is greedy;
     of as many that ended, at any special token, the one of the highest log-probability a token wins. prompt: ids that
     stand with the audio, bos unless a question asks for the transcript. Returns a list of B str.
     """
+    cut = [] if cut is None else cut
     prompt, ends = prompt or [tok.bos_id], {i for i, n in enumerate(tok.token_bytes()) if not n}
     features = [torch.as_tensor(f, device=model.cos.device) for f in features]
     lens = torch.tensor([len(f) for f in features], device=model.cos.device)
@@ -93,6 +97,7 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None
                     kept.append((row, (i, total, ids)))
             if not kept and not ended[i]:  # a loop: cut off where the room ends
                 ended[i].append((0.0, candidates[0][2][:-1]))
+                cut.append(i)
             if len(ended[i]) < beams:
                 rows += [row for row, _ in kept]
                 live += [hypothesis for _, hypothesis in kept]
@@ -102,7 +107,9 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None
         last = torch.tensor([[ids[-1]] for *_, ids in live], device=lens.device)
         logits = model(last, kv_cache=cache)[:, -1]
     for i, _, ids in live:
-        ended[i] = ended[i] or [(0.0, ids)]
+        if not ended[i]:
+            ended[i] = [(0.0, ids)]
+            cut.append(i)
     return [" ".join(tok.decode(max(hypotheses)[1]).split()) for hypotheses in ended]
 
 

@@ -72,12 +72,15 @@ def load_listener():
 # ---- listening
 
 def hear(listener, clips):
-    """Return what the model hears in each clip (list of str): batches of similar length, the longest first."""
+    """Return what the model hears in each clip (list of str), and how many pieces were cut off in a loop.
+
+    Batches are of similar length, the longest first.
+    """
     from tqdm import tqdm
     from audio import encode, read_audio, split_at_pauses
     from decode import transcribe
     model, meta, tok, encoder, projector = listener
-    ears, heard, asks = meta["audio"], [[] for _ in clips], {}
+    ears, heard, asks, cut = meta["audio"], [[] for _ in clips], {}, []
     if question:
         from tokenizer import chat_prompt
         from transcripts import plain_text
@@ -93,11 +96,11 @@ def hear(listener, clips):
             for first in range(0, len(pieces), batch_size):
                 owners, wavs = zip(*pieces[first:first + batch_size])
                 features = encode(encoder, wavs, tuple(ears["taps"]))
-                texts = transcribe(model, projector, tok, features, ears["audio_at"], beams, **asks)
+                texts = transcribe(model, projector, tok, features, ears["audio_at"], beams, **asks, cut=cut)
                 for i, text in zip(owners, texts):
                     heard[i].append(text)
             bar.update(len(rows))
-    return [" ".join(filter(None, texts)) for texts in heard]
+    return [" ".join(filter(None, texts)) for texts in heard], len(cut)
 
 
 def lm_nats(model, tok, texts):
@@ -162,6 +165,7 @@ def figures(parts):
     names = ("substitutions", "deletions", "insertions")
     trained = sum(len(clip["text"].split()) for clip in clips)  # words as the LM was trained on them
     return {**rates, **{name: round(n / words, 5) for name, n in zip(names, edits)},
+            "cut_off": sum(part["cut_off"] for part in parts),
             "clips": len(clips), "silent_clips": len(clips) - len(spoken), "words": words,
             "resampled": sorted({group.split()[0] for part in parts for group in part["groups"]}),
             "lm_ppl_word": round(math.exp(sum(part["nats"] for part in parts) / trained), 2),
@@ -173,7 +177,7 @@ def evaluate_folder(listener, name, clips, partner, theirs):
 
     theirs: another system's transcripts of the clips, or None.
     """
-    heard, groups = hear(listener, clips), groups_of(clips)
+    (heard, n_cut), groups = hear(listener, clips), groups_of(clips)
     counts, rows = count_kinds(clips, heard, partner), []
     for clip, text, (words, *edits) in zip(clips, heard, counts["wer"].tolist()):
         rows.append({"key": clip["key"], "errors": sum(edits), "words": words,
@@ -185,6 +189,7 @@ def evaluate_folder(listener, name, clips, partner, theirs):
     write(f"eval_{name}.jsonl" if name else "eval.jsonl", lines)
     texts = [clip["text"] for clip in clips if clip["text"]]
     part = {"name": name, "clips": clips, "groups": groups, "counts": counts, "shown": shown,
+            "cut_off": n_cut,
             "nats": lm_nats(listener[0], listener[2], texts)}
     if theirs:
         others = count_edits([clip["reference"] for clip in clips], theirs)
@@ -243,7 +248,7 @@ def inputs():
     paths = [bench, answers] if bench else [folder for _, folder in parse_folders(data)]
     paths += beside.split(",")
     sums = {path.strip(): data_sum(path.strip()) for path in paths if path.strip()}
-    checkpoint = {} if answers else read_meta(ckpt, step)["sha256"]
+    checkpoint = {} if answers else read_meta(ckpt, step).get("sha256", {})
     return {"settings": settings, "data": sums, "checkpoint": checkpoint,
             "dtype": os.environ.get("NANOCHAT_DTYPE", "")}
 
@@ -317,6 +322,7 @@ def closing_text(result):
     rows = [(what, f"{100 * rate:.1f}%", f"{100 * low:.1f} - {100 * high:.1f}") for what, rate, (low, high) in rates]
     rows += [("LM's perplexity a word, no audio", f"{result['lm_ppl_word']:.1f}", ""),
              ("clips", str(result["clips"]), ""), ("minutes", f"{result['minutes']:.1f}", "")]
+    rows += [("cut off: written in a loop", str(result["cut_off"]), "")] if result["cut_off"] else []
     rows += [(f"left out: {why}", str(n), "") for why, n in result["left_out"].items()]
     head = ("result", "figure", f"95% by {' or '.join(result['resampled'])}")
     rows = [head, ("-" * 38, "-" * 8, "-" * 15), *rows]

