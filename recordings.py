@@ -277,8 +277,11 @@ def count_seconds(f, name, container, stream):
         if packet.size:
             first = first if n_packets else packet.pos or 0
             n_packets += 1
-            counted += (packet.duration or 0) * stream.time_base
-            reached = ((packet.pts or 0) + (packet.duration or 0)) * stream.time_base
+            duration = packet.duration or 0
+            if duration >= 2**31:  # below 0, in 32 bits: the last packet of a short ogg takes samples back
+                duration -= 2**32
+            counted += duration * stream.time_base
+            reached = ((packet.pts or 0) + duration) * stream.time_base
         if counted > MOST_S:  # a small file can hold days of silence
             return counted
     kind, codec = container.format.name, stream.codec_context.name

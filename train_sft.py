@@ -74,7 +74,7 @@ warmup_steps = 20
 warmdown_share = 0.6    # of lr_decay_steps: the linear fall at the end
 final_lr_share = 0.02   # of the peak, at the schedule's end
 # the rest
-eval_every = 250        # steps; 0: at the end only
+eval_every = 250        # steps, and before the first; 0: at the end only
 eval_clips = 64         # validation clips that are transcribed in each evaluation
 save_every = 250
 log_every = 10
@@ -459,7 +459,9 @@ def evaluate_at(step):
 # ---- loop
 
 model.trunk = fast_trunk
-result = evaluate_at(first_step) if not (first_step and is_evaluated) else {}
+result = {}
+if not is_evaluated or not first_step and eval_every:
+    result = evaluate_at(first_step)  # what alignment alone answers
 model.train(), projector.train()
 began, wait, t0, n_places, n_padding = time.time(), 0.0, time.time(), 0, 0
 mine = [n for n in range(first_step * grad_accum, max_steps * grad_accum) if n % grad_accum % world_size == rank]

@@ -3,4 +3,4 @@
     python prepare_instruct.py config/cpu_instruct.py
     # 2 shared cores, 25 s; 38,840 questions about 5,250 clips made here and 6,200 of speech
 """
-n = 15_000
+n = 12_000

@@ -9,8 +9,8 @@ task_weights = "transcript=2.5"
 batch_tokens = 1500
 text_rows = 2
 texture_muon_lr = 0.02
-max_steps = 900
-lr_decay_steps = 900
-eval_every = 450
-save_every = 150
+max_steps = 800
+lr_decay_steps = 800
+eval_every = 0
+save_every = 200
 use_compile = False     # compiling takes longer here than it saves

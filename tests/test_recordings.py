@@ -418,3 +418,12 @@ def test_damaged_files_raise_nothing_else():
             n_refused += 1
             assert "\n" not in str(e)
     assert 100 < n_refused < 300
+
+
+@pytest.mark.case("B02", "B27")
+@pytest.mark.parametrize("n", [3000, 6400, 8000, 16000])
+def test_short_vorbis(n):
+    """Broken: an ogg file of half a second is taken for three days."""
+    out = io.BytesIO()
+    soundfile.write(out, np.random.default_rng(0).normal(0, 0.1, n), 16000, format="OGG", subtype="VORBIS")
+    assert abs(len(read_audio(out.getvalue(), 30)) - n) <= 512
