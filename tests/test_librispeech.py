@@ -605,7 +605,9 @@ def test_texts_of_a_layout(corpus, layout):
     (root / "labels.jsonl").write_text('\ufeff{"key": "100-7-0000", "mood": "a\u2028b"}\n', encoding="utf-8")
     decomposed = unicodedata.normalize("NFD", "200-7-é.v2")
     (chapter / "200-7-0001.flac").rename(chapter / f"{decomposed}.flac")
-    lines = ["200-7-0000 MY OLDER\u2028SISTER", "200-7-é.v2 MY OLDER SISTER", "200-7-0002 MY OLDER SISTER"]
+    (chapter / "200-7-0002.flac").rename(chapter / "200-7-ü.flac")
+    lines = ["200-7-0000 MY OLDER\u2028SISTER", "200-7-é.v2 MY OLDER SISTER",
+             unicodedata.normalize("NFD", "200-7-ü") + " MY OLDER SISTER"]
     transcripts.write_text("\n".join(lines), encoding="utf-8")
     read = corpus(root)
     assert_all_nine(read)
