@@ -462,10 +462,10 @@ def make_practice(part):
     return counts
 
 
-def read_sentences(split, most=100_000):
-    """-> sentences of <text_dir>/<split>.txt, the first so many."""
+def read_sentences(split):
+    """-> sentences of <text_dir>/<split>.txt."""
     path = Path(text_dir, split + ".txt")
-    lines = [line.strip() for line, _ in zip(read_lines(path), range(most)) if line.strip()]
+    lines = [line.strip() for line in read_lines(path) if line.strip()]
     if not lines:
         raise ValueError(f"{path} holds no sentence: run prepare_text.py again")
     return lines
@@ -473,7 +473,7 @@ def read_sentences(split, most=100_000):
 
 def text_chats(count):
     """Chats without audio, so that text stays known: say it again, its first or last word, and spoken.txt's answers."""
-    lines, rng, rows = read_sentences("train", 4000), np.random.default_rng([seed, 9]), []
+    lines, rng, rows = read_sentences("train"), np.random.default_rng([seed, 9]), []
     for _ in range(count):
         line = lines[rng.integers(len(lines))]
         question, answer = list(answers.items())[rng.integers(len(answers))]
