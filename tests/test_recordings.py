@@ -323,6 +323,14 @@ def test_bad_files(tmp_path, word, data):
         assert name in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("data", [file_bytes([]), b"fLaC", b"RIFF", b"no audio", b"no sound" * 9])
+def test_a_header_without_sound_is_refused(tmp_path, data):
+    """A clip of which nothing is there is found out only when it is decoded, after an hour of others."""
+    (tmp_path / "a.flac").write_bytes(data)
+    with pytest.raises(ValueError, match="a.flac is (empty|corrupt)"):
+        audio_header(tmp_path / "a.flac")
+
+
 @pytest.mark.case("B13", "B14")
 @pytest.mark.parametrize("data", [
     b"<!doctype html><title>302 Found</title>" * 40, b"version https://git-lfs.github.com/spec/v1\nsize 12\n",
