@@ -284,6 +284,8 @@ def count_seconds(f, name, container, stream):
             reached = ((packet.pts or 0) + duration) * stream.time_base
         if counted > MOST_S:  # a small file can hold days of silence
             return counted
+    if not n_packets:
+        raise ValueError(f"{name} is empty (no samples)")
     kind, codec = container.format.name, stream.codec_context.name
     declared = (stream.duration or 0) * stream.time_base
     is_guess = kind in ("mp3", "aac", "amr", "wav") and not codec.startswith("pcm_")
