@@ -59,10 +59,14 @@ def read_folder(folder, max_clips=0, seed=0):
     left out: Counter of the reasons why a reference has no spoken form. ValueError when a clip
     can't be read, or none is left.
     """
-    lines = []
-    if folder.endswith(".jsonl") and os.path.isfile(folder):
-        lines = [(row["audio"], str(row.get("written", row["text"])).strip(), folder,
-                  str(row.get("speaker") or "")) for _, row in read_jsonl(folder, audio=str, text=str)]
+    lines, left_out = [], Counter()
+    is_list = folder.endswith(".jsonl") and os.path.isfile(folder)
+    for _, row in read_jsonl(folder, audio=str, text=str) if is_list else ():
+        text = str(row.get("written", row["text"])).strip()
+        if text or "turns" not in row:
+            lines.append((row["audio"], text, folder, str(row.get("speaker") or "")))
+        else:  # prepare_instruct.py's: something may be spoken there
+            left_out["questions without a transcript"] += 1
     for path in find_files(folder, [".trans.txt"]):
         lines += read_transcripts(path)
     if not lines:
@@ -73,7 +77,7 @@ def read_folder(folder, max_clips=0, seed=0):
     if 0 < max_clips < len(lines):
         drawn = np.random.default_rng(seed).permutation(len(lines))[:max_clips]
         lines = [lines[i] for i in sorted(drawn)]
-    clips, left_out = [], Counter()
+    clips = []
     for line in lines:
         try:
             clips.append(read_clip(*line))

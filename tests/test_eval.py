@@ -199,13 +199,14 @@ def test_a_list_of_clips(tiny, tmp_path):
     assert os.path.samefile(clip["audio"], tmp_path / "7/1/7-1-0001.wav")
     assert scoring.parse_folders(f"x={path},{path}") == [("x", str(path)), ("mine", str(path))]
     others = [{"written": "Room 42\u2028", "text": "x", "speaker": "me"}, {"text": ""}, {"text": "你好"},
-              {"text": "<unk>"}]
+              {"text": "<unk>"}, {"text": "", "turns": [["own", "who", "me"]]}]
     lines = [json.dumps(rows[0] | row, ensure_ascii=False) for row in others]
     path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
     clips, left_out = scoring.read_folder(str(path))
     assert sorted((clip["reference"], clip["text"], clip["speaker"]) for clip in clips) == [
         ("", "", ""), ("Room 42", "room forty two", "me")]
-    assert left_out == {"letters of another script": 1, "words that the transcript does not give": 1}
+    assert left_out == {"letters of another script": 1, "words that the transcript does not give": 1,
+                        "questions without a transcript": 1}
     for bad, word in (('{"text": "a"}', "audio"), ("[1]", "audio"), ("{", "no JSON object"), ("", "no clips"),
                       ('{"audio": "none.wav", "text": "a"}', "no recording"),
                       ('{"audio": "7/1/7-1-0001.wav", "text": ""}', "silence"),
