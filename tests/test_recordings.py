@@ -438,3 +438,20 @@ def test_short_vorbis(n):
     out = io.BytesIO()
     soundfile.write(out, np.random.default_rng(0).normal(0, 0.1, n), 16000, format="OGG", subtype="VORBIS")
     assert abs(len(read_audio(out.getvalue(), 30)) - n) <= 512
+
+
+@pytest.mark.case("B11")
+def test_faulty_recorders(tmp_path):
+    """Broken: a voice 60 dB too quiet loses its form, or an offset, a click or clipping is refused or changed."""
+    x = make_wav(2.0)
+
+    def read(wav, subtype="FLOAT"):
+        soundfile.write(tmp_path / "a.wav", wav, RATE, subtype=subtype)
+        return read_audio(str(tmp_path / "a.wav"))
+    quiet = read(0.001 * x, "PCM_24")
+    assert np.corrcoef(quiet, x)[0, 1] > 0.999 and np.abs(quiet).max() < 0.002 * np.abs(x).max()
+    assert np.corrcoef(read(0.001 * x, "PCM_16"), x)[0, 1] > 0.98  # in steps of 16 bits
+    assert np.abs(read(0.1 * x + 0.8) - 0.1 * x - 0.8).max() < 1e-6
+    click = 0.001 * x
+    click[RATE] = 1
+    assert len(read(click)) == len(x) and np.abs(read(np.clip(20 * x, -1, 1))).max() <= 1
