@@ -137,6 +137,8 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
     """The frozen LM would drift, LoRA would not train, or the folder could not be loaded without its sources."""
     out = sft(school, tmp_path / "run", "--max_steps=2", "--learning_rate=0.05")
     assert "adapters alone" in out and "right:" in out
+    rows = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")]
+    assert all(row["text_loss"] > 0 for row in rows if "lr" in row)
     assert "left out: 1 questions, letters of another script" in out
     assert ", 62 questions;" in out  # 60 of items, and two of three of turns
     saved = torch.load(tmp_path / "run" / "lora_000002.pt", weights_only=True)

@@ -286,6 +286,9 @@ def test_alignment_freezes_the_lm(world, tmp_path):
     evaluated = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")][-1]
     assert {"val_loss", "val_shuffled", "gap", "val_acc", "val_wer"} <= set(evaluated)
     assert 0 <= evaluated["val_acc"] <= 1
+    align(world, tmp_path / "alone", "--max_steps=1", "--batch_tokens=1")  # each clip alone has no other's audio
+    rows = [json.loads(line) for line in open(tmp_path / "alone" / "log.jsonl")]
+    assert "val_loss" in rows[-1] and not {"val_shuffled", "gap"} & set(rows[-1])
     align(world, tmp_path / "on", "--max_steps=1", f"--lm={tmp_path}/run", "--learning_rate=0",
           "--muon_lr=0")  # its projector too
     assert same_state(tmp_path / "run" / "projector_000002.pt", tmp_path / "on" / "projector_000001.pt")
@@ -428,6 +431,9 @@ def test_w1_learns_the_five_tones(world, tmp_path):
     verdict = json.load(open(tmp_path / "w1" / "smoke.json"))
     assert out.strip().endswith("PASS") and 5.4 < verdict["first_loss"] < 5.7
     assert verdict["last_loss"] < 0.05 and verdict["tones_named"] == 5 and verdict["permuted_higher_by"] >= 0.3
+    out = run("train_align.py", "config/w1_smoke.py", f"--whisper={tmp_path}/encoder.pt", f"--out_dir={tmp_path}/two",
+              "--grad_accum=2", "--max_steps=1", "--depth=1", "--batch_tokens=300", n_ranks=2, ok=False)
+    assert "FAIL" in out and "no whole manifest" not in out  # both ranks read the tones, and end
 
 
 @pytest.mark.slow
