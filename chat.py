@@ -60,12 +60,14 @@ def answer(talker, batch, messages):
 
 def listen(talker, wav):
     """Print what the model hears in a wav, each piece as soon as it is heard."""
-    before = ""
-    for piece in talker.transcripts(wav, beams):
+    before, cut = "", []
+    for piece in talker.transcripts(wav, beams, cut):
         if piece:
             print(before + piece, end="", flush=True)
             before = " "
     print(flush=True)
+    if cut:
+        print(f"chat.py: {len(cut)} transcripts were cut off: the model wrote in a loop", file=sys.stderr)
 
 
 def chat(talker, batch):

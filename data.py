@@ -4,6 +4,7 @@ A folder of features holds WebDataset tars (shard-000000.tar: per clip <key>.npy
 <key>.json), index.json (a row per clip: shard, byte offset of its numbers, frames, audio, info) and, written last,
 manifest.json (encoder and its weights' sha256, taps, D, counts, hours, bytes and sha256 of each shard).
 """
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import write_json
+from files import sha256_file, write_json
 
 
 def write_shard(path, clips):
@@ -105,6 +106,16 @@ class Features:
 
     def __len__(self):
         return len(self.rows)
+
+    def sums(self):
+        """Return what tells these features from others: of each folder, checksums of index, shards and encoder."""
+        found = []
+        for folder in self.folders:
+            manifest = json.loads(Path(folder, "manifest.json").read_bytes())
+            shards = [shard.get("sha256", "") for shard in manifest["shards"].values()]
+            what = [sha256_file(os.path.join(folder, "index.json")), manifest["encoder_sha256"], *shards]
+            found.append(hashlib.sha256(" ".join(what).encode()).hexdigest())
+        return found
 
     def __getitem__(self, i):
         """-> (float16 (T, n_taps, D), info)"""

@@ -33,7 +33,8 @@ def seconds_a_call(work, budget_s):
 
 def main():
     device = pick_device("auto")
-    gpt = GPT(GPTConfig.of_depth(4, 4096, 256, 64, "L")).to(device)
+    with torch.device(device):
+        gpt = GPT(GPTConfig.of_depth(4, 4096, 256, 64, "L"))
     optimizers, ids = gpt_optimizers(gpt), torch.randint(4096, (64, 73), device=device)
 
     def step():

@@ -29,8 +29,8 @@ from itertools import chain, zip_longest
 import numpy as np
 
 from configurator import configure, fail
-from files import AUDIO_SUFFIXES, find_files, read_jsonl, sha256_file
-from record import changed_code, provenance
+from files import AUDIO_SUFFIXES, find_files, find_path, read_jsonl, sha256_file
+from record import changed_code, need, provenance
 from scoring import (compare, count_edits, error_rate, groups_of, parse_folders, read_beside,
                      read_folder)
 
@@ -254,9 +254,13 @@ def inputs():
 
 
 def data_sum(path):
-    """Return a checksum of a list, or of a folder: its texts, and the names and sizes of its recordings."""
+    """Return a checksum of a list or of a folder: its texts, and the names and sizes of its recordings."""
     digest, texts = hashlib.sha256(), (".txt", ".jsonl")
-    for name in find_files(path, (*texts, *AUDIO_SUFFIXES)) if os.path.isdir(path) else [path]:
+    names = find_files(path, (*texts, *AUDIO_SUFFIXES)) if os.path.isdir(path) else [path]
+    if path.endswith(".jsonl"):
+        named = [find_path(os.path.dirname(path), str(row["audio"])) for _, row in read_jsonl(path) if "audio" in row]
+        names += sorted(name for name in named if os.path.isfile(name))
+    for name in names:
         digest.update(f"{os.path.relpath(name, path)} {os.path.getsize(name)}\n".encode())
         if name.lower().endswith(texts):
             digest.update(sha256_file(name).encode())
@@ -376,15 +380,16 @@ def evaluate_bench():
         listener = load_listener()
         result, choices = audiobench.run_bench(listener, bench, batch_size, seed)
     result |= origin(began, listener)
-    write("bench.json", json.dumps(result, indent=1) + "\n")
     write("bench.jsonl", "".join(json.dumps(choice) + "\n" for choice in choices))
     audiobench.draw_bench(result, os.path.join(out_dir or ckpt, "bench.png"))
     if page:
         write("page.html", audiobench.page(bench, choices, 20, seed))
+    write("bench.json", json.dumps(result, indent=1) + "\n")  # last: it says that all is there
     print("\n".join([*audiobench.table(result), "", f"{result['minutes']:.1f} minutes; {out_dir or ckpt}/bench.json"]))
 
 
 def main():
+    need("matplotlib", "transformers", "num2words")  # before the listening
     if min(batch_size, beams, n_shown) < 1:
         raise ValueError(f"{batch_size=}, {beams=}, {n_shown=}: give 1 or more")
     if answers and not (bench and out_dir):

@@ -653,6 +653,7 @@ def main():
     meta = make_bench(part) if bench else make_practice(part) if practice else make_mix(part)
     meta |= {"settings": settings, "inputs": made_of, "code": code_sums()}
     write_json(part / "meta.json", meta)
+    (final / "meta.json").unlink(missing_ok=True)  # it says that all is there: it goes first and comes last
     for path in sorted(part.iterdir(), key=lambda path: path.name == "meta.json"):
         old = final / path.name
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)

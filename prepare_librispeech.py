@@ -41,6 +41,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+import audio
+import recordings
 from augment import change_speed
 from audio import HOP, SAMPLE_RATE, audio_header, encode, load_encoder, load_encoder_file, read_audio
 from configurator import configure, fail
@@ -49,7 +51,7 @@ from files import (check_row, download, find_audio, find_files, find_path, read_
                    sha256_file, write_json, write_jsonl)
 from model import pick_device
 from processes import run_all
-from record import changed_code, code_sums
+from record import code_sum_of
 from transcripts import NoSpokenForm, normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
@@ -95,8 +97,6 @@ ARCHIVES = {  # bytes and MD5 of https://www.openslr.org/12
     "train-other-500": (30_593_501_606, "d1a0fd59409feb2c614ce4d30c387708")}
 FINAL = Path(out_dir or os.path.join(os.path.dirname(source) if source.endswith(".jsonl") else source, "features"))
 SHARED = ()  # what all shards of a worker process share: arguments of make_shard
-MAKERS = {"audio.py", "augment.py", "recordings.py", "transcripts.py", "prepare_librispeech.py"}  # of features
-VERSION = 2  # part of the plan: raise it when the features change for the same audio and settings
 
 
 # ---- LibriSpeech from the net
@@ -318,7 +318,7 @@ def read_percents():
 def at_speed(clip, percent):
     """A clip as it is at a speed, under a key of its own."""
     seconds = round(100 * clip["seconds"] / percent, 4)
-    info = {"key": f"{clip['info']['key']}-speed{percent}", "seconds": seconds, "playback_speed": percent / 100}
+    info = {"key": f"{clip['info']['key']}-speed{percent}", "seconds": seconds, "at_speed": percent / 100}
     return clip | {"seconds": seconds, "speed": percent / 100, "info": clip["info"] | info}
 
 
@@ -343,7 +343,8 @@ def plan_shards(clips, encoder, layers):
         for i in range(0, len(ordered), clips_per_shard):
             shards[f"shard-{len(shards):06d}.tar"] = ordered[i : i + clips_per_shard]
     contents = [[name, [[clip["bytes"], clip["info"]] for clip in group]] for name, group in shards.items()]
-    what = [VERSION, encoder.sha256, layers, contents]
+    makers = audio.log_mel, audio.mel_filters, audio.Block, audio.WhisperEncoder, encode, recordings, change_speed, try_read
+    what = [code_sum_of(*makers), encoder.sha256, layers, contents]
     what += [[name_audio(clip), clip["bytes"], clip["info"]] for clip in clips] if index_only else []
     return shards, hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -501,9 +502,7 @@ def is_made(plan, n_clips):
     except ValueError:
         return False  # a shard is cut short, or the index is of before it named the audio
     print(f"{FINAL}: {n_old:,} clips, encoder {old['encoder']} {old['encoder_sha256'][:16]}, taps {old['taps']}: "
-          + ("up to date" if is_same else "not what is asked for; they stay until the new ones are whole"))
-    if is_same and (edited := [name for name in changed_code(old.get("code", {})) if name in MAKERS]):
-        print(f"{FINAL}: made by other code ({', '.join(edited)} changed since): delete it to make the features anew")
+          + ("is up to date" if is_same else "not what is asked for; they stay until the new ones are whole"))
     return is_same
 
 
@@ -559,7 +558,7 @@ def finish(clips, failures, n_found, counts, shards, plan, encoder, layers):
     failures = failures + bad + [failure for state in states.values() for failure in state["failures"]]
     check_failures(failures, n_found)
     manifest = {"encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers, "D": encoder.n_embd,
-                "plan": plan, "code": code_sums(), "counts": counts, "failures": failures, "settings": config,
+                "plan": plan, "counts": counts, "failures": failures, "settings": config,
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
     sizes = {name: {"bytes": states[name]["bytes"], "sha256": states[name]["sha256"]} for name in shards}
     paths = {clip["info"]["key"]: name_audio(clip) for clip in clips}

@@ -375,7 +375,7 @@ def main():
     n_new, took, seconds = sum(len(clips) for *_, clips in todo), time.time() - started, sum(meta["seconds"].values())
     print(out_dir, *(f"{split} {count:,}" for split, count in meta["counts"].items()), f"{meta['voices']} voices",
           f"{seconds / 3600:.2f} h, {seconds / max(sum(meta['counts'].values()), 1):.2f} s a clip",
-          f"{n_new:,} clips made in {took:.0f} s, {n_new / took:.0f} a second" if todo else "up to date", sep=" | ")
+          f"{n_new:,} clips made in {took:.0f} s, {n_new / took:.0f} a second" if todo else "is up to date", sep=" | ")
 
 
 if __name__ == "__main__":

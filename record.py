@@ -1,10 +1,16 @@
 """What made a result: the code, its commit, the machine, the versions."""
 import ast
 import hashlib
+import importlib.util
+import inspect
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import textwrap
+
+from configurator import fail
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
@@ -19,22 +25,37 @@ def code_sums():
 def changed_code(sums):
     """Return the names of the files whose code is no longer that of code_sums(), `sums` of an earlier run."""
     paths = {name: os.path.join(FOLDER, name) for name in sums}
-    return [name for name, path in paths.items() if not os.path.isfile(path) or code_sum(path) != sums[name]]
+    here = f"{sys.version_info.minor}-"
+    return [name for name, path in paths.items() if not os.path.isfile(path)
+            or sums[name].startswith(here) and code_sum(path) != sums[name]]  # another Python's can't be compared
 
 
 def code_sum(path):
     """Return a checksum of what a Python file does: of its source without comments and docstrings."""
     with open(path, encoding="utf-8") as f:
-        tree = ast.parse(f.read())
+        return source_sum(f.read())
+
+
+def code_sum_of(*objects):
+    """Return a checksum of what functions, classes or modules do, for files that depend on these alone."""
+    return "".join(source_sum(textwrap.dedent(inspect.getsource(each))) for each in objects)
+
+
+def source_sum(source):
+    """Return a checksum of Python source without comments and docstrings, behind this Python's minor version."""
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         can_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
         if can_have_one and ast.get_docstring(node, clean=False):
             node.body[0].value.value = ""
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
+    text = ast.dump(tree, annotate_fields=False)  # another minor version may write it otherwise
+    return f"{sys.version_info.minor}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def git_commit():
     """Return the commit of this folder, with -dirty when a Python file differs from it; '' without git."""
+    if not shutil.which("git"):
+        return ""
     git = ["git", "-C", FOLDER]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode:
@@ -65,3 +86,10 @@ def provenance(device):
     dtype = str(compute_dtype(device)).removeprefix("torch.")
     return {"git_commit": git_commit(), "code": code_sums(), "dtype": dtype, "device": device_name(device),
             "python": platform.python_version(), "torch": torch.__version__}
+
+
+def need(*packages):
+    """Stop at once when a package is missing that only the end of a run imports."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        fail(f"this run needs {', '.join(missing)}: pip install {' '.join(missing)}")

@@ -1,5 +1,4 @@
 """What every training run shares: ranks, schedule, log, checkpoints, when a run may go on or is done."""
-import importlib.util
 import itertools
 import json
 import os
@@ -27,13 +26,6 @@ def user_input(*more):
         yield
     except (ValueError, OSError, *more) as e:
         fail(e)
-
-
-def need(*packages):
-    """Stop at once when a package is missing that only the end of a run imports."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        fail(f"this run needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 # ---- ranks and schedule
@@ -115,6 +107,14 @@ def last_step(out_dir, init_from, config, inputs):
             what = f"{', '.join(edited)} changed since" if old else "it recorded no checksums"
             fail(f"{out_dir} holds a run of other code ({what}): {ways}")
     return steps[-1] if steps and init_from != "scratch" else 0
+
+
+def run_sums(folder):
+    """Return the checksums of model and projector of a run's last step: {file name: sha256}."""
+    step = read_meta(folder)["step"]
+    names = [f"{name}_{step:06d}.pt" for name in ("model", "projector")]
+    return {name: sha256_file(os.path.join(folder, name)) for name in names
+            if os.path.exists(os.path.join(folder, name))}
 
 
 def stop_if_done(out_dir, step, max_steps, *files):

@@ -38,7 +38,7 @@ train() {
     run "$1" "$2" "$3"
 }
 
-.venv/bin/python estimate.py
+[ "$size" = quick ] || .venv/bin/python estimate.py
 .venv/bin/python - << 'PYTHON'  # Whisper's weights: a download, so no stage
 from audio import load_encoder
 from configurator import fail

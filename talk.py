@@ -98,11 +98,14 @@ class Talker:
         audio, lens = self.projector(*pad(feats, self.device))
         return [row[:n] for row, n in zip(audio, lens.tolist())]
 
-    def transcripts(self, wav, beams=5):
-        """Yield the transcript of float32 (n,), a piece at a time, cut at pauses to the length of training's clips."""
+    def transcripts(self, wav, beams=5, cut=None):
+        """Yield the transcript of float32 (n,), a piece at a time, cut at pauses to the length of training's clips.
+
+        cut: a list that gets an item for each piece whose transcript ran into its limit (decode.transcribe).
+        """
         for start, end in split_at_pauses(wav, self.ears.get("piece_s", 15.0)):
             feats = encode(self.encoder, [wav[start:end]], tuple(self.ears["taps"]))
-            yield transcribe(self.model, self.projector, self.tok, feats, self.ears["audio_at"], beams)[0]
+            yield transcribe(self.model, self.projector, self.tok, feats, self.ears["audio_at"], beams, cut=cut)[0]
 
     def prompt(self, messages):
         """Messages -> list of ids and Recordings that the next answer follows; ValueError says what is wrong with them.

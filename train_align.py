@@ -22,11 +22,11 @@ from configurator import configure, fail
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch, write_index, write_shard
 from decode import transcribe
 from files import read_lines, sha256_file, write_json
-from model import GPT, GPTConfig, compute_dtype, cut_back, load_checkpoint, load_saved, norm, read_meta
+from model import GPT, GPTConfig, compute_dtype, cut_back, load_checkpoint, load_saved, norm
 from optim import Muon, load_optimizers
-from record import provenance
-from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, need, note_evaluation,
-                 read_ahead, save_checkpoint, stop_if_done, user_input)
+from record import need, provenance
+from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, note_evaluation,
+                 read_ahead, save_checkpoint, run_sums, stop_if_done, user_input)
 from tokenizer import ByteTokenizer, load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
@@ -148,7 +148,7 @@ def count_tokens(clips, pool):
 def read_mels(clips, at, stretch=None, rng=None):
     """Log-mels of the audio of clips `at`, a list of float32 (n_mels, T_mel), given rng changed as the settings say."""
     wavs = [read_audio(clips.rows[i]["audio"]) for i in at]
-    paces = [clips.infos[i].get("playback_speed", 1.0) for i in at] / (stretch if rng and speed else np.ones(len(at)))
+    paces = [clips.infos[i].get("at_speed", 1.0) for i in at] / (stretch if rng and speed else np.ones(len(at)))
     wavs = [wav if pace == 1 else change_speed(wav, pace) for wav, pace in zip(wavs, paces)]
     if rng and noise_db:
         wavs = [add_noise(wav, rng.uniform(noise_db, noise_db + 25), rng) for wav in wavs]
@@ -175,9 +175,11 @@ def read_microbatch(n):
     at, stretch = stretched_batch(n_tokens["train"], seed, "train", step, microbatch, batch_size, grad_accum,
                                   (speed if online else time_warp) or 0.03, batch_tokens)
     at, rng = usable["train"][at], np.random.default_rng([seed, step, microbatch])
-    if online:
-        return at, read_mels(data["train"], at, stretch, rng)
-    features = warp(*load_batch(data["train"], at), stretch if time_warp else np.ones(len(at)), rng)
+    with user_input():  # a file that is gone or broken
+        if online:
+            return at, read_mels(data["train"], at, stretch, rng)
+        features = load_batch(data["train"], at)
+    features = warp(*features, stretch if time_warp else np.ones(len(at)), rng)
     features = [torch.from_numpy(array) for array in features]
     return at, [array.pin_memory() for array in features] if device.type == "cuda" else features
 
@@ -219,10 +221,10 @@ with user_input():
     data = {split: Features(shards, split, encoder.sha256 if rank == 0 else "", layers, online)
             for split in ("train", "val")}
     usable = {split: np.flatnonzero(np.array(clips.seconds) <= max_audio_s) for split, clips in data.items()}
-    inputs = {"lm": sha256_file(os.path.join(lm, f"model_{read_meta(lm)['step']:06d}.pt")) if lm else "",
-              "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders),
+    inputs = {"lm": run_sums(lm) if lm else "", "features": data["train"].sums(),
               "text": sha256_file(text_file) if text_file else ""}
     sentences = list(read_lines(text_file)) if text_file else []
+usable["val"] = np.array(list({data["val"].keys[i]: i for i in usable["val"]}.values()))  # each clip once
 if not min(map(len, usable.values())):
     fail(f"{shards} has no clip of {max_audio_s=} or less for train or val")
 usable["train"] = np.sort(np.random.default_rng(seed).permutation(usable["train"])[:max_clips or None])
@@ -292,10 +294,10 @@ if rank == 0:
 
 # ---- evaluate()
 
-def read_texts(clips, at):
-    """Greedy transcripts of clips `at`."""
+def read_texts(clips, at, cut=None):
+    """Greedy transcripts of clips `at`; cut: a list, as decode.transcribe's."""
     features, lens = read_features(clips, at)
-    return transcribe(model, projector, tok, [f[:n] for f, n in zip(features, lens)], audio_at)
+    return transcribe(model, projector, tok, [f[:n] for f, n in zip(features, lens)], audio_at, cut=cut)
 
 
 @torch.no_grad()
@@ -329,8 +331,11 @@ def evaluate():
             print("    layer mix:", dict(zip(manifest["taps"], projector.mix.softmax(0).tolist())))
         by_length = pool[np.argsort(clips.lengths[pool], kind="stable")]
         at = by_length[np.linspace(0, len(by_length) - 1, min(eval_clips, len(by_length))).astype(int)]
-        heard = [text for part in np.array_split(at, -(-len(at) // 32)) for text in read_texts(clips, part)]
+        heard, cut = [], []
+        for part in np.array_split(at, -(-len(at) // 32)):
+            heard += read_texts(clips, part, cut)
         result["val_wer"] = jiwer.wer([clips.texts[i] for i in at], heard)
+        result |= {"val_cut": len(cut)} if cut else {}  # transcripts cut off in a loop
         for i, text in list(zip(at, heard))[::max(len(at) // 3, 1)]:
             print(f"    {clips.texts[i]}  ->  {text}")
     model.train(), projector.train()
@@ -368,7 +373,7 @@ def judge_smoke(losses):
     n_right = sum(a == b for a, b in zip(heard, data["val"].texts))
     verdict = {"smoke": "PASS" if losses[0] - losses[-1] >= 0.5 else "FAIL", "first_loss": losses[0],
                "last_loss": losses[-1], "tones_named": n_right,
-               "permuted_higher_by": result["val_shuffled"] - result["val_loss"]}
+               "permuted_higher_by": result.get("val_shuffled", math.nan) - result["val_loss"]}
     write_json(os.path.join(out_dir, "smoke.json"), verdict)
     print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f}, {n_right} of {len(TONES)} tones named, loss with clips permuted "
           f"{verdict['permuted_higher_by']:.3f} higher\n{verdict['smoke']}")
@@ -390,8 +395,8 @@ def save(step):
 def evaluate_at(step):
     """Evaluate, log it, and note it in the step's checkpoint; returns the result."""
     result = evaluate()
-    note_evaluation(out_dir, step, result, "val_loss")
     log(out_dir, {"step": step, **result}, FORMATS, wandb_log)
+    note_evaluation(out_dir, step, result, "val_loss")
     return result
 
 
@@ -408,8 +413,7 @@ for step in range(first_step, max_steps):
     sums = torch.zeros(4, device=device)  # nats, targets; of the sentences: nats, targets
     for microbatch in range(rank, grad_accum, world_size):
         began_read = time.time()
-        with user_input():  # a file that is gone or broken
-            at, read = next(reader)
+        at, read = next(reader)
         wait += time.time() - began_read
         feats, lens = map(torch.from_numpy, encode_mels(read)) if online else read
         torch.manual_seed(hash((seed, step, microbatch)))  # dropout: a function of the microbatch, so resume repeats it

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from record import provenance
 from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, note_evaluation,
                  save_checkpoint, stop_if_done, user_input)
 from tokenizer import BPETokenizer, chat_prompt, export_nanochat, load_tokenizer, render_conversation, train_bpe
-from transcripts import plain_text
+from transcripts import plain_text, spoken_turns
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/base_d4"
@@ -183,21 +184,28 @@ def read_chats(limit):
 
     A chat that could take over `limit` positions, its imitated recording included, is left out and counted.
     """
-    rows, n_long = {"train": [], "val": []}, 0
+    rows, n_long, unspoken = {"train": [], "val": []}, 0, Counter()
     for where, row in read_jsonl(chats, split=str, text=str, turns=list):
         try:
-            messages = [{"role": role, "content": plain_text(text)} for _, *turn in row["turns"]
-                        for role, text in zip(("user", "assistant"), turn, strict=True)]
-            heard, split = np.array(speller.encode(row["text"])), rows[row["split"]]
+            turns = [(str(task), str(question), str(answer)) for task, question, answer in row["turns"]]
+            split = rows[row["split"]]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f'{where}: "split" is train or val, "turns" are [task, question, answer]') from None
+        messages, heard = [], np.array(speller.encode(row["text"]))
+        for _, *turn in spoken_turns(turns, unspoken):
+            messages += [{"role": role, "content": plain_text(text)} for role, text in zip(("user", "assistant"), turn)]
+        if not messages:
+            continue
         n_places = (stretch + 2) * len(heard) + 4 + len(render_conversation(speller, {"messages": messages})[0])
         if n_places > limit:
             n_long += 1
         else:
             split.append((heard, messages))
-    if n_long and rank == 0:
-        print(f"{chats}: {n_long:,} chats are left out, for they could take over {limit} positions")
+    if rank == 0:
+        unspoken[f"over {limit} positions"] = n_long
+        for reason, n in unspoken.items():
+            if n:
+                print(f"{chats}: left out: {n:,}, {reason}")
     if not min(map(len, rows.values())):
         raise ValueError(f"{chats} has no chat for train or val: run prepare_instruct.py again")
     for split in list(rows):
@@ -313,7 +321,7 @@ has_text = not conversations or conversation_share < 1
 reads_sentences = practice or not documents and (has_text or is_new)  # a new run's tokenizer is made of them
 lines = {"train": read_sentences("train", max_lines), "val": read_sentences("val")} if reads_sentences else {}
 with user_input():
-    inputs = {"train_txt": sha256_file(os.path.join(data_dir, "train.txt")) if reads_sentences else "",
+    inputs = {"text": [sha256_file(os.path.join(data_dir, f"{split}.txt")) for split in lines],
               "chats": sha256_file(chats) if chats and os.path.isfile(chats) else "",
               "conversations": made(conversations) if conversations else "",
               "documents_json": sha256_file(os.path.join(documents, "documents.json")) if documents else "",
@@ -511,8 +519,8 @@ def save(step):
 def evaluate_at(step):
     """Evaluate, log it, and note it in the step's checkpoint; returns the result."""
     result = evaluate("pieces" if step <= spell_steps else "tokens")
-    note_evaluation(out_dir, step, result, "val_answer_bpb" if said else "val_bpb")
     log(out_dir, {"step": step, **result}, FORMATS, wandb_log)
+    note_evaluation(out_dir, step, result, "val_answer_bpb" if said else "val_bpb")
     return result
 
 

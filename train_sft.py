@@ -23,9 +23,9 @@ from files import read_jsonl, read_lines, sha256_file
 from model import (add_lora, compute_dtype, cut_back, load_checkpoint, load_saved, lora_state, merged_state,
                    read_meta)
 from optim import Muon, load_optimizers
-from record import provenance
-from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, need, note_evaluation,
-                 read_ahead, save_checkpoint, stop_if_done, user_input)
+from record import need, provenance
+from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, note_evaluation,
+                 read_ahead, save_checkpoint, run_sums, stop_if_done, user_input)
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
 from transcripts import plain_text, spoken_turns
 
@@ -166,7 +166,8 @@ def read_microbatch(n):
     at, _ = stretched_batch(n_tokens["train"], seed, "train", *divmod(n, grad_accum), batch_size, grad_accum,
                             batch_tokens=batch_tokens)
     at = usable["train"][at]
-    features = [torch.from_numpy(array) for array in load_batch(data["train"], at)]
+    with user_input():  # a file that is gone or broken
+        features = [torch.from_numpy(array) for array in load_batch(data["train"], at)]
     return at, [array.pin_memory() for array in features] if device.type == "cuda" else features
 
 
@@ -245,10 +246,8 @@ with user_input():
     data = {split: Features(data_dir, split, start["audio"]["encoder_sha256"], layers) for split in ("train", "val")}
     more = read_turns()
     talks, sentences, val_sentences = read_text()
-    parts = [os.path.join(lm, f"{name}_{start['step']:06d}.pt") for name in ("model", "projector")]
-    inputs = {"lm": " ".join(map(sha256_file, parts)),
-              "text": sha256_file(os.path.join(text_dir, "train.txt")) if text_dir else "",
-              "features": " ".join(sha256_file(os.path.join(f, "index.json")) for f in data["train"].folders),
+    inputs = {"lm": run_sums(lm), "features": data["train"].sums(),
+              "text": [sha256_file(os.path.join(text_dir, f"{split}.txt")) for split in ("train", "val") if text_dir],
               **{name: sha256_file(config[name]) if config[name] else "" for name in ("turns", "chats")}}
     os.makedirs(out_dir, exist_ok=True)
 first_step = last_step(out_dir, init_from, config, inputs)
@@ -372,6 +371,8 @@ if rank == 0:
         n_turns = sum(len(clips.infos[i].get("turns", [])) for i in usable[split])
         left_out = len(set(clips.keys)) - len({clips.keys[i] for i in usable[split]})  # a folder may count twice
         print(f"{split}: {len(usable[split]):,} clips, {hours:.2f} h, {n_turns:,} questions; left out: {left_out}")
+    if val_sentences:
+        print(f"val_bpb: of the first {len(val_sentences)} sentences of {text_dir}/val.txt")
     if n_text:
         print(f"text: {n_text:,} chats or sentences are left out, of more than {most} tokens")
     for reason, n in unspoken.items():
@@ -401,7 +402,8 @@ def evaluate():
     model.trunk = plain_trunk
     clips, pool = data["val"], usable["val"]
     batches, _ = epoch_batches(n_tokens["val"].tobytes(), seed, "val", 0, 0, 0.0, batch_tokens)  # each by length
-    sums, asked, right = torch.zeros(4, device=device), Counter(), Counter()  # true, shuffled: nats, weights each
+    sums, asked, right = torch.zeros(5, device=device), Counter(), Counter()
+    # nats, weights; of clips with a neighbour: nats, its nats with the neighbour's audio, weights
     for at in (pool[batch] for batch in batches[rank::world_size]):
         rows = [clip_row(clips, i) for i in at]
         feats, lens = map(torch.from_numpy, load_batch(clips, at))
@@ -409,24 +411,28 @@ def evaluate():
         sums[:2] += torch.stack([true, weight])
         count_right(clips, at, logits, targets, asked, right)
         if len(at) > 1:  # or it would be its own neighbour
-            sums[2:] += torch.stack(forward_rows(rows, feats.roll(1, dims=0), lens.roll(1))[:2])
+            wrong = forward_rows(rows, feats.roll(1, dims=0), lens.roll(1))[0]
+            sums[2:] += torch.stack([true, wrong, weight])
     if world_size > 1:
         dist.all_reduce(sums)
         dist.all_gather_object(everyone := [None] * world_size, (asked, right))
         asked, right = (sum(counts, Counter()) for counts in zip(*everyone))
-    true, wrong = (sums[0] / sums[1]).item(), (sums[2] / sums[3]).item()
-    result = {"val_loss": true, "val_shuffled": wrong, "gap": wrong - true,
-              "val_right": sum(right.values()) / max(sum(asked.values()), 1)}
+    nats, n, own, wrong, n_paired = sums.tolist()
+    result = {"val_loss": nats / n, "val_right": sum(right.values()) / max(sum(asked.values()), 1)}
+    if n_paired:
+        result |= {"val_shuffled": wrong / n_paired, "gap": (wrong - own) / n_paired}
     if rank == 0:
         print("    right:", ", ".join(f"{task} {right[task]}/{asked[task]}" for task in sorted(asked)))
         spoken = [i for i in pool if clips.texts[i]]
         at = [spoken[k] for k in np.linspace(0, len(spoken) - 1, min(eval_clips, len(spoken))).astype(int)]
-        heard = []
+        heard, cut = [], []
         for k in range(0, len(at), 32):
             features, lens = load_batch(clips, at[k:k + 32])
-            heard += transcribe(model, projector, tok, [f[:m] for f, m in zip(features, lens)], audio_at)
+            heard += transcribe(model, projector, tok, [f[:m] for f, m in zip(features, lens)], audio_at,
+                                cut=cut)
         if at:
             result["val_wer"] = jiwer.wer([clips.texts[i] for i in at], heard)
+            result |= {"val_cut": len(cut)} if cut else {}  # transcripts cut off in a loop
         if val_sentences:
             rows = [transcript_row(text) for text in val_sentences]
             idx, targets, _ = pad_rows(rows)
@@ -451,8 +457,8 @@ def save(step):
 def evaluate_at(step):
     """Evaluate, log it, and note it in the step's checkpoint; returns the result."""
     result = evaluate()
-    note_evaluation(out_dir, step, result, "val_loss")
     log(out_dir, {"step": step, **result}, FORMATS, wandb_log)
+    note_evaluation(out_dir, step, result, "val_loss")
     return result
 
 
@@ -471,8 +477,7 @@ for step in range(first_step, max_steps):
     sums = torch.zeros(4, device=device)  # weighted nats, weights; the same of rows without audio
     for microbatch in range(rank, grad_accum, world_size):
         began_read = time.time()
-        with user_input():  # a file that is gone or broken
-            at, (feats, lens) = next(reader)
+        at, (feats, lens) = next(reader)
         wait += time.time() - began_read
         torch.manual_seed(hash((seed, step, microbatch)))  # dropout: a function of the microbatch, so resume repeats it
         rng = np.random.default_rng([seed, step, microbatch])

