@@ -343,7 +343,8 @@ def plan_shards(clips, encoder, layers):
         for i in range(0, len(ordered), clips_per_shard):
             shards[f"shard-{len(shards):06d}.tar"] = ordered[i : i + clips_per_shard]
     contents = [[name, [[clip["bytes"], clip["info"]] for clip in group]] for name, group in shards.items()]
-    makers = audio.log_mel, audio.mel_filters, audio.Block, audio.WhisperEncoder, encode, recordings, change_speed, try_read
+    makers = [audio.log_mel, audio.mel_filters, audio.Block, audio.WhisperEncoder, encode]
+    makers += [recordings, change_speed, try_read]
     what = [code_sum_of(*makers), encoder.sha256, layers, contents]
     what += [[name_audio(clip), clip["bytes"], clip["info"]] for clip in clips] if index_only else []
     return shards, hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

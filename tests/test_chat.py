@@ -66,13 +66,15 @@ def test_a_piece_is_printed_when_it_is_heard(ckpt, tmp_path, monkeypatch, capsys
     """A long recording is silent to the end: nothing is printed before all of it is heard."""
     clip, seen = write_audio(tmp_path / "long.wav"), []
 
-    def transcripts(talker, wav, beams):
+    def transcripts(talker, wav, beams, cut):
         for piece in ("one", "", "two"):
             seen.append(capsys.readouterr().out)
             yield piece
+        cut.append(0)
     monkeypatch.setattr("talk.Talker.transcripts", transcripts)
     code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
     assert code == 0 and seen[1:] == ["one", ""] and out == " two\n", err
+    assert "1 transcripts were cut off" in err
 
 
 @pytest.mark.parametrize("name", ["clip.flac", "clip.ogg", "clip.mp3"])

@@ -158,7 +158,7 @@ def test_only_answers_are_learnt(folder):
     tok = load_tokenizer(NANOCHAT)
     talks, width = Conversations(folder, "val", tok, 97), 97
     idx, targets = talks.batch(range(len(talks.rows)))
-    lines = [render_conversation(tok, row, 10**9) for row in rows_of(folder, "val")]
+    lines = [render_conversation(tok, row) for row in rows_of(folder, "val")]
     expected = Counter(tuple(zip(ids[1:width], mask[1:width])) for ids, mask in lines if any(mask[:width]))
     found = Counter()
     for row, target in zip(idx, targets):

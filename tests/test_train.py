@@ -19,10 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import data
-from audio import WhisperEncoder, save_encoder
+import record
+import recordings
+from audio import Projector, WhisperEncoder, save_encoder
 from files import sha256_file
 from model import checkpoint_steps, load_checkpoint, read_meta
-from record import code_sum
+from record import code_sum, code_sum_of
 from run import note_evaluation, read_ahead, save_checkpoint
 from tokenizer import BPETokenizer, load_tokenizer
 
@@ -349,7 +351,7 @@ def test_auto_sees_a_changed_script(world, tmp_path):
     assert {"train_align.py", "model.py", "optim.py", "run.py"} <= set(meta["versions"]["code"])
     assert meta["versions"]["dtype"] == "float32" and "threads of" in meta["versions"]["device"]
     assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", meta["versions"]["git_commit"])
-    meta["versions"]["code"]["optim.py"] = "another"
+    meta["versions"]["code"]["optim.py"] = f"{sys.version_info.minor}-another"
     path.write_text(json.dumps(meta))
     out = align(world, tmp_path / "run", "--max_steps=2", ok=False)
     assert "other code (optim.py changed since)" in out and "--init_from=resume" in out and "Traceback" not in out
@@ -367,6 +369,18 @@ def test_code_sums_see_code_alone(tmp_path):
         path.write_text(text)
         sums.append(code_sum(path))
     assert sums[0] == sums[1] != sums[2]
+
+
+def test_no_git_is_no_crash(monkeypatch, tmp_path):
+    """A machine without git would lose hours of listening when the result is written."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert record.provenance("cpu")["git_commit"] == ""
+
+
+def test_features_follow_their_code():
+    """An edited encoder would leave yesterday's features, or an edited projector would make them anew."""
+    sums = [code_sum_of(each) for each in (WhisperEncoder, WhisperEncoder, Projector, recordings)]
+    assert sums[0] == sums[1] and len(set(sums)) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])
