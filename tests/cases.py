@@ -3,7 +3,8 @@
     python tests/cases.py            # every kind
     python tests/cases.py B05 B21    # these alone
 
-A kind is right when it has a test and each of its tests passed. Exit status 0: all are right.
+A kind is right when it has a test and each of its tests passed. Exit status 0: all are right. `bash test.sh --cases` prints
+the same table after all tests.
 """
 import os
 import sys
@@ -31,34 +32,41 @@ KINDS = {
 
 
 class Table:
-    """A pytest plugin: chooses the tests of the kinds asked for, and collects how each ended."""
+    """A pytest plugin: collects how the tests of each kind ended, and prints a table at the end.
 
-    def __init__(self, kinds):
-        self.kinds, self.outcomes, self.ids = kinds, defaultdict(list), {}
+    kinds: those that are shown; is_all: False: tests of no kind asked for are left out.
+    """
+
+    def __init__(self, kinds, is_all):
+        self.kinds, self.is_all, self.outcomes = kinds, is_all, defaultdict(list)
 
     def pytest_collection_modifyitems(self, items):
         for item in items:
-            self.ids[item.nodeid] = [kind for mark in item.iter_markers("case") for kind in mark.args]
-        items[:] = [item for item in items if set(self.ids[item.nodeid]) & set(self.kinds)]
+            kinds = [kind for mark in item.iter_markers("case") for kind in mark.args]
+            item.user_properties.append(("kinds", " ".join(kinds)))  # reaches a report of pytest-xdist too
+        if not self.is_all:
+            items[:] = [item for item in items if set(item.user_properties[-1][1].split()) & set(self.kinds)]
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.outcome != "passed":
-            for kind in self.ids[report.nodeid]:
+            for kind in dict(report.user_properties).get("kinds", "").split():
                 self.outcomes[kind].append((report.outcome, report.nodeid))
 
-    def print(self):
-        """Print a line a kind; returns how many are not right."""
-        n_wrong = 0
+    def pytest_terminal_summary(self, terminalreporter):
+        n_right = 0
         for kind in self.kinds:
             outcomes = [outcome for outcome, _ in self.outcomes[kind]]
-            verdict = "right" if outcomes and set(outcomes) == {"passed"} else "NO TEST" if not outcomes else "WRONG"
-            n_wrong += verdict != "right"
-            print(f"{kind}  {verdict:8}{outcomes.count('passed'):3} of {len(outcomes):2} tests  {KINDS[kind]}")
-            for outcome, name in self.outcomes[kind]:
-                if outcome != "passed":
-                    print(f"     {outcome}: {name}")
-        print(f"{len(self.kinds) - n_wrong} of {len(self.kinds)} kinds are right")
-        return n_wrong
+            verdict = "WRONG" if outcomes else "NO TEST"
+            if "passed" in outcomes and not set(outcomes) - {"passed", "skipped"}:
+                verdict, n_right = "right", n_right + 1
+            counts = f"{outcomes.count('passed'):3} of {len(outcomes):2} tests"
+            terminalreporter.write_line(f"{kind}  {verdict:8}{counts}  {KINDS[kind]}")
+        terminalreporter.write_line(f"{n_right} of {len(self.kinds)} kinds are right")
+        self.n_wrong = len(self.kinds) - n_right
+
+    def pytest_sessionfinish(self, session):
+        if not all(self.outcomes[kind] for kind in self.kinds) and not session.exitstatus:
+            session.exitstatus = 1  # a kind without a test is no kind that is right
 
 
 if __name__ == "__main__":
@@ -66,6 +74,6 @@ if __name__ == "__main__":
     if unknown := set(kinds) - set(KINDS):
         sys.exit(f"cases.py: {sorted(unknown)[0]} is no kind: use B01 to B40")
     os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    table = Table(kinds)
-    pytest.main(["-q", "--no-header", "-m", "case", "tests"], plugins=[table])
-    sys.exit(table.print() > 0)
+    table = Table(kinds, is_all=False)
+    pytest.main(["-q", "--no-header", "tests"], plugins=[table])
+    sys.exit(table.n_wrong > 0)

@@ -3,3 +3,13 @@ import os
 
 os.environ["NANOCHAT_DTYPE"] = "float32"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cases", action="store_true", help="print the table of tests/cases.py after the tests")
+
+
+def pytest_configure(config):
+    if config.getoption("--cases"):
+        from cases import KINDS, Table
+        config.pluginmanager.register(Table(list(KINDS), is_all=True))
