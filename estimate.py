@@ -15,8 +15,8 @@ from configurator import fail
 from model import GPT, GPTConfig, compute_dtype, pick_device
 from optim import gpt_optimizers
 
-STEPS = 2180      # training and evaluation of all stages, in steps as they are timed here
-CLIPS = 11_850    # encoding of all stages, in clips as they are timed here
+STEPS = 2030      # training and evaluation of all stages, in steps as they are timed here
+CLIPS = 12_000    # encoding of all stages, in clips as they are timed here
 OTHER_S = 145     # the rest: speaking, reading, starting Python
 WHISPER_BASE = dict(name="random", n_mels=80, n_layer=6, n_embd=512, n_head=8)
 
