@@ -52,7 +52,8 @@ def answer(talker, batch, messages):
     from talk import Row, Text, size
     longest_s = max((len(sound.wav) / 16_000 for *_, sound in messages if sound), default=0)
     if longest_s > 30:
-        print(f"chat.py: a recording of {longest_s:.0f} s: training's are at most 30 s, parts may be missed", file=sys.stderr)
+        print(f"chat.py: a recording of {longest_s:.0f} s: training's are at most 30 s, parts may be missed",
+              file=sys.stderr)
     items = talker.prompt(messages)
     if size(items) + max_tokens > talker.limit:
         raise ValueError(f"{size(items)} tokens of audio and text and max_tokens={max_tokens} > the model's "

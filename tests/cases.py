@@ -3,8 +3,8 @@
     python tests/cases.py            # every kind
     python tests/cases.py B05 B21    # these alone
 
-A kind is right when it has a test and each of its tests passed. Exit status 0: all are right. `bash test.sh --cases` prints
-the same table after all tests.
+A kind is right when it has a test and each of its tests passed. Exit status 0: all are right.
+`bash test.sh --cases` prints the same table after all tests.
 """
 import os
 import sys
@@ -15,10 +15,13 @@ import pytest
 KINDS = {
     "B01": "FLAC of unknown length", "B02": "Ogg without its end, or cut", "B03": "WAV of size 0 or unknown",
     "B04": "odd chunks and headers of WAV", "B05": "mp3 without Xing header", "B06": "cover art and tags",
-    "B07": "joined ogg and mp3 files", "B08": "channels that cancel", "B09": "float files in integer range",
-    "B10": "silence (hiss and music: a known limit)", "B11": "quiet, clipped and offset recordings", "B12": "limits at their edge",
+    "B07": "joined ogg and mp3 files", "B08": "channels that cancel",
+    "B09": "float files in integer range",
+    "B10": "silence (hiss and music: a known limit)",
+    "B11": "quiet, clipped and offset recordings", "B12": "limits at their edge",
     "B13": "webm, m4a and other containers", "B14": "content other than the extension says",
-    "B15": "byte order marks, UTF-16", "B16": "rows with U+2028 and U+0085", "B17": "keys that collide, dots in names",
+    "B15": "byte order marks, UTF-16", "B16": "rows with U+2028 and U+0085",
+    "B17": "keys that collide, dots in names",
     "B18": "._files and .DS_Store", "B19": "upper-case extensions", "B20": "tabs, CRLF and Latin-1 in transcripts",
     "B21": "numbers, tags and empty transcripts", "B22": "accents composed or decomposed",
     "B23": "parquet columns and folders", "B24": "special tokens and long runs in text",
