@@ -216,8 +216,10 @@ def ffmpeg(f, name):
     start = f.read(16)
     f.seek(0)
     options = {"format_whitelist": FFMPEG_FORMATS}
+    is_19 = int(av.__version__.split(".")[0]) >= 19  # it decodes tags only when asked for them
+    tags = {} if is_19 else {"metadata_errors": "ignore"}
     try:
-        with av.open(f, options=options, metadata_errors="ignore") as container:
+        with av.open(f, options=options, **tags) as container:
             stream = next(iter(container.streams.audio), None)
             if stream is None or stream.codec_context is None:
                 raise ValueError(f"{name} holds no sound that can be read: {READABLE} can")

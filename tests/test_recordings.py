@@ -133,6 +133,8 @@ def test_resampled_mono(tmp_path, rate):
     ("ipod", "alac", 16000, {}), ("matroska", "flac", 16000, {})])
 def test_what_browsers_and_phones_record(tmp_path, kind, codec, rate, options):
     """A browser's webm or a phone's m4a is refused, or read at another length, pitch or loudness."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV can't write {codec}")
     wav = check(by_ffmpeg(kind, codec, rate, **options), 2.0, path=tmp_path / "named.wav")
     ours, theirs = (np.abs(np.fft.rfft(x[:RATE + RATE // 2]))[200:1500] for x in (WAV, wav))
     assert np.corrcoef(ours, theirs)[0, 1] > 0.6
@@ -243,8 +245,9 @@ def test_joined_files(tmp_path):
 
 
 CUT = [file_bytes(make_wav(2.0, seed=4), kind=kind) for kind in ("WAV", "FLAC", "MP3", "RF64", "AIFF", "AU", "NIST")]
-CUT += [by_ffmpeg("ipod", "aac", 44100), by_ffmpeg("adts", "aac", 44100), by_ffmpeg("webm", "libopus", 48000),
-        by_ffmpeg("amr", "libopencore_amrnb", 8000, bit_rate=12200)]
+CUT += [by_ffmpeg("ipod", "aac", 44100), by_ffmpeg("adts", "aac", 44100), by_ffmpeg("webm", "libopus", 48000)]
+if "libopencore_amrnb" in av.codecs_available:  # PyAV 19 reads amr, and can't write it
+    CUT.append(by_ffmpeg("amr", "libopencore_amrnb", 8000, bit_rate=12200))
 
 
 @pytest.mark.case("B02", "B03", "B05")
