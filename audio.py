@@ -12,8 +12,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import Linear, compute_dtype, keep_freed_memory, load_saved, norm
-from recordings import SAMPLE_RATE, TooLong, audio_header, read_audio  # noqa: F401 (for those who hear)
+from checkpoints import load_saved
+from device import compute_dtype, keep_freed_memory
+from kernels import norm
+from model import Linear
+from recordings import SAMPLE_RATE
 from weights import find_sources, read_encoder_file
 
 SILENCE = 1.5 / 32768    # of full scale: what rounding to 16 bits leaves of nothing

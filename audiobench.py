@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audio import encode, read_audio
+from audio import encode
+from recordings import read_audio
 from data import Features, load_batch
 from decode import generate, score_answers
 from files import read_lines

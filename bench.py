@@ -40,7 +40,8 @@ from audio import SAMPLE_RATE, Projector, WhisperEncoder, encode, n_audio_tokens
 from configurator import configure, fail
 from data import epoch_batches
 from decode import generate, prefill
-from model import GPT, GPTConfig, compute_dtype, for_inference, pick_device
+from device import compute_dtype, pick_device
+from model import GPT, GPTConfig, for_inference
 from optim import gpt_optimizers
 from tokenizer import BPETokenizer
 

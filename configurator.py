@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from contextlib import contextmanager
 
 WORDS = ("api_key", "maker", "name", "prompt", "question")  # a str that is none of these may be a path
 KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string"}
@@ -19,6 +20,15 @@ def fail(message):
     """Print `<script>.py: message` as one line on stderr and exit with code 2: for mistakes of the user."""
     print(f"{Path(sys.argv[0]).name}: {' '.join(str(message).splitlines())}", file=sys.stderr)
     sys.exit(2)
+
+
+@contextmanager
+def user_input(*more):
+    """Turn ValueError, OSError and `more` into one line: for a few statements that read what a user named."""
+    try:
+        yield
+    except (ValueError, OSError, *more) as e:
+        fail(e)
 
 
 def configure(globals_dict, argv=None):

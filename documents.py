@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from files import download, read_jsonl, read_lines
+from download import download
+from files import read_jsonl, read_lines
 
 # data sets of Hugging Face: where, and the number of files, each 250 million characters in a column "text", shuffled,
 # or "messages" (CHATS); as nanochat's dataset.py names them: now (its commit 92d63d4), and at first (3a5e0bc)

@@ -12,7 +12,8 @@ import torch
 
 from audio import WhisperEncoder, encode
 from configurator import fail
-from model import GPT, GPTConfig, compute_dtype, pick_device
+from device import compute_dtype, pick_device
+from model import GPT, GPTConfig
 from optim import gpt_optimizers
 
 STEPS = 2030      # training and evaluation of all stages, in steps as they are timed here

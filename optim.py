@@ -1,7 +1,7 @@
 """Muon, the optimizer of the matrices of the GPT and the projector (all else: torch's AdamW); saved moments."""
 import torch
 
-from model import compute_dtype
+from device import compute_dtype
 
 
 def orthogonalize(x, steps=5):

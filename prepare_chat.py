@@ -59,7 +59,7 @@ LETTERS = "ABCD"
 
 def read_kinds():
     """-> {what: [words of grammar.txt]}"""
-    text = re.sub(r"\n +", " | ", "\n".join(read_lines(own_file("grammar.txt"))))
+    text = re.sub(r"\n +", " | ", "\n".join(read_lines(own_file("assets/grammar.txt"))))
     rules = {rule: set(re.findall(r"(?<=\| )[a-z' ]+[a-z](?= *(?:\||$))", f"| {words}"))
              for rule, words in re.findall(r"^(\w+): (.*)$", text, re.M)}
     kinds = {what: set().union(*(rules[rule] for rule in names.split())) for what, names in KINDS.items()}
@@ -70,7 +70,7 @@ def read_kinds():
 def read_identity():
     """-> [([question], [answer])] of identity.txt; ValueError names a line."""
     found = []
-    for n, line in enumerate(read_lines(own_file("identity.txt")), 1):
+    for n, line in enumerate(read_lines(own_file("assets/identity.txt")), 1):
         if line[:1].isspace() and line.strip():
             if not found:
                 raise ValueError(f"identity.txt:{n}: an answer before any question: write its questions above it")
@@ -153,7 +153,7 @@ def find_sources():
             hubs = [hub.strip() for hub in mirrors.split(",") if hub.strip()]
             files = fetch_source(source, min(max(-(-int(n) // SMOLTALK_ROWS), 1), 4), hubs, "data/smoltalk")
         else:
-            files = [own_file("grammar.txt"), own_file("identity.txt")] if source in BUILT_IN else [source]
+            files = [own_file("assets/grammar.txt"), own_file("assets/identity.txt")] if source in BUILT_IN else [source]
         found.append((source, int(n or 0), files))
     return found or fail("mix is empty: name a source")
 

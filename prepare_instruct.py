@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 import sounds
 import sources as real_sets
-from audio import SAMPLE_RATE, read_audio
+from audio import SAMPLE_RATE
+from recordings import read_audio
 from configurator import configure, fail
 from files import own_file, read_jsonl, read_lines, sha256_file, write_json, write_jsonl
 from processes import run_all
@@ -58,8 +59,8 @@ practice_turns = 10       # questions to a sentence, the same task as often as i
 bench = False              # True: AudioBench-mini in place of the mix
 bench_sources = ""         # with bench: the bench is made of real recordings of these sets, their test speakers
 bench_items = 25           # questions to a cell
-questions_file = "questions.txt"
-spoken_file = "spoken.txt"
+questions_file = "assets/questions.txt"
+spoken_file = "assets/spoken.txt"
 workers = 0                # processes; 0: one for each core
 seed = 0
 config = configure(globals())  # prints each change; stored in meta.json
@@ -621,7 +622,7 @@ def inputs():
     """Return {path: checksum} of the lists and texts that the items are made of; {} with real recordings."""
     if source_names := sources or bench_sources:
         return {"": source_names}
-    paths = [own_file(name) for name in ("questions.txt", "spoken.txt")]
+    paths = [own_file(name) for name in ("assets/questions.txt", "assets/spoken.txt")]
     paths += [os.path.join(folder, "labels.jsonl") for folder in (voices, spoken, speech)]
     paths += [os.path.join(text_dir, f"{split}.txt") for split in ("train", "val", "test")]
     return {path: sha256_file(path) for path in paths if os.path.isfile(path)}

@@ -44,12 +44,14 @@ from tqdm import tqdm
 import audio
 import recordings
 from augment import change_speed
-from audio import HOP, SAMPLE_RATE, audio_header, encode, load_encoder, load_encoder_file, read_audio
+from audio import HOP, SAMPLE_RATE, encode, load_encoder, load_encoder_file
+from recordings import audio_header, read_audio
 from configurator import configure, fail
 from data import Features, write_index, write_shard
-from files import (check_row, download, find_audio, find_files, find_path, read_jsonl, read_lines, read_pairs, read_row,
-                   sha256_file, write_json, write_jsonl)
-from model import pick_device
+from download import download
+from files import (check_row, find_audio, find_files, find_path, read_jsonl, read_lines,
+                   read_pairs, read_row, sha256_file, write_json, write_jsonl)
+from device import pick_device
 from processes import run_all
 from record import code_sum_of
 from transcripts import NoSpokenForm, normalize_transcript

@@ -45,7 +45,7 @@ from transcripts import NoSpokenForm, normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "data/text"
-grammar = "grammar.txt"  # the phrase grammar
+grammar = "assets/grammar.txt"  # the phrase grammar
 text_file = ""           # comma-separated files or folders (.txt .md .json .jsonl), in place of the grammar, in order
 one_per_line = False     # text_file: every line is a sentence (True), or prose cut at . ! ? and empty lines (False)
 json_key = "text"        # text_file: comma-separated names; of .json and .jsonl the strings under them are read

@@ -1,8 +1,9 @@
-"""What made a result: the code, its commit, the machine, the versions."""
+"""What made a result: the code, its commit, the machine, the versions; and whether made data are up to date."""
 import ast
 import hashlib
 import importlib.util
 import inspect
+import json
 import os
 import platform
 import shutil
@@ -11,6 +12,7 @@ import sys
 import textwrap
 
 from configurator import fail
+from files import write_json
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
@@ -82,7 +84,7 @@ def device_name(device):
 def provenance(device):
     """Return what a figure is of: commit, checksums of the code, dtype, device, versions."""
     import torch
-    from model import compute_dtype
+    from device import compute_dtype
     dtype = str(compute_dtype(device)).removeprefix("torch.")
     return {"git_commit": git_commit(), "code": code_sums(), "dtype": dtype, "device": device_name(device),
             "python": platform.python_version(), "torch": torch.__version__}
@@ -93,3 +95,27 @@ def need(*packages):
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         fail(f"this run needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+# ---- the one resume rule of the prepare scripts: meta.json is written last
+
+def is_made(folder, settings, inputs):
+    """Return whether folder/meta.json says that these settings, inputs and this code made its files.
+
+    settings: dict; inputs: {name: sha256 or other JSON value that changes with the input}. Its files must be there
+    with the sizes that meta.json names.
+    """
+    try:
+        with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
+            meta = json.load(f)
+        is_same = (meta["settings"], meta["inputs"]) == (settings, inputs) and not changed_code(meta["code"])
+        return is_same and all(os.path.getsize(os.path.join(folder, name)) == n for name, n in meta["files"].items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def note_made(folder, settings, inputs, files, **more):
+    """Write folder/meta.json, which makes the folder whole: is_made()'s values, the sizes of files, and `more`."""
+    sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in files}
+    meta = {"settings": settings, "inputs": inputs, "code": code_sums(), "files": sizes, **more}
+    write_json(os.path.join(folder, "meta.json"), meta, indent=2)

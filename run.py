@@ -5,27 +5,17 @@ import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
-from configurator import fail
-from files import sha256_file, write_json
-from model import checkpoint_steps, keep_steps, pick_device, read_meta
+from configurator import fail, user_input
+from checkpoints import checkpoint_steps, read_meta
+from device import pick_device
 from record import changed_code
 
 FREE = {"init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every", "wandb_log",
         "workers", "recompute", "sample_tokens", "eval_rows"}  # settings that a run may change and go on
-
-
-@contextmanager
-def user_input(*more):
-    """Turn ValueError, OSError and `more` into one line: for a few statements that read what a user named."""
-    try:
-        yield
-    except (ValueError, OSError, *more) as e:
-        fail(e)
 
 
 # ---- ranks and schedule
@@ -109,14 +99,6 @@ def last_step(out_dir, init_from, config, inputs):
     return steps[-1] if steps and init_from != "scratch" else 0
 
 
-def run_sums(folder):
-    """Return the checksums of model and projector of a run's last step: {file name: sha256}."""
-    step = read_meta(folder)["step"]
-    names = [f"{name}_{step:06d}.pt" for name in ("model", "projector")]
-    return {name: sha256_file(os.path.join(folder, name)) for name in names
-            if os.path.exists(os.path.join(folder, name))}
-
-
 def stop_if_done(out_dir, step, max_steps, *files):
     """End the script when the run in out_dir is finished: evaluated at max_steps, with its last files."""
     if step < max_steps or not read_meta(out_dir).get("evaluated"):
@@ -140,30 +122,3 @@ def log(out_dir, record, formats, wandb_log=False):
         wandb.log(record, step=record["step"])
 
 
-def save_checkpoint(out_dir, step, files, meta):
-    """Write {name: state} as <name>_<step>.pt, then meta; keep the last two steps and the best. On rank 0 only."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    sums = {}
-    for name, state in files.items():
-        path = os.path.join(out_dir, f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt")
-        torch.save(state, path + ".tmp")
-        os.replace(path + ".tmp", path)
-        sums[os.path.basename(path)] = sha256_file(path)
-    best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
-    meta = {"step": step, "best": best, "evaluated": False, **meta, "sha256": sums}
-    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
-    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
-
-
-def note_evaluation(out_dir, step, result, figure):
-    """Add an evaluation to the meta of its step, if that was saved: the lowest result[figure] is the best step's."""
-    if os.environ.get("RANK", "0") != "0" or step not in checkpoint_steps(out_dir):
-        return
-    meta = read_meta(out_dir, step)
-    best = meta["best"]
-    if figure in result and (best is None or result[figure] < best["figure"]):
-        best = {"step": step, "figure": result[figure]}
-    meta |= {"best": best, "evaluated": True, figure: result.get(figure)}
-    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
-    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])

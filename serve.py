@@ -68,7 +68,8 @@ try:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as e:
     fail(f"{e}: pip install -r requirements.txt, or source .venv/bin/activate, where speedrun.sh has put it")
-from audio import SAMPLE_RATE, TooLong, read_audio
+from audio import SAMPLE_RATE
+from recordings import TooLong, read_audio
 from engine import Busy, Engine, Job, report
 from talk import Batch, Row, Talker, Text, joined, size
 

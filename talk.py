@@ -11,7 +11,9 @@ import torch
 
 from audio import HOP, SAMPLE_RATE, encode, load_ears, n_audio_tokens, split_at_pauses
 from decode import pad, sample, transcribe
-from model import KVCache, for_inference, load_checkpoint, pick_device
+from checkpoints import load_checkpoint
+from device import pick_device
+from model import KVCache, for_inference
 from tokenizer import load_tokenizer, render_conversation
 from transcripts import plain_text
 

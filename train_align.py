@@ -15,18 +15,23 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
-from audio import (SAMPLE_RATE, Projector, encode, load_encoder, load_encoder_file, log_mel, n_audio_tokens, read_audio,
-                   save_encoder)
+from audio import (SAMPLE_RATE, Projector, encode, load_encoder,
+                   load_encoder_file, log_mel, n_audio_tokens, save_encoder)
+from recordings import read_audio
 from augment import add_noise, change_speed, mask
-from configurator import configure, fail
+from configurator import configure, fail, user_input
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch, write_index, write_shard
 from decode import transcribe
 from files import read_lines, sha256_file, write_json
-from model import GPT, GPTConfig, compute_dtype, cut_back, load_checkpoint, load_saved, norm
+from checkpoints import cut_back, load_checkpoint, load_saved
+from device import compute_dtype
+from kernels import norm
+from model import GPT, GPTConfig
 from optim import Muon, load_optimizers
 from record import need, provenance
-from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, note_evaluation,
-                 read_ahead, save_checkpoint, run_sums, stop_if_done, user_input)
+from checkpoints import note_evaluation, save_checkpoint, run_sums
+from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, read_ahead,
+                 stop_if_done)
 from tokenizer import ByteTokenizer, load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value

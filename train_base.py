@@ -17,18 +17,20 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from configurator import configure, fail
+from configurator import configure, fail, user_input
 from conversations import Conversations, made
 from data import batch_indices
 from decode import generate
 from documents import Documents
 from files import read_jsonl, read_lines, sha256_file, write_json
-from model import (GPT, GPTConfig, checkpoint_steps, compute_dtype, cut_back, load_checkpoint, load_saved, norm,
-                   peak_flops, read_meta)
+from checkpoints import checkpoint_steps, cut_back, load_checkpoint, load_saved, read_meta
+from device import compute_dtype, peak_flops
+from kernels import norm
+from model import GPT, GPTConfig
 from optim import gpt_optimizers, load_optimizers
 from record import provenance
-from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, note_evaluation,
-                 save_checkpoint, stop_if_done, user_input)
+from checkpoints import note_evaluation, save_checkpoint
+from run import is_due, join_ranks, last_step, leave_ranks, log, lr_share, stop_if_done, user_input
 from tokenizer import BPETokenizer, chat_prompt, export_nanochat, load_tokenizer, render_conversation, train_bpe
 from transcripts import plain_text, spoken_turns
 

@@ -16,16 +16,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from audio import Projector, load_encoder_file, n_audio_tokens, save_encoder
-from configurator import configure, fail
+from configurator import configure, fail, user_input
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
 from decode import transcribe
 from files import read_jsonl, read_lines, sha256_file
-from model import (add_lora, compute_dtype, cut_back, load_checkpoint, load_saved, lora_state, merged_state,
-                   read_meta)
+from checkpoints import cut_back, load_checkpoint, load_saved, read_meta
+from device import compute_dtype
+from model import add_lora, lora_state, merged_state
 from optim import Muon, load_optimizers
 from record import need, provenance
-from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, note_evaluation,
-                 read_ahead, save_checkpoint, run_sums, stop_if_done, user_input)
+from checkpoints import note_evaluation, save_checkpoint, run_sums
+from run import (is_due, join_ranks, last_step, leave_ranks, log, lr_share, read_ahead,
+                 stop_if_done)
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
 from transcripts import plain_text, spoken_turns
 

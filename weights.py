@@ -18,7 +18,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 import torch
 
-from model import load_tensors
+from checkpoints import load_tensors
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # in parts: <this>.index.json lists the parts
 # of the public faster-whisper-base

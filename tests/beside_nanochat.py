@@ -19,7 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from documents import Documents  # noqa: E402
-from model import GPT, GPTConfig, keep_freed_memory  # noqa: E402
+from device import keep_freed_memory  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
 from optim import gpt_optimizers  # noqa: E402
 from tokenizer import load_tokenizer  # noqa: E402
 

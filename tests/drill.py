@@ -27,8 +27,8 @@ import soundfile
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from audio import read_audio  # noqa: E402
-from model import compute_dtype  # noqa: E402
+from recordings import read_audio  # noqa: E402
+from device import compute_dtype  # noqa: E402
 from talk import Batch, Row, Talker  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio import encode, read_audio, split_at_pauses
+from audio import encode, split_at_pauses
+from recordings import read_audio
 from decode import transcribe
 from talk import Batch, Recording
 from test_eval import ROOT, make_run, run

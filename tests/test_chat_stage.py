@@ -16,7 +16,7 @@ from conversations import Conversations, pack_whole, read_conversations
 from decode import generate
 from drill import make_audio, post, sound, start_server
 from documents import fetch_source
-from model import checkpoint_steps
+from checkpoints import checkpoint_steps
 from talk import Talker
 from test_chat import said as words_said
 from test_eval import run as run_here

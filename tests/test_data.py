@@ -14,7 +14,7 @@ import pytest
 import files
 from data import (Features, batch_indices, cut_points, epoch_batches, load_batch, mean_std, write_index,
                   write_shard)
-from files import download
+from download import download
 
 BODY = b"PAR1" + bytes(np.random.default_rng(0).integers(0, 256, 299_992, dtype=np.uint8)) + b"PAR1"  # parquet's ends
 SHA256, MD5 = hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY).hexdigest()

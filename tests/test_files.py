@@ -102,6 +102,7 @@ def test_own_texts_are_found_from_anywhere(tmp_path, monkeypatch):
     """Broken: grammar.txt and the like are found in the repository's folder alone, or a user's own is passed by."""
     monkeypatch.chdir(tmp_path)
     for name in ("grammar.txt", "questions.txt", "spoken.txt", "identity.txt"):
-        assert os.path.isfile(own_file(name))
-    write(tmp_path / "spoken.txt", "mine")
-    assert own_file("spoken.txt") == "spoken.txt" and own_file(f"{tmp_path}/none.txt") == f"{tmp_path}/none.txt"
+        assert os.path.isfile(own_file(f"assets/{name}"))
+    (tmp_path / "assets").mkdir()
+    write(tmp_path / "assets/spoken.txt", "mine")
+    assert own_file("assets/spoken.txt") == "assets/spoken.txt" and own_file(f"{tmp_path}/none.txt") == f"{tmp_path}/none.txt"

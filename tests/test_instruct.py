@@ -16,7 +16,7 @@ SIZES = {"voices": ["--train_engines=espeak_many", "--test_engines=espeak_new", 
                     "--n_test=560", "--rate_min=85", "--rate_max=265", "--pitch_min=5", "--pitch_max=95",
                     "--style_share=0.3", "--noise_share=0"],
          "spoken": ["--spoken_share=1", "--n_train=60", "--n_val=20", "--n_test=300", "--test_engines=espeak_new",
-                    f"--spoken_file={ROOT}/spoken.txt"],
+                    f"--spoken_file={ROOT}/assets/spoken.txt"],
          "speech": ["--n_train=60", "--n_val=20", "--n_test=200", "--test_engines=espeak"]}
 
 

@@ -21,7 +21,8 @@ import soundfile
 import torch
 
 import data
-from audio import WhisperEncoder, encode, load_encoder_file, read_audio, save_encoder
+from audio import WhisperEncoder, encode, load_encoder_file, save_encoder
+from recordings import read_audio
 from data import Features
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 import model as M
 import optim
 from decode import generate, sample, transcribe
-from model import GPT, GPTConfig, KVCache, checkpoint_steps, cut_back, load_checkpoint, read_meta
+from checkpoints import checkpoint_steps, cut_back, load_checkpoint, read_meta
+from model import GPT, GPTConfig, KVCache
 from optim import Muon
 
 NANOCHAT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nanochat_d4")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio import audio_header, read_audio
-from recordings import TooLong
+from recordings import TooLong, audio_header, read_audio
 from test_audio import RATE, make_wav
 
 WAV = make_wav(2.0)

@@ -20,7 +20,7 @@ import soundfile
 from drill import make_audio, multipart, post, said, sound, start_server
 from test_audiobench import make_run
 
-from audio import read_audio
+from recordings import read_audio
 
 
 @pytest.fixture(scope="module")

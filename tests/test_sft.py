@@ -9,7 +9,8 @@ import torch
 import data
 from audio import Projector
 from decode import score_answers
-from model import GPT, GPTConfig, add_lora, load_checkpoint, lora_state, merged_state
+from checkpoints import load_checkpoint
+from model import GPT, GPTConfig, add_lora, lora_state, merged_state
 import test_train
 from test_train import align, base, losses, run, run_in_process, same_state, world  # noqa: F401: world is a fixture
 from tokenizer import chat_prompt, load_tokenizer, multiple_choice

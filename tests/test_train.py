@@ -23,9 +23,10 @@ import record
 import recordings
 from audio import Projector, WhisperEncoder, save_encoder
 from files import sha256_file
-from model import checkpoint_steps, load_checkpoint, read_meta
+from checkpoints import checkpoint_steps, load_checkpoint, read_meta
 from record import code_sum, code_sum_of
-from run import note_evaluation, read_ahead, save_checkpoint
+from checkpoints import note_evaluation, save_checkpoint
+from run import read_ahead
 from tokenizer import BPETokenizer, load_tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -1,0 +1,83 @@
+"""The same maths as the plain formulas, faster on a CPU: norms, relu squared, the softcapped loss in chunks."""
+import torch
+import torch.nn.functional as F
+
+SOFTCAP = 15.0         # logits stay within +-15 (Gemma 2, arXiv:2408.00118)
+LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}  # in training; a CPU's cache holds 2**21
+
+
+class RMSNorm(torch.autograd.Function):
+    """F.rms_norm in fewer passes over memory, which a CPU waits for; in bf16 a row is off by 0.6% at most."""
+    @staticmethod
+    def inverse_rms(x):
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float().square() / x.size(-1)
+        return (square + torch.finfo(torch.float32).eps).rsqrt().to(x.dtype)
+
+    @staticmethod
+    def forward(ctx, x):
+        scale = RMSNorm.inverse_rms(x)
+        ctx.save_for_backward(y := x * scale, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, scale = ctx.saved_tensors
+        return torch.addcmul(grad, y, (grad * y).mean(-1, keepdim=True), value=-1) * scale
+
+
+class ReluSquared(torch.autograd.Function):
+    """relu(x)**2 with one pass backward, where autograd makes four."""
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(y := F.relu(x))
+        return y.square()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.addcmul(grad.new_zeros(()), grad, *ctx.saved_tensors, value=2)
+
+
+def softcapped_nll(z, targets):
+    """Logits z (N, V) before the softcap, targets (N,) -> cross entropy (N,) in fp32, its gradient (N, V) in z's dtype.
+
+    By exp alone, of numbers that the softcap bounds: tanh and a log-softmax take 5 times as long (2 cores, 2026-11).
+    """
+    rest = 2 / ((2 / SOFTCAP * z.float()).exp() + 1)  # 1 - tanh(z / SOFTCAP), 0 to 2
+    e = (-SOFTCAP * rest).exp()  # exp(logit - SOFTCAP)
+    total, at = e.sum(1, keepdim=True), targets[:, None]
+    p = e * (1 / total)
+    p = torch.where(torch.arange(z.size(1), dtype=torch.int32, device=z.device) == at.int(), p - 1, p)
+    grad = p * (rest * (2 - rest))
+    return total.log()[:, 0] + SOFTCAP * rest.gather(1, at)[:, 0], grad.to(z.dtype)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Sum of softcapped cross entropies of hidden x (N, C) under weight (V, C), some rows at a time; targets (N,).
+
+    The gradient is made beside the loss, so that the logits of all rows never stand in memory.
+    """
+    @staticmethod
+    def forward(ctx, x, weight, targets, nll):
+        w, n = weight.to(x.dtype), max(LOGITS_AT_ONCE.get(x.device.type, 2**21) // len(weight), 1)
+        grad_w = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_x, total = torch.empty_like(x), x.new_zeros((), dtype=torch.float32)
+        for at in range(0, len(x), n):
+            part = x[at:at + n]
+            each, grad = nll(part @ w.T, targets[at:at + n])
+            total += each.sum()
+            torch.mm(grad, w, out=grad_x[at:at + n])
+            if grad_w is not None:
+                grad_w += grad.T @ part
+        ctx.save_for_backward(grad_x, grad_w)
+        return total
+
+    @staticmethod
+    def backward(ctx, scale):
+        grad_x, grad_w = ctx.saved_tensors
+        return grad_x * scale.to(grad_x.dtype), None if grad_w is None else grad_w * scale, None, None
+
+
+def norm(x):
+    if x.device.type != "cpu":
+        return F.rms_norm(x, (x.size(-1),))
+    return RMSNorm.apply(x) if torch.is_grad_enabled() else x * RMSNorm.inverse_rms(x)
