@@ -30,7 +30,7 @@ from model import GPT, GPTConfig
 from optim import gpt_optimizers, load_optimizers
 from record import provenance
 from checkpoints import note_evaluation, save_checkpoint
-from run import is_due, join_ranks, last_step, leave_ranks, log, lr_share, stop_if_done, user_input
+from run import is_due, join_ranks, last_step, leave_ranks, log, lr_share, stop_if_done
 from tokenizer import BPETokenizer, chat_prompt, export_nanochat, load_tokenizer, render_conversation, train_bpe
 from transcripts import plain_text, spoken_turns
 
