@@ -49,8 +49,7 @@ class Engine:
 
     def new_batch(self):
         """Make an empty Batch."""
-        hear = self.talker.hear if self.talker.ears else None
-        return Batch(self.talker.model, hear, self.cache_bytes)
+        return Batch(self.talker.model, self.talker.hear, self.cache_bytes)
 
     def submit(self, job):
         """Let a Job wait for its turn -> True; False: too many wait."""

@@ -91,6 +91,8 @@ paths = ["/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completio
 # --- errors
 def refusal(e):
     """Make the Refused that answers an error."""
+    if isinstance(e.__cause__, (Refused, ClientDisconnect)):  # FastAPI met it in the body
+        e = e.__cause__
     if isinstance(e, RequestValidationError):
         first = e.errors()[0]
         place = ".".join(map(str, first["loc"][1:]))  # without "body"
