@@ -1,7 +1,6 @@
-"""Runs a model for many requests in one thread, beside the server's event loop.
+"""Runs a model for many requests in a thread beside the server's event loop.
 
-Answers are decoded together, a token of each in a turn; every few turns make the next piece of a
-transcript instead.
+In a turn, each answer gets a token; in some turns, a transcript gets its next piece instead.
 """
 import asyncio
 import sys
@@ -15,8 +14,8 @@ import torch
 
 from talk import Batch, Row
 
-PATIENCE = 8         # turns from one piece of a transcript to the next, while there are answers
-MAX_TRANSCRIPTS = 2  # begun at once; they get on by turns
+PATIENCE = 8         # turns between two pieces of transcripts, while there are answers
+MAX_TRANSCRIPTS = 2  # begun at once; they take turns
 
 
 @dataclass(eq=False)
@@ -42,14 +41,14 @@ class Engine:
         self.n_threads = torch.get_num_threads()
         self.wake = asyncio.Event()  # there is work
         self.waiting = deque()
-        self.answers = {}           # row: Job
         self.transcripts = deque()  # (Job, its pieces)
         self.n_turns = 0
-        self.batch = self.new_batch()
+        self.reset()
 
-    def new_batch(self):
-        """Make an empty Batch."""
-        return Batch(self.talker.model, self.talker.hear, self.cache_bytes)
+    def reset(self):
+        """Begin without answers."""
+        self.answers = {}  # row: Job
+        self.batch = Batch(self.talker.model, self.talker.hear, self.cache_bytes)
 
     def submit(self, job):
         """Let a Job wait for its turn -> True; False: too many wait."""
@@ -61,7 +60,7 @@ class Engine:
         return True
 
     async def run(self):
-        """Work for ever. An error of a turn ends the answers that share it, not the server."""
+        """Work for ever. An error of a turn ends the answers in it, not the server."""
         thread = ThreadPoolExecutor(1)
         while True:
             await self.wake.wait()
@@ -71,8 +70,7 @@ class Engine:
             except Exception as e:  # such as out of memory
                 report(e)
                 events = [(job, e) for job in self.answers.values()]
-                self.answers = {}
-                self.batch = self.new_batch()
+                self.reset()
             for job, event in events:
                 job.events.put_nowait(event)
             if not (self.waiting or self.answers or self.transcripts):
@@ -89,10 +87,7 @@ class Engine:
                 return job
 
     def turn(self, job):
-        """Begin a Job (or None), then decode a token of every answer or transcribe a piece.
-
-        Runs in the model's thread. Returns [(Job, its event)].
-        """
+        """Begin a Job (or None), then decode or transcribe; in the thread. -> [(Job, event)]"""
         torch.set_num_threads(self.n_threads)
         events = self.begin(job) if job and not job.gone else []
         torch.set_num_threads(1)  # for one token, threads wait longer than they work
@@ -117,14 +112,10 @@ class Engine:
     def decode(self):
         """Decode a token of every answer that somebody reads."""
         self.batch.drop([row for row, job in self.answers.items() if job.gone])
+        said = [(self.answers[row], token, row.ended) for row, token in self.batch.step()]
         self.answers = {row: self.answers[row] for row in self.batch.rows}
-        events = []
-        for row, token in self.batch.step():
-            if token is not None:
-                events.append((self.answers[row], token))
-            if row.ended:
-                events.append((self.answers.pop(row), None))
-        return events
+        events = [(job, token) for job, token, _ in said if token is not None]
+        return events + [(job, None) for job, _, ended in said if ended]
 
     def transcribe(self, job, pieces):
         """Make the next piece of a transcript."""
@@ -139,6 +130,6 @@ class Engine:
 
 
 def report(e):
-    """Write to stderr where in the code an error happened, but not what the request held."""
+    """Write to stderr where an error happened, without what the request held."""
     where = "".join(traceback.format_tb(e.__traceback__))
     print(where + type(e).__name__, file=sys.stderr, flush=True)

@@ -35,7 +35,6 @@ request_timeout_s = 120.0
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
 CACHE_BYTES = 256 * 2**20  # of conversations' keys and values, kept for their next turn
-N_READERS = 4              # requests whose recordings are decoded at once
 if min(max_batch, max_tokens, max_body_mb, request_timeout_s) <= 0 or not 0 <= port <= 65535:
     fail("max_batch, max_tokens, max_body_mb and request_timeout_s are more than 0, port is 0 to "
          "65535")
@@ -61,20 +60,13 @@ POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob
 KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
 
 
-# --- the model
-def listen():
-    """Open the socket; fail() where that is not possible."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-        return socket.create_server(address, family=family, backlog=1024, dualstack_ipv6=both)
-    except OSError as e:
-        fail(f"host={host} port={port}: {e.strerror.partition(' (')[0]}: no address of this "
-             "machine, or another server is there: set --host= or --port=")
-
-
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
-listening = listen()  # before the model is loaded, which takes a while
+try:  # before the model is loaded, which takes a while
+    listening = socket.create_server((host, port), backlog=1024, dualstack_ipv6=host == "::",
+                                     family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+except OSError as e:
+    fail(f"host={host} port={port}: {e.strerror.partition(' (')[0]}: no address of this machine, "
+         "or another server is there: set --host= or --port=")
 with user_input():
     talker = Talker(ckpt, step)
 if not (talker.ears or talker.can_chat):
@@ -83,7 +75,7 @@ if not (talker.ears or talker.can_chat):
 name = os.path.basename(os.path.normpath(ckpt))
 started = int(time.time())
 engine = Engine(talker, max_batch, 4 * max_batch, CACHE_BYTES)
-readers = asyncio.Semaphore(N_READERS)
+readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once
 paths = ["/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions",
          "/v1/audio/transcriptions"]
 
@@ -93,6 +85,8 @@ def refusal(e):
     """Make the Refused that answers an error."""
     if isinstance(e.__cause__, (Refused, ClientDisconnect)):  # FastAPI met it in the body
         e = e.__cause__
+    if isinstance(e, Refused):
+        return e
     if isinstance(e, RequestValidationError):
         first = e.errors()[0]
         place = ".".join(map(str, first["loc"][1:]))  # without "body"
@@ -100,20 +94,17 @@ def refusal(e):
             return Refused(400, f"the body is JSON of type application/json: {first['msg']}")
         return Refused(400, f"{place}: {first['msg']}", place)
     if isinstance(e, HTTPException):
-        hint = f": what there is: {', '.join(paths)}" if e.status_code == 404 else ""
-        return Refused(e.status_code, f"{e.detail}{hint}")
+        return Refused(e.status_code, f"{e.detail}: there are {', '.join(paths)}")
     if isinstance(e, ClientDisconnect):
         return Refused(499, "the client went away")
     if isinstance(e, TimeoutError):
         return Refused(408, f"not done in {request_timeout_s:g} s", code="timeout")
-    if isinstance(e, Refused):
-        return e
     report(e)
     return Refused(500, "an error of this server")
 
 
 def answer_error(request, e):
-    """Make the HTTP response to an error, as OpenAI's API has it."""
+    """Make the HTTP response to an error, in OpenAI's form."""
     refused = refusal(e)
     return JSONResponse({"error": refused.error}, refused.status)
 
@@ -229,19 +220,18 @@ async def one_model(model: str):
 @app.post("/v1/chat/completions")
 async def chat(request: Request, ask: ChatRequest):
     row = await read(make_row, ask, talker, max_tokens)
-    answer = Answer(row, Text(talker.tok, talker.plain, ask.stop or []))
+    with_usage = bool(ask.stream_options and ask.stream_options.include_usage)
+    answer = Answer(row, Text(talker.tok, talker.plain, ask.stop or []), with_usage)
     pieces = answer.pieces(follow(request, Job(row)))
     if ask.stream:
         first = await anext(pieces)  # an error before it is answered with its status
-        with_usage = bool(ask.stream_options and ask.stream_options.include_usage)
-        return StreamingResponse(answer.events(first, pieces, with_usage),
-                                 media_type="text/event-stream",
+        return StreamingResponse(answer.events(first, pieces), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-store"})
-    content = "".join([piece async for piece in pieces])
-    message = {"role": "assistant", "content": content, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.reason()}
-    return answer.base | {"object": "chat.completion", "choices": [choice],
-                          "usage": answer.usage()}
+    message = {"role": "assistant", "content": "".join([piece async for piece in pieces]),
+               "refusal": None}
+    reason, usage = answer.end()
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+    return answer.base | {"object": "chat.completion", "choices": [choice], "usage": usage}
 
 
 @app.post("/v1/audio/transcriptions")
@@ -287,16 +277,17 @@ async def follow(request, job):
 
 
 class Answer:
-    """A Row that is being answered, and its Text, as OpenAI's API says it."""
+    """A Row that is being answered, and its Text, in the form of OpenAI's API."""
 
-    def __init__(self, row, text):
+    def __init__(self, row, text, with_usage):
         self.row = row
         self.text = text
+        self.with_usage = with_usage
         self.base = {"id": "chatcmpl-" + uuid.uuid4().hex, "created": int(time.time()),
                      "model": name}
 
     async def pieces(self, tokens):
-        """Yield pieces of text, the last when all is said."""
+        """Yield pieces of text; with the last one, all is said."""
         async for token in tokens:
             if piece := self.text.add(token):
                 yield piece
@@ -305,37 +296,34 @@ class Answer:
         await tokens.aclose()
         yield self.text.add()
 
-    def usage(self):
-        """Count tokens."""
+    def end(self):
+        """Return (why the answer ended, its counts of tokens)."""
         n_prompt, n_answer = size(self.row.prompt), len(self.text.ids)
-        return {"prompt_tokens": n_prompt, "completion_tokens": n_answer,
-                "total_tokens": n_prompt + n_answer}
+        usage = {"prompt_tokens": n_prompt, "completion_tokens": n_answer,
+                 "total_tokens": n_prompt + n_answer}
+        return "stop" if self.text.stopped else self.row.ended, usage
 
-    def reason(self):
-        """Say why the answer ended."""
-        return "stop" if self.text.stopped else self.row.ended
-
-    def chunk(self, choices, **usage):
+    def chunk(self, choices, usage=None):
         """Make a server-sent event."""
         chunk = {"object": "chat.completion.chunk", "choices": choices}
-        return f"data: {json.dumps(self.base | chunk | usage)}\n\n"
+        chunk |= {"usage": usage} if self.with_usage else {}
+        return f"data: {json.dumps(self.base | chunk)}\n\n"
 
-    async def events(self, first, pieces, with_usage):
+    def delta(self, delta, reason=None):
+        """Make the event of a piece."""
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return self.chunk([choice])
+
+    async def events(self, first, pieces):
         """Yield the answer as server-sent events."""
-        usage = {"usage": None} if with_usage else {}
-
-        def delta(said, why=None):
-            choice = {"index": 0, "delta": said, "logprobs": None, "finish_reason": why}
-            return self.chunk([choice], **usage)
-
         try:
-            yield delta({"role": "assistant", "content": first})
+            yield self.delta({"role": "assistant", "content": first})
             async for piece in pieces:
-                if piece:
-                    yield delta({"content": piece})
-            yield delta({}, self.reason())
-            if with_usage:
-                yield self.chunk([], usage=self.usage())
+                yield self.delta({"content": piece}) if piece else ""
+            reason, usage = self.end()
+            yield self.delta({}, reason)
+            if self.with_usage:
+                yield self.chunk([], usage)
             yield "data: [DONE]\n\n"
         except Refused as e:
             yield f"data: {json.dumps({'error': e.error})}\n\n"
@@ -362,14 +350,13 @@ async def main():
 
 
 address, number = listening.getsockname()[:2]
-shown = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, f"[{host}]" if ":" in host else host)
-print(f"{name} (step {talker.step}, {talker.device}): open http://{shown}:{number} in a browser",
+at = f"[{host}]" if ":" in host else host.replace("0.0.0.0", "127.0.0.1")
+print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{number} in a browser",
       flush=True)
 if not ipaddress.ip_address(address).is_loopback:
-    who = "who has the key can use it" if KEY else ("can use it, and no key is asked for: set "
-                                                    "--api_key= or NANOCHAT_API_KEY")
-    print(f"host={host}: anyone who reaches this machine {who}. A browser gives its microphone to "
-          "https or localhost alone", flush=True)
+    who = "and has the key" if KEY else "(no key is asked for: see --api_key=)"
+    print(f"host={host}: anyone who reaches this machine {who} can use it. A browser gives its "
+          "microphone to https or localhost alone", flush=True)
 server = uvicorn.Server(uvicorn.Config(
     app, http="h11", log_level="critical", access_log=False, server_header=False,
     timeout_graceful_shutdown=3, limit_concurrency=20 * max_batch, callback_notify=close_idle,

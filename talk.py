@@ -43,9 +43,9 @@ class Row:
     ended: str = ""           # "stop" (at one of stop_ids, which `ids` lacks) or "length"
     generator: torch.Generator = None
 
-    def n_read(self):
-        """Count the tokens in the KV cache: all but the last id of a row that is too long."""
-        return size(self.prompt) + len(self.ids) - (self.ended == "length")
+    def read(self):
+        """Return the items in the KV cache: all but a last id that ended the row."""
+        return self.prompt + (self.ids[:-1] if self.ended == "length" else self.ids)
 
 
 class Text:
@@ -142,9 +142,8 @@ class Talker:
         ids, _ = render_conversation(self.tok, {"messages": turns})
         user_start = self.tok.special("<|user_start|>")
         starts = [i for i, token in enumerate(ids) if token == user_start]
-        sounds = [sound for role, _, sound in messages if role == "user"]
         items, last = [], 0
-        for start, sound in zip(starts, sounds):
+        for start, (_, _, sound) in zip(starts, messages[::2]):
             if sound:  # after audio_at ids; later turns lack the first, bos
                 at = self.ears["audio_at"]
                 at = at if start == starts[0] else start + max(at - 1, 0)
@@ -178,8 +177,8 @@ def segments(items):
 class Batch:
     """Rows that are decoded together; each says what it would say alone.
 
-    hear: [wav] -> [audio tokens (T_a, C)]. keep_bytes: KV caches of rows that left are kept up to
-    this size; a prompt with the same beginning is read from there on.
+    hear: [wav] -> [audio tokens (T_a, C)]. keep_bytes: of KV caches kept of rows that left; a
+    prompt that begins as one of them is read from there on.
     """
 
     def __init__(self, model, hear=None, keep_bytes=0):
@@ -197,13 +196,13 @@ class Batch:
         """Read the prompts of rows and let them join. After an error the batch is as before."""
         for new in rows:
             cache, logits = self.read(new.prompt)
-            joined = [*self.rows, new]
-            sources = [(self.cache, b, row.n_read()) for b, row in enumerate(self.rows)]
-            longest = max(size(row.prompt) + row.max_tokens for row in joined)
-            cache = self.gather([*sources, (cache, 0, new.n_read())], longest)
+            rows = [*self.rows, new]
+            sources = [(self.cache, b, size(row.read())) for b, row in enumerate(self.rows)]
+            longest = max(size(row.prompt) + row.max_tokens for row in rows)
+            cache = self.gather([*sources, (cache, 0, size(new.prompt))], longest)
             logits = torch.cat([self.logits[:len(self.rows)], logits])
             new.generator = torch.Generator(self.device).manual_seed(new.seed)
-            self.rows, self.cache, self.logits = joined, cache, logits
+            self.rows, self.cache, self.logits = rows, cache, logits
 
     def gather(self, sources, max_len):
         """Copy [(KVCache, its row, length)] to a KVCache of max_len places."""
@@ -251,7 +250,7 @@ class Batch:
         """Let rows leave, and keep what they have read."""
         for b, row in enumerate(self.rows):
             if row in rows and self.keep_bytes:
-                self.keep(row, self.gather([(self.cache, b, row.n_read())], row.n_read()))
+                self.keep(b, row.read())
         left = [b for b, row in enumerate(self.rows) if row not in rows]
         if len(left) < len(self.rows):
             self.rows = [self.rows[b] for b in left]
@@ -259,13 +258,13 @@ class Batch:
             if left:
                 self.cache.select(left)
 
-    def keep(self, row, cache):
-        """Keep a row's KVCache under the items that it has read; forget the least recently used."""
-        ids = row.ids[:-1] if row.ended == "length" else row.ids
-        items = tuple(x if isinstance(x, int) else replace(x, wav=None) for x in row.prompt + ids)
+    def keep(self, b, items):
+        """Keep row b of the cache under the items that it has read."""
+        n = size(items)
+        items = tuple(x if isinstance(x, int) else replace(x, wav=None) for x in items)
         for shorter in [known for known in self.kept if known == items[:len(known)]]:
             del self.kept[shorter]
-        self.kept[items] = cache
+        self.kept[items] = self.gather([(self.cache, b, n)], n)
         while sum(2 * cache.k.nbytes for cache in self.kept.values()) > self.keep_bytes:
             self.kept.popitem(last=False)
 

@@ -392,7 +392,7 @@ def test_logs_hold_no_content(serve):
     while "no such path" not in "".join(server.lines) and time.time() < end:
         time.sleep(0.05)
     log = "".join(server.lines)
-    assert "anyone who reaches this machine can use it, and no key is asked for" in log
+    assert "anyone who reaches this machine (no key is asked for: see --api_key=) can use it" in log
     assert "POST /v1/chat/completions 200" in log and "how high" not in log and "secret" not in log
 
 
