@@ -560,7 +560,10 @@ def test_record_send_and_read_the_answer(browser, port):
     page.on("request", lambda r: sent.append(r.post_data_json) if "completions" in r.url else None)
     page.get_by_role("button", name="Record", exact=True).click()
     page.get_by_role("button", name="Stop", exact=True).wait_for()
-    page.wait_for_function("document.getElementById('level').value > 0.2")
+    end = time.time() + 15
+    while page.evaluate("document.getElementById('level').value") < 0.2:
+        assert time.time() < end
+        page.wait_for_timeout(50)
     page.wait_for_timeout(1500)
     page.keyboard.press("Escape")
     page.locator("#clip audio").wait_for()
