@@ -38,6 +38,13 @@ CACHE_BYTES = 256 * 2**20  # of conversations' keys and values, kept for their n
 if min(max_batch, max_tokens, max_body_mb, request_timeout_s) <= 0 or not 0 <= port <= 65535:
     fail("max_batch, max_tokens, max_body_mb and request_timeout_s are more than 0, port is 0 to "
          "65535")
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
+try:  # before the model is loaded, which may take a minute
+    listening = socket.create_server((host, port), backlog=1024, dualstack_ipv6=host == "::",
+                                     family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+except OSError as e:
+    fail(f"host={host} port={port}: {e.strerror.partition(' (')[0]}: no address of this machine, "
+         "or another server is there: set --host= or --port=")
 try:
     import uvicorn
     from fastapi import FastAPI, Request
@@ -59,14 +66,6 @@ POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob
           "'none'; base-uri 'none'; form-action 'none'")
 KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
 
-
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
-try:  # before the model is loaded, which takes a while
-    listening = socket.create_server((host, port), backlog=1024, dualstack_ipv6=host == "::",
-                                     family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-except OSError as e:
-    fail(f"host={host} port={port}: {e.strerror.partition(' (')[0]}: no address of this machine, "
-         "or another server is there: set --host= or --port=")
 with user_input():
     talker = Talker(ckpt, step)
 if not (talker.ears or talker.can_chat):
