@@ -21,6 +21,12 @@ max_tokens = 64      # of an answer or a continuation
 temperature = 0.0    # of an answer or a continuation; 0: the likeliest token
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
+if max_tokens < 1 or temperature < 0:
+    fail(f"max_tokens={max_tokens} must be 1 or more, temperature={temperature} 0 or more")
+from recordings import SAMPLE_RATE, read_audio  # noqa: E402 (a wrong setting is told before)
+from talk import Batch, Row, Talker, Text, size  # noqa: E402
+
 CACHE_BYTES = 64 * 2**20  # of a chat's keys and values: a turn reads only what is new
 TOP_K = 50                # so many of the likeliest tokens are drawn from
 LONGEST_S = 30            # of the recordings in training
@@ -54,7 +60,7 @@ def answer(messages):
     turns = []
     for role, text, wavs in messages:
         if sum(map(len, wavs)) > LONGEST_S * SAMPLE_RATE:
-            print(f"chat.py: over {LONGEST_S} s: parts may be missed", file=sys.stderr)
+            print(f"chat.py: parts of over {LONGEST_S} s may be missed", file=sys.stderr)
         turns.append((role, text, talker.record(*wavs) if wavs else None))
     return say(talker.prompt(turns), Text(talker.tok, talker.plain), talker.stop_ids())
 
@@ -114,12 +120,6 @@ def chat():
             if said is not None:
                 messages, wavs = [*asked, ("assistant", said, [])], []
 
-
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
-if max_tokens < 1 or temperature < 0:
-    fail(f"max_tokens={max_tokens} is 1 or more, temperature={temperature} is 0 or more")
-from recordings import SAMPLE_RATE, read_audio  # noqa: E402 (after the settings: they take a second)
-from talk import Batch, Row, Talker, Text, size  # noqa: E402
 
 with user_input():
     wav = read_audio(audio) if audio else None

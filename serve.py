@@ -48,10 +48,8 @@ except OSError as e:
 try:
     import uvicorn
     from fastapi import FastAPI, Request
-    from fastapi.concurrency import run_in_threadpool
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
-    from starlette.datastructures import Headers
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
 
@@ -126,8 +124,8 @@ def check(path, headers):
         wrong = f"this server is not called {called[:80]!r}: see --allow_hosts"
         print(wrong, flush=True)
         raise Refused(403, wrong, code="host")
-    origin = headers.get("origin", f"http://{called}").lower()
-    if origin not in (f"http://{called}".lower(), f"https://{called}".lower()):
+    own = [f"http://{called}".lower(), f"https://{called}".lower()]
+    if headers.get("origin", own[0]).lower() not in own:
         raise Refused(403, "a web page of another origin may not ask here", code="origin")
     scheme, _, given = headers.get("authorization", "").encode("latin1").partition(b" ")
     has_key = scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), KEY)
@@ -170,7 +168,7 @@ class Guard:
 
         try:
             async with asyncio.timeout(request_timeout_s):
-                check(path, Headers(scope=scope))
+                check(path, Request(scope).headers)
                 await self.app(scope, counted, noted)
         except Exception as e:
             response = answer_error(None, e)
@@ -250,7 +248,7 @@ async def transcriptions(request: Request):
 async def read(work, *args):
     """Do what takes a while beside the event loop, for a few requests at once."""
     async with readers:
-        return await run_in_threadpool(work, *args)
+        return await asyncio.to_thread(work, *args)
 
 
 async def follow(request, job):
@@ -345,7 +343,8 @@ async def close_idle():
 async def main():
     """Serve until Ctrl-C."""
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(server.serve([listening]))]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    done.pop().result()  # an error of ours ends the server
 
 
 address, number = listening.getsockname()[:2]
@@ -358,6 +357,6 @@ if not ipaddress.ip_address(address).is_loopback:
           "microphone to https or localhost alone", flush=True)
 server = uvicorn.Server(uvicorn.Config(
     app, http="h11", log_level="critical", access_log=False, server_header=False,
-    timeout_graceful_shutdown=3, limit_concurrency=20 * max_batch, callback_notify=close_idle,
+    timeout_graceful_shutdown=3, limit_concurrency=10 * max_batch, callback_notify=close_idle,
     timeout_notify=request_timeout_s))
 asyncio.run(main())

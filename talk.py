@@ -10,11 +10,12 @@ from itertools import takewhile
 import numpy as np
 import torch
 
-from audio import HOP, SAMPLE_RATE, encode, load_ears, n_audio_tokens, split_at_pauses
+from audio import HOP, encode, load_ears, n_audio_tokens, split_at_pauses
 from checkpoints import load_checkpoint
 from decode import pad, sample, transcribe
 from device import pick_device
 from model import KVCache, for_inference
+from recordings import SAMPLE_RATE
 from tokenizer import load_tokenizer, render_conversation
 from transcripts import plain_text
 

@@ -179,6 +179,7 @@ def test_engine_survives_errors(tiny, capsys, monkeypatch):  # noqa: F811
         for job in jobs[:2]:
             assert isinstance((await events(job))[-1], MemoryError)
         monkeypatch.undo()
+        assert not engine.answers and not engine.batch.rows
         wrong, left, last = Job(Row([1, None], 5)), Job(wav=np.zeros(9)), Job(Row([1, 2, 3], 5))
         assert engine.submit(wrong) and engine.submit(left)
         assert isinstance((await events(wrong))[-1], Exception)  # its own error alone
