@@ -17,10 +17,13 @@ import drill
 import numpy as np
 import pytest
 import soundfile
+import torch
 from drill import make_audio, multipart, post, said, sound, start_server
 from test_audiobench import make_run
 
+from api import Message, read_turn
 from recordings import read_audio
+from tokenizer import load_tokenizer
 
 TRANSCRIBE = "/v1/audio/transcriptions"
 USER = {"role": "user", "content": "how high"}
@@ -152,6 +155,8 @@ def test_system_messages_join_the_users_words(port):
             ([user, user], "how high\nhow high")):
         assert answer(port, *messages) == answer(port, ("user", right)), messages
     assert answer(port, low, user) != answer(port, user)
+    numbered = enumerate([Message(role=role, content=text) for role, text in (low, user)])
+    assert read_turn(numbered, 1.0, True) == ("low\n\nhow high", [])
     right = answer(port, user, ("assistant", "red"), ("user", "old red\n\nhow high"))
     assert answer(port, user, ("assistant", "red"), red, user) == right
     clip = sound(make_audio(0.5, 1))  # without words it is asked api.py's QUESTION
@@ -383,9 +388,16 @@ def test_logs_hold_no_content(server):
     assert "POST /v1/chat/completions 200" in log and "how high" not in log and "secret" not in log
 
 
-def test_a_client_that_leaves_frees_its_slot(serve):
-    """Broken: the server goes on writing for nobody, or doesn't say that it is busy."""
-    _, port = serve("--max_batch=1", "--max_tokens=2000")
+def test_a_client_that_leaves_frees_its_slot(serve, tmp_path):
+    """Broken: the server writes for nobody, is busy without a word, or hides a cut transcript."""
+    endless, n = make_run(tmp_path / "run"), 9  # the special tokens are last, and never likeliest
+    state = torch.load(f"{endless}/model_000003.pt")
+    vocab_size = load_tokenizer(endless).vocab_size
+    state["lm_head.weight"][vocab_size - n:vocab_size] = 0
+    torch.save(state, f"{endless}/model_000003.pt")
+    _, port = serve(f"--ckpt={endless}", "--max_batch=1", "--max_tokens=2000")
+    status, body = transcribe(port, ('name="file"', make_audio(1, 1)))
+    assert status == 200 and body["is_cut"] is True and len(body["text"]) > 10
     chat = {"messages": [USER], "stream": True, "max_tokens": 2000}
 
     def until(running, waiting, seconds):
@@ -396,9 +408,8 @@ def test_a_client_that_leaves_frees_its_slot(serve):
                 return
             assert time.time() < end, now
     began = time.time()
-    n_chunks = post(port, json.dumps(chat).encode())[1].count(b"data: ")
+    post(port, json.dumps(chat).encode())
     alone_s = time.time() - began
-    assert n_chunks > 500, "the model ends too soon to see who frees the slot"
     clients = []
     for waiting in range(5):
         body = json.dumps(chat | {"stream": waiting % 2 == 0})
