@@ -136,16 +136,13 @@ def test_wrong_input_is_one_line(ckpt, chat_ckpt, tmp_path, monkeypatch, capsys)
     other = make_run(tmp_path / "other")
     ByteTokenizer([b"th"]).save(other)
     (tmp_path / "corrupt.wav").write_bytes(b"RIFF nothing")
-    (tmp_path / "empty.wav").write_bytes(b"")
     for args, expected in (
             ([f"--audio={clip}", "--prompt=what is said?"], "only transcribes"),
             (["--audio=no.wav"], "no.wav"), (["--step=8"], "no step 8"),
             ([f"--audio={tmp_path}"], "directory"), ([f"--ckpt={tmp_path}/none"], "none"),
             ([f"--audio={tmp_path}/corrupt.wav"], "corrupt.wav"),
-            ([f"--audio={tmp_path}/empty.wav"], "empty.wav"),
             ([f"--audio={clip}", f"--ckpt={deaf}"], "takes no audio"),
             ([f"--ckpt={other}"], "has 258 ids"), ([], "give it --audio="),
-            (["--max_tokens=1000000", "--prompt=x"], "lower them"),
             ([f"--ckpt={chat_ckpt}", "--max_tokens=1000000", "--prompt=x"], "lower them"),
             (["--temperature=-1"], "temperature=-1.0"), (["--max_tokens=0"], "max_tokens=0"),
             (["--promt=x"], "prompt")):
