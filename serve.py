@@ -24,7 +24,7 @@ from configurator import configure, fail, user_input
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w3"  # the run's folder
 step = -1            # its checkpoint; -1: the last, -2: the best
-host = "127.0.0.1"   # the address to listen at; 0.0.0.0: anyone who reaches this machine may ask
+host = "127.0.0.1"   # the IPv4 address to listen at; 0.0.0.0: all of this machine's
 port = 8000          # 0: any free one
 api_key = ""         # clients' bearer token; '': the environment's NANOCHAT_API_KEY, if it is set
 allow_hosts = ""     # comma-separated names of this server besides localhost and addresses
@@ -40,8 +40,7 @@ if min(max_batch, max_tokens, max_body_mb, request_timeout_s) <= 0 or not 0 <= p
          "65535")
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
 try:  # before the model is loaded, which may take a minute
-    listening = socket.create_server((host, port), backlog=1024, dualstack_ipv6=host == "::",
-                                     family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening = socket.create_server((host, port), backlog=1024)
 except OSError as e:
     fail(f"host={host} port={port}: {e.strerror.partition(' (')[0]}: no address of this machine, "
          "or another server is there: set --host= or --port=")
@@ -348,7 +347,7 @@ async def main():
 
 
 address, number = listening.getsockname()[:2]
-at = f"[{host}]" if ":" in host else host.replace("0.0.0.0", "127.0.0.1")
+at = host.replace("0.0.0.0", "127.0.0.1")
 print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{number} in a browser",
       flush=True)
 if not ipaddress.ip_address(address).is_loopback:

@@ -44,7 +44,7 @@ class Row:
     ended: str = ""           # "stop" (at one of stop_ids, which `ids` lacks) or "length"
     generator: torch.Generator = None
 
-    def read(self):
+    def cached(self):
         """Return the items in the KV cache: all but a last id that ended the row."""
         return self.prompt + (self.ids[:-1] if self.ended == "length" else self.ids)
 
@@ -198,7 +198,7 @@ class Batch:
         for new in rows:
             cache, logits = self.read(new.prompt)
             rows = [*self.rows, new]
-            sources = [(self.cache, b, size(row.read())) for b, row in enumerate(self.rows)]
+            sources = [(self.cache, b, size(row.cached())) for b, row in enumerate(self.rows)]
             longest = max(size(row.prompt) + row.max_tokens for row in rows)
             cache = self.gather([*sources, (cache, 0, size(new.prompt))], longest)
             logits = torch.cat([self.logits[:len(self.rows)], logits])
@@ -251,7 +251,7 @@ class Batch:
         """Let rows leave, and keep what they have read."""
         for b, row in enumerate(self.rows):
             if row in rows and self.keep_bytes:
-                self.keep(b, row.read())
+                self.keep(b, row.cached())
         left = [b for b, row in enumerate(self.rows) if row not in rows]
         if len(left) < len(self.rows):
             self.rows = [self.rows[b] for b in left]
