@@ -102,10 +102,11 @@ class WhisperEncoder(nn.Module):
         super().__init__()
         self.config, self.name, self.n_mels = dict(config), config["name"], config["n_mels"]
         self.n_layer, self.n_embd = config["n_layer"], config["n_embd"]
+        self.n_head = config["n_head"]
         self.conv1 = nn.Conv1d(self.n_mels, self.n_embd, 3, padding=1)
         self.conv2 = nn.Conv1d(self.n_embd, self.n_embd, 3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(MAX_MEL_FRAMES // 2, self.n_embd)
-        blocks = [Block(self.n_embd, config["n_head"]) for _ in range(self.n_layer)]
+        blocks = [Block(self.n_embd, self.n_head) for _ in range(self.n_layer)]
         self.layers = nn.ModuleList(blocks)
         self.layer_norm = nn.LayerNorm(self.n_embd)
         self.to(dtype or torch.float32).requires_grad_(False).eval()
