@@ -233,7 +233,7 @@ def pair_up(clips, rng, label=""):
             seconds = [clip for clip in plain if are_pair(firsts[i], clip, sex, is_one)]
             if seconds:
                 return [firsts[i], seconds[rng.integers(len(seconds))]]
-    raise ValueError(f"{clips[0]['root']}: no two clips of {wanted[0]}: raise n_train, n_test there")
+    raise ValueError(f"{clips[0]['root']}: no two clips of {wanted[0]}: make more there")
 
 
 def are_pair(a, b, sex, is_one):

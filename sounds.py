@@ -256,7 +256,8 @@ def room(wav, rng, seconds_60, wet):
     return out[:len(wav) + min(n, SAMPLE_RATE // 2)]
 
 
-ROOMS = {"a studio": None, "a bathroom": (0.5, 1.0), "a hall": (1.3, 1.5), "a cathedral": (3.5, 3.0)}
+ROOMS = {"a studio": None, "a bathroom": (0.5, 1.0), "a hall": (1.3, 1.5),
+         "a cathedral": (3.5, 3.0)}  # room()'s seconds_60, wet
 SNR_DB = {"no noise": None, "a little noise": (20, 24), "much noise": (8, 11),
           "more noise than speech": (-4, -1)}
 CHANNELS = {"a good microphone": None, "a telephone": (300, 3400), "a wall": (20, 600),
