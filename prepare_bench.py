@@ -54,7 +54,7 @@ def read_synthetic():
 
 def read_real():
     """Return the same of real recordings: what four answers or more are known of."""
-    clips, cells = read_sources(sources, "test"), {}
+    clips, cells = read_sources(sources), {}
     for task in ("emotion", "thing", "digit", "command"):
         if len(labels_of(task, clips)) >= 4:
             cells.setdefault(read_tasks()[task].cell, {})[task] = 1
@@ -194,5 +194,5 @@ if __name__ == "__main__":
     if cell_size < 1:
         fail(f"{cell_size=} questions are too few: at least 1")
     folders = () if sources else (voices, spoken, speech)
-    labels = [f"{folder}/labels.jsonl" for folder in folders]
-    make_folder(out_dir, config, labels, make_all, "questions.jsonl", "wavs")
+    inputs = [f"{folder}/labels.jsonl" for folder in folders]
+    make_folder(out_dir, config, inputs, make_all, "questions.jsonl", "wavs")

@@ -146,6 +146,6 @@ def make_all():
 if __name__ == "__main__":
     if n < 1:
         fail(f"{n=} questions are too few: at least 1")
-    labels = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
-    make_folder(out_dir, config, [*labels, f"{text_dir}/train.txt"], make_all,
+    inputs = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
+    make_folder(out_dir, config, [*inputs, f"{text_dir}/train.txt"], make_all,
                 "items.jsonl", "turns.jsonl", "text.jsonl", "clips")

@@ -66,5 +66,5 @@ def make_all():
 if __name__ == "__main__":
     if n < 1:
         fail(f"{n=} chats are too few: at least 1")
-    texts = [f"{text_dir}/{split}.txt" for split in ("train", "val")]
-    make_folder(out_dir, config, texts, make_all, "chats.jsonl")
+    inputs = [f"{text_dir}/train.txt", f"{text_dir}/val.txt"]
+    make_folder(out_dir, config, inputs, make_all, "chats.jsonl")

@@ -23,8 +23,6 @@ CHOICE_SHARE = 0.6  # share of the questions that list options, of those that ha
 
 
 class Task(NamedTuple):
-    """A task of questions.txt."""
-
     weight: float  # how often it is asked in training, to others' 1
     n_bench: int   # its questions in the bench, of 25 in its cell
     cell: str      # the bench's group of tasks, or ""
@@ -144,9 +142,9 @@ def ask(task, answer, rng, said):
 def make_folder(out_dir, config, inputs, make, *names):
     """Make a folder's rows of JSON, unless an earlier run made the same of the same.
 
-    config: dict of the settings; inputs: paths of what is read, beside questions.txt and
-    spoken.txt; make: function that returns {name of a file: rows}; names: files and folders of the
-    run before, removed first. An error of make() or of reading ends in one line.
+    inputs: paths of what is read beside questions.txt and spoken.txt; make: function that returns
+    {file name: rows}; names: files and folders of an earlier run, removed first. ValueError and
+    OSError of make() end in one line.
     """
     with user_input():
         sums = {path: sha256_file(own_file(path)) for path in (*inputs, QUESTIONS, SPOKEN)}
@@ -163,11 +161,10 @@ def make_folder(out_dir, config, inputs, make, *names):
 
 def begin_folder(folder, names):
     """Remove files and folders. ValueError: no script of ours made the folder (Path)."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "meta.json").exists():
+    if any(folder.glob("*")) and not (folder / "meta.json").exists():
         raise ValueError(f"{folder} was not made by this script: set another out_dir, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "meta.json", {})  # ours, and not whole yet
     for name in names:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+        shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).unlink(missing_ok=True)

@@ -20,12 +20,12 @@ def read_sets():
     return tomllib.loads(Path(own_file("assets/sources.toml")).read_text(encoding="utf-8"))
 
 
-def read_sources(setting, split):
-    """Return the clips of a split, train or test, of the sets that a setting names.
+def read_sources(setting):
+    """Return the held-out clips of the sets that a setting names, as rows of list_clips().
 
     setting: "name=folder, ..."; the word non_commercial admits sets whose licence forbids
-    commercial use. Clips are rows of list_clips(). One whose text has no spoken form is left out
-    and counted. ValueError: an unknown set, its licence, or no clip.
+    commercial use. A clip whose text has no spoken form is left out and counted. ValueError: an
+    unknown set, its licence, or no clip.
     """
     parts = [part.strip() for part in setting.split(",") if part.strip()]
     clips, dropped = [], Counter()
@@ -36,16 +36,16 @@ def read_sources(setting, split):
             raise ValueError(f"{name}: {licence} forbids commercial use: if yours is none, add the "
                              "word non_commercial to sources")
         for clip in found:
-            if clip["split"] != split or not (clip["labels"] or clip["text"]):
+            if clip["split"] != "test" or not (clip["labels"] or clip["text"]):
                 continue
             try:
                 clips.append(clip | {"text": normalize_transcript(clip["text"])})
             except NoSpokenForm as e:
                 dropped[e.reason] += 1
     for reason, n in dropped.items():
-        print(f"sources: left out {n} clips of {split}: {reason}")
-    if parts and not clips:
-        raise ValueError(f"sources={setting}: no clip of {split} there")
+        print(f"sources: left out {n} clips: {reason}")
+    if not clips:
+        raise ValueError(f"sources={setting}: no held-out clip there")
     return clips
 
 
