@@ -23,7 +23,7 @@ LOUDNESS_DB = {"very quiet": (-52, -48), "quiet": (-41, -37), "loud": (-30, -26)
 CLEAR_WPM, CLEAR_PITCH = 205, 65  # espeak's; of faster or higher voices no words are asked
 QUALITIES = {"plain": "clear", "whisper": "whispering", "croak": "creaky", "klatt": "buzzing"}
 PEOPLE = {"male": "a man", "female": "a woman"}
-PAIRS = {"one man": ("male", True), "two men": ("male", False), "one woman": ("female", True),
+PAIRS = {"one man": ("male", True), "one woman": ("female", True), "two men": ("male", False),
          "two women": ("female", False), "a man and a woman": ("", False)}  # (sex, is one voice)
 WAYS = ("room", "noise", "channel")  # tasks: what lies between a speaker and the microphone
 
@@ -93,10 +93,7 @@ def is_plain(clip):
 # ---- makers
 
 def at_loudness(wav, rng, name=""):
-    """Bring wav to the loudness `name`, else to a random one.
-
-    Returns (wav, the name, or "" where the wav's peaks don't let it get so loud).
-    """
+    """Return (wav at a loudness, random without a name, its name, or "" if peaks forbid it)."""
     name = name or list(LOUDNESS_DB)[rng.integers(4)]
     wav = sounds.level(wav, rng.uniform(*LOUDNESS_DB[name]))
     peak = np.abs(wav).max()
@@ -204,8 +201,7 @@ def make_silence(_, rng, *__):
 
 def make_real(clip, rng, *_):
     """A recording of sources.py, as it is."""
-    labels = clip["labels"] | {"sentence": clip["text"]}
-    return read_audio(clip["path"]), labels, clip["text"]
+    return read_audio(clip["path"]), clip["labels"] | {"sentence": clip["text"]}, clip["text"]
 
 
 MAKERS = {"voice": make_voice, "spoken": make_spoken, "pair": make_pair, "scene": make_scene,
@@ -216,16 +212,15 @@ MAKERS = {"voice": make_voice, "spoken": make_spoken, "pair": make_pair, "scene"
 # ---- two clips of one voice or of two
 
 def pair_up(clips, rng, label=""):
-    """Return two plain clips of other texts, whose speakers are as `label` of the task pair says.
+    """Return two plain clips of other texts, whose speakers are as a label of PAIRS says.
 
-    Without a label it is drawn, and another one serves where no two clips fit. ValueError: none.
+    Without a label one is drawn, and others serve where no two clips fit. ValueError: none fit.
     """
     plain = [clip for clip in clips if is_plain(clip) and clip["seconds"] < 4 and clip["pitch_hz"]]
     wanted = [label]
     if not label:
-        labels = read_tasks()["pair"].labels
-        first = labels[rng.integers(5)]
-        wanted = [first, *(other for other in labels if other != first)]
+        first = list(PAIRS)[rng.integers(5)]
+        wanted = [first, *(name for name in PAIRS if name != first)]
     for name in wanted:
         sex, is_one = PAIRS[name]
         firsts = [clip for clip in plain if sex in ("", clip["sex"])]

@@ -77,8 +77,7 @@ def word_labels(text, rng):
     """Return {task: answer} of what can be asked about a sentence's words."""
     words = text.split()
     labels = {"sentence": text, "first": words[0], "last": words[-1]}
-    long = [word for word in words if len(word) > 3 and words.count(word) == 1]
-    if long:
+    if long := [word for word in words if len(word) > 3 and words.count(word) == 1]:
         labels["word"] = long[rng.integers(len(long))]
     if 3 <= len(words) <= 12:
         labels["n_words"] = NUMBERS[len(words)]
@@ -88,10 +87,9 @@ def word_labels(text, rng):
 # ---- one question
 
 def said_in(texts):
-    """Return {"sentences": the texts, "words": their longer words}, for wrong options.
+    """Return {"sentences": the texts, "words": their longer words, repeated}, for wrong options.
 
-    A word stands there as often as it occurs. So a wrong option is as frequent a word as a right
-    one, and nobody can tell them apart by text alone.
+    So a wrong option is as frequent a word as a right one, and text alone can't tell them apart.
     """
     sentences = sorted(set(texts))
     words = [word for text in sentences for word in text.split() if len(word) > 3]
@@ -106,10 +104,7 @@ def some_of(said, rng, own=""):
 
 
 def options_for(task, answer, rng, said):
-    """Return four options in random order, the answer among them; None if there are too few.
-
-    said: what some_of() returns.
-    """
+    """Return four options, the answer among them, or None; said: what some_of() returns."""
     labels = read_tasks()[task].labels
     answers = read_answers()
     if task == "sentence":
