@@ -7,8 +7,8 @@ Reads  the split test of three folders of prepare_synthetic.py, or real recordin
        assets/questions.txt.
 Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl, {"id", "cell", "task", "audio",
        "question", "options": four, "key": 0 to 3}; meta.json.
-A label is the answer once for three times that it is a wrong option, and the answer stands in each
-place equally often. The same settings and clips give the same files.
+Each label is right once for three times that it is wrong, and each place is right equally often:
+text alone can't answer. The same settings and clips give the same files.
 """
 from collections import Counter
 from pathlib import Path
@@ -38,22 +38,24 @@ ATTEMPTS = 20  # at a recording that shows its answer: a peaky voice may not get
 
 
 def read_synthetic():
-    """Return ({cell: {task: questions of 25}}, {task: clips}, with the labels of each)."""
+    """Return ({cell: {task: questions of 25}}, {task: clips to ask about, with "labels"})."""
     cells = {}
     for name, task in read_tasks().items():
         if task.n_bench:
             cells.setdefault(task.cell, {})[name] = task.n_bench
-    numbers = [clip | {"labels": {"digit": clip["text"]}}
-               for clip in read_clips(spoken, "test", read_answers())]
+    others = read_clips(voices, "test", style=str, pitch=int)
+    numbers = read_clips(spoken, "test", read_answers())
     clear = [clip for clip in read_clips(speech, "test") if is_clear(clip)]
-    others = [clip | {"labels": voice_labels(clip)}
-              for clip in read_clips(voices, "test", style=str, pitch=int)]
+    for clip in others:
+        clip["labels"] = voice_labels(clip)
+    for clip in numbers:
+        clip["labels"] = {"digit": clip["text"]}
     pools = dict.fromkeys(read_tasks(), others)
     return cells, pools | {"digit": numbers, "sentence": clear, "word": clear}
 
 
 def read_real():
-    """Return the same of real recordings: what four answers or more are known of."""
+    """Return the same of real recordings, for tasks with four answers or more."""
     clips, cells = read_sources(sources), {}
     for task in ("emotion", "thing", "digit", "command"):
         if len(labels_of(task, clips)) >= 4:
@@ -141,7 +143,7 @@ def plan():
 
 
 def plan_task(cell, task, size, clips, seed):
-    """Return plan()'s rows of one task; "key" is not yet the answer's place, but its text."""
+    """Return plan()'s rows of one task; "key" is the answer's text yet, not its place."""
     rng = np.random.default_rng([SEED, 77, *seed])
     phrase = np.random.default_rng([SEED, 81, *seed])  # not moved by the draws of clips
     ways, planned = read_tasks()[task].bench, []

@@ -1,6 +1,6 @@
 """Sounds made by formulas, with exact labels: events, melodies; rooms, noise, channels for speech.
 
-A maker of EVENTS takes (n, rng): samples at 16 kHz and numpy's Generator. It returns float32 (n,)
+A maker of EVENTS takes (n, rng), samples at 16 kHz and numpy's Generator, and returns float32 (n,)
 of RMS 1.
 """
 import numpy as np

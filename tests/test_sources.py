@@ -1,5 +1,4 @@
 """sources.py on tiny copies of each set, and a bench of real recordings."""
-import json
 import re
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import soundfile
 
 from sources import list_clips, read_sets, read_sources
-from test_instruct import python
+from test_instruct import python, rows
 
 SETS = read_sets()
 FILES = {  # of each set: {path: text, "" for audio}; nested deeper than published
@@ -105,9 +104,9 @@ def test_a_bench_of_real_recordings(tmp_path):
             soundfile.write(folder / f"{digit}_{who}_0.wav", wav, 16000, subtype="PCM_16")
     python("prepare_bench.py", f"--sources=fsdd={folder}", f"--out_dir={tmp_path}/bench",
            "--cell_size=10")
-    lines = (tmp_path / "bench/questions.jsonl").read_text().splitlines()
-    assert len(lines) == 10
-    for row in map(json.loads, lines):
+    bench = rows(tmp_path / "bench/questions.jsonl")
+    assert len(bench) == 10
+    for row in bench:
         digit = SETS["fsdd"]["words"]["digit"].index(row["options"][row["key"]])
         theirs, _ = soundfile.read(folder / f"{digit}_theo_0.wav")
         ours, _ = soundfile.read(tmp_path / "bench" / row["audio"])
