@@ -28,7 +28,7 @@ voices = "data/voices"     # many voices, paces, pitches and styles
 spoken = "data/spoken"     # the lines of spoken.txt
 speech = "data/synthetic"  # sentences, said clearly
 out_dir = "data/audiobench_mini"
-cell_size = 25             # questions in each cell
+bench_items = 25           # questions in each cell
 sources = ""               # real recordings instead: name=folder, ... (sources.py)
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def read_real():
     for task in ("emotion", "thing", "digit", "command"):
         if len(labels_of(task, clips)) >= 4:
             cells.setdefault(read_tasks()[task].cell, {})[task] = 1
-    if len(by_length(clips)) >= 4 * cell_size:
+    if len(by_length(clips)) >= 4 * bench_items:
         cells["what was said"] = {"sentence": 1, "word": 1}
     if not cells:
         raise ValueError(f"sources={sources}: no task has four answers or more there")
@@ -132,8 +132,8 @@ def plan():
     cells, pools = read_real() if sources else read_synthetic()
     planned = []
     for cell, shares in cells.items():
-        sizes = {task: round(cell_size / sum(shares.values()) * n) for task, n in shares.items()}
-        sizes[next(iter(sizes))] += cell_size - sum(sizes.values())
+        sizes = {task: round(bench_items / sum(shares.values()) * n) for task, n in shares.items()}
+        sizes[next(iter(sizes))] += bench_items - sum(sizes.values())
         for k, (task, size) in enumerate(sizes.items()):
             planned += plan_task(cell, task, size, pools[task], [len(planned), k])
     places = np.random.default_rng([SEED, 78]).permutation(np.arange(len(planned)) % 4)
@@ -193,8 +193,8 @@ def make_all():
 
 
 if __name__ == "__main__":
-    if cell_size < 1:
-        fail(f"{cell_size=} questions are too few: at least 1")
+    if bench_items < 1:
+        fail(f"{bench_items=} questions are too few: at least 1")
     folders = () if sources else (voices, spoken, speech)
     inputs = [f"{folder}/labels.jsonl" for folder in folders]
     make_folder(out_dir, config, inputs, make_all, "questions.jsonl", "wavs")

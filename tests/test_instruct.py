@@ -43,7 +43,7 @@ def world(tmp_path_factory):
         python("prepare_synthetic.py", f"--text_dir={folder}/text", f"--out_dir={folder}/{name}",
                *sizes)
     make(folder, "instruct", "mix", "--n=300")
-    make(folder, "bench", "bench", "--cell_size=12")
+    make(folder, "bench", "bench", "--bench_items=12")
     return folder
 
 
@@ -86,7 +86,7 @@ def test_nothing_of_the_bench_is_in_training(world):
 def test_same_settings_same_files(world, monkeypatch):
     """Broken: a second run asks other questions, or workers that are spawned (macOS) do."""
     monkeypatch.setenv("NANOCHAT_OMNI_START", "spawn")
-    make(world, "bench", "bench2", "--cell_size=12")
+    make(world, "bench", "bench2", "--bench_items=12")
     make(world, "instruct", "mix2", "--n=300")
     for folder, names in {"bench": ["questions.jsonl", "wavs/007.wav"], "mix": [
             "items.jsonl", "turns.jsonl", "text.jsonl", "clips/train-000003.flac"]}.items():

@@ -103,7 +103,7 @@ def test_a_bench_of_real_recordings(tmp_path):
             wav = rng.uniform(-0.5, 0.5, 1600 + 160 * digit)
             soundfile.write(folder / f"{digit}_{who}_0.wav", wav, 16000, subtype="PCM_16")
     python("prepare_bench.py", f"--sources=fsdd={folder}", f"--out_dir={tmp_path}/bench",
-           "--cell_size=10")
+           "--bench_items=10")
     bench = rows(tmp_path / "bench/questions.jsonl")
     assert len(bench) == 10
     for row in bench:
