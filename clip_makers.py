@@ -1,8 +1,8 @@
 """Clips with exact labels: voices of prepare_synthetic.py in rooms, noise and channels; sounds.
 
-A maker takes (clip, rng, task, label): a clip's labels, numpy's Generator, and for the bench the
-task and the answer that the clip must show, else "". It returns (wav float32 (n,) at 16 kHz,
-{task: answer}, transcript or "").
+A maker takes (clip, rng, task, label): a row of read_clips(), numpy's Generator, and for the bench
+the task and the answer that the recording must show, else "". It returns (wav float32 (n,) at
+16 kHz, {task: answer}).
 """
 from pathlib import Path
 
@@ -93,13 +93,12 @@ def is_plain(clip):
 # ---- makers
 
 def at_loudness(wav, rng, name=""):
-    """Return (wav at a loudness, random without a name, its name, or "" if peaks forbid it)."""
+    """Return (wav at a loudness, random without a name, its label, or {} if peaks forbid it)."""
     name = name or list(LOUDNESS_DB)[rng.integers(4)]
     wav = sounds.level(wav, rng.uniform(*LOUDNESS_DB[name]))
     peak = np.abs(wav).max()
-    if peak <= 0.98:
-        return wav, name
-    return wav * (0.98 / peak), name if peak < 1.2 else ""
+    wav = wav * (0.98 / peak) if peak > 0.98 else wav
+    return wav, {"loudness": name} if peak < 1.2 else {}
 
 
 def on_its_way(wav, rng, way, label):
@@ -126,23 +125,18 @@ def make_voice(clip, rng, task, label):
         how = labels[rng.integers(4)]
     wav, loudness = at_loudness(on_its_way(read_voice(clip), rng, way, how), rng, wanted)
     if how == "more noise than speech":
-        return wav, {way: how}, ""
-    found = voice_labels(clip) | {way: how, "kind": "speech"}
-    if loudness:
-        found["loudness"] = loudness
-    if not is_clear(clip) or how not in (labels[0], "a little noise", "a telephone"):
-        return wav, found, ""
-    return wav, found | word_labels(clip["text"], rng), clip["text"]
+        return wav, {way: how}
+    found = voice_labels(clip) | {way: how, "kind": "speech"} | loudness
+    if is_clear(clip) and how in (labels[0], "a little noise", "a telephone"):
+        found |= word_labels(clip["text"], rng)
+    return wav, found
 
 
 def make_spoken(clip, rng, *_):
     """A line of spoken.txt: a number, an order or a question."""
     text = clip["text"]
     wav, loudness = at_loudness(read_voice(clip), rng, ("loud", "very loud")[rng.integers(2)])
-    found = {spoken_task(text): read_answers()[text], "sentence": text}
-    if loudness:
-        found["loudness"] = loudness
-    return wav, found, text
+    return wav, {spoken_task(text): read_answers()[text], "sentence": text} | loudness
 
 
 def make_pair(clips, rng, *_):
@@ -152,7 +146,7 @@ def make_pair(clips, rng, *_):
     answer = next(name for name, speakers in PAIRS.items() if speakers == who)
     first, second = (sounds.level(read_voice(clip), -26) for clip in clips)
     pause = np.zeros(int(rng.uniform(0.1, 0.3) * SAMPLE_RATE), np.float32)
-    return np.concatenate([first, pause, second]), {"pair": answer}, ""
+    return np.concatenate([first, pause, second]), {"pair": answer}
 
 
 def make_scene(clip, rng, task, label):
@@ -161,7 +155,7 @@ def make_scene(clip, rng, task, label):
     wav = sounds.level(read_voice(clip))
     wav = wav + 10 ** (-rng.uniform(3, 9) / 20) * sounds.SCENES[label](len(wav), rng)
     found = {"scene": label} | ({} if task else voice_labels(clip))
-    return at_loudness(wav, rng, "loud")[0], found, ""
+    return at_loudness(wav, rng, "loud")[0], found
 
 
 def make_event(_, rng, task, label):
@@ -171,7 +165,7 @@ def make_event(_, rng, task, label):
     found = {"event": label, "sentence": NOBODY}
     if label in ("rain", "wind", "waves"):
         found["kind"] = "noise"
-    return at_loudness(wav, rng, "loud")[0], found, ""
+    return at_loudness(wav, rng, "loud")[0], found
 
 
 def make_music(_, rng, *__):
@@ -181,14 +175,14 @@ def make_music(_, rng, *__):
     n = int(rng.uniform(1.5, 2.5) * SAMPLE_RATE)
     wav = sounds.melody(n, rng, instrument, sounds.MELODIES[way])
     found = {"instrument": instrument, "melody": way, "kind": "music", "sentence": NOBODY}
-    return at_loudness(wav, rng, "loud")[0], found, ""
+    return at_loudness(wav, rng, "loud")[0], found
 
 
 def make_beeps(_, rng, *__):
     """One to four tones."""
     count = int(rng.integers(1, 5))
     wav = sounds.beeps(SAMPLE_RATE, rng, count)
-    return at_loudness(wav, rng, "loud")[0], {"beeps": NUMBERS[count], "sentence": NOBODY}, ""
+    return at_loudness(wav, rng, "loud")[0], {"beeps": NUMBERS[count], "sentence": NOBODY}
 
 
 def make_silence(_, rng, *__):
@@ -196,12 +190,12 @@ def make_silence(_, rng, *__):
     wav = sounds.colored(int(rng.uniform(1, 3) * SAMPLE_RATE), rng, rng.uniform(0, 1))
     kind = "noise" if rng.uniform() < 0.5 else "silence"
     loudness_db = {"noise": (-45, -20), "silence": (-85, -70)}[kind]
-    return sounds.level(wav, rng.uniform(*loudness_db)), {"kind": kind, "sentence": NOBODY}, ""
+    return sounds.level(wav, rng.uniform(*loudness_db)), {"kind": kind, "sentence": NOBODY}
 
 
 def make_real(clip, rng, *_):
     """A recording of sources.py, as it is."""
-    return read_audio(clip["path"]), clip["labels"] | {"sentence": clip["text"]}, clip["text"]
+    return read_audio(clip["path"]), clip["labels"] | {"sentence": clip["text"]}
 
 
 MAKERS = {"voice": make_voice, "spoken": make_spoken, "pair": make_pair, "scene": make_scene,

@@ -174,7 +174,7 @@ def make_wav(clip, row):
     make = MAKERS.get(kind, make_voice)
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng([SEED, 80, int(row["id"]), attempt])
-        wav, labels, _ = make(clip, rng, task, answer)
+        wav, labels = make(clip, rng, task, answer)
         if task == "word" or labels.get(task) == answer:
             return np.clip(wav, -1, 1)
     raise ValueError(f"question {row['id']}: its recording shows {task} = {labels.get(task)}, not "

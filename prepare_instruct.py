@@ -20,8 +20,8 @@ from tqdm import tqdm
 from clip_makers import MAKERS, is_clear, pair_up, read_clips, voice_labels
 from configurator import configure, fail
 from processes import run_all
-from questions import (ask, make_folder, read_answers, read_sentences, read_tasks, said_in,
-                       some_of, word_labels)
+from questions import (NOBODY, ask, make_folder, read_answers, read_sentences, read_tasks,
+                       said_in, some_of, word_labels)
 from recordings import SAMPLE_RATE
 
 # config: every value here can be set from a config file or as --name=value
@@ -103,10 +103,10 @@ def make_item(key, kind, clip, split, said, seed):
     """Make a clip and write it; return its row of items.jsonl."""
     import soundfile
     rng = np.random.default_rng(seed)
-    wav, labels, text = MAKERS[kind](clip, rng, "", "")
+    wav, labels = MAKERS[kind](clip, rng, "", "")
     path = f"clips/{key}.flac"
-    wav = np.clip(wav, -1, 1)
-    soundfile.write(f"{out_dir}/{path}", wav, SAMPLE_RATE, subtype="PCM_16")
+    soundfile.write(f"{out_dir}/{path}", np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
+    text = labels.get("sentence", "").replace(NOBODY, "")
     return {"audio": path, "key": key, "split": split, "text": text, "kind": kind,
             "labels": labels, "turns": make_turns(labels, rng, said)}
 
