@@ -25,7 +25,7 @@ from decode import generate
 from device import compute_dtype, peak_flops, pick_device
 from model import GPT, GPTConfig, for_inference
 from optim import gpt_optimizers
-from processes import context
+from processes import run_all
 from recordings import SAMPLE_RATE
 
 # config: every value here can be set from a config file or as --name=value
@@ -38,6 +38,7 @@ WHISPER_BASE = dict(name="random", n_mels=80, n_layer=6, n_embd=512, n_head=8)
 CLIP_S = 5.0
 STACK = 4            # encoder frames in an audio token
 BATCH_TOKENS = 3400  # of a batch of align
+SHARED = []          # [encoder, clips] of the encoder's worker processes
 
 
 def fastest(work):
@@ -58,18 +59,15 @@ def make_gpt(where):
     return GPT(GPTConfig.of_depth(4, 4096, 256, 64, "L")).to(where)
 
 
-def encode_all(encoder, clips, n_workers):
-    """Make features of the clips in n_workers processes of one thread each; 0: in this one."""
-    if not n_workers:
-        return encode(encoder, clips)
-    workers = [context().Process(target=encode, args=(encoder, clips[i::n_workers]))
-               for i in range(n_workers)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        if worker.exitcode:
-            raise OSError("a worker of the encoder's bench died (out of memory?)")
+def share(*given):
+    """Give a worker process the encoder and the clips."""
+    SHARED[:] = given
+
+
+def encode_part(first, every):
+    """Make features of every so many of the clips."""
+    encoder, clips = SHARED
+    encode(encoder, clips[first::every])
 
 
 def measure_encoder(where):
@@ -77,10 +75,15 @@ def measure_encoder(where):
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     encoder = WhisperEncoder(WHISPER_BASE, compute_dtype(where)).to(where)
-    n_workers, n = (os.cpu_count(), 64) if where.type == "cpu" else (0, 512)
+    n_workers = os.cpu_count()
+    n = 64 if where.type == "cpu" else 512
     noise = 0.1 * np.random.default_rng(0).normal(size=(n, int(CLIP_S * SAMPLE_RATE)))
-    clips = list(noise.astype(np.float32))
-    seconds = fastest(lambda: encode_all(encoder, clips, n_workers))
+    share(encoder, list(noise.astype(np.float32)))
+    if where.type == "cpu":
+        jobs = [(i, n_workers) for i in range(n_workers)]
+        seconds = fastest(lambda: list(run_all(encode_part, jobs, n_workers, share, SHARED)))
+    else:
+        seconds = fastest(lambda: encode_part(0, 1))
     torch.set_num_threads(n_threads)
     return {"clips_s": n / seconds}
 

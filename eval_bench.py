@@ -172,7 +172,7 @@ def evaluate(listener, found):
 
 
 def closing_lines(result):
-    """Return the rates, the transcripts, and a command that talks to the model, as lines."""
+    """Return the rates and the transcripts as lines."""
     lines = []
     for name, table in result["folders"].items():
         lines.append(f"{name or table['folder']}: {table['clips']} clips, left out "
@@ -185,8 +185,7 @@ def closing_lines(result):
                   f"{100 * low:.1f} - {100 * high:.1f})" for kind, rate, (low, high) in rates]
     for row in result["transcripts"]:
         lines += ["", f"    reference  {row['reference']}", f"    heard      {row['hypothesis']}"]
-    audio = result["transcripts"][0]["audio"]
-    return [*lines, "", f"Talk to it: python chat.py --ckpt={ckpt} --audio={audio}"]
+    return lines
 
 
 # ---- questions

@@ -13,16 +13,15 @@ from test_eval import read_rows, run, save_run, write_rows
 from tokenizer import train_bpe
 
 
-def make_bench(folder, n=8):
-    """A bench of n questions in two cells; the recordings are tones, the options words."""
-    folder.mkdir(parents=True)
+def make_bench(folder, options=("low", "high", "red", "old")):
+    """A bench of 8 questions in two cells; the recordings are tones."""
+    folder.mkdir()
     rows = []
-    for i in range(n):
+    for i in range(8):
         t = np.arange(4000 + 400 * i) / 16000
         soundfile.write(folder / f"{i}.wav", 0.3 * np.sin(2 * np.pi * (200 + 60 * i) * t), 16000)
         rows.append({"id": str(i), "cell": "ab"[i % 2], "task": "pitch", "audio": f"{i}.wav",
-                     "question": "how high is it", "options": ["low", "high", "red", "old"],
-                     "key": i % 4})
+                     "question": "how high is it", "options": options, "key": i % 4})
     write_rows(folder / "questions.jsonl", rows)
     return str(folder)
 
@@ -38,8 +37,7 @@ def make_run(folder):
 
 def test_intervals_and_mcnemar():
     """Broken: an interval or p is wrong, on values worked out by hand (binomial tails)."""
-    low, high = audiobench.wilson(40, 100)
-    assert (low, high) == (pytest.approx(0.3094, abs=1e-4), pytest.approx(0.4980, abs=1e-4))
+    assert audiobench.wilson(40, 100) == pytest.approx([0.3094, 0.4980], abs=1e-4)
     assert audiobench.wilson(0, 25)[0] == 0.0 and audiobench.wilson(25, 25)[1] == 1.0
     yes, no = np.ones(10, bool), np.zeros(10, bool)
     assert audiobench.mcnemar(yes, no) == pytest.approx(2 / 1024)
@@ -68,31 +66,21 @@ def test_bench_file_is_checked(tmp_path):
 
 
 def test_others_answers(tmp_path, monkeypatch, capsys):
-    """Broken: another model's texts and letters are scored wrongly, a malformed one as right."""
-    folder = make_bench(tmp_path / "bench")
+    """Broken: another model's texts and letters are scored wrongly, or 42 and 43 are one answer."""
+    folder = make_bench(tmp_path / "bench", ["41", "42", "43", "1984"])
     path = tmp_path / "theirs.jsonl"
     args = ["eval_bench.py", f"--bench={folder}", f"--answers={path}", f"--out_dir={tmp_path}/out"]
-    said = ["low", "B", "c.", "OLD!", "high", "no idea", "(C)"]
+    said = ["forty one", "42.", "c.", "nineteen eighty four", "43", "你好", "(C)"]
     write_rows(path, [{"id": str(i), "answer": answer} for i, answer in enumerate(said)])
     code, out, err = run(monkeypatch, capsys, *args)
     result = json.loads((tmp_path / "out/bench.json").read_text())
     assert code == 0 and result["score"] == pytest.approx(5 / 8, abs=1e-3), err
     assert result["malformed"] == 2 and result["missing"] == 1 and "62.5%" in out
+    chosen = [choice["chosen"] for choice in read_rows(tmp_path / "out/bench.jsonl")]
+    assert chosen == ["41", "42", "43", "1984", "43", "", "43", ""]
     write_rows(path, [{"id": "99", "answer": "low"}])
     code, _, err = run(monkeypatch, capsys, *args)
     assert code == 2 and "no question 99" in err
-
-
-def test_numeric_options_are_different_answers(tmp_path):
-    """Broken: 42 and 43 are both nothing: the same ids, the same score, and any answer right."""
-    folder = make_bench(tmp_path / "bench")
-    rows = [row | {"options": ["41", "42", "43", "1984"]} for row in audiobench.read_bench(folder)]
-    said = ["forty two", "42.", "43", "nineteen eighty four", "你好", "", "B", "41"]
-    answers = [{"id": str(i), "answer": answer} for i, answer in enumerate(said)]
-    path = write_rows(tmp_path / "theirs.jsonl", answers)
-    _, choices = audiobench.score_answers_file(rows, path)
-    chosen = [choice["chosen"] for choice in choices]
-    assert chosen == ["42", "42", "43", "1984", "", "", "42", "41"]
 
 
 def test_probe_finds_what_is_there(monkeypatch):
