@@ -1,11 +1,10 @@
 """AudioBench-mini: four-choice questions about recordings, a model's answers, and the controls.
 
-A bench is a folder of recordings and questions.jsonl, made by prepare_bench.py. A row: {"id",
-"cell", "task", "audio", "question", "options": four, "key": 0 to 3}. The score of an option is the
-log-probability of its text as the answer, averaged over the four rotations of the options.
-Controls: another recording of the same cell ("shuffled"), noise, no audio. A linear probe of the
-Whisper features shows how much of the answer they hold. listener is eval_bench.py's (model, meta,
-tok, encoder, projector).
+prepare_bench.py makes a folder of recordings and questions.jsonl: {"id", "cell", "task", "audio",
+"question", "options": four, "key": 0 to 3}. The score of an option is the log-probability of its
+text as the answer, averaged over the four rotations of the options. Controls: another recording of
+the same cell ("shuffled"), noise, no audio. A linear probe of the Whisper features shows how much
+of the answer they hold. A listener is (model, meta, tok, encoder, projector).
 """
 import base64
 import math
@@ -44,11 +43,11 @@ def read_bench(folder):
     rows = {}
     for where, row in read_jsonl(path, id=(str, int), **fields):
         row |= {"id": str(row["id"]), "audio": find_path(folder, row["audio"])}
-        if row["id"] in rows or len(row["options"]) != 4 or row["key"] not in range(4):
-            raise ValueError(f"{where}: give each question an own id, four options, a key 0 to 3")
-        if not os.path.isfile(row["audio"]):
-            raise ValueError(f"{where}: there is no recording {row['audio']}")
         try:
+            if row["id"] in rows or len(row["options"]) != 4 or row["key"] not in range(4):
+                raise ValueError("give each question its own id, four options, a key 0 to 3")
+            if not os.path.isfile(row["audio"]):
+                raise ValueError(f"there is no recording {row['audio']}")
             require_distinct(row["question"], row["options"], read_option)
         except ValueError as e:
             raise ValueError(f"{where}: {e}") from None

@@ -7,10 +7,10 @@ Measure a checkpoint: word error rates of speech, or AudioBench-mini's four-choi
     python eval_bench.py --bench=data/audiobench_mini   # 200 questions, with controls
     python eval_bench.py --bench=data/audiobench_mini --answers=theirs.jsonl --out_dir=out/theirs
 
-Speech: writes eval.json (rates are fractions) and eval_<name>.jsonl (the worst clip first).
-Shuffled control: a clip's text is scored against what the model hears in another clip of similar
-length. Its floor is the score of that other clip's own text. scoring.py says what an error is.
-Questions: writes bench.json, bench.jsonl and page.html (20 random questions to check by ear).
+Speech: writes eval.json and eval_<name>.jsonl, the worst clip first. In the shuffled control a
+clip's text is scored against what the model hears in another clip of similar length. The floor of
+this control is the score of that other clip's own text. scoring.py says what an error is.
+Questions: writes bench.json, bench.jsonl and page.html: 20 random questions to check by ear.
 """
 import hashlib
 import json
@@ -70,9 +70,8 @@ def load_listener():
 def shuffle(clips):
     """Return int (n,): for each clip the clip whose audio it gets, never one of the same text.
 
-    A cycle goes up the even ranks of the clips sorted by length and down the odd ranks: lengths are
-    two ranks apart at most. Where it pairs equal texts, the nearest clip that fits swaps.
-    ValueError: one text is more than half of the clips.
+    A cycle goes up the even ranks of the clips by length and down the odd ranks: lengths are two
+    ranks apart at most. Where texts are equal, the nearest clip that fits swaps.
     """
     texts = [clip["text"] for clip in clips]
     order = np.argsort([clip["seconds"] for clip in clips], kind="stable")
@@ -85,7 +84,7 @@ def shuffle(clips):
         fits = [k for k, j in enumerate(order) if texts[i] not in (texts[j], texts[partner[j]])]
         if not fits:
             raise ValueError(f"data: of {len(texts)} clips too many say '{texts[i]}' for the "
-                             "shuffled control: give two clips or more, of different texts")
+                             "shuffled control: give clips of other texts")
         j = order[min(fits, key=lambda k: abs(k - at))]
         partner[i], partner[j] = partner[j], partner[i]
     return partner

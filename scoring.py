@@ -1,14 +1,13 @@
-"""Word error rates: reading the clips, counting errors fairly, intervals, comparing two systems.
+"""Word error rates: reading the clips, counting errors, intervals, comparing two systems.
 
-Reference and hypothesis are raw texts. Each becomes the same spoken form: transcripts.py resolves
-marks of noise, symbols and numbers; Whisper's English normalizer drops hesitations and resolves
-contractions and titles. Its own rule for numbers is off: it joins the spoken "two six four eight"
-into one word, 2648, but leaves the written "2 6 4 8" as four words.
+Reference and hypothesis are raw texts. transcripts.py resolves marks of noise, symbols and numbers.
+Then Whisper's English normalizer drops hesitations and resolves contractions and titles; its own
+rule for numbers is off, because it treats spoken and written digits differently.
 
-A written number stands for each of its readings: 1984 is nineteen eighty four, one thousand nine
-hundred (and) eighty four, or one nine eight four. The errors are those of the cheapest pair of
-readings. So a system that writes 1984 is judged like one that writes words. The number of words is
-of the reference's likeliest reading: all systems share the same denominator.
+A written number stands for each of its readings: 1984 is nineteen eighty four, or one nine eight
+four, or one thousand ... The errors are those of the cheapest pair of readings. So a system that
+writes 1984 is judged like one that writes words. The number of words is that of the reference's
+likeliest reading, the same for all systems.
 """
 import functools
 import os
@@ -37,21 +36,20 @@ INSERTION = (1 << 45) + (1 << 30)
 # ---- the clips
 
 def read_data(data, max_clips=0):
-    """Return [(name, folder, clips, left out)] of a setting `data`, "[name=]folder,...".
+    """Return [(name, folder, *read_folder(folder))] of a setting `data`, "[name=]folder,...".
 
-    The name of a single folder may be ''. Clips and left out are those of read_folder().
+    The name of a single folder may be ''.
     """
     parts = [part.strip().rpartition("=") for part in data.split(",") if part.strip()]
     if not parts:
-        raise ValueError("data is empty: give a folder in LibriSpeech's layout or a .jsonl, "
-                         "--data=[name=]folder[,...]")
+        raise ValueError("data is empty: give --data=[name=]folder[,...]")
     folders = {}
     for label, equals, folder in parts:
         if not equals and len(parts) > 1:
             label = os.path.basename(os.path.normpath(folder)).removesuffix(".jsonl")
         is_word = re.fullmatch(r"[\w-]*", label) and not label.startswith("shuffled")
         if label in folders or not is_word:
-            raise ValueError(f"data: '{label}' can't name {folder}: give each its own name of "
+            raise ValueError(f"data: '{label}' can't name {folder}: give each its own name, of "
                              "letters, digits, - and _")
         folders[label] = folder
     return [(label, folder, *read_folder(folder, max_clips)) for label, folder in folders.items()]
@@ -60,9 +58,8 @@ def read_data(data, max_clips=0):
 def read_folder(folder, max_clips=0):
     """Read the clips of a folder in LibriSpeech's layout, or of a .jsonl of {"audio", "text"}.
 
-    max_clips: at most so many, drawn at random; 0: all. Returns (clips: dicts of read_clip(), by
-    key; left out: Counter of the reasons why a reference has no spoken form). ValueError: a clip
-    can't be read, or no reference has words.
+    max_clips: at most so many, drawn at random; 0: all. Returns (dicts of read_clip(), by key;
+    Counter of why clips were left out). ValueError: a clip can't be read, or all are silent.
     """
     left_out = Counter()
     is_list = folder.endswith(".jsonl") and os.path.isfile(folder)
@@ -85,8 +82,7 @@ def read_folder(folder, max_clips=0):
             left_out[e.reason] += 1
     if not any(count_words(spoken_slots(clip["reference"])) for clip in clips):
         reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "all are silence"
-        raise ValueError(f"data: {folder}: no reference holds words, so there is no word error "
-                         f"rate ({reasons})")
+        raise ValueError(f"data: {folder}: no reference holds words ({reasons})")
     return clips, left_out
 
 
@@ -113,9 +109,8 @@ def read_transcripts(path):
 def read_clip(key, reference, source, speaker):
     """Return a clip: {key, reference, text, speaker, audio, seconds}.
 
-    reference: raw text of a line of the file `source`. text: as an LM is trained on it. audio:
-    path. Only the recording's header is read. ValueError: the recording is missing or unreadable.
-    NoSpokenForm: the reference has none.
+    reference: raw text of a line of the file `source`; text: its transcript; audio: path. Only the
+    recording's header is read. ValueError: no recording, or unreadable. NoSpokenForm: no text.
     """
     text = normalize_transcript(reference)
     audio = find_path(os.path.dirname(source), key)
@@ -230,8 +225,7 @@ def groups_of(clips):
 def resample(counts, groups):
     """Return the word error rates (N_RESAMPLES,) of counts (n, 4), whole groups drawn anew.
 
-    The same groups are drawn the same, so the difference between two systems is paired (Bisani and
-    Ney 2004).
+    The draws depend on the groups alone: two systems' rates are paired (Bisani and Ney 2004).
     """
     names, at = np.unique(groups, return_inverse=True)
     n = len(names)
@@ -264,10 +258,9 @@ def score(counts, groups):
 
 
 def compare(counts, others, groups):
-    """Compare our counts (n, 4) with another system's counts of the same clips.
+    """Compare our counts (n, 4) with another system's: a dict of its wer and interval.
 
-    Returns {wer, interval}: the other system's. {difference, difference_interval}: ours minus
-    theirs, below 0 where ours is better.
+    And the difference with its interval: ours minus theirs, below 0 where ours is better.
     """
     theirs, ends = error_rate(others, groups)
     difference = round(error_rate(counts, groups)[0] - theirs, 5)

@@ -179,16 +179,6 @@ def test_shuffled_control(bench):
             bench.shuffle(clips(texts))
 
 
-def test_names_of_folders(tiny):
-    """Broken: two folders write the same key of eval.json, or a name overwrites wer_shuffled."""
-    _, a, b = tiny
-    for good, names in ((a, [""]), (f"new={a}, {b}/", ["new", "b"])):
-        assert [name for name, *_ in scoring.read_data(good)] == names
-    for wrong in (",", f"x={a},x={b}", f"{a},{a}", f"shuffled={a}", f"../x={a}"):
-        with pytest.raises(ValueError, match="data"):
-            scoring.read_data(wrong)
-
-
 def test_a_list_of_clips(tiny, tmp_path):
     """Broken: paths are not from the list's folder, or a bad row is a traceback."""
     path = tmp_path / "mine.jsonl"
@@ -337,7 +327,8 @@ def test_wrong_input_is_one_line(tiny, tmp_path, monkeypatch, capsys):
              (ckpt, f"{tmp_path}/empty", "no *.trans.txt"), (ckpt, broken, "7-1-0002.flac"),
              (deaf, folder, "takes no audio"), (other, folder, "tokenizer.json has 258 ids"),
              ("no_run", folder, "no_run"), (ckpt, f"{folder} --step=9", "no step 9"),
-             (ckpt, f"{folder} --answers=x", "bench")]
+             (ckpt, f"{folder} --answers=x", "bench"), (ckpt, f"shuffled={folder}", "its own name"),
+             (ckpt, f"{folder},{folder}", "'a' can't name"), (ckpt, f"../x={folder}", "can't name")]
     for run_folder, data, expected in cases:
         args = [f"--ckpt={run_folder}", *f"--data={data}".split(), f"--out_dir={tmp_path}/out"]
         code, _, err = run(monkeypatch, capsys, "eval_bench.py", *args)
