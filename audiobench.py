@@ -226,10 +226,11 @@ def run_bench(listener, rows, wavs, clips):
     audio = {"score": heard, "shuffled": [heard[j] for j in partners(rows)],
              "noise": hear_all(listener, noise)[1], "no_audio": None}
     keys = np.array([row["key"] for row in rows])
-    scores, places, right = {}, {}, {}
+    scores = {}
+    places = {}
     for name, tokens in audio.items():
         scores[name], places[name] = score_options(listener, rows, tokens)
-        right[name] = scores[name].argmax(1) == keys
+    right = {name: each.argmax(1) == keys for name, each in scores.items()}
     right["pmi"] = (scores["score"] - scores["no_audio"]).argmax(1) == keys
     said = answer_freely(listener, rows, heard)
     wanted = [cleaner(listener)(row["options"][row["key"]]).strip() for row in rows]

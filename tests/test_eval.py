@@ -223,9 +223,10 @@ def test_the_command_and_its_files(tiny, tmp_path, monkeypatch, capsys):
     ckpt, a, b = tiny
     speech = shutil.copytree(a, tmp_path / "a")
     out = tmp_path / "out"
-    rows = [{"audio": clip["audio"], "reference": clip["reference"], "hypothesis": text}
-            for folder, text in ((str(speech), "the cat sat"), (b, "no"))
-            for clip in scoring.read_folder(folder)[0]]
+    rows = []
+    for folder, text in ((str(speech), "the cat sat"), (b, "no")):  # of equal keys
+        rows += [{"audio": clip["audio"], "reference": clip["reference"], "hypothesis": text}
+                 for clip in scoring.read_folder(folder)[0]]
     theirs = tmp_path / "theirs.jsonl"
     args = [f"--ckpt={ckpt}", f"--data=new={speech},voice={b}", f"--out_dir={out}",
             f"--beside={write_rows(theirs, rows)}"]
