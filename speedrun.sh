@@ -59,7 +59,7 @@ with user_input():
 # the base: text, speech, features, chats to practise with, then pretraining
 run text prepare_text.py ${quick:+--n_train=20000 --n_val=200 --n_test=400}
 run speech prepare_synthetic.py ${quick:+--n_train=200 --n_val=24 --n_test=24}
-run features prepare_librispeech.py --source=data/synthetic --taps=0,-1 --seen_voices=True
+run features prepare_librispeech.py --seen_voices=True ${quick:+--clips_per_shard=64}
 run practice prepare_practice.py ${quick:+--n=200}
 train base train_base.py out/cpu_base "$root/config/cpu_base.py" ${quick:+--depth=2 --vocab_size=512 \
     --practice_vocab=320 --chat_rows=8 --batch_size=16 --max_steps=20 --lr_decay_steps=20 \
@@ -69,7 +69,7 @@ train base train_base.py out/cpu_base "$root/config/cpu_base.py" ${quick:+--dept
 run smoke train_align.py "$root/config/w1_smoke.py"
 train align train_align.py out/cpu_w2 "$root/config/cpu_w2.py" ${quick:+--hidden=128 \
     --batch_tokens=850 --max_steps=20 --lr_decay_steps=20 --eval_every=10 --save_every=10}
-run eval eval_bench.py --ckpt=out/cpu_w2 ${quick:+--max_clips=8 --batch_size=8}
+run eval eval_bench.py --ckpt=out/cpu_w2 ${quick:+--max_clips=8}
 
 # W3: questions about voices, rooms and sounds
 run voices prepare_synthetic.py --corpus=many --out_dir=data/voices --n_train=3200 --n_test=600 \
@@ -77,12 +77,12 @@ run voices prepare_synthetic.py --corpus=many --out_dir=data/voices --n_train=32
 run spoken prepare_synthetic.py --corpus=spoken --out_dir=data/spoken --n_train=600 --n_val=60 \
     --n_test=300 ${quick:+--n_train=60 --n_val=20 --n_test=200 --test_engine=espeak_new}
 run items prepare_instruct.py ${quick:+--n=600}
-run sounds prepare_librispeech.py --source=data/instruct/items.jsonl --taps=0,-1
+run sounds prepare_librispeech.py --source=data/instruct/items.jsonl ${quick:+--clips_per_shard=64}
 train sft train_sft.py out/cpu_w3 "$root/config/cpu_w3.py" ${quick:+--texture_hidden=64 \
     --batch_tokens=850 --max_steps=20 --lr_decay_steps=20 --eval_every=10 --save_every=10}
-run words eval_bench.py --ckpt=out/cpu_w3 ${quick:+--max_clips=8 --batch_size=8}
+run words eval_bench.py --ckpt=out/cpu_w3 ${quick:+--max_clips=8}
 run bench prepare_bench.py ${quick:+--bench_items=8}
-run score eval_bench.py --ckpt=out/cpu_w3 --bench=data/audiobench_mini --page=True
+run score eval_bench.py --ckpt=out/cpu_w3 --bench=data/audiobench_mini
 
 printf '=== %d seconds in all\n%s' "$SECONDS" "$table" | tee "$logs/seconds.txt"
 here=${quick:+quick/}

@@ -23,17 +23,17 @@ cut -f1 data/pairs/*/*/data/{cmn,deu,jpn}.txt | LC_ALL=C sort -u | sed G > data/
 
 # the real clips, at seven speeds; held-out speakers say sentences that no training clip says
 real=data/speechocean762/features
-$python prepare_librispeech.py --source=data/speechocean762 --layout=speechocean --min_words=3 \
-    --max_words=12 --new_sentences=True --speeds=0.85,0.9,0.95,1.05,1.1,1.15
+$python prepare_librispeech.py --source=data/speechocean762 --taps=-1 --min_words=3 --max_words=12 \
+    --new_sentences=True --speeds=0.85,0.9,0.95,1.05,1.1,1.15
 # text without any sentence of the held-out speakers
 $python prepare_text.py --out_dir=data/real_text --file_kb=80 \
     --text_file="$real/train.jsonl,data/books,data/tatoeba.txt" \
     --exclude="$real/val.jsonl,$real/test_adults.jsonl,$real/test_children.jsonl"
 $python prepare_synthetic.py --text_dir=data/real_text --out_dir=data/real_synthetic --n_train=12000
-$python prepare_librispeech.py --source=data/real_synthetic --seen_voices=True
+$python prepare_librispeech.py --source=data/real_synthetic --taps=-1 --seen_voices=True
 $python prepare_synthetic.py --corpus=flite --text_dir=data/real_text --out_dir=data/real_flite \
     --n_train=12000 --n_val=0 --n_test=0 --seed=2
-$python prepare_librispeech.py --source=data/real_flite
+$python prepare_librispeech.py --source=data/real_flite --taps=-1
 $python train_base.py config/real_base.py
 $python train_align.py config/real_w2.py
 $python eval_bench.py --ckpt=out/real_w2 --max_clips=200 \
