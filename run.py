@@ -1,4 +1,4 @@
-"""What every training run shares: ranks, schedule, clock, log, and when a run may go on or is done."""
+"""What all training runs share: ranks, schedule, clock, log, and when a run goes on or is done."""
 import itertools
 import json
 import os
@@ -167,7 +167,7 @@ def last_step(out_dir, init_from, config, inputs):
 
 
 def check_same_run(out_dir, config, inputs):
-    """fail() where the run in out_dir has other settings, inputs or code; new settings don't count."""
+    """fail() where the run in out_dir has other settings, inputs or code."""
     with user_input():
         meta = read_meta(out_dir)
     if "inputs" not in meta:
@@ -175,7 +175,8 @@ def check_same_run(out_dir, config, inputs):
     ways = ("move it aside or give another --out_dir, or --init_from=scratch to replace it, "
             "or --init_from=resume to go on all the same")
     now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
-    changed = [name for name in now if name not in FREE and now[name] != then.get(name, now[name])]
+    changed = [name for name in now  # a setting that the run did not have yet is no change
+               if name not in FREE and now[name] != then.get(name, now[name])]
     if changed:
         fail(f"{out_dir} holds a run with other {', '.join(changed)}: {ways}")
     code = meta["versions"].get("code")
@@ -191,6 +192,7 @@ def stop_if_done(out_dir, step, max_steps, *files):
         return
     if all(os.path.exists(os.path.join(out_dir, name)) for name in files):
         if is_first_rank():
-            print(f"{out_dir} is up to date: finished at step {step} (--max_steps= above it goes on)")
+            print(f"{out_dir} is up to date: finished at step {step} "
+                  "(--max_steps= above it goes on)")
         leave_ranks()
         sys.exit(0)
