@@ -9,7 +9,9 @@ import torch
 from files import sha256_file, write_json
 from model import GPT, GPTConfig, SMEAR_CHANNELS
 
-TAKEN = "nanochat's checkpoints are taken from its commit 6ed7d1d (2026-03-09) to 92d63d4 (2026-07-03)"
+TAKEN = ("nanochat's checkpoints are taken from its commit 6ed7d1d (2026-03-09) "
+         "to 92d63d4 (2026-07-03)")
+FILE = r"(?:meta|model|optim|projector|lora)_(\d{6,})(?:_rank0)?\.(?:pt|json)(?:\.tmp)?"
 
 
 # ---- reading
@@ -29,7 +31,7 @@ def load_tensors(path, device="cpu", sha256=""):
 
 
 def file_name(name, step):
-    """Return the file of 'model', 'projector', 'lora' or 'optim' at a step."""
+    """Return the name of the file of 'model', 'projector', 'lora' or 'optim'."""
     return f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt"
 
 
@@ -42,8 +44,7 @@ def load_saved(folder, meta, name, device="cpu"):
 def checkpoint_steps(folder):
     """Return the steps of a run's folder that are whole (have a meta_<step>.json), ascending."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    found = [re.fullmatch(r"meta_(\d+)\.json", name) for name in names]
-    return sorted(int(match[1]) for match in found if match)
+    return sorted(int(name[5:-5]) for name in names if re.fullmatch(r"meta_\d+\.json", name))
 
 
 def read_meta(folder, step=-1):
@@ -70,7 +71,7 @@ def read_meta(folder, step=-1):
 
 
 def load_checkpoint(folder, step=-1, device="cpu"):
-    """Load a GPT of ours or of nanochat's -> (model in eval mode, meta); ValueError names the file."""
+    """Load a GPT of ours or nanochat's -> (model in eval mode, meta); ValueError names the file."""
     meta = read_meta(folder, step)
     path = os.path.join(folder, file_name("model", meta["step"]))
     state = load_saved(folder, meta, "model", device)
@@ -91,7 +92,8 @@ def load_checkpoint(folder, step=-1, device="cpu"):
             model.load_state_dict(neutral_state(config) | state)
     except (RuntimeError, TypeError, AssertionError) as e:
         reason = " ".join(str(e).split())[:160]
-        raise ValueError(f"{path} doesn't fit its meta's model_config ({TAKEN}): {reason}") from None
+        raise ValueError(f"{path} doesn't fit its meta's model_config ({TAKEN}): {reason}"
+                         ) from None
     return model.eval(), meta
 
 
@@ -114,7 +116,10 @@ def run_sums(folder):
 # ---- writing
 
 def save_checkpoint(out_dir, step, files, meta):
-    """Write {name: state} as <name>_<step>.pt, then meta, on rank 0; keep the last two and the best."""
+    """Write {name: state} as <name>_<step>.pt, then meta; on rank 0 only.
+
+    The last two steps and the best are kept.
+    """
     if os.environ.get("RANK", "0") != "0":
         return
     sums = {}
@@ -129,7 +134,7 @@ def save_checkpoint(out_dir, step, files, meta):
 
 
 def note_evaluation(out_dir, step, result, figure):
-    """Add an evaluation to the meta of its step, if it was saved; lowest result[figure] is best."""
+    """Add an evaluation to the meta of its step, if saved; the lowest result[figure] is best."""
     if os.environ.get("RANK", "0") != "0" or step not in checkpoint_steps(out_dir):
         return
     meta = read_meta(out_dir, step)
@@ -140,25 +145,24 @@ def note_evaluation(out_dir, step, result, figure):
 
 
 def write_meta(out_dir, meta):
-    """Write a step's meta, which makes the step whole; remove the steps that are kept no longer."""
+    """Write a step's meta, which makes the step whole; remove older steps."""
     write_json(os.path.join(out_dir, f"meta_{meta['step']:06d}.json"), meta, indent=2)
     kept = checkpoint_steps(out_dir)[-2:]
     keep_steps(out_dir, kept + [meta["best"]["step"]] if meta["best"] else kept)
 
 
 def keep_steps(folder, steps):
-    """Remove the files of all other steps, half-written ones too; meta first: it makes a step whole."""
-    pattern = re.compile(r"(?:meta|model|optim|projector|lora)_(\d{6,})(?:_rank0)?\.(?:pt|json)(?:\.tmp)?")
-    matches = [match for match in map(pattern.fullmatch, os.listdir(folder)) if match]
+    """Remove the files of all other steps, half-written ones too; meta first: it makes a step."""
+    matches = [match for name in os.listdir(folder) if (match := re.fullmatch(FILE, name))]
     gone = [match[0] for match in matches if int(match[1]) not in steps]
     for name in sorted(gone, key=lambda name: not name.startswith("meta_")):
         os.remove(os.path.join(folder, name))
 
 
 def cut_back(folder, step, evaluated=True):
-    """Remove the checkpoints and the log's lines after a step (0: all), from which a run goes on.
+    """Remove the checkpoints and the lines of the log after a step (0: all).
 
-    evaluated: False removes the line of that step's evaluation too, which a kill kept out of meta.
+    evaluated: False removes that step's evaluation too, which a kill kept out of meta.
     """
     keep_steps(folder, [kept for kept in checkpoint_steps(folder) if kept <= step])
     path = os.path.join(folder, "log.jsonl")

@@ -4,7 +4,7 @@ import math
 import torch
 import torch.nn as nn
 
-from model import KVCache
+from kv_cache import KVCache
 
 
 def sample(logits, temperature, top_k, top_p, generator):

@@ -1,4 +1,4 @@
-"""The GPT that reads and hears: nanochat's architecture, audio among the text, LoRA, KV cache.
+"""The GPT that reads and hears: nanochat's architecture, audio among the text, LoRA.
 
 One row is text alone, or text with one recording in it: text[:audio_at], audio, text[audio_at:].
 A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_model.py).
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from device import compute_dtype
 from kernels import LOGITS_AT_ONCE, SOFTCAP, ChunkedLoss, ReluSquared, norm, softcapped_nll
 
-QK_SCALE = 1.2         # of queries and keys each, after their norm: nanochat's sharper attention
+QK_SCALE = 1.2        # of normed queries and keys each: nanochat's sharper attention
 ROPE_BASE = 100_000
-SMEAR_CHANNELS = 24    # of an embedding; they decide how much of the token before is mixed in
-GATE_CHANNELS = 12     # of x; they gate the value embeddings
+SMEAR_CHANNELS = 24   # first channels; they decide how much of the token before is mixed in
+GATE_CHANNELS = 12    # first channels; they gate the value embeddings
 
 
 @dataclass
@@ -36,17 +36,16 @@ class GPTConfig:
         n_head = n_embd // head_dim
         return cls(sequence_len, vocab_size, depth, n_head, n_head, n_embd, window_pattern)
 
-    def windows(self):
-        """Return each layer's window: a query at i sees the keys i - window to i.
+    def has_value_embedding(self, layer):
+        return layer % 2 == (self.n_layer - 1) % 2
 
-        L is sequence_len, S a quarter of it, rounded up to a multiple of 128.
-        """
+    def windows(self):
+        """Return each layer's window: a query at i sees the keys i - window to i."""
         pattern = self.window_pattern.upper()
         if not pattern or set(pattern) - set("SL"):
             raise ValueError(f"window_pattern={self.window_pattern!r}: use the letters S and L")
-        size = {"L": self.sequence_len, "S": -(-self.sequence_len // 4 // 128) * 128}
-        shorter = [size[pattern[i % len(pattern)]] for i in range(self.n_layer - 1)]
-        return [*shorter, size["L"]]
+        size = {"L": self.sequence_len, "S": -(-self.sequence_len // 4 // 128) * 128}  # a quarter
+        return [size[pattern[i % len(pattern)]] for i in range(self.n_layer - 1)] + [size["L"]]
 
 
 # ---- the parts of a block
@@ -56,8 +55,7 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features, out_features):
         super().__init__(in_features, out_features, bias=False)
-        self.lora_a = None  # (rank, in_features)
-        self.lora_b = None  # (out_features, rank)
+        self.lora_a = self.lora_b = None  # (rank, in_features), (out_features, rank)
 
     def forward(self, x):
         y = F.linear(x, self.weight.to(x.dtype))
@@ -68,15 +66,11 @@ class Linear(nn.Linear):
 
 
 def for_inference(model):
-    """Cast a model's weights to the compute dtype once, not at every use; the results are equal."""
+    """Cast a model's weights to the compute dtype once, not at every use; results are equal."""
     for module in model.modules():
         if isinstance(module, (Linear, nn.Embedding)):
             module.weight.data = module.weight.data.to(compute_dtype(module.weight.device))
     return model.eval().requires_grad_(False)
-
-
-def has_value_embedding(layer, n_layer):
-    return layer % 2 == (n_layer - 1) % 2
 
 
 def rotate(x, cos, sin):
@@ -86,9 +80,9 @@ def rotate(x, cos, sin):
 
 
 def attend(q, k, v, mask):
-    """Attention of q (B, T, H, D) over k, v (B, H_kv, S, D) -> (B, T, H*D).
+    """q (B, T, H, D), k, v (B, H_kv, S, D), mask (B or 1, 1, T, S) of 0 and -inf -> (B, T, H*D).
 
-    mask: (B or 1, 1, T, S) of 0 and -inf; None (on a GPU only): causal.
+    On a GPU mask may be None: causal.
     """
     q = q.transpose(1, 2)  # (B, H, T, D)
     scale = QK_SCALE ** 2 * q.size(3) ** -0.5
@@ -112,9 +106,8 @@ class Attention(nn.Module):
         self.c_k = Linear(C, kv_dim)
         self.c_v = Linear(C, kv_dim)
         self.c_proj = Linear(C, C)
-        self.ve_gate = None
-        if has_value_embedding(layer, config.n_layer):
-            self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head)
+        has_gate = config.has_value_embedding(layer)
+        self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if has_gate else None
 
     def forward(self, x, ve, cos, sin, mask, kv_cache):
         B, T, _ = x.shape
@@ -161,10 +154,10 @@ def take(x, index):
 
 
 def arrange(T, T_a, text_lens, audio_lens, audio_at):
-    """Say where each row's tokens go: text[:audio_at], audio, the other text, padding.
+    """Lay out rows of text_lens, audio_lens (B,): text[:audio_at], audio, the other text, padding.
 
-    text_lens, audio_lens: (B,). Returns source (B, width), for each place an index into the T text
-    tokens, T_a audio tokens and one padding; and place (B, T), the place of each text token.
+    Returns source (B, width), for each place the index into the T text tokens, T_a audio tokens and
+    one padding; and place (B, T), where each text token went.
     """
     assert T >= audio_at, f"audio_at={audio_at} is more than the text's {T} tokens"
     n_text, n_audio = text_lens[:, None], audio_lens[:, None]
@@ -185,8 +178,7 @@ class GPT(nn.Module):
         self.nll = softcapped_nll  # a training script may compile it, and the trunk
         self.windows = config.windows()
         C, n_head = config.n_embd, config.n_head
-        assert C % n_head == 0, f"n_embd={C} is no multiple of n_head={n_head}"
-        assert n_head % config.n_kv_head == 0, f"{n_head=} is no multiple of {config.n_kv_head=}"
+        assert C % n_head == 0 and n_head % config.n_kv_head == 0, f"heads don't divide: {config}"
         head_dim = C // n_head
         padded = -(-config.vocab_size // 64) * 64  # logits() cuts off the rows beyond vocab_size
         self.transformer = nn.ModuleDict({
@@ -198,9 +190,10 @@ class GPT(nn.Module):
         self.smear_gate = Linear(SMEAR_CHANNELS, 1)
         self.smear_lambda = nn.Parameter(torch.zeros(1))
         self.backout_lambda = nn.Parameter(0.2 * torch.ones(1))
-        layers = [i for i in range(config.n_layer) if has_value_embedding(i, config.n_layer)]
         kv_dim = config.n_kv_head * head_dim
-        self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(padded, kv_dim) for i in layers})
+        self.value_embeds = nn.ModuleDict({
+            str(i): nn.Embedding(padded, kv_dim) for i in range(config.n_layer)
+            if config.has_value_embedding(i)})
         # positions for rows of ten sequence lengths: audio and long chats
         inv_freq = ROPE_BASE ** -(torch.arange(0, head_dim, 2).float() / head_dim)
         angle = torch.outer(torch.arange(10 * config.sequence_len).float(), inv_freq)  # (S, D/2)
@@ -233,9 +226,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def start_from_pieces(self, token, pieces):
-        """Start a token new to the vocabulary from the ids that spell it (after arXiv:2402.09977).
+        """Start a new token from the ids that spell it: their mean embedding, the first's logit.
 
-        Its embeddings are their mean, its logit is the first one's.
+        After arXiv:2402.09977.
         """
         for table in (self.transformer.wte, *self.value_embeds.values()):
             table.weight[token] = table.weight[pieces].mean(0)
@@ -243,21 +236,20 @@ class GPT(nn.Module):
 
     def flops_per_token(self, T):
         """Training's operations on a token of a row of T: 6 a weight, 12 a key and channel."""
-        linears = [module for module in self.modules() if isinstance(module, Linear)]
+        n_weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, Linear))
         n_keys = sum(min(window, T) for window in self.windows)
-        return 6 * sum(m.weight.numel() for m in linears) + 12 * self.config.n_embd * n_keys
+        return 6 * n_weights + 12 * self.config.n_embd * n_keys
 
     def forward(self, idx, targets=None, kv_cache=None, loss_reduction="mean", audio_features=None,
                 audio_lens=None, text_lens=None, audio_at=0, logits_at=None):
-        """Return the logits of text tokens, or with targets the loss.
+        """Return the logits of text tokens, (B, T, V) in fp32, or with targets the loss.
 
-        idx, targets: int64 (B, T); a target of -1 doesn't count. Nothing is predicted at audio.
-        kv_cache: a KVCache, to which the tokens of this call are appended.
+        idx, targets: int64 (B, T); targets of -1 don't count. Nothing is predicted at audio.
+        kv_cache: a KVCache; the tokens of this call are appended.
         audio_features: (B, T_a, C), the projector's output; audio_at: text tokens before it.
         audio_lens, text_lens: (B,), true lengths of padded rows; None: all are full.
-        logits_at: (B,), one text token of each row; only its logits are computed.
-        Logits are (B, T or 1, V) in fp32; the loss is a scalar ('mean', 'sum'), or with 'none'
-        (B*T,), 0 where the target is -1.
+        logits_at: (B,), the one text token a row whose logits (B, 1, V) are wanted.
+        The loss is a scalar ('mean', 'sum') or (B*T,) ('none'), 0 where the target is -1.
         """
         x = self.embed(idx)
         previous = x.new_zeros(len(x), 1, x.size(2))
@@ -290,9 +282,10 @@ class GPT(nn.Module):
 
         Returns x (B, width, C), ve, place (B, T) of the text tokens, lengths (B,) of the rows.
         """
-        B, T, T_a = len(x), x.size(1), audio.size(1)
-        text_lens = torch.full((B,), T, device=x.device) if text_lens is None else text_lens
-        audio_lens = torch.full((B,), T_a, device=x.device) if audio_lens is None else audio_lens
+        T, T_a = x.size(1), audio.size(1)
+        text_lens = x.new_full((len(x),), T, dtype=torch.long) if text_lens is None else text_lens
+        if audio_lens is None:
+            audio_lens = torch.full_like(text_lens, T_a)
         source, place = arrange(T, T_a, text_lens, audio_lens, audio_at if T_a else 0)
         x = take(F.pad(torch.cat([x, audio], 1), (0, 0, 0, 1)), source)
         ve = {i: take(F.pad(e, (0, 0, 0, T_a + 1)), source) for i, e in ve.items()}
@@ -308,21 +301,15 @@ class GPT(nn.Module):
             pos = kv_cache.extend(T, lens, limit)  # (B, T)
             n_keys = kv_cache.longest
         cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]  # (B or 1, T, 1, D/2)
-        if x.is_cuda and kv_cache is None and T <= min(self.windows) + 1:
-            masks = [None] * len(self.windows)  # plain causal attention has a faster kernel
-        else:
-            masks = self.masks(pos, n_keys)
-        return self.trunk(x, ve, cos, sin, masks, kv_cache)
-
-    def masks(self, pos, n_keys):
-        """Return attend()'s mask for each layer; pos (B or 1, T): positions of the queries."""
-        distance = pos[..., None] - torch.arange(n_keys, device=pos.device)  # (B or 1, T, S)
-        zero = torch.zeros(distance.shape, dtype=self.cos.dtype, device=pos.device)
+        distance = pos[..., None] - torch.arange(n_keys, device=x.device)  # (B or 1, T, S)
+        zero = torch.zeros(distance.shape, dtype=x.dtype, device=x.device)
         masks = {}
         for window in set(self.windows):
             is_hidden = (distance < 0) | (distance > window)
             masks[window] = zero.masked_fill(is_hidden, -math.inf)[:, None]
-        return [masks[window] for window in self.windows]
+        if x.is_cuda and kv_cache is None and T <= min(self.windows) + 1:
+            masks = {}  # None: plain causal attention, a faster kernel
+        return self.trunk(x, ve, cos, sin, [masks.get(w) for w in self.windows], kv_cache)
 
     def trunk(self, x, ve, cos, sin, masks, kv_cache=None):
         """The blocks over rows x (B, T, C); ve: {layer: (B, T, H_kv*D)}. It may be compiled."""
@@ -342,7 +329,7 @@ class GPT(nn.Module):
         return SOFTCAP * torch.tanh(z / SOFTCAP)
 
     def loss(self, x, place, targets, reduction):
-        """Cross entropy; logits are computed only where a target is. place: as insert() gives it."""
+        """Cross entropy; logits are computed only where a target is. place: of insert()."""
         row, at = (targets >= 0).nonzero(as_tuple=True)  # (N,) each
         x = x[row, at if place is None else place[row, at]]  # (N, C)
         wanted = targets[row, at]
@@ -351,7 +338,7 @@ class GPT(nn.Module):
             total = ChunkedLoss.apply(x, weight, wanted, self.nll)
             return total if reduction == "sum" else total / len(x)
         n = len(x)
-        if not torch.is_grad_enabled():  # some rows of logits at a time
+        if not torch.is_grad_enabled():
             n = LOGITS_AT_ONCE.get(x.device.type, 2**21) // self.config.vocab_size
         parts = zip(x.split(max(n, 1)), wanted.split(max(n, 1)))
         each = torch.cat([F.cross_entropy(self.logits(some), those, reduction="none")
@@ -384,92 +371,16 @@ def add_lora(model, rank, alpha):
 
 
 def lora_state(model):
-    """The LoRA matrices alone, {name: tensor}, for model.load_state_dict(..., strict=False)."""
-    ends = ("lora_a", "lora_b")
-    return {name: p for name, p in model.state_dict().items() if name.endswith(ends)}
+    """Return the LoRA matrices alone, {name: tensor}."""
+    return {name: p for name, p in model.state_dict().items() if ".lora_" in name}
 
 
 @torch.no_grad()
 def merged_state(model):
-    """A state_dict for a plain GPT: LoRA's product is added to each weight."""
-    state, lora = model.state_dict(), lora_state(model)
+    """Return a state_dict for a plain GPT: LoRA's products are added to the weights."""
+    state = {name: p for name, p in model.state_dict().items() if ".lora_" not in name}
     for name, module in model.named_modules():
         if getattr(module, "lora_a", None) is not None:
             product = module.lora_scale * module.lora_b @ module.lora_a
             state[name + ".weight"] = module.weight + product
-    return {name: p for name, p in state.items() if name not in lora}
-
-
-# ---- the KV cache
-
-class KVCache:
-    """Keys and values of B rows, each filled to its own length; a call appends at that length.
-
-    What a padded token writes lies past its row's length: no query sees it (a query sees keys up
-    to its own position), and the next call overwrites it.
-    """
-
-    def __init__(self, config, batch_size, max_len, device="cpu"):
-        head_dim = config.n_embd // config.n_head
-        shape = (config.n_layer, batch_size, config.n_kv_head, max_len + 1, head_dim)
-        self.k = torch.zeros(shape, dtype=compute_dtype(device), device=device)
-        self.v = torch.zeros_like(self.k)
-        self.lens = torch.zeros(batch_size, dtype=torch.long, device=device)
-        self.previous = self.k.new_zeros(batch_size, 1, config.n_embd)  # last text embedding
-        self.longest = 0  # of lens, on the host
-
-    def swap_previous(self, x, text_lens):
-        """Return the text embedding before this call's x (B, T, C); keep the last one of x."""
-        previous, self.previous = self.previous, x[:, -1:]
-        if text_lens is not None:
-            last = take(x, (text_lens - 1).clamp(min=0)[:, None])
-            self.previous = torch.where((text_lens > 0)[:, None, None], last, previous)
-        return previous
-
-    def extend(self, T, lens, limit):
-        """Add T places to every row, or lens (B,) of them -> positions (B, T) of the new tokens."""
-        places = self.lens[:, None] + torch.arange(T, device=self.lens.device)
-        new_lens = self.lens + (T if lens is None else lens)
-        longest = self.longest + T if lens is None else int(new_lens.max())
-        spare = self.k.size(3) - 1  # one slot for padding past the end
-        most = min(spare, limit)
-        assert longest <= most, f"{longest} tokens > the cache's {most}: raise max_len"
-        self.lens, self.longest = new_lens, longest
-        self.places = places.clamp(max=spare)
-        return self.places.clamp(max=limit - 1)
-
-    def write(self, layer, k, v):
-        """Store k, v (B, T, H_kv, D) at extend()'s places -> all k, v (B, H_kv, longest, D)."""
-        row = torch.arange(k.size(0), device=k.device)[:, None]
-        self.k[layer][row, :, self.places] = k
-        self.v[layer][row, :, self.places] = v
-        return self.k[layer][:, :, :self.longest], self.v[layer][:, :, :self.longest]
-
-    def select(self, rows):
-        """Keep the rows of these indices (list of int): each once, several times or not at all."""
-        if rows == list(range(len(self.lens))):
-            return
-        for name in ("k", "v"):
-            old = getattr(self, name)
-            kept = old[:, rows, :, :self.longest]
-            new = old[:, :len(rows)]  # reuses the memory where the rows fit
-            if len(rows) > old.size(1):
-                new = old.new_zeros(old.size(0), len(rows), *old.shape[2:])
-            new[:, :, :, :self.longest] = kept
-            setattr(self, name, new)
-        self.lens = self.lens[rows]
-        self.previous = self.previous[rows]
-        self.longest = int(self.lens.max())
-
-    @classmethod
-    def gather(cls, config, rows, max_len, device="cpu"):
-        """A cache with the first n places of row b of others; rows: [(KVCache or None, b, n)]."""
-        new = cls(config, len(rows), max_len, device)
-        for i, (old, b, n) in enumerate(rows):
-            if n:
-                new.k[:, i, :, :n] = old.k[:, b, :, :n]
-                new.v[:, i, :, :n] = old.v[:, b, :, :n]
-                new.previous[i] = old.previous[b]
-        new.lens = torch.tensor([n for *_, n in rows], device=device)
-        new.longest = max(n for *_, n in rows)
-        return new
+    return state

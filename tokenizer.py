@@ -18,8 +18,8 @@ SPECIAL_TOKENS = ["<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_star
 SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
                  r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
 FORMAT = "nanochat-omni tokenizer 1"
-MAX_CHARS = 10_000  # longer texts are trained on in parts: training takes 90 bytes a character
-# The `tokenizers` library writes a byte as one printable character: itself, or chr(256 + n)
+MAX_CHARS = 10_000  # of a part of a text in training, which takes 90 bytes of memory a character
+# The `tokenizers` library writes a byte as one printable character: itself or chr(256 + n)
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [b for b in range(256) if b not in PRINTABLE]
 BYTE_CHARS = [chr(b if b in PRINTABLE else 256 + OTHERS.index(b)) for b in range(256)]
@@ -50,7 +50,7 @@ class ByteTokenizer:
         return self.special_ids[name]
 
     def encode(self, text):
-        """Return the ids (list of int) of a str; a special token's name in it is ordinary text."""
+        """Return the ids (list of int) of a str; the name of a special token is ordinary text."""
         return list(to_utf8(text))
 
     def decode(self, ids):
@@ -58,7 +58,6 @@ class ByteTokenizer:
 
         ValueError: an id is outside the vocabulary.
         """
-        ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside this {self.kind} tokenizer's "
@@ -79,17 +78,17 @@ class ByteTokenizer:
 
 
 class BPETokenizer(ByteTokenizer):
-    """Bytes, merged tokens and the nine special tokens; train_bpe() or load_tokenizer() makes one."""
+    """Bytes, merged tokens and the nine special tokens."""
     kind = "bpe"
 
     def __init__(self, tokens):
-        """tokens: bytes of the merged tokens, by rank; ValueError: no two earlier tokens make one."""
+        """tokens: bytes of the merged ones, by rank; ValueError: one isn't made of two earlier."""
         super().__init__(tokens, SPECIAL_TOKENS)
         vocab = {to_chars(token): i for i, token in enumerate(self.tokens)}
         merges = []
         for i, token in enumerate(self.tokens[256:], start=256):
             chars = to_chars(token)
-            # every split into two tokens: a text may arrive at the token by any of them
+            # all splits into two tokens: a text may reach the token by any
             splits = [(chars[:n], chars[n:]) for n in range(1, len(chars))
                       if chars[:n] in vocab and chars[n:] in vocab]
             is_made = any(vocab[left] < i > vocab[right] for left, right in splits)
@@ -97,7 +96,7 @@ class BPETokenizer(ByteTokenizer):
                 raise ValueError(f"token {i} ({token[:40]!r}) is there twice, or not made of two "
                                  "earlier tokens")
             merges += splits
-        # as in tiktoken a piece of text that is a token stays whole, all else is merged by rank
+        # as tiktoken: a piece of text that is a token stays whole, all else is merged by rank
         bpe = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
         self.bpe = split_by_pattern(bpe)
 
@@ -112,8 +111,8 @@ class BPETokenizer(ByteTokenizer):
 def train_bpe(texts, vocab_size):
     """Train a BPETokenizer on an iterable of str; the same texts give the same tokenizer.
 
-    vocab_size: number of ids, 256 bytes and 9 special tokens included. ValueError: the texts are too
-    few for it. 200 MB of books take 50 s and 0.3 GB.
+    vocab_size: number of ids, with 256 bytes and 9 special tokens. ValueError: too little text.
+    200 MB of books take 50 s and 0.3 GB.
     """
     n_merged = vocab_size - 256 - len(SPECIAL_TOKENS)
     if n_merged < 0:
@@ -132,7 +131,7 @@ def train_bpe(texts, vocab_size):
 
 
 def split_by_pattern(bpe):
-    """Let a `tokenizers` model cut text by SPLIT_PATTERN, then into bytes; no token crosses a cut."""
+    """Let a `tokenizers` model cut text by SPLIT_PATTERN; no token crosses a cut."""
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -172,8 +171,8 @@ def load_tokenizer(folder, vocab_size=0):
             data = f.read()
     except OSError as e:
         raise ValueError(f"{path}: no tokenizer there ({e.strerror}): copy the run's own, that "
-                         f"train_base.py wrote, or nanochat's {nanochats(folder)}, into {folder}"
-                         ) from e
+                         "train_base.py wrote, or nanochat's, <its base folder>/tokenizer/"
+                         f"tokenizer.pkl, into {folder}") from e
     try:
         tok = from_pickle(data) if path == pickled else from_json(data)
     except (KeyError, TypeError, ValueError) as e:
@@ -185,14 +184,8 @@ def load_tokenizer(folder, vocab_size=0):
     return tok
 
 
-def nanochats(folder):
-    """Return the path of nanochat's tokenizer for one of its checkpoint folders, as far as known."""
-    path = os.path.normpath(os.path.join(folder, "../../tokenizer/tokenizer.pkl"))
-    return path if os.path.exists(path) else "<its base folder>/tokenizer/tokenizer.pkl"
-
-
 def from_json(data):
-    """Return the tokenizer of the bytes that save() wrote; any error: they are not such."""
+    """Return the tokenizer of what save() wrote (bytes)."""
     content = json.loads(data)
     if content["format"] != FORMAT or content["pattern"] != SPLIT_PATTERN:
         raise ValueError(f"its format or pattern is not that of '{FORMAT}'")
@@ -206,11 +199,11 @@ def from_json(data):
 
 
 class Encoding:
-    """Stands for tiktoken.core.Encoding, whose pickle nanochat saves; that package isn't needed."""
+    """Stands for tiktoken.core.Encoding, whose pickle nanochat saves."""
 
 
-class Unpickler(pickle._Unpickler):  # in Python: a few bytes make the one in C take 64 GB
-    """Unpickles values and Encoding, nothing that could run."""
+class Unpickler(pickle._Unpickler):  # in Python: nine bytes can make the one in C take 64 GB
+    """Unpickles values and Encoding, nothing that runs."""
 
     def find_class(self, module, name):
         if (module, name) == ("tiktoken.core", "Encoding"):
@@ -222,27 +215,27 @@ def from_pickle(data):
     """Return the BPETokenizer of nanochat's tokenizer.pkl, a pickled tiktoken.Encoding."""
     try:
         state = vars(Unpickler(io.BytesIO(data)).load())
-        ranks, special = state["mergeable_ranks"], state["special_tokens"]
-        tokens = list(ranks)
-    except Exception as e:  # an unpickler stops at damage with any exception
-        raise ValueError(f"no pickled tiktoken.Encoding: {type(e).__name__} {e}") from None
+        tokens, ranks = zip(*state["mergeable_ranks"].items())
+    except Exception as e:  # damage stops an unpickler with any exception
+        reason = " ".join(str(e).split())[:100]
+        raise ValueError(f"no pickled tiktoken.Encoding: {type(e).__name__} {reason}") from None
     if state["pat_str"] != SPLIT_PATTERN:
         raise ValueError("its split pattern is another")
-    if list(ranks.values()) != list(range(len(tokens))) or not {*map(type, tokens)} == {bytes}:
+    if ranks != tuple(range(len(tokens))) or set(map(type, tokens)) != {bytes}:
         raise ValueError("its ranks are not 0, 1, 2, ... of bytes, in order")
-    if tokens[:256] != [bytes([b]) for b in range(256)]:
+    if tokens[:256] != tuple(bytes([b]) for b in range(256)):
         raise ValueError("its first 256 tokens are not the bytes in order")
-    if special != {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}:
+    special = {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
+    if state["special_tokens"] != special:
         raise ValueError(f"its special tokens are not {SPECIAL_TOKENS[0]} to {SPECIAL_TOKENS[-1]}, "
                          "after all others")
     return BPETokenizer(tokens[256:])
 
 
 def export_nanochat(tok, folder):
-    """Write folder/tokenizer.pkl and folder/token_bytes.pt, as nanochat's scripts/tok_train.py does.
+    """Write tokenizer.pkl and token_bytes.pt of a BPETokenizer, as nanochat's tok_train.py does.
 
-    tok: a BPETokenizer (ValueError for another). The files: a pickled tiktoken.Encoding, and int32
-    (V,), the bytes that each id stands for (0: special).
+    They hold a pickled tiktoken.Encoding and token_bytes() as int32 (V,).
     """
     import torch  # nothing else here needs it
     tok.special("<|user_start|>")  # a ByteTokenizer has none: the ValueError
@@ -267,7 +260,7 @@ def render_conversation(tok, conversation):
     """Return (ids, mask) of a chat, both lists of int; mask is 1 where the assistant is trained.
 
     conversation: {"messages": [{"role", "content"}, ...]}, user and assistant in turn; a system
-    message before them is joined to the user's. The assistant's content is a str or a list of
+    message before them is joined to the user's. The assistant's content may also be a list of
     {"type": text | python | python_output, "text"}. ValueError: it is not so.
     """
     ids, mask = [tok.bos_id], [0]
@@ -324,8 +317,8 @@ def read_messages(conversation):
 def multiple_choice(question, options, letters=""):
     """Return a question with its options, one a line.
 
-    letters: str, the names of the options, each right before its option; '': none. A small model
-    learns the letters sooner so, and answers an option in the token ids that it reads there.
+    letters: str, a name for each option, right before it: so a small model learns them sooner; '':
+    none. The answer is an option, in the same token ids.
     """
     options = [f"{letter} {option}" for option, letter in zip(options, letters)] or options
     answer = "answer with " + ("the letter" if letters else "one of the options")
