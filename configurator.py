@@ -1,7 +1,6 @@
 """Settings of a script: config files and --name=value change the script's own globals.
 
-    python train_align.py config/w2_frozen.py --batch_size=32   # later arguments win
-    python train_align.py --help                                # lists the settings
+    python train_align.py config/w2_frozen.py --batch_size=32   # later ones win; --help lists them
 """
 import ast
 import difflib
@@ -33,11 +32,11 @@ def user_input(*more):
 
 
 def configure(globals_dict, argv=None):
-    """Apply config files and --name=value to a script's settings, print what changes.
+    """Apply config files and --name=value to a script's settings, print changes -> dict of all.
 
-    globals_dict: the script's globals(), changed in place. A setting is a lower-case name of an int,
-    float, bool or str. argv: list of str, default sys.argv[1:]. Returns a dict of all settings. Any
-    mistake ends in fail() before anything is changed.
+    globals_dict: the script's globals(), changed in place; a setting is an int, float, bool or str
+    of a lower-case name. argv: list of str, default sys.argv[1:]. Any mistake ends in fail() before
+    anything is changed.
     """
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
@@ -74,7 +73,7 @@ def read_argument(arg):
 
 
 def read_config_file(path):
-    """Return [(name, value, 'path:line')] of `name = value` lines; a value may use names above it."""
+    """Return [(name, value, 'path:line')] of lines `name = value`, which may use names above."""
     values, changes, where = {"__builtins__": {}}, [], path
     try:
         for node in ast.parse(Path(path).read_text(encoding="utf-8-sig"), path).body:
@@ -127,7 +126,7 @@ def nearest(name, names):
 
 
 def print_help(globals_dict):
-    """Print the script's docstring and its lines from '# config:' to 'config = configure('; exit."""
+    """Print the script's docstring and its lines from '# config:' to configure(), then exit."""
     source = Path(globals_dict.get("__file__") or sys.argv[0]).read_text(encoding="utf-8")
     block = source.partition("\n# config:")[2].partition("config = configure(")[0]
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` is no error

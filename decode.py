@@ -34,8 +34,8 @@ def pad(rows, device, value=0):
 def prefill(model, prompts, audio, audio_at, room):
     """Read B prompts into a cache with `room` places to spare.
 
-    prompts: lists of ids; audio: None, or B tensors (T_a, C). Returns (KVCache, logits (B, V) of the
-    token after each prompt).
+    prompts: lists of ids; audio: None, or B tensors (T_a, C). Returns (KVCache, logits (B, V) after
+    each prompt).
     """
     device = model.cos.device
     idx, text_lens = pad(prompts, device)
@@ -102,8 +102,9 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None
 class Search:
     """A beam search of several clips.
 
-    live: [(clip, log-probability, ids)], a row of logits each. ended: for each clip a list of (mean
-    log-probability, ids). sizes: bytes of each id, 0: it ends a transcript. room: bytes of each clip.
+    sizes: bytes of each id, 0: it ends a transcript; room: bytes that each clip may take.
+    live: [(clip, log-probability, ids)], a row of logits each. ended: of each clip [(mean
+    log-probability, ids)].
     """
 
     def __init__(self, sizes, room, beams):
@@ -113,7 +114,7 @@ class Search:
         self.cut = []
 
     def step(self, logits):
-        """Go on by a token, given logits (rows, V); return the rows that the new `live` comes from."""
+        """Add a token, given logits (rows, V) -> rows of the cache that the new `live` goes on."""
         candidates = self.extend(logits)
         rows, self.live = [], []
         for clip, best in candidates.items():

@@ -15,10 +15,10 @@ PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362,
 
 @functools.lru_cache
 def compute_dtype(device):
-    """Return the dtype of matmuls and activations on a device ("cpu", "cuda", a torch.device).
+    """Return the dtype of matmuls and activations on a device (str or torch.device).
 
-    NANOCHAT_DTYPE decides where it is set. Else it is bf16 where the device has instructions for
-    it, and fp32 elsewhere: a CPU without them takes 55 times as long in bf16.
+    NANOCHAT_DTYPE decides where it is set; else the device: bf16 if it has instructions for that. A
+    CPU without them takes 55 times as long in bf16 as in fp32.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     name, kind = os.environ.get("NANOCHAT_DTYPE", ""), torch.device(device).type
@@ -43,7 +43,8 @@ def pick_device(device):
     device = have[0] if device == "auto" else device
     kind = device.split(":")[0]
     if kind not in have:
-        raise ValueError(f"device={device} is not on this machine: use auto, {', '.join(have)}")
+        raise ValueError(f"device={device} is not on this machine: use one of auto, "
+                         f"{', '.join(have)}")
     if kind == "cpu":
         keep_freed_memory()
     compute_dtype(device)  # a wrong NANOCHAT_DTYPE stops here
@@ -66,14 +67,14 @@ def peak_flops(device):
 
 
 def keep_freed_memory():
-    """Let glibc keep the memory of freed tensors (a step is 1.7x as fast), and oneDNN less of its own.
+    """Let glibc keep the memory of freed tensors: a step is 1.7 times as fast.
 
-    Memory given back to the kernel is zeroed before it is used again. oneDNN keeps a kernel for
-    every shape: 1,024 of them take 0.4 GB a process.
+    Else the kernel zeroes it for the next tensor. And let oneDNN keep 128 compiled shapes: its 1,024
+    take 0.4 GB a process.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
-        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD, bytes: keep the heap up to this size
+        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD, bytes free before the heap shrinks
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # pages of 2 MB; read at the first tensor
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")

@@ -1,4 +1,4 @@
-"""The same maths as the plain formulas, faster on a CPU: norm, relu squared, the softcapped loss."""
+"""The maths of plain formulas, faster on a CPU: norm, relu squared, the softcapped loss."""
 import torch
 import torch.nn.functional as F
 
@@ -49,10 +49,10 @@ class ReluSquared(torch.autograd.Function):
 
 
 def softcapped_nll(z, targets):
-    """Cross entropy (N,) in fp32 of softcapped logits, and its gradient (N, V) in z's dtype.
+    """Return the cross entropy (N,) in fp32, and its gradient (N, V) in z's dtype.
 
-    z: logits (N, V) before the softcap; targets: (N,). It needs exp alone, because the softcap
-    bounds every number; tanh and log-softmax take 5 times as long on a CPU.
+    z: logits (N, V) before the softcap; targets: (N,). The softcap bounds every number, so that exp
+    alone is enough; tanh and log-softmax take 5 times as long on a CPU.
     """
     rest = 2 / ((2 / SOFTCAP * z.float()).exp() + 1)  # 1 - tanh(z / SOFTCAP), 0 to 2
     e = (-SOFTCAP * rest).exp()  # exp(logit - SOFTCAP)
@@ -67,7 +67,7 @@ def softcapped_nll(z, targets):
 class ChunkedLoss(torch.autograd.Function):
     """The sum of softcapped_nll of hidden x (N, C) under weight (V, C), a chunk of rows at a time.
 
-    targets: (N,); nll: softcapped_nll, perhaps compiled. The gradient is computed with the loss, so
+    targets: (N,); nll: softcapped_nll, perhaps compiled. The gradient is computed with the loss:
     the logits of all rows are never in memory together.
     """
 

@@ -17,10 +17,10 @@ def orthogonalize(x, steps=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon's update (arXiv:2502.16982), all matrices of one shape in one batched matmul.
+    """torch.optim.Muon's update (arXiv:2502.16982), matrices of one shape in one batched matmul.
 
-    momentum: Nesterov's. blocks: a parameter (rows, blocks * cols) is so many matrices side by side.
-    Each is orthogonalized alone, which is cheaper; the update's norm is that of the whole.
+    momentum: Nesterov's. blocks: a parameter (rows, cols) is so many matrices side by side, each
+    orthogonalized alone, which is cheaper; the update's norm stays that of the whole.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.9, weight_decay=0.0, blocks=1):
@@ -46,8 +46,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
             ahead += p.grad.lerp(average, group["momentum"]).chunk(blocks, dim=1)
-        # the norm of orthogonal matrices (rows, part) grows with the root of min(rows, part)
-        part = cols / blocks
+        part = cols / blocks  # an orthogonal (rows, part) has the norm min(rows, part) ** 0.5
         scale = max(1, rows / cols) * min(rows, cols) / min(rows, part) / blocks
         updates = orthogonalize(torch.stack(ahead)).unflatten(0, (len(params), -1))
         for p, update in zip(params, updates.transpose(1, 2).flatten(2)):  # (rows, cols)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -32,19 +33,15 @@ def code_sums():
     """Return {file name: code_sum} of the files of this repository that are loaded."""
     files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
     paths = sorted({os.path.abspath(file) for file in files})
-    own = [path for path in paths if os.path.dirname(path) == FOLDER and os.path.isfile(path)]
-    return {os.path.basename(path): code_sum(path) for path in own}
+    return {os.path.basename(path): code_sum(path) for path in paths
+            if os.path.dirname(path) == FOLDER and os.path.isfile(path)}
 
 
 def changed_code(sums):
     """Return the names of files that are not as in `sums`, the code_sums() of an earlier run."""
-    changed = []
-    for name, then in sums.items():
-        path = os.path.join(FOLDER, name)
-        is_comparable = then.startswith(PYTHON)
-        if not os.path.isfile(path) or is_comparable and code_sum(path) != then:
-            changed.append(name)
-    return changed
+    paths = {name: os.path.join(FOLDER, name) for name in sums}
+    return [name for name, path in paths.items() if not os.path.isfile(path)
+            or sums[name].startswith(PYTHON) and code_sum(path) != sums[name]]
 
 
 def git_commit():
@@ -55,7 +52,7 @@ def git_commit():
     def git(*args):
         return subprocess.run(["git", "-C", FOLDER, *args], capture_output=True, text=True).stdout
 
-    head = git("rev-parse", "HEAD").strip()
+    head = git("rev-parse", "--verify", "HEAD").strip()
     is_dirty = head and git("status", "--porcelain", "--", "*.py").strip()
     return head + "-dirty" if is_dirty else head
 
@@ -65,14 +62,14 @@ def device_name(device):
     import torch
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    rows = {}
+    about = ""
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as f:
-            lines = f.read().split("\n\n")[0].splitlines()
-        rows = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
-    name = rows.get("model name", platform.processor() or platform.machine())
-    flags = rows.get("flags", "").split()
-    wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+            about = f.read()
+    name = re.search(r"^model name\s*: (.*)", about, re.MULTILINE)
+    name = name[1] if name else platform.processor() or platform.machine()
+    wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+              if re.search(rf"\b{flag}\b", about)]
     return " ".join([f"{torch.get_num_threads()} threads of {name}", *wanted])
 
 
@@ -99,7 +96,7 @@ def is_made(folder, settings, inputs):
     """Return True if folder/meta.json says that these settings, inputs and this code made it.
 
     settings: dict; inputs: {name: sha256 or another JSON value that changes with the input}. The
-    files that meta.json names must be there in their sizes.
+    files that it names must be there in their sizes.
     """
     try:
         with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
