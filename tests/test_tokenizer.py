@@ -226,7 +226,7 @@ def test_wrong_pickles(tmp_path, encoding):
              (changed(mergeable_ranks=texts), "of bytes"),
              (changed(mergeable_ranks={}), "no pickled"), (changed(mergeable_ranks=[]), "items"),
              (changed(special_tokens={**special, "<|bos|>": 3}), "special tokens are not <|bos|>"),
-             (changed(mergeable_ranks={**ranks, b"zq!": 298}), "special tokens are not <|bos|>"),
+             (changed(mergeable_ranks={**ranks, b"zq!": 298}), "two earlier tokens"),
              (PICKLE.replace(b"C\x02om", b"C\x02oc"), "not 0, 1, 2"),
              (PICKLE.replace(b"C\x02om", b"C\x03om\n"), "two earlier tokens"),
              (pickle.dumps(state), "no pickled"), (b"", ""), (b"\xff\n", ""), (PICKLE[:-1], ""),
