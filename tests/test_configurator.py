@@ -72,10 +72,9 @@ def test_later_arguments_win_and_changes_are_printed(tmp_path, capsys, monkeypat
     ("--batchsize=4", "did you mean batch_size?"), ("--LIMIT=4", "unknown setting 'LIMIT'"),
     ("--_hidden=4", "unknown"), ("--math=4", "unknown"), ("--fail=4", "unknown"),
     ("--batch_size=1.5", "not a whole number"), ("--batch_size=True", "not a whole number"),
-    ("--learning_rate=fast", "not a finite number"), ("--learning_rate=nan", "finite number"),
-    ("--learning_rate=1e999", "finite number"), ("--use_lora=true", "not True or False"),
-    ("--use_lora=", "True or False"), ("--use_lora", "--name=value"), ("-b=3", "--name=value"),
-    ("", "--name=value"), ("clip.wav", "ends in .py")])
+    ("--learning_rate=nan", "not a finite number"), ("--learning_rate=1e999", "finite number"),
+    ("--use_lora=true", "not True or False"), ("--use_lora=", "True or False"),
+    ("--use_lora", "--name=value"), ("-b=3", "--name=value"), ("clip.wav", "ends in .py")])
 def test_wrong_command_line(capsys, arg, said):
     """Broken: a mistyped argument is ignored or misread: the run trains what nobody asked for."""
     assert said in refuse(capsys, ["--out_dir=b", arg])
@@ -94,15 +93,10 @@ def test_wrong_command_line(capsys, arg, said):
     (b"RIFF\xff\xfe\x00", "no config file"), ("batch_size = 4\0", "no config")])
 def test_wrong_config_file(tmp_path, capsys, text, said):
     """Broken: a mistake in a config file is ignored, ends in a traceback, or runs code."""
-    assert said in refuse(capsys, [write(tmp_path, text)])
-
-
-def test_missing_config_file_names_the_nearest(tmp_path, capsys):
-    """Broken: a mistyped config file isn't named, or a folder given as one ends in a traceback."""
-    path = write(tmp_path, "batch_size = 4", "w2_frozen.py")
-    assert f"did you mean {path}?" in refuse(capsys, [path.replace("frozen", "frozn")])
-    (tmp_path / "folder.py").mkdir()
-    assert "no such config file" in refuse(capsys, [str(tmp_path / "folder.py")])
+    path = write(tmp_path, text)
+    assert said in refuse(capsys, [path])
+    assert f"no such config file (No such file or directory), did you mean {path}?" in refuse(
+        capsys, [path.replace("c.py", "cc.py")])
 
 
 def test_real_script(tmp_path):

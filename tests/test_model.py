@@ -31,7 +31,7 @@ def nanochat():
 
 @pytest.fixture
 def tiny():
-    """A small model whose every part matters: no zeros, windows shorter than a row."""
+    """A model whose every part matters: no zeros, windows shorter than a row."""
     torch.manual_seed(0)
     model = GPT(TINY).eval()
     for p in model.parameters():
@@ -122,7 +122,7 @@ def test_older_nanochat_checkpoints(tmp_path, nanochat, capsys):
     ((), {"mtp_heads": 2, "frozen_embd": False}, "has frozen_embd, mtp_heads, unknown here"),
     (("ve_gate",), {}, "doesn't fit its meta's model_config")])
 def test_foreign_checkpoints_are_named(tmp_path, drop, config, said):
-    """Broken: a checkpoint of another architecture is a list of missing keys, without a way out."""
+    """Broken: another architecture is a list of missing keys, without a way out."""
     with pytest.raises(ValueError, match=f"{said}.*taken from its commit 6ed7d1d .* to 92d63d4"):
         load_checkpoint(write_nanochat(tmp_path, drop, **config))
 
@@ -249,7 +249,6 @@ def test_sampling():
     assert set(draw(1.0, 0, 0.0001).tolist()) == {1}
     share = draw(1.0, 0, 1.0).bincount(minlength=4) / 4000
     assert (share - torch.tensor([0.1, 0.4, 0.3, 0.2])).abs().max() < 0.03
-    assert torch.equal(draw(1.0, 0, 1.0), draw(1.0, 0, 1.0))
 
 
 class Hears:
@@ -335,10 +334,10 @@ def test_loss_in_chunks(tiny, monkeypatch):
         assert (ours is None) == (theirs is None)
         if ours is not None:
             close(ours, theirs)
-    tiny.requires_grad_(False)
-    tiny.backout_lambda.requires_grad_(True)  # a frozen head passes a gradient on
-    wanted = next(grad for p, grad in zip(params, wanted) if p is tiny.backout_lambda)
-    close(torch.autograd.grad(tiny(idx, targets), tiny.backout_lambda)[0], wanted)
+    tiny.lm_head.requires_grad_(False)  # it passes a gradient on
+    close(torch.autograd.grad(tiny(idx, targets), tiny.backout_lambda)[0],
+          torch.autograd.grad(tiny(idx, targets, loss_reduction="none").sum() / n,
+                              tiny.backout_lambda)[0])
 
 
 @pytest.mark.parametrize("ours, theirs", [
@@ -412,11 +411,3 @@ def test_compute_dtype(monkeypatch):
         assert dtype("cpu") == wanted and dtype("mps") == torch.float32
     with pytest.raises(ValueError, match="device=gpu is not on this machine: use one of auto"):
         device.pick_device("gpu")
-
-
-def test_depth_is_the_one_dial():
-    """Broken: a depth gives other sizes or windows than nanochat's."""
-    assert GPTConfig.of_depth(12, 100).n_embd == 768 and GPTConfig.of_depth(12, 100).n_head == 6
-    assert GPTConfig.of_depth(5, 100).n_embd == 384  # 320 rounded up to a multiple of 128
-    config = GPTConfig(sequence_len=2048, n_layer=5, window_pattern="SSL")
-    assert config.windows() == [512, 512, 2048, 512, 2048]
