@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+from itertools import chain
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -119,7 +120,7 @@ def train_bpe(texts, vocab_size):
         raise ValueError(f"vocab_size={vocab_size} is below {256 + len(SPECIAL_TOKENS)}, "
                          "the bytes and special tokens")
     bpe = split_by_pattern(Tokenizer(models.BPE()))
-    parts = (text[i:i + MAX_CHARS] for text in texts for i in range(0, len(text), MAX_CHARS))
+    parts = chain.from_iterable(map(cut, texts))
     bpe.train_from_iterator(parts, trainers.BpeTrainer(
         vocab_size=256 + n_merged, initial_alphabet=BYTE_CHARS, show_progress=False))
     vocab = bpe.get_vocab()
@@ -128,6 +129,10 @@ def train_bpe(texts, vocab_size):
         raise ValueError(f"the texts give {len(merged)} merges of {n_merged}: lower vocab_size to "
                          f"{vocab_size - n_merged + len(merged)} or add text")
     return BPETokenizer([to_bytes(chars) for chars in merged])
+
+
+def cut(text):
+    return [text[i:i + MAX_CHARS] for i in range(0, len(text), MAX_CHARS)]
 
 
 def split_by_pattern(bpe):
@@ -323,8 +328,7 @@ def multiple_choice(question, options, letters=""):
 
 def chat_prompt(tok, turns, question):
     """Return the ids that ask `question` (str) after turns [(question, answer), ...]."""
-    texts = [text for turn in turns for text in turn] + [question]
-    roles = ("user", "assistant")
+    texts, roles = [*chain.from_iterable(turns), question], ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
     ids, _ = render_conversation(tok, {"messages": messages})
     return [*ids, tok.special("<|assistant_start|>")]

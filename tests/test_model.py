@@ -45,7 +45,7 @@ def row_forward(model, segments):
 
     Returns logits (T, V) at the text tokens.
     """
-    ids = [i for s in segments if isinstance(s, list) for i in s]
+    ids = sum((s for s in segments if isinstance(s, list)), [])
     text = model.embed(torch.tensor([ids]))
     text = model.smear(text, torch.zeros(1, 1, text.size(2)))[0]
     xs, places, n, at = [], [], 0, 0
