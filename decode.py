@@ -1,5 +1,4 @@
 """Decoding: sampling, streamed tokens, transcripts by beam search, scores of given answers."""
-import math
 from itertools import chain
 
 import torch
@@ -8,16 +7,11 @@ import torch.nn as nn
 from kv_cache import KVCache
 
 
-def sample(logits, temperature, top_k, top_p, generator):
-    """Choose a token a row: logits (B, V) -> ids (B,). temperature 0: the likeliest.
-
-    top_k: of so many likeliest (0: all); top_p: of the likeliest that sum up to it (1: all).
-    """
+def sample(logits, temperature, top_p, generator):
+    """Draw a token a row of logits (B, V), of the likeliest that sum up to top_p -> ids (B,)."""
     if temperature == 0:
         return logits.argmax(dim=1)
     logits, order = (logits / temperature).sort(dim=1, descending=True)
-    if top_k > 0:
-        logits[:, top_k:] = -math.inf
     probs = logits.softmax(dim=1)
     if top_p < 1:
         before = probs.cumsum(dim=1) - probs  # of the likelier tokens; the first always stays
@@ -52,17 +46,15 @@ def prefill(model, prompts, audio, audio_at, room):
 
 
 @torch.inference_mode()
-def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=0.0, top_k=0,
-             top_p=1.0, stop_ids=(), seed=0):
-    """Continue B prompts (lists of ids) together; audio: None, or B tensors (T_a, C).
+def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, stop_ids=()):
+    """Continue B prompts (lists of ids) together, greedily; audio: None, or B tensors (T_a, C).
 
     Yields at each step a list of B: a token id, or None once that row has met one of stop_ids.
     """
     cache, logits = prefill(model, prompts, audio, audio_at, max_tokens)
-    generator = torch.Generator(device=logits.device).manual_seed(seed)
     stopped = [False] * len(prompts)
     for step in range(max_tokens):
-        ids = sample(logits, temperature, top_k, top_p, generator)
+        ids = logits.argmax(dim=1)
         out = ids.tolist()
         stopped = [done or token in stop_ids for done, token in zip(stopped, out)]
         if all(stopped):

@@ -120,7 +120,7 @@ def train_bpe(texts, vocab_size):
         raise ValueError(f"vocab_size={vocab_size} is below {256 + len(SPECIAL_TOKENS)}, "
                          "the bytes and special tokens")
     bpe = split_by_pattern(Tokenizer(models.BPE()))
-    parts = chain.from_iterable(map(cut, texts))
+    parts = chain.from_iterable(map(in_parts, texts))
     bpe.train_from_iterator(parts, trainers.BpeTrainer(
         vocab_size=256 + n_merged, initial_alphabet=BYTE_CHARS, show_progress=False))
     vocab = bpe.get_vocab()
@@ -131,7 +131,7 @@ def train_bpe(texts, vocab_size):
     return BPETokenizer([to_bytes(chars) for chars in merged])
 
 
-def cut(text):
+def in_parts(text):
     return [text[i:i + MAX_CHARS] for i in range(0, len(text), MAX_CHARS)]
 
 
