@@ -85,10 +85,9 @@ def test_wrong_command_line(capsys, arg, said):
     ("batch_size = 4\nbatch_size = 1.5", "c.py:2: batch_size=1.5 is not a whole number"),
     ("batch_size = True", "a whole number"), ("use_lora = 1", "not True or False"),
     ("out_dir = 3", "not a string"), ("learning_rate = 10**400", "not a finite number"),
-    ("learning_rate = '1'", "not a finite number"), ("batch_size = None", "whole number"),
     ("import os", "c.py:1: a config file holds plain"), ("print(1)", "plain"),
-    ("batch_size, x = 1, 'b'", "plain"), ("if True:\n    batch_size = 1", "plain"),
-    ("batch_size: 32", "plain"), ("batch_size = ", "SyntaxError"),
+    ("batch_size, x = 1, 'b'", "plain"), ("batch_size: 32", "plain"),
+    ("batch_size = ", "SyntaxError"),
     ("batch_size = open('x')", "NameError"), ("batch_size = 1 // 0", "ZeroDivision"),
     (b"RIFF\xff\xfe\x00", "no config file"), ("batch_size = 4\0", "no config")])
 def test_wrong_config_file(tmp_path, capsys, text, said):
@@ -101,12 +100,11 @@ def test_wrong_config_file(tmp_path, capsys, text, said):
 
 def test_real_script(tmp_path):
     """Broken: --help omits docstring or config block, or a wrong use isn't one line and exit 2."""
-    path = write(tmp_path, SCRIPT, "train_x.py")
-    env = {**os.environ, "PYTHONPATH": ROOT}
+    path, env = write(tmp_path, SCRIPT, "train_x.py"), {**os.environ, "PYTHONPATH": ROOT}
 
     def run(*args):
-        return subprocess.run([sys.executable, path, *args], capture_output=True, text=True,
-                              env=env)
+        command = [sys.executable, path, *args]
+        return subprocess.run(command, capture_output=True, text=True, env=env)
 
     shown = run("--help")
     assert shown.returncode == 0 and shown.stderr == ""

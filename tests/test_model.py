@@ -41,10 +41,7 @@ def tiny():
 
 
 def row_forward(model, segments):
-    """Reference: one uncached forward over ids (lists) and audio (T_a, C), written out plainly.
-
-    Returns logits (T, V) at the text tokens.
-    """
+    """Reference: a plain forward over ids (lists) and audio (T_a, C) -> logits (T, V) of text."""
     ids = sum((s for s in segments if isinstance(s, list)), [])
     text = model.embed(torch.tensor([ids]))
     text = model.smear(text, torch.zeros(1, 1, text.size(2)))[0]
@@ -137,9 +134,10 @@ def test_checkpoint_errors(tmp_path):
             load_checkpoint(str(folder), **which)
 
     refused("holds no step 7: it has 10", step=7)
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"sha256": {weights.name: "ab"}}))
+    whole = meta.read_text()
+    meta.write_text(json.dumps(json.loads(whole) | {"sha256": {weights.name: "ab"}}))
     refused("model_000010.pt is cut short or changed .its sha256")
-    shutil.copy(os.path.join(NANOCHAT, meta.name), meta)
+    meta.write_text(whole)
     weights.write_bytes(weights.read_bytes()[:1000])
     refused("model_000010.pt can't be read")
     weights.unlink()
@@ -251,7 +249,7 @@ def test_sampling():
 
 
 class Hears:
-    """Stands for projector and tokenizer: up to 3 audio tokens, the frames' own; ids as text."""
+    """Stands for projector and tokenizer: up to 3 frames as audio tokens; ids as text."""
     bos_id = 0
 
     def __init__(self, size):
@@ -370,14 +368,13 @@ def test_muon_is_torchs(monkeypatch):
     assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(ours, theirs))
     assert (ours[0] - 0.1).abs().mean() > 0.02 and torch.equal(ours[-1], 0.1 * torch.ones(2, 3))
     for rows in (8, 48):
-        whole = torch.nn.Parameter(torch.ones(rows, 24))
-        parts = [torch.nn.Parameter(torch.ones(rows, 8)) for _ in range(3)]
+        whole, *parts = (torch.nn.Parameter(torch.zeros(rows, n)) for n in (24, 8, 8, 8))
         whole.grad = torch.randn(rows, 24)
         for part, grad in zip(parts, whole.grad.chunk(3, dim=1)):
             part.grad = grad
         optim.Muon([whole], lr=0.1, blocks=3).step()
         optim.Muon(parts, lr=0.1).step()
-        scaled = 1 + (torch.cat(parts, dim=1) - 1) * 3 ** -0.5  # the norm of the whole's update
+        scaled = torch.cat(parts, dim=1) * 3 ** -0.5  # to the norm of the whole's update
         assert torch.allclose(whole, scaled, atol=1e-3)
 
 
