@@ -107,8 +107,8 @@ def run_sums(folder):
     """Return {file name: sha256} of model and projector of a run's last step."""
     step = read_meta(folder)["step"]
     names = [file_name(name, step) for name in ("model", "projector")]
-    return {name: sha256_file(os.path.join(folder, name)) for name in names
-            if os.path.exists(os.path.join(folder, name))}
+    paths = {name: os.path.join(folder, name) for name in names}
+    return {name: sha256_file(path) for name, path in paths.items() if os.path.exists(path)}
 
 
 # ---- writing
@@ -127,8 +127,7 @@ def save_checkpoint(out_dir, step, files, meta):
         os.replace(path + ".tmp", path)
         sums[file_name(name, step)] = sha256_file(path)
     best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
-    meta = {"step": step, "best": best, "evaluated": False, **meta, "sha256": sums}
-    write_meta(out_dir, meta)
+    write_meta(out_dir, {"step": step, "best": best, "evaluated": False, **meta, "sha256": sums})
 
 
 def note_evaluation(out_dir, step, result, figure):
