@@ -17,7 +17,7 @@ from device import pick_device
 from record import changed_code
 
 FREE = {"init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every",
-        "wandb_log", "workers", "eval_rows"}  # settings that a resumed run may change
+        "wandb_log"}  # settings that a resumed run may change
 FORMATS = {  # of the log's line; log.jsonl keeps every digit
     "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
     "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",

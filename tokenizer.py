@@ -306,24 +306,20 @@ def read_messages(conversation):
         kinds = ("text", "python", "python_output") if role == "assistant" else ("text",)
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         try:
-            rows.append((role, [(part["type"], part["text"]) for part in parts]))
+            parts = [(part["type"], part["text"]) for part in parts]
+            is_right = all(kind in kinds and isinstance(text, str) for kind, text in parts)
         except (KeyError, TypeError):
-            rows.append((role, [("", None)]))
-        if not all(kind in kinds and isinstance(text, str) for kind, text in rows[-1][1]):
+            is_right = False
+        if not is_right:
             raise ValueError(f"conversation: message {i} ({role}) is neither text nor parts of "
                              f"type {', '.join(kinds)}")
+        rows.append((role, parts))
     return rows
 
 
-def multiple_choice(question, options, letters=""):
-    """Return a question with its options, one a line.
-
-    letters: str, a name for each option, right before it: so a small model learns them sooner; '':
-    none. The answer is an option, in the same token ids.
-    """
-    options = [f"{letter} {option}" for option, letter in zip(options, letters)] or options
-    answer = "answer with " + ("the letter" if letters else "one of the options")
-    return "\n".join([question, *options, answer])
+def multiple_choice(question, options):
+    """Return a question with its options, one a line: an answer has the same token ids there."""
+    return "\n".join([question, *options, "answer with one of the options"])
 
 
 def chat_prompt(tok, turns, question):
