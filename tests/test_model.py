@@ -72,14 +72,18 @@ def padded(rows):
 # ---- nanochat's checkpoints
 
 def test_nanochat_numbers(nanochat):
-    """Broken: a nanochat checkpoint computes something else: rotary sign, windows, smear ..."""
+    """Broken: a nanochat checkpoint computes something else, with or without the cache."""
     model, expected = nanochat
     logits = model(expected["idx"])[0, expected["positions"]]
     assert (logits - expected["logits"]).abs().max() < 2e-4
     loss = model(expected["idx"][:, :-1], expected["idx"][:, 1:])
     assert abs(loss.item() - expected["loss"]) < 1e-4
     prompt, wanted = list(expected["greedy_prompt"]), list(expected["greedy_next"])
-    assert [step[0] for step in generate(model, [prompt], max_tokens=24)] == wanted
+    said = list(generate(model, [[5], prompt], max_tokens=24))  # beside another row
+    assert [step[1] for step in said] == wanted
+    said = list(generate(model, [[5], prompt], max_tokens=24, stop_ids=wanted[3:4]))
+    first = wanted.index(wanted[3])
+    assert [step[1] for step in said[:first + 1]] == wanted[:first] + [None]
     assert model(torch.tensor([prompt + wanted]))[0, -25:-1].argmax(1).tolist() == wanted
 
 
@@ -217,22 +221,6 @@ def test_cached_turns(tiny, audio_at):
     assert cache.lens.tolist() == [sum(map(len, segments)) for segments in history]
     with pytest.raises(AssertionError, match="the cache's 80"):
         tiny(torch.zeros(3, 60, dtype=torch.long), kv_cache=cache)
-
-
-def test_batched_generation_equals_alone(tiny):
-    """Broken: an answer depends on what else is in the batch, or goes on behind a stop id."""
-    torch.manual_seed(3)
-    prompts = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
-    audio = [torch.randn(n, 48) for n in (6, 2, 9)]
-    together = list(generate(tiny, prompts, audio, audio_at=2, max_tokens=12))
-    for b in range(3):
-        alone = list(generate(tiny, [prompts[b]], [audio[b]], audio_at=2, max_tokens=12))
-        assert [s[b] for s in together] == [s[0] for s in alone]
-    said = [s[1] for s in together]
-    stops = said[4], said[4]
-    short = [s[1] for s in generate(tiny, prompts, audio, 2, max_tokens=12, stop_ids=stops)]
-    first = said.index(said[4])
-    assert short[:first] == said[:first] and not any(short[first:])
 
 
 def test_sampling():
@@ -378,32 +366,15 @@ def test_muon_is_torchs(monkeypatch):
         assert torch.allclose(whole, scaled, atol=1e-3)
 
 
-def test_for_inference_says_the_same(monkeypatch):
-    """Broken: weights kept in bf16 give other logits than those cast to it at every use."""
-    monkeypatch.setattr(M, "compute_dtype", lambda device: torch.bfloat16)
-    gpt = GPT(GPTConfig(16, 50, 2, 2, 1, 48, "L"))
-    for p in gpt.parameters():
-        p.data.add_(0.02 * torch.randn_like(p))
-    idx = torch.randint(0, 50, (2, 9))
-    want = gpt(idx)
-    assert M.for_inference(gpt).lm_head.weight.dtype == torch.bfloat16
-    assert torch.equal(gpt(idx), want)
-
-
 def test_compute_dtype(monkeypatch):
     """Broken: a misspelt NANOCHAT_DTYPE runs in another precision, or a CPU in a GPU's dtype."""
     dtype = device.compute_dtype.__wrapped__  # without the cache
-    monkeypatch.setenv("NANOCHAT_DTYPE", "bfloat16")
-    assert dtype("cpu") == torch.bfloat16
     monkeypatch.setenv("NANOCHAT_DTYPE", "bf16")
     with pytest.raises(ValueError, match="NANOCHAT_DTYPE=bf16 is unknown: use one of float32"):
         dtype("cpu")
     monkeypatch.delenv("NANOCHAT_DTYPE")
-    of = {"cuda:0": (9, 0), "cuda:1": (7, 5)}
-    monkeypatch.setattr(torch.cuda, "get_device_capability", of.get)
-    assert dtype("cuda:0") == torch.bfloat16 and dtype("cuda:1") == torch.float32
     for has, wanted in (("avx2", torch.float32), ("avx512_bf16", torch.bfloat16)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True})
-        assert dtype("cpu") == wanted and dtype("mps") == torch.float32
+        assert dtype("cpu") == wanted
     with pytest.raises(ValueError, match="device=gpu is not on this machine: use one of auto"):
         device.pick_device("gpu")

@@ -217,14 +217,12 @@ def test_wrong_pickles(tmp_path, encoding):
     texts = {str(token): i for token, i in ranks.items()}
     wrong = [(changed(pat_str="x"), "split pattern"),
              (changed(mergeable_ranks=swapped), "the bytes in order"),
-             (changed(mergeable_ranks={**ranks, b"he": 400}), "not 0, 1, 2"),
-             (changed(mergeable_ranks=texts), "of bytes"),
-             (changed(mergeable_ranks={}), "no pickled"), (changed(mergeable_ranks=[]), "items"),
+             (changed(mergeable_ranks=texts), "of bytes"), (changed(mergeable_ranks=[]), "items"),
              (changed(special_tokens={**special, "<|bos|>": 3}), "special tokens are not <|bos|>"),
              (PICKLE.replace(b"C\x02om", b"C\x02oc"), "not 0, 1, 2"),
              (PICKLE.replace(b"C\x02om", b"C\x03om\n"), "two earlier tokens"),
-             (pickle.dumps(state), "no pickled"), (b"", ""), (b"\xff\n", ""), (PICKLE[:-1], ""),
-             (PICKLE[:1000], ""), (b"\x80\x04Nr\xff\xff\xff\xff.", "no pickled")]  # 64 GB in C
+             (pickle.dumps(state), "no pickled"), (b"\xff\n", ""), (PICKLE[:-1], ""),
+             (b"\x80\x04Nr\xff\xff\xff\xff.", "no pickled")]  # 64 GB in C
     for data, said in wrong:
         assert said in refused(path, data)
 
