@@ -10,10 +10,11 @@ from tokenizer import render_conversation
 
 
 def chat_sums(folder):
-    """Return {split: sha256} of a finished folder of prepare_chat.py; ValueError: it is none."""
+    """Return {file name: sha256} of a finished folder of prepare_chat.py; ValueError: it is none."""
     if not os.path.isfile(os.path.join(folder, "meta.json")):  # written last
         raise ValueError(f"{folder} holds no conversations: run prepare_chat.py --out_dir={folder}")
-    return {split: sha256_file(os.path.join(folder, f"{split}.jsonl")) for split in ("train", "val")}
+    names = ("train.jsonl", "val.jsonl")
+    return {name: sha256_file(os.path.join(folder, name)) for name in names}
 
 
 def pack_whole(lengths, width, n_buffer=1000):

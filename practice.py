@@ -1,19 +1,19 @@
 """Listening practice: a GPT learns to listen from text alone, before it gets any audio.
 
 A projector turns speech into a row of vectors for the GPT. To the GPT they look like the token
-embeddings of a poor speller: pieces of words in place of words, each repeated for as long as it
-sounds, with gaps, with neighbours that run into each other, some misheard, all of them noisy.
-Practice makes such rows from sentences and trains the GPT to write down what it "heard":
+embeddings of a poor speller: pieces of words, each repeated for as long as it sounds, with gaps,
+with neighbours that run into each other, some misheard, all noisy. Practice makes such rows from
+sentences, and trains the GPT to write down what it "heard":
 
     sentence         red dog
     its pieces        r ed  d og                      tokens of a small vocabulary
-    imitated audio   _  r  r ed ed ed _  d og og _    pieces repeated, _ is a blank (a learnt vector)
+    imitated audio   _  r  r ed ed ed _  d og og _    pieces repeated; _ is a blank, a learnt vector
     the GPT reads    11 noisy vectors, then <|bos|> red dog
     it learns        red dog <|bos|>                  nothing is predicted at the 11 vectors
 
-In chats (chats.jsonl of prepare_practice.py) the GPT answers questions about a sentence that it
-hears in this way. After practice a projector only has to make vectors of a kind that the GPT reads
-already: train_align.py needs minutes for that on a CPU.
+In chats (chats.jsonl of prepare_practice.py) it answers questions about such a sentence instead.
+After practice a projector only has to make vectors of a kind that the GPT reads already, which
+train_align.py learns within minutes on a CPU.
 """
 from collections import Counter
 from typing import NamedTuple
@@ -41,13 +41,13 @@ EASE_STEPS = 200    # the disturbances grow from nothing to full strength over s
 
 class Imitation(NamedTuple):
     """Imitated recordings of B sentences, padded to T_a places."""
-    pairs: torch.Tensor    # int64 (B, T_a, 2): a piece and its rival; both are -1 at a blank
-    weights: torch.Tensor  # float32 (B, T_a, 1): the rival's weight, 0..1
-    lens: torch.Tensor     # int64 (B,): places of each
+    pairs: torch.Tensor    # int64 (B, T_a, 2): a piece and its rival; -1 at a blank
+    weights: torch.Tensor  # float32 (B, T_a, 1): the rival's weight
+    lens: torch.Tensor     # int64 (B,): places of each recording
 
 
 def ease_at(step):
-    """Return how strong the disturbances are at a step of training, 0 to 1."""
+    """Return the strength of the disturbances at a step of training: 0..1."""
     return min((step + 1) / EASE_STEPS, 1.0)
 
 
@@ -83,8 +83,7 @@ def imitate(ids, spelling, rng, ease):
 def imitate_audio(sentences, spelling, rng, ease=1.0):
     """Imitate recordings of sentences (B arrays of pieces) -> Imitation.
 
-    spelling: (n,), the pieces that a random one is drawn from; rng: a numpy Generator; ease: 0..1,
-    the strength of the disturbances.
+    spelling: (n,), the pieces that random ones are drawn from; rng: a numpy Generator.
     """
     pairs, weights = zip(*(imitate(ids, spelling, rng, ease) for ids in sentences))
     return Imitation(pad_sequence(pairs, True), pad_sequence(weights, True).float(),
@@ -92,9 +91,9 @@ def imitate_audio(sentences, spelling, rng, ease=1.0):
 
 
 def practice_features(model, blank, imitation, rng, ease=1.0):
-    """Embed an Imitation as a projector's output is -> (B, T_a, C), each vector of RMS 1.
+    """Embed an Imitation -> (B, T_a, C), in place of a projector's output; each vector has RMS 1.
 
-    model: GPT; blank: parameter (C,), the vector of a blank; rng, ease: as in imitate_audio.
+    model: GPT; blank: parameter (C,), the vector of a blank.
     """
     def draw(*shape):
         return torch.from_numpy(rng.random(shape, dtype=np.float32)).to(blank.device)
@@ -119,18 +118,16 @@ def slip(idx, ids, bos_id, rng, ease):
 # ---- chats about imitated recordings
 
 def read_chats(path, speller, limit):
-    """Read chats.jsonl of prepare_practice.py.
+    """Read chats.jsonl -> {"train": [(heard, messages), ...], "val": ...}, Counter of left-outs.
 
-    limit: positions of a row; a chat that could take more, with its recording, is left out. Returns
-    {"train": [(heard, messages), ...], "val": ...}, heard: int (n,), the sentence in pieces, and a
-    Counter of what was left out, by reason. ValueError: a wrong line, or no chat in a split.
+    heard: int (n,), the sentence in pieces. A chat that could take over `limit` positions is left
+    out. ValueError: a wrong line, or a split without a chat.
     """
     chats, left_out = {"train": [], "val": []}, Counter()
     for where, row in read_jsonl(path, split=str, text=str, turns=list):
-        is_turn = [isinstance(turn, list) and list(map(type, turn)) == [str] * 3 for turn in row["turns"]]
-        if row["split"] not in chats or not all(is_turn):
-            raise ValueError(f'{where}: "split" is train or val, "turns" are '
-                             "[task, question, answer], three strings")
+        kinds = [list(map(type, turn)) for turn in row["turns"]]
+        if row["split"] not in chats or any(kind != [str] * 3 for kind in kinds):
+            raise ValueError(f'{where}: "split" is train or val, "turns" are three strings each')
         messages = []
         for _, question, answer in spoken_turns(row["turns"], left_out):
             messages += [{"role": "user", "content": plain_text(question)},
@@ -149,7 +146,7 @@ def read_chats(path, speller, limit):
 
 
 def render_chats(chats, tokenizer):
-    """Render chats (heard, messages) -> idx, targets, int64 (B, T); targets are -1 but at answers."""
+    """Render B chats -> idx, targets, int64 (B, T); targets are -1 outside answers."""
     rows, targets = [], []
     for _, messages in chats:
         ids, mask = map(np.array, render_conversation(tokenizer, {"messages": messages}))
@@ -159,10 +156,7 @@ def render_chats(chats, tokenizer):
 
 
 def count_right(best, targets):
-    """Count answers that are right in every token: best, targets (B, T) -> (right, all), ints.
-
-    best: the likeliest ids; an answer is a run of targets that are not -1.
-    """
+    """Count answers (runs of targets): ids best, targets (B, T) -> (right in all tokens, all)."""
     n_right = n_all = 0
     for ids, wanted in zip(best, targets):
         edges = np.flatnonzero(np.diff(wanted >= 0, prepend=False, append=False)).reshape(-1, 2)

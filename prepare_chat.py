@@ -66,7 +66,7 @@ def find_source(source):
         return [source]
     paths = [path for path in find_files(source, (".json",)) if "dialogues_" in path]
     if not paths:
-        raise ValueError(f"sources: {source} is no .jsonl and no folder with dialogues_*.json in it "
+        raise ValueError(f"sources: {source} is no .jsonl file and no folder of dialogues_*.json "
                          "(--help says where DSTC8's are)")
     return paths
 
@@ -75,8 +75,9 @@ def read_dialogues(path):
     """Yield ('<path>: dialogue <n>', messages) of a file of DSTC8."""
     try:
         for n, row in enumerate(json.loads("\n".join(read_lines(path))), 1):
-            yield f"{path}: dialogue {n}", [
-                {"role": ROLES[turn["speaker"]], "content": turn["utterance"]} for turn in row["turns"]]
+            messages = [{"role": ROLES[turn["speaker"]], "content": turn["utterance"]}
+                        for turn in row["turns"]]
+            yield f"{path}: dialogue {n}", messages
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path} holds no dialogues of DSTC8 ({type(e).__name__}: {e})") from None
 
@@ -140,8 +141,9 @@ def main():
         write_jsonl(os.path.join(out_dir, f"{split}.jsonl"),
                     [{"messages": found[digest]} for digest in sorted(found)])
     note_made(out_dir, config, inputs, ["train.jsonl", "val.jsonl"])
-    print(f"{out_dir}: {len(splits['train']):,} conversations to learn, {len(splits['val']):,} held "
-          f"out; {n_twice:,} were there twice")
+    n_train, n_val = map(len, splits.values())
+    print(f"{out_dir}: {n_train:,} conversations to learn, {n_val:,} held out; {n_twice:,} were "
+          "there twice")
 
 
 if __name__ == "__main__":

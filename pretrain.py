@@ -70,10 +70,10 @@ class Sentences:
 class Loop:
     """All around the forward passes of a run: resume, update, log line, checkpoint, evaluation.
 
-    settings: the script's, and log_every, eval_every, save_every, grad_clip, wandb_log where it has
-    none; inputs: checksums; ranks: rank, world_size, device; meta: of the checkpoint that model is
-    of; losses: names of the kinds of loss, "" is not logged; row_len: tokens of a row; best: the
-    figure that is lowest in the best checkpoint.
+    settings: dict with out_dir, batch_size, max_steps, log_every, eval_every, save_every, grad_clip,
+    wandb_log; ranks: rank, world_size, device; meta: of the checkpoint that model is of; losses:
+    names of the kinds of loss, "" is not logged; best: the figure that the best checkpoint has
+    lowest.
     """
 
     def __init__(self, settings, inputs, ranks, first_step, meta, model, tok, optimizers, losses,
@@ -93,8 +93,9 @@ class Loop:
                 self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
                 self.window.copy_(self.state["window"][:len(self.window)])
                 load_optimizers(optimizers, self.state["optimizers"])
-        # False: the run was killed between a checkpoint and its evaluation
-        self.is_evaluated = not (first_step and self.is_due("eval", first_step)) or meta["evaluated"]
+        self.is_evaluated = True  # False: the run was killed between a checkpoint and its evaluation
+        if first_step and self.is_due("eval", first_step):
+            self.is_evaluated = meta["evaluated"]
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group in groups:
             group["peak_lr"], group["peak_decay"] = group["lr"], group["weight_decay"]

@@ -69,12 +69,12 @@ WINDOW_PATTERN = "SSSL" if text_len >= 1024 else "L"  # nanochat's; short rows n
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 
 spell_steps = round(spell_share * lr_decay_steps) if practice and not lm else 0
-for least, names in ((1, "depth head_dim batch_size grad_accum text_len chat_rows lr_decay_steps "
-                         "save_every log_every"),
-                     (0, "max_steps warmup_steps matrix_lr grad_clip practice spell_share seed")):
-    for name in names.split():
-        if config[name] < least:
-            fail(f"{name}={config[name]} must be {least} or more")
+FROM_ONE = ("depth", "head_dim", "batch_size", "grad_accum", "text_len", "chat_rows", "max_steps",
+            "lr_decay_steps", "save_every", "log_every")
+for name, value in config.items():
+    least = int(name in FROM_ONE)
+    if not isinstance(value, str) and value < least:
+        fail(f"{name}={value}: give {least} or more")
 if init_from not in ("scratch", "resume", "auto"):
     fail(f"{init_from=} is none of scratch, resume, auto (--lm=<folder> begins with its model)")
 if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
@@ -276,11 +276,13 @@ def evaluate_chats(step):
 # ---- loop
 
 about = [f"{max_steps} steps, each {grad_accum} x {batch_size} rows"]
-about += [f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} rows, "
-          f"{rows.n_cropped:,} ({rows.share:.1%}) cropped" for split, rows in docs.items()]
-about += [f"{split}: {len(lines[split]):,} sentences, {len(words[split].ids):,} tokens"
-          for split in splits]
-about += [f"{chats}: left out: {n:,}, {reason}" for reason, n in left_out.items()]
+for split, rows in docs.items():
+    about.append(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} "
+                 f"rows, {rows.n_cropped:,} ({rows.share:.1%}) cropped")
+for split in splits:
+    about.append(f"{split}: {len(lines[split]):,} sentences, {len(words[split].ids):,} tokens")
+for reason, n in left_out.items():
+    about.append(f"{chats}: left out: {n:,}, {reason}")
 if first_step < spell_steps:
     about.append(f"text in pieces until step {spell_steps}, where losses jump")
 loop.start(evaluate, about)

@@ -45,7 +45,7 @@ if init_from not in ("scratch", "resume", "auto"):
 # ---- data, model, optimizer, resume
 
 def get_batch(step):
-    """Return this rank's rows of a step (idx, targets), int64 (B, T): a function of (seed, step)."""
+    """Return this rank's rows of a step, (idx, targets): a function of (seed, step)."""
     n = len(talks["train"].rows)
     at = batch_indices(np.ones(n), SEED, "train", step, 0, min(batch_size, n))[rank::world_size]
     return (to_tensor(array, dev) for array in talks["train"].batch(at))
