@@ -28,7 +28,7 @@ n_identity = 2000       # questions about the model, drawn from assets/identity.
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SEED = 1337
-VAL_SHARE = 0.02
+VAL_SHARE = 0.05
 GREETINGS = ("", "", "", "Hello. ", "Hi, ", "Tell me, ", "Please: ", "And ", "So, ")
 IDENTITY = own_file("assets/identity.txt")
 ROLES = {"USER": "user", "SYSTEM": "assistant"}  # DSTC8's

@@ -70,7 +70,7 @@ class Sentences:
 class Loop:
     """All around the forward passes of a run: resume, update, log line, checkpoint, evaluation.
 
-    settings: dict with out_dir, batch_size, max_steps, log_every, eval_every, save_every, grad_clip,
+    settings: out_dir, batch_size, max_steps, log_every, eval_every, save_every, grad_clip and
     wandb_log; ranks: rank, world_size, device; meta: of the checkpoint that model is of; losses:
     names of the kinds of loss, "" is not logged; best: the figure that the best checkpoint has
     lowest.
@@ -93,7 +93,7 @@ class Loop:
                 self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
                 self.window.copy_(self.state["window"][:len(self.window)])
                 load_optimizers(optimizers, self.state["optimizers"])
-        self.is_evaluated = True  # False: the run was killed between a checkpoint and its evaluation
+        self.is_evaluated = True  # False: it was killed between a checkpoint and its evaluation
         if first_step and self.is_due("eval", first_step):
             self.is_evaluated = meta["evaluated"]
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
