@@ -5,7 +5,7 @@ from bisect import bisect_right, insort
 import numpy as np
 
 from files import read_jsonl, sha256_file
-from pretrain import pad_rows
+from rows import pad_rows
 from tokenizer import render_conversation
 
 

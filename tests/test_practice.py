@@ -7,7 +7,7 @@ import torch
 
 import practice
 from model import GPT, GPTConfig
-from pretrain import Sentences
+from rows import Sentences
 from tokenizer import render_conversation, train_bpe
 
 WORDS = "the small red dog sees a house and the old man hears two birds".split()
