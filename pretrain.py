@@ -1,5 +1,6 @@
 """What train_base.py and train_chat.py share: all around their forward passes."""
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +29,8 @@ def check_settings(config):
     if config["init_from"] not in ("scratch", "resume", "auto"):
         fail(f"init_from={config['init_from']}: use scratch, resume or auto "
              "(--lm=<folder> begins with its model)")
+    if config["lm"] and os.path.realpath(config["lm"]) == os.path.realpath(config["out_dir"]):
+        fail(f"lm={config['lm']} is out_dir too, and would be replaced: give another --out_dir")
 
 
 class Loop:

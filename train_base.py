@@ -154,6 +154,8 @@ def get_batch(step, microbatch, kind):
 rank, world_size, dev = join_ranks(device, seed)
 if grad_accum % world_size:
     fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+if documents and not os.path.isfile(os.path.join(documents, "meta.json")):  # written last
+    fail(f"{documents} holds no documents and tokenizer: run prepare_documents.py")
 os.makedirs(out_dir, exist_ok=True)
 splits = ("train", "val") if practice or not documents else ()  # of the sentences
 lines = {split: read_sentences(split) for split in splits}
