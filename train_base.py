@@ -263,7 +263,8 @@ def evaluate_chats(step):
         best = model(to_tensor(idx, dev), **heard).argmax(2).cpu().numpy()
         counts += torch.tensor(count_right(best, targets), device=dev)
     sum_over_ranks(counts)
-    return (counts[0] / counts[1]).item()
+    n_right, n_all = counts.tolist()
+    return n_right / n_all
 
 
 # ---- loop
