@@ -5,9 +5,9 @@
     python prepare_chat.py                           # its dialogues, and what the model is
     python prepare_chat.py --sources=my/chats.jsonl  # your own in place of the dialogues
 
-A line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}, ...]}. A hash
-decides the split. For questions about the model it is that of the plain question: val asks what
-train does not.
+A line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}, ...]}.
+A hash decides the split. For questions about the model it is that of the plain question: val asks
+what train does not.
 """
 import hashlib
 import json
