@@ -67,7 +67,7 @@ with user_input():
 rates = [lr_scale * rate for rate in RATES]
 loop = Loop(config | CONSTANTS, inputs, (rank, world_size, dev), first_step, meta, model, tok,
             gpt_optimizers(model, *rates), ["answer_loss"], width - 1, "val_answer_bpb")
-loop.meta |= {"chats": True, "conversations": True}  # it knows chats with and without recordings
+loop.meta |= {"chats": True, "conversations": True}  # for train_sft.py, for chat.py and serve.py
 if use_compile:
     model.trunk, model.nll = torch.compile(model.trunk), torch.compile(model.nll)
 
@@ -91,7 +91,7 @@ for step in range(first_step, max_steps):
     loss = model(idx, targets, loss_reduction="sum")
     loss.backward()
     loop.n_places += idx.numel()
-    sums = torch.stack([loss.detach(), (targets >= 0).sum()])  # nats, targets
+    sums = torch.stack([loss.detach(), (targets >= 0).sum().float()])  # nats, targets
     loop.update(step, sums, lr_share(step, WARMUP_STEPS, max_steps, WARMDOWN_SHARE, FINAL_LR_SHARE))
     loop.finish(step + 1)
 
