@@ -6,14 +6,12 @@
     python prepare_chat.py --sources=my/chats.jsonl  # your own in place of the dialogues
 
 A line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}, ...]}.
-A hash decides the split. For questions about the model it is that of the plain question: val asks
-what train does not.
+assets/identity.txt holds what the model says of itself.
 """
 import hashlib
 import json
 import os
-from itertools import chain, islice
-from random import Random
+from itertools import chain, islice, product
 
 from configurator import configure, fail, user_input
 from files import find_files, own_file, read_jsonl, read_lines, sha256_file, write_jsonl
@@ -24,40 +22,24 @@ from tokenizer import read_messages
 out_dir = "data/chat"
 sources = "data/dstc8"  # comma-separated .jsonl files and folders of DSTC8's dialogues
 limit = 4000            # conversations of each source; 0: all
-n_identity = 2000       # questions about the model, drawn from assets/identity.txt
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
-SEED = 1337
 VAL_SHARE = 0.05
-GREETINGS = ("", "", "", "Hello. ", "Hi, ", "Tell me, ", "Please: ", "And ", "So, ")
+FORMS = tuple(product(("", "Hello. ", "Hi, ", "Tell me, "), ("", "?", ".")))  # of a question
 IDENTITY = own_file("assets/identity.txt")
 ROLES = {"USER": "user", "SYSTEM": "assistant"}  # DSTC8's
 
 
 def read_identity():
-    """Return [([question, ...], [answer, ...]), ...] of identity.txt."""
-    found = []
+    """Yield (question, messages) for each question of identity.txt, form of it, and answer."""
+    questions = []
     for line in filter(str.strip, read_lines(IDENTITY)):
         if line[0].isspace():
-            found[-1][1].append(line.strip())
+            for question, (start, end) in product(questions, FORMS):
+                yield question, [{"role": "user", "content": start + question + end},
+                                 {"role": "assistant", "content": line.strip()}]
         elif line[0] != "#":
-            found.append(([question.strip() for question in line.split("|")], []))
-    return found
-
-
-def draw_identity():
-    """Yield (question in its plain form, messages) until n_identity are drawn, or all there are."""
-    rng, known, seen = Random(SEED), read_identity(), set()
-    for _ in range(100 * n_identity):
-        questions, answers = rng.choice(known)
-        question = rng.choice(questions)
-        text = rng.choice(GREETINGS) + question
-        text = rng.choice((text, text[0].upper() + text[1:])) + rng.choice(("", "?", ".", "!"))
-        answer = rng.choice(answers)
-        if len(seen) < n_identity and text not in seen:
-            seen.add(text)
-            yield question, [{"role": "user", "content": text},
-                             {"role": "assistant", "content": answer}]
+            questions = [question.strip() for question in line.split("|")]
 
 
 def find_source(source):
@@ -70,8 +52,11 @@ def find_source(source):
     return paths
 
 
-def read_dialogues(path):
-    """Yield ('<path>: dialogue <n>', messages) of a file of DSTC8."""
+def read_rows(path):
+    """Yield ('<path>:<line>', messages) of a .jsonl, or of DSTC8's dialogues."""
+    if path.endswith(".jsonl"):
+        yield from ((where, row["messages"]) for where, row in read_jsonl(path, messages=list))
+        return
     try:
         for n, row in enumerate(json.loads("\n".join(read_lines(path))), 1):
             messages = [{"role": ROLES[turn["speaker"]], "content": turn["utterance"]}
@@ -82,12 +67,8 @@ def read_dialogues(path):
 
 
 def read_conversations(path):
-    """Yield (text to hash, messages), without a question at the end; ValueError names the line."""
-    if path.endswith(".jsonl"):
-        rows = ((where, row["messages"]) for where, row in read_jsonl(path, messages=list))
-    else:
-        rows = read_dialogues(path)
-    for where, messages in rows:
+    """Yield (text, messages), without a question at the end; ValueError names file and line."""
+    for where, messages in read_rows(path):
         try:
             turns = read_messages({"messages": messages})
         except ValueError as e:
@@ -104,10 +85,14 @@ def hash_of(text):
 
 
 def deal(rows):
-    """Return ({"train": {hash: messages}, "val": ...}, how many were there before)."""
+    """Deal (text, messages) by the text's hash -> ({split: {hash: messages}}, number left out).
+
+    A conversation that was there before is left out. val asks nothing about the model that train
+    asks in another form: the text is the plain question.
+    """
     splits, n_twice = {"train": {}, "val": {}}, 0
-    for key, messages in rows:
-        split = splits["val" if hash_of(key) < VAL_SHARE * 2**64 else "train"]
+    for text, messages in rows:
+        split = splits["val" if hash_of(text) < VAL_SHARE * 2**64 else "train"]
         digest = hash_of(json.dumps(messages))
         n_twice += digest in split
         split[digest] = messages
@@ -115,21 +100,18 @@ def deal(rows):
 
 
 def main():
-    if min(limit, n_identity) < 0:
-        fail(f"{limit=} and {n_identity=} are 0 or more")
+    if limit < 0:
+        fail(f"{limit=} must be 0 or more")
     with user_input():
         paths = [find_source(source) for source in sources.split(",") if source]
         inputs = {path: sha256_file(path) for path in chain([IDENTITY], *paths)}
     if is_made(out_dir, config, inputs):
         print(f"{out_dir} is up to date")
         return
-    rows = [draw_identity()]
-    for files in paths:
-        rows.append(islice(chain.from_iterable(map(read_conversations, files)), limit or None))
+    rows = [islice(chain.from_iterable(map(read_conversations, files)), limit or None)
+            for files in paths]
     with user_input():
-        splits, n_twice = deal(chain(*rows))
-    if not all(splits.values()):
-        fail(f"{out_dir}: no conversation for train or for val: give more sources")
+        splits, n_twice = deal(chain(read_identity(), *rows))
     os.makedirs(out_dir, exist_ok=True)
     if os.path.exists(os.path.join(out_dir, "meta.json")):
         os.remove(os.path.join(out_dir, "meta.json"))  # the folder is not whole from here on
@@ -138,8 +120,7 @@ def main():
                     [{"messages": found[digest]} for digest in sorted(found)])
     note_made(out_dir, config, inputs, ["train.jsonl", "val.jsonl"])
     n_train, n_val = map(len, splits.values())
-    print(f"{out_dir}: {n_train:,} conversations to learn, {n_val:,} held out; {n_twice:,} were "
-          "there twice")
+    print(f"{out_dir}: {n_train:,} conversations to learn, {n_val:,} held out, {n_twice:,} twice")
 
 
 if __name__ == "__main__":
