@@ -28,7 +28,7 @@ STRINGS = re.compile(r"(dictionary<values=)?(large_)?string(_view)?(, .*>)?")  #
 # ---- files of documents
 
 def list_documents(setting, paths):
-    """Return the files (str) of comma-separated files and folders, in order, each once.
+    """Return the files (str) of comma-separated files and folders, in order.
 
     FileNotFoundError names the setting: no such file, or a folder without files of SUFFIXES.
     """
@@ -39,7 +39,7 @@ def list_documents(setting, paths):
             raise FileNotFoundError(f"{setting}={path}: no such file, or a folder without "
                                     f"{' '.join(SUFFIXES)} (a comma stands between two paths)")
         files += found
-    return list(dict.fromkeys(files))
+    return files
 
 
 def fetch_source(name, n_files, folder):

@@ -52,7 +52,7 @@ def find_documents():
             paths += list_documents("documents", name)
     if not paths or doc_chars < 1:
         raise ValueError("documents names files, folders or public sources; doc_chars is over 0")
-    return paths
+    return list(dict.fromkeys(paths))  # a file named twice is read once
 
 
 def read_chunks(paths, left_out):

@@ -257,6 +257,8 @@ def make_splits(paths, held_back, dropped):
 
 def main():
     with user_input():
+        if min(n_train, n_val, n_test, file_kb) < 0:
+            raise ValueError("n_train, n_val, n_test and file_kb are 0 or more")
         paths = list_documents("text_file", text_file) or [own_file(grammar)]
         held_back = list_documents("exclude", exclude)
         inputs = {path: sha256_file(path) for path in paths + held_back}
