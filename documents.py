@@ -50,7 +50,7 @@ def read_documents(path, doc_chars):
         for where, row in read_jsonl(path, '"text"'):
             if not isinstance(row.get("text", 0), str | None):
                 raise ValueError(f'{where}: "text" is no string, or not among {", ".join(row)}')
-            yield (row["text"] or "").encode("utf-8", "replace").decode()  # half a surrogate pair: ?
+            yield (row["text"] or "").encode(errors="replace").decode()  # half a surrogate pair: ?
         return
     pieces, n_chars = [], 0
     for line in read_lines(path):

@@ -12,7 +12,7 @@ Writes into out_dir: tokenizer.json, train.bin and val.bin (see documents.py), a
        (counts, settings, checksums).
 
 A document's hash decides whether it is val's (1%); a book that is cut is in both splits. About 2 MB
-of text a second and core. Run again, it does nothing unless settings, files or code changed.
+of text a second and core. Made anew only when settings, files or code changed.
 """
 import hashlib
 import os

@@ -8,8 +8,8 @@ Reads  <text_dir>/{train,val,test}.txt, a sentence on each line, or assets/spoke
 Writes <out_dir>/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac (16 kHz mono PCM16)
        and .trans.txt; labels.jsonl (a row for each clip, see make_clip()); meta.json.
 
-A clip depends on (seed, split, number, sentence) alone. All is made in <out_dir>/.part, so that
-earlier clips stay until then. On 2 cores: about 75 espeak, 15 flite or 5 Piper clips a second.
+A clip depends on (seed, split, number, sentence) alone. All is made in <out_dir>/.part; until all
+is there, earlier clips stay. 2 cores: about 75 espeak, 15 flite or 5 Piper clips a second.
 """
 import os
 import shutil
@@ -38,7 +38,8 @@ workers = 0              # processes; 0: one for each core
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SAMPLE_RATE = 16000
-SPLITS = ("train", "val", "test")
+SIZES = {"train": n_train, "val": n_val, "test": n_test}
+SPLITS = list(SIZES)
 CLIPS_PER_CHAPTER = 25
 CORPORA = {  # engines of train and test, shares of clips with a style and noise, special RANGES
     "plain": ("espeak", "piper", 0.0, 0.3, {"rate_set": (160, 205)}),
@@ -155,13 +156,15 @@ def find_inputs():
     if corpus not in CORPORA or test_engine not in ("", *VOICES):
         raise ValueError(f"{corpus=} is one of {', '.join(CORPORA)}, {test_engine=} '' or one of "
                          f"{', '.join(VOICES)}")
-    if min(n_train, n_val, n_test, workers, seed) < 0:
+    if min(*SIZES.values(), workers, seed) < 0:
         raise ValueError("n_train, n_val, n_test, workers and seed are 0 or more")
     first, last = CORPORA[corpus][:2]
     engines = {"train": first, "val": first, "test": test_engine or last}
-    paths = map(text_path, SPLITS)
-    versions = {engine: voices.version(engine) for engine in engines.values()}
-    return engines, versions | {path: sha256_file(path) for path in paths}
+    inputs = {}
+    for split in filter(SIZES.get, SIZES):  # those with clips
+        inputs[text_path(split)] = sha256_file(text_path(split))
+        inputs[engines[split]] = voices.version(engines[split])
+    return engines, inputs
 
 
 def text_path(split):
@@ -187,9 +190,9 @@ def choose_texts(split, n):
 def plan_chapters(engines):
     """Plan all clips -> {"<split>/<speaker>/<chapter>": [clip, ...]}."""
     chapters = {}
-    for split, n in zip(SPLITS, (n_train, n_val, n_test)):
+    for split in filter(SIZES.get, SIZES):
         speakers = [(engines[split], *voice) for voice in VOICES[engines[split]]]
-        for i, text in enumerate(choose_texts(split, n)):
+        for i, text in enumerate(choose_texts(split, SIZES[split])):
             clip = plan_clip(split, i, speakers, text)
             speaker, chapter, _ = clip["key"].split("-")
             chapters.setdefault(f"{split}/{speaker}/{chapter}", []).append(clip)
@@ -220,7 +223,7 @@ def make_corpus(chapters):
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     labels = []
-    with tqdm(total=n_train + n_val + n_test, unit=" clips", disable=None) as bar:
+    with tqdm(total=sum(SIZES.values()), unit=" clips", disable=None) as bar:
         for rows in run_all(write_chapter, list(chapters.items()), workers):
             labels += rows
             bar.update(len(rows))

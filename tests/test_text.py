@@ -135,13 +135,12 @@ def test_bad_grammar_names_the_line(tmp_path, line, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("args, message", [
-    (["--grammar=nowhere.txt"], "nowhere.txt"), (["--text_file=nowhere.txt"], "text_file=nowhere"),
-    (["--n_val=-1"], "n_val"), (["--n_train=many"], "n_train"), (["--exclude=x"], "exclude=x")])
-def test_bad_settings_are_one_line(tmp_path, args, message):
+@pytest.mark.parametrize("arg", ["--grammar=nowhere", "--text_file=nowhere", "--exclude=nowhere",
+                                 "--n_val=-1"])
+def test_bad_settings_are_one_line(tmp_path, arg):
     """Broken: a user's mistake ends in a traceback or in a half-written folder."""
-    assert message in prepare(tmp_path / "out", *args, ok=False)
-    assert not (tmp_path / "out").exists()
+    said = prepare(tmp_path / "out", arg, ok=False)
+    assert ("n_val" if "n_val" in arg else "nowhere") in said and not (tmp_path / "out").exists()
 
 
 def test_prose(tmp_path):
