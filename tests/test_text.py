@@ -99,7 +99,8 @@ thing: apple | box
 verb: go | stop | try
 - see (the | [very] big) $thing.pl
 - is it a $any
-any: $thing | $verb.ing thing
+any: $thing *4 | $verb.ing thing | $animal
+animal: cat | dog
 - $who's (old | new) $thing.pl saw a uniform
 - $verb $verb.s $verb.ed $verb.en $verb.ing *2
 who: $name
@@ -112,11 +113,14 @@ name: kim
     plural = ["apples", "boxes", "children"]
     expected = {f"see {how} {thing}" for thing in plural for how in ("the", "big", "very big")}
     expected |= {f"is it {what}" for what in ("an apple", "a box", "a child", "a going thing",
-                                              "a stopping thing", "a trying thing")}
+                                              "a stopping thing", "a trying thing", "a cat",
+                                              "a dog")}
     expected |= {f"kim's {age} {thing} saw a uniform" for age in ("old", "new") for thing in plural}
     expected |= {" ".join((a[0], b[1], c[2], d[3], e[4]))
                  for a in forms for b in forms for c in forms for d in forms for e in forms}
     assert read_all(tmp_path) == sorted(expected)
+    drawn = [line.split()[-1] for line in read(tmp_path)[0]["train"] if line[:5] == "is it"]
+    assert drawn[:5] == ["cat", "box", "thing", "child", "apple"]  # what the seed draws
 
 
 @pytest.mark.parametrize("line, message", [
