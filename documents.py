@@ -1,8 +1,7 @@
-"""Documents of text: read from files, kept as tokens, packed into rows of equal length.
+"""Documents of text: read from files, or from a folder of tokens as rows of equal length.
 
-prepare_documents.py makes a folder of them: tokenizer.json, meta.json, train.bin and val.bin. These
-two are nothing but token ids, uint16 in little-endian. <|bos|> begins every document and stands
-nowhere else.
+prepare_documents.py makes such a folder: tokenizer.json, meta.json, train.bin and val.bin. These
+two are token ids, uint16. <|bos|> begins every document and stands nowhere else.
 """
 import json
 import os

@@ -40,6 +40,7 @@ config = configure(globals())  # prints each change; stored in meta.json
 SAMPLE_RATE = 16000
 SIZES = {"train": n_train, "val": n_val, "test": n_test}
 SPLITS = list(SIZES)
+SPOKEN = own_file("assets/spoken.txt")  # a line on each line, perhaps ` | ` and its answer
 CLIPS_PER_CHAPTER = 25
 CORPORA = {  # engines of train and test, shares of clips with a style and noise, special RANGES
     "plain": ("espeak", "piper", 0.0, 0.3, {"rate_set": (160, 205)}),
@@ -162,27 +163,26 @@ def find_inputs():
     engines = {"train": first, "val": first, "test": test_engine or last}
     inputs = {}
     for split in filter(SIZES.get, SIZES):  # those with clips
-        inputs[text_path(split)] = sha256_file(text_path(split))
+        path = SPOKEN if corpus == "spoken" else f"{text_dir}/{split}.txt"
+        inputs[path] = sha256_file(path)
         inputs[engines[split]] = voices.version(engines[split])
     return engines, inputs
 
 
-def text_path(split):
-    """Return the file of a split's texts."""
-    return own_file("assets/spoken.txt") if corpus == "spoken" else f"{text_dir}/{split}.txt"
-
-
 def choose_texts(split, n):
     """Return the texts (str) of a split's n clips; ValueError: too few sentences."""
-    lines = [line.partition(" | ")[0] for line in read_lines(text_path(split))]
-    lines = [" ".join(line.split()) for line in lines if line.strip()]
     key = [seed, SPLITS.index(split)]
     if corpus == "spoken":
-        draws = [np.random.default_rng([*key, i, 1]) for i in range(n)]
-        return [lines[(rng.uniform(), rng.integers(len(lines)))[1]] for rng in draws]
+        lines = [line.partition(" | ")[0] for line in read_lines(SPOKEN)]
+        rngs = [np.random.default_rng([*key, i, 1]) for i in range(n)]
+        for rng in rngs:
+            rng.uniform()  # not used; without it the corpus would have other lines than before
+        return [lines[rng.integers(len(lines))] for rng in rngs]
+    path = f"{text_dir}/{split}.txt"
+    lines = [" ".join(line.split()) for line in read_lines(path) if line.strip()]
     if n > len(lines) and (split != "train" or not lines):
-        raise ValueError(f"{text_path(split)}: {len(lines)} sentences for n_{split}={n}: lower it, "
-                         "or make more with prepare_text.py")
+        raise ValueError(f"{path}: {len(lines)} sentences for n_{split}={n}: lower it, or make "
+                         "more with prepare_text.py")
     order = np.random.default_rng(key).permutation(len(lines))
     return [lines[order[i % len(lines)]] for i in range(n)]
 
