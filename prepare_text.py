@@ -159,7 +159,7 @@ class Grammar:
                 words.append(part)
             else:
                 self.draw(part[0], part[1], words)
-                words[-1:] = [word + part[2] for word in words[-1:]]
+                words[-1:] = [word + part[2] for word in words[-1:]]  # kim + 's
 
     def sentences(self):
         """Yield sentences (str) without end."""

@@ -17,9 +17,11 @@ import numpy as np
 
 def espeak_voices(accents, variants):
     """Return [(voice, accent, sex or '', quality)] of espeak's variants, each in each accent."""
-    kinds = [(name, kind) for kind, names in variants.items() for name in names.split()]
-    return [(f"{language}+{name}", accent, *kind)
-            for name, kind in kinds for language, accent in accents.items()]
+    found = []
+    for kind, names in variants.items():
+        for name in names.split():
+            found += [(f"{language}+{name}", accents[language], *kind) for language in accents]
+    return found
 
 
 ACCENTS = {"en-us": "american", "en-gb-x-rp": "british",

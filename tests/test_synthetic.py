@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ ARGV, sys.argv = sys.argv, ["prepare_synthetic.py"]
 import prepare_synthetic as synthetic  # noqa: E402 (reads its settings from sys.argv)
 sys.argv = ARGV
 
-SENTENCES = [f"the {a} {b} is here"
-             for a in ("big", "old", "red", "new") for b in ("cat", "dog", "hat", "jug")]
+SENTENCES = [f"the {' '.join(pair)} is here" for pair in product(
+    ("big", "old", "red", "new"), ("cat", "dog", "hat", "jug"))]
 SIZES = ("--n_train=26", "--n_val=12", "--n_test=4", "--test_engine=espeak_new")
 needs_espeak = pytest.mark.skipif(not find_spec("espeakng_loader"), reason="no espeak-ng")
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -111,13 +112,14 @@ name: kim
              ("stop", "stops", "stopped", "stopped", "stopping"),
              ("try", "tries", "tried", "tried", "trying")]
     plural = ["apples", "boxes", "children"]
-    expected = {f"see {how} {thing}" for thing in plural for how in ("the", "big", "very big")}
+    expected = {f"see {' '.join(pair)}" for pair in product(("the", "big", "very big"), plural)}
     expected |= {f"is it {what}" for what in ("an apple", "a box", "a child", "a going thing",
                                               "a stopping thing", "a trying thing", "a cat",
                                               "a dog")}
-    expected |= {f"kim's {age} {thing} saw a uniform" for age in ("old", "new") for thing in plural}
-    expected |= {" ".join((a[0], b[1], c[2], d[3], e[4]))
-                 for a in forms for b in forms for c in forms for d in forms for e in forms}
+    expected |= {f"kim's {age} {thing} saw a uniform"
+                 for age, thing in product(("old", "new"), plural)}
+    for chosen in product(forms, repeat=5):
+        expected.add(" ".join(verb[i] for i, verb in enumerate(chosen)))
     assert read_all(tmp_path) == sorted(expected)
     drawn = [line.split()[-1] for line in read(tmp_path)[0]["train"] if line[:5] == "is it"]
     assert drawn[:5] == ["cat", "box", "thing", "child", "apple"]  # what the seed draws
