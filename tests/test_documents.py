@@ -1,9 +1,6 @@
-"""documents.py and prepare_documents.py: reading, splits, tokens, packing, downloads, bad input."""
-import functools
-import http.server
+"""documents.py and prepare_documents.py: reading, splits, tokens, packing, bad input."""
 import json
 import os
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -157,26 +154,6 @@ def test_rows(made):
     epochs = [[data.batch(i, 4, 7).tolist() for i in range(k * n, k * n + n)] for k in (0, 1, 0)]
     assert epochs[0] == epochs[2] != epochs[1]
     assert not Counter(map(tuple, sum(epochs[0], []))) - Counter(map(tuple, rows.tolist()))
-
-
-def test_web_text(tmp_path):
-    """Broken: climbmix is not asked for at HF_ENDPOINT, or comes twice."""
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    folder = tmp_path / "datasets/karpathy/climbmix-400b-shuffle/resolve/main"
-    folder.mkdir(parents=True)
-    texts = make_texts(60)
-    for i, half in enumerate((texts[:30], texts[30:])):
-        parquet.write_table(pyarrow.table({"text": half}), folder / f"shard_0000{i}.parquet")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        env = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "NO_PROXY": "*"}
-        prepare(tmp_path / "out", "climbmix", cwd=tmp_path, **env)
-        (folder / "shard_00000.parquet").unlink()
-        prepare(tmp_path / "out", "climbmix", "--n_files=2", cwd=tmp_path, **env)
-        server.shutdown()
-    assert read_both(tmp_path / "out") == Counter(texts)
 
 
 @pytest.mark.case("B23")
