@@ -1,324 +1,331 @@
-"""AudioBench-mini: four-choice questions about recordings, how a model answers them, and the controls beside it.
+"""AudioBench-mini: four-choice questions about recordings, a model's answers, and the controls.
 
-A bench is a folder of recordings and questions.jsonl, a line {"id", "cell", "task", "audio", "question", "options":
-four, "key": 0 to 3} each. prepare_instruct.py --bench=True makes one.
+prepare_bench.py makes a folder of recordings and questions.jsonl: {"id", "cell", "task", "audio",
+"question", "options": four, "key": 0 to 3}. The score of an option is the log-probability of its
+text as the answer, averaged over the four rotations of the options. Controls: another recording of
+the same cell ("shuffled"), noise, no audio. A linear probe of the Whisper features shows how much
+of the answer they hold. A listener is (model, meta, tok, encoder, projector).
 """
 import base64
-import html
-import json
 import math
 import os
-from pathlib import Path
+from html import escape
 
 import numpy as np
 import torch
 
 from audio import encode
-from recordings import read_audio
-from data import Features, load_batch
+from data import load_batch
 from decode import generate, score_answers
-from files import read_lines
+from files import find_path, read_jsonl
 from tokenizer import chat_prompt, multiple_choice
 from transcripts import plain_text, require_distinct
 
-CONDITIONS = ("real", "shuffled", "noise", "no_audio")
-LETTERS = "ABCD"
+BATCH_SIZE = 32       # prompts read together
+SEED = 0
+MAX_TOKENS = 32       # of a free answer
+NOISE = 0.03          # standard deviation of the noise in place of a recording
+RIDGE = 300.0         # strength of the probe's regression
+PROBE_CLIPS = 1500    # training clips that teach the probe a task, at most
+PROBE_LABELS = 50     # a task with more labels is an open set (words): not probed
+N_ON_PAGE = 20
+STYLE = "body{font:16px system-ui;max-width:44rem;margin:2rem auto} .key{color:#080}"
 
+
+# ---- the questions
 
 def read_bench(folder):
-    """-> rows of questions.jsonl; ValueError names the line or recording that is wrong."""
-    path = Path(folder, "questions.jsonl")
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: prepare_instruct.py config/cpu_bench.py makes a bench")
-    rows, seen = [], set()
-    for number, line in enumerate(read_lines(path), 1):
+    """Return the rows of folder/questions.jsonl, "audio" as a path; ValueError names a bad line."""
+    path = os.path.join(folder, "questions.jsonl")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is missing: prepare_bench.py makes a bench")
+    fields = {"cell": str, "task": str, "audio": str, "question": str, "options": list, "key": int}
+    rows = {}
+    for where, row in read_jsonl(path, id=(str, int), **fields):
+        row |= {"id": str(row["id"]), "audio": find_path(folder, row["audio"])}
         try:
-            row = json.loads(line)
-            row |= {"id": str(row["id"]), "audio": os.path.join(folder, row["audio"])}
-            is_whole = (len(set(row["options"])) == len(row["options"]) == 4 and row["key"] in range(4)
-                        and row["question"] and row["cell"] and row["task"] and row["id"] not in seen)
-        except (ValueError, KeyError, TypeError):
-            is_whole = False
-        if not is_whole or not os.path.isfile(row["audio"]):
-            raise ValueError(f"{path}:{number}: needs an own id, cell, task, audio that is there, question, four "
-                             "different options, and key, 0 to 3")
-        try:
+            if row["id"] in rows or len(row["options"]) != 4 or row["key"] not in range(4):
+                raise ValueError("give each question its own id, four options, a key 0 to 3")
+            if not os.path.isfile(row["audio"]):
+                raise ValueError(f"there is no recording {row['audio']}")
             require_distinct(row["question"], row["options"], read_option)
         except ValueError as e:
-            raise ValueError(f"{path}:{number}: {e}") from None
-        seen.add(row["id"])
-        rows.append(row)
+            raise ValueError(f"{where}: {e}") from None
+        rows[row["id"]] = row
     if not rows:
         raise ValueError(f"{path} holds no question")
-    return rows
+    return list(rows.values())
 
 
 def read_option(text):
-    """Return an option or an answer as answers are compared: as it is spoken; 42 is forty two."""
+    """Return an option or an answer in the form that is compared, as spoken: 42 is forty two."""
     return plain_text(text, strict=False) or text.strip()
 
 
-# ---- statistics
-
-def wilson(right, n):
-    """The 95% interval of right of n (Wilson 1927) -> [low, high], fractions."""
-    z, share = 1.959964, right / n
-    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [round((centre - half) / (1 + z * z / n), 4), round((centre + half) / (1 + z * z / n), 4)]
-
-
-def mcnemar(a, b):
-    """Exact p of two lists of right (bool) on the same questions being equally good (McNemar 1947)."""
-    only_a, only_b = (sum(x and not y for x, y in zip(*pair)) for pair in ((a, b), (b, a)))
-    n = only_a + only_b
-    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2 ** n
-    return min(1.0, 2 * tail)
-
-
-def partners(rows, seed):
-    """Whose audio each question gets in the shuffled control: another one's of its cell, int (n,)."""
-    cells, partner = {}, np.arange(len(rows))
-    for i, row in enumerate(rows):
-        cells.setdefault(row["cell"], []).append(i)
-    for members in cells.values():
-        order = np.random.default_rng([seed, members[0]]).permutation(members)
+def partners(rows):
+    """Return int (n,): for each question, the question of its cell whose audio it gets instead."""
+    partner = np.arange(len(rows))
+    for members in members_by(rows, "cell").values():
+        order = np.random.default_rng([SEED, members[0]]).permutation(members)
         partner[order] = np.roll(order, 1)
     return partner
 
 
+def members_by(rows, field):
+    """Return {value of the field: indices of its rows}."""
+    members = {}
+    for i, row in enumerate(rows):
+        members.setdefault(row[field], []).append(i)
+    return members
+
+
+# ---- statistics
+
+def wilson(n_right, n):
+    """Return the 95% interval of a share n_right / n (Wilson 1927): [low, high], fractions."""
+    z = 1.959964
+    share = n_right / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [round((centre + side) / (1 + z * z / n), 4) for side in (-half, half)]
+
+
+def mcnemar(a, b):
+    """Return the exact p that two bool arrays of right answers are equally good (McNemar 1947)."""
+    only_a = int(np.sum(a & ~b))
+    only_b = int(np.sum(b & ~a))
+    n = only_a + only_b
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2 ** n)
+
+
 # ---- a model's answers
 
-def hear_all(encoder, projector, taps, wavs):
-    """Waveforms -> (features float16 (T, n_taps, D), audio tokens (T_a, C)) of each."""
-    features = encode(encoder, wavs, tuple(taps))
-    device, tokens = encoder.conv1.weight.device, []
+def hear_all(listener, wavs):
+    """Return of each waveform features, float16 (T, n_taps, D), and audio tokens (T_a, C)."""
+    _, meta, _, encoder, projector = listener
+    features = encode(encoder, wavs, tuple(meta["audio"]["taps"]))
+    tokens = []
     with torch.inference_mode():
         for x in features:
-            audio, n = projector(torch.from_numpy(x)[None].to(device), torch.tensor([len(x)]))
+            feats = torch.from_numpy(x)[None].to(encoder.conv1.weight.device)
+            audio, n = projector(feats, torch.tensor([len(x)]))
             tokens.append(audio[0, :n])
     return features, tokens
 
 
-def score_options(listener, rows, audio, batch_size):
-    """Mean log-probability of each option over the four rotations of the list, float64 (n, 4), and how often which
-    place in the list was the likeliest, a list of four. audio: tokens of each question, or None."""
+def cleaner(listener):
+    """Return the function that writes a text as the model reads it."""
+    return plain_text if listener[1]["audio"].get("plain") else str
+
+
+def ask(listener, row, options):
+    """Return the ids of a question with its options, up to where the answer begins."""
+    question = cleaner(listener)(multiple_choice(row["question"], options))
+    return chat_prompt(listener[2], [], question)
+
+
+def score_options(listener, rows, audio):
+    """Score the four options of each question; audio: its audio tokens (T_a, C), or None for all.
+
+    Returns mean log-probabilities, float64 (n, 4), and how often the likeliest option stood at each
+    of the four places.
+    """
     model, meta, tok, *_ = listener
-    clean = plain_text if meta["audio"].get("plain") else str
-    end, jobs = [tok.special("<|assistant_end|>")], []
+    clean = cleaner(listener)
+    end = tok.special("<|assistant_end|>")
+    jobs = []
     for i, row in enumerate(rows):
         for turn in range(4):
             order = [(k + turn) % 4 for k in range(4)]
             options = [row["options"][k] for k in order]
-            prompt = chat_prompt(tok, [], clean(multiple_choice(row["question"], options)))
-            jobs.append((i, order, prompt, [tok.encode(clean(option)) + end for option in options]))
+            answers = [[*tok.encode(clean(option)), end] for option in options]
+            jobs.append((i, order, ask(listener, row, options), answers))
     jobs.sort(key=lambda job: len(job[2]) + (0 if audio is None else len(audio[job[0]])))
-    scores, places = np.zeros((len(rows), 4)), [0] * 4
-    for start in range(0, len(jobs), batch_size):
-        part = jobs[start:start + batch_size]
-        sums = score_answers(model, [job[2] for job in part], [job[3] for job in part],
-                             None if audio is None else [audio[job[0]] for job in part], meta["audio"]["audio_at"])
-        for (i, order, *_), each in zip(part, sums.tolist()):
+    scores = np.zeros((len(rows), 4))
+    places = [0] * 4
+    for start in range(0, len(jobs), BATCH_SIZE):
+        owners, orders, prompts, answers = zip(*jobs[start:start + BATCH_SIZE])
+        heard = None if audio is None else [audio[i] for i in owners]
+        sums = score_answers(model, prompts, answers, heard, meta["audio"]["audio_at"])
+        for i, order, each in zip(owners, orders, sums.tolist()):
             scores[i, order] += np.array(each) / 4
             places[int(np.argmax(each))] += 1
     return scores, places
 
 
-def answer_freely(listener, rows, audio, batch_size):
-    """What the model says (greedy) to each question: [(is it the key's text, the text)]."""
+def answer_freely(listener, rows, audio):
+    """Return what the model says (greedy) to each question: list of str."""
     model, meta, tok, *_ = listener
-    clean = plain_text if meta["audio"].get("plain") else str
-    said, end = [], tok.special("<|assistant_end|>")
-    for start in range(0, len(rows), batch_size):
-        part = range(start, min(start + batch_size, len(rows)))
-        prompts = [chat_prompt(tok, [], clean(multiple_choice(rows[i]["question"], rows[i]["options"]))) for i in part]
-        streams, ids = generate(model, prompts, [audio[i] for i in part], meta["audio"]["audio_at"], 32,
-                                stop_ids=(end, tok.bos_id)), [[] for _ in part]
-        for step in streams:
-            for row, token in zip(ids, step):
-                row += [] if token is None else [token]
-        said += [tok.decode(row) for row in ids]
-    return [(clean(row["options"][row["key"]]).strip() == text.strip(), text.strip()) for row, text in zip(rows, said)]
+    settings = {"audio_at": meta["audio"]["audio_at"], "max_tokens": MAX_TOKENS,
+                "stop_ids": (tok.special("<|assistant_end|>"), tok.bos_id)}
+    said = []
+    for start in range(0, len(rows), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        prompts = [ask(listener, row, row["options"]) for row in rows[part]]
+        steps = list(generate(model, prompts, audio[part], **settings))
+        for b in range(len(prompts)):
+            ids = [tokens[b] for tokens in steps if tokens[b] is not None]
+            said.append(tok.decode(ids).strip())
+    return said
 
 
 # ---- the ceiling: a linear probe
 
 def pool(x):
-    """Features (T, n_taps, D) -> mean, spread, and how far quarters are from it, float32 (3*n_taps*D,)."""
+    """Return the mean, spread and distance of quarters of features (T, n_taps, D), in one row."""
     x = np.asarray(x, np.float32).reshape(len(x), -1)
     quarters = np.stack([part.mean(0) for part in np.array_split(x, 4) if len(part)])
     return np.concatenate([x.mean(0), x.std(0), np.abs(quarters - x.mean(0)).mean(0)])
 
 
-def ridge(x, y, strength=300.0):
-    """Weights (features, classes) of a ridge regression of one-hot y on standardized x, in its dual form."""
+def ridge(x, y):
+    """Return weights (features, classes) of a ridge regression of y on standardized x."""
     gram = x @ x.T
-    return x.T @ np.linalg.solve(gram + strength * np.eye(len(x), dtype=np.float32), y)
+    return x.T @ np.linalg.solve(gram + RIDGE * np.eye(len(x), dtype=np.float32), y)
 
 
-def probe(data_dir, ears, rows, features, seed=0, most=1500):
-    """Answers of a linear probe of the training features' labels: {index of a question: right or not}.
+def probe(clips, rows, features):
+    """Answer the questions with a linear probe that the labels of training clips taught.
 
-    Questions whose answers are an open set (words, sentences) have none.
+    clips: data.Features; features: of each question's recording. Returns {index of a question:
+    right or not}, without the tasks whose answers are an open set.
     """
-    clips = Features(data_dir, "train", ears["encoder_sha256"], ears["taps"])
-    by_task, right = {}, {}
-    for i, row in enumerate(rows):
-        by_task.setdefault(row["task"], []).append(i)
-    for task, members in by_task.items():
-        at = [i for i, info in enumerate(clips.infos) if task in info.get("labels", {})]
-        labels = sorted({clips.infos[i]["labels"][task] for i in at})
-        if not 1 < len(labels) <= 50 or not all(set(rows[i]["options"]) <= set(labels) for i in members):
+    right = {}
+    for task, members in members_by(rows, "task").items():
+        found = {i: info["labels"][task] for i, info in enumerate(clips.infos)
+                 if task in info.get("labels", {})}
+        labels = sorted(set(found.values()))
+        is_known = all(set(rows[i]["options"]) <= set(labels) for i in members)
+        if not 1 < len(labels) <= PROBE_LABELS or not is_known:
             continue
-        at = np.random.default_rng(seed).permutation(at)[:most]
+        at = np.random.default_rng(SEED).permutation(list(found))[:PROBE_CLIPS]
         x = np.stack([pool(load_batch(clips, [i])[0][0]) for i in at])
-        centre, scale = x.mean(0), x.std(0) + 1e-6
-        y = np.array([[clips.infos[i]["labels"][task] == label for label in labels] for i in at], np.float32)
+        centre = x.mean(0)
+        scale = x.std(0) + 1e-6
+        y = np.array([[found[i] == label for label in labels] for i in at], np.float32)
         weight = ridge((x - centre) / scale, y - y.mean(0))
         for i in members:
-            votes = dict(zip(labels, (pool(features[i]) - centre) / scale @ weight + y.mean(0)))
+            votes = (pool(features[i]) - centre) / scale @ weight + y.mean(0)
             options = rows[i]["options"]
-            right[i] = max(options, key=votes.get) == options[rows[i]["key"]]
+            best = max(options, key=lambda option: votes[labels.index(option)])
+            right[i] = best == options[rows[i]["key"]]
     return right
 
 
 # ---- the whole bench
 
-def run_bench(listener, folder, batch_size, seed):
-    """Ask a model everything under every condition -> (result, choices): the dict of bench.json and each question's
-    {"id", "chosen", "right", ...}."""
-    model, meta, tok, encoder, projector = listener
-    rows, rng = read_bench(folder), np.random.default_rng(seed)
-    wavs = [read_audio(row["audio"]) for row in rows]
-    features, real = hear_all(encoder, projector, meta["audio"]["taps"], wavs)
-    noise = [(0.03 * rng.standard_normal(len(wav))).astype(np.float32) for wav in wavs]
-    audio = {"real": real, "shuffled": [real[j] for j in partners(rows, seed)], "no_audio": None,
-             "noise": hear_all(encoder, projector, meta["audio"]["taps"], noise)[1]}
-    scores, places = {}, {}
-    for name in CONDITIONS:
-        scores[name], places[name] = score_options(listener, rows, audio[name], batch_size)
+def run_bench(listener, rows, wavs, clips):
+    """Ask a model all questions under every condition.
+
+    rows: of read_bench(); wavs: float32 (n,) at 16 kHz, its recordings; clips: data.Features of
+    training for the probe, or None. Returns (dict of bench.json, a dict for each question).
+    """
+    rng = np.random.default_rng(SEED)
+    features, heard = hear_all(listener, wavs)
+    noise = [(NOISE * rng.standard_normal(len(wav))).astype(np.float32) for wav in wavs]
+    audio = {"score": heard, "shuffled": [heard[j] for j in partners(rows)],
+             "noise": hear_all(listener, noise)[1], "no_audio": None}
     keys = np.array([row["key"] for row in rows])
-    right = {name: (each.argmax(1) == keys) for name, each in scores.items()}
-    right["pmi"] = (scores["real"] - scores["no_audio"]).argmax(1) == keys
-    free = answer_freely(listener, rows, real, batch_size)
-    right["free_generation"] = np.array([ok for ok, _ in free])
-    data_dir = meta["user_config"].get("data_dir", "")
-    has_data = all(os.path.isdir(part.partition("*")[0]) for part in data_dir.split(","))
-    probed = probe(data_dir, meta["audio"], rows, features) if has_data else {}
-    result = summarize(rows, right, probed) | {
-        "bench": folder, "mcnemar_p": mcnemar(right["real"].tolist(), right["shuffled"].tolist()),
-        "chosen_places": places["real"], "step": meta["step"]}
-    choices = [{"id": row["id"], "chosen": row["options"][int(each.argmax())], "right": bool(ok), "said": text,
-                "log_probability": [round(float(x), 3) for x in each]}
-               for row, each, ok, (_, text) in zip(rows, scores["real"], right["real"], free)]
+    scores = {}
+    places = {}
+    for name, tokens in audio.items():
+        scores[name], places[name] = score_options(listener, rows, tokens)
+    right = {name: each.argmax(1) == keys for name, each in scores.items()}
+    right["pmi"] = (scores["score"] - scores["no_audio"]).argmax(1) == keys
+    said = answer_freely(listener, rows, heard)
+    wanted = [cleaner(listener)(row["options"][row["key"]]).strip() for row in rows]
+    right["free_generation"] = np.array(said) == np.array(wanted)
+    result = summarize(rows, right, probe(clips, rows, features) if clips else {})
+    result["mcnemar_p"] = mcnemar(right["score"], right["shuffled"])
+    result["chosen_places"] = places["score"]
+    choices = []
+    for row, each, text in zip(rows, scores["score"], said):
+        best = int(each.argmax())
+        choices.append({"id": row["id"], "chosen": row["options"][best],
+                        "right": best == row["key"], "said": text,
+                        "log_probability": [round(x, 3) for x in each.tolist()]})
     return result, choices
 
 
-def summarize(rows, right, probed=()):
-    """Scores with intervals, of all questions and by cell: right is {name: bool (n,)}."""
-    def figures(members):
-        known, n_right = [probed[i] for i in members if i in probed], int(right["real"][members].sum())
-        scores = {"score" if name == "real" else name: mean(each[members]) for name, each in right.items()}
-        return scores | {"right": n_right, "of": len(members), "interval": wilson(n_right, len(members)),
-                         "probe": mean(known) if known else None, "probed": len(known)}
+def summarize(rows, right, probed):
+    """Return the figures of all questions and of each cell and task; shares are fractions.
 
-    mean = lambda each: round(float(np.mean(each)), 4)
-    by = lambda key: {name: figures([i for i, row in enumerate(rows) if row[key] == name])
-                      for name in dict.fromkeys(row[key] for row in rows)}
-    result = figures(list(range(len(rows)))) | {"questions": len(rows), "cells": by("cell")}
-    result["tasks"] = {task: [own["right"], own["of"], round(own["probe"] * own["probed"]) if own["probed"] else None]
-                       for task, own in by("task").items()}
-    if "shuffled" in right:
-        result["intervals"] = {name: wilson(int(each.sum()), len(rows)) for name, each in right.items()}
+    right: {condition: bool (n,)}, with "score"; probed: of probe().
+    """
+    def figures(members):
+        known = [probed[i] for i in members if i in probed]
+        n_right = int(right["score"][members].sum())
+        shares = {name: round(float(each[members].mean()), 4) for name, each in right.items()}
+        return {**shares, "right": n_right, "of": len(members),
+                "interval": wilson(n_right, len(members)), "probed": len(known),
+                "probe": round(float(np.mean(known)), 4) if known else None}
+
+    result = figures(list(range(len(rows)))) | {"questions": len(rows)}
+    result["intervals"] = {name: wilson(int(each.sum()), len(rows)) for name, each in right.items()}
+    for field in ("cell", "task"):
+        groups = members_by(rows, field).items()
+        result[field + "s"] = {name: figures(members) for name, members in groups}
     return result
 
 
-def score_answers_file(folder, path):
-    """Score any model's answers: a jsonl of {"id", "answer": the option's text, or A to D} -> (result, choices)."""
-    rows, said = read_bench(folder), {}
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            row = json.loads(line)
-            said[str(row["id"])] = str(row["answer"]).strip()
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f'{path}:{number}: no JSON object with "id" and "answer"') from None
+def score_answers_file(rows, path):
+    """Score another model's answers to the rows of read_bench(); returns as run_bench().
+
+    path: .jsonl of {"id", "answer": text of an option, or A to D}. ValueError: an unknown id.
+    """
+    said = {str(row["id"]): str(row["answer"]).strip()
+            for _, row in read_jsonl(path, id=(str, int), answer=(str, int, float))}
     unknown = set(said) - {row["id"] for row in rows}
     if unknown:
-        raise ValueError(f"{path}: the bench has no question {sorted(unknown)[0]}")
+        raise ValueError(f"{path}: the bench has no question {min(unknown)}")
     choices = []
     for row in rows:
         text = said.get(row["id"], "")
-        spoken = read_option(text)
-        places = [k for k, option in enumerate(row["options"]) if read_option(option) == spoken]
-        places = places or [k for k, letter in enumerate(LETTERS) if letter == text.strip(" ().:").upper()]
-        choices.append({"id": row["id"], "said": text, "chosen": row["options"][places[0]] if places else "",
-                        "right": places[:1] == [row["key"]]})
-    right = {"real": np.array([choice["right"] for choice in choices])}
-    return summarize(rows, right) | {"bench": folder, "answers": path, "missing": len(rows) - len(said),
-                                     "malformed": sum(not choice["chosen"] for choice in choices)}, choices
+        names = {letter: k for k, letter in enumerate("ABCD")}
+        options = {read_option(option): k for k, option in enumerate(row["options"])}
+        place = options.get(read_option(text), names.get(text.strip(" ().:").upper(), -1))
+        choices.append({"id": row["id"], "said": text, "right": place == row["key"],
+                        "chosen": row["options"][place] if place >= 0 else ""})
+    right = {"score": np.array([choice["right"] for choice in choices])}
+    counts = {"missing": len(rows) - len(said),
+              "malformed": sum(not choice["chosen"] for choice in choices)}
+    return summarize(rows, right, {}) | counts, choices
 
 
 # ---- what is shown
 
 def table(result):
-    """The result as lines of markdown."""
-    percent = lambda x: "" if x is None else f"{100 * x:.1f}%"
-    lines = ["| cell | right | 95% | shuffled | no audio | probe |", "|---|---|---|---|---|---|"]
-    for name, cell in [*result["cells"].items(), ("all", result | {"of": result["questions"]})]:
-        low, high = cell["interval"]
-        probed = percent(cell["probe"]) + (f" of {cell['probed']}" if 0 < cell["probed"] < cell["of"] else "")
-        lines.append(f"| {name} | {percent(cell['score'])} | {100 * low:.0f} - {100 * high:.0f} | "
-                     f"{percent(cell.get('shuffled'))} | {percent(cell.get('no_audio'))} | {probed} |")
-    if "shuffled" in result:
-        lines += ["", f"free generation {percent(result['free_generation'])}, less what text alone says "
-                  f"{percent(result['pmi'])}, noise for audio {percent(result['noise'])}; McNemar's p against shuffled "
-                  f"{result['mcnemar_p']:.1e}; places chosen {result['chosen_places']}"]
+    """Return the result as lines of markdown."""
+    columns = ("score", "shuffled", "noise", "no_audio", "pmi", "free_generation", "probe")
+    lines = [f"| cell | of | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    for name, cell in [*result["cells"].items(), ("all", result)]:
+        shares = [cell.get(column) for column in columns]
+        texts = ["" if share is None else f"{100 * share:.1f}%" for share in shares]
+        lines.append(f"| {name} | {cell['of']} | {' | '.join(texts)} |")
+    low, high = result["interval"]
+    lines.append(f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%")
+    if "mcnemar_p" in result:
+        lines.append(f"McNemar's p against shuffled {result['mcnemar_p']:.1e}; "
+                     f"places chosen {result['chosen_places']}; {result['probed']} probed")
     return lines
 
 
-def draw_bench(result, path):
-    """Write a picture: cells x (score, shuffled, no audio, probe), with intervals and chance."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    cells = {**result["cells"], "all": result | {"of": result["questions"]}}
-    fig, ax = plt.subplots(figsize=(12, 4.5))
-    kinds = (("score", "the model", "C0"), ("shuffled", "another clip's audio", "C1"),
-             ("no_audio", "no audio", "C7"), ("probe", "linear probe", "C2"))
-    for k, (kind, label, color) in enumerate(kinds):
-        shown = [(at, cell) for at, cell in enumerate(cells.values()) if cell.get(kind) is not None]
-        if not shown:
-            continue
-        shares = np.array([cell[kind] for _, cell in shown])
-        counts = [cell["probed" if kind == "probe" else "of"] for _, cell in shown]
-        ends = np.array([wilson(round(share * n), n) for share, n in zip(shares, counts)]).T
-        ax.bar([at + 0.2 * (k - 1.5) for at, _ in shown], 100 * shares, 0.19, label=label, color=color,
-               yerr=100 * abs(ends - shares), capsize=2, error_kw={"lw": 0.8})
-    ax.axhline(25, color="black", lw=0.8, ls="--")
-    ax.set_xticks(range(len(cells)), [name.replace(" or ", " or\n").replace("different ", "different\n")
-                                      for name in cells], fontsize=8)
-    ax.set(ylabel="right, % (95% interval)", ylim=(0, 105), title=f"AudioBench-mini, {result['questions']} questions, "
-           "chance 25%")
-    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4)
-    fig.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(fig)
-
-
-def page(folder, choices, n, seed):
-    """One html page of n random questions, to be checked by ear: player, question, options, key, choice."""
-    rows, chosen = read_bench(folder), {choice["id"]: choice for choice in choices}
-    parts = []
-    for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:n]):
-        row, mine = rows[i], chosen.get(rows[i]["id"], {})
-        sound = base64.b64encode(Path(row["audio"]).read_bytes()).decode()
-        options = "".join(f"<li{' class=key' if k == row['key'] else ''}>{html.escape(option)}"
-                          f"{' &larr; chosen' if option == mine.get('chosen') else ''}</li>"
-                          for k, option in enumerate(row["options"]))
-        kind = Path(row["audio"]).suffix[1:]
-        parts.append(f"<section><h2>{html.escape(row['id'])} &middot; {html.escape(row['cell'])}</h2><audio controls "
-                     f'src="data:audio/{kind};base64,{sound}"></audio><p>{html.escape(row["question"])}</p><ol type=A>'
-                     f"{options}</ol></section>")
-    style = ("body{font:16px system-ui;max-width:44rem;margin:2rem auto;padding:0 1rem}h2{font-size:1rem;color:#666}"
-             ".key{font-weight:bold;color:#070}section{border-top:1px solid #ccc}")
-    return (f"<!doctype html><meta charset=utf-8><title>AudioBench-mini by ear</title><style>{style}</style>"
-            f"<h1>{len(parts)} questions by ear</h1><p>Green is the key. A wrong one: mend it where it is made.</p>"
-            + "".join(parts))
+def page(rows, choices):
+    """Return an html page of random questions, to be checked by ear: player, options, choice."""
+    drawn = sorted(np.random.default_rng(SEED).permutation(len(rows))[:N_ON_PAGE])
+    parts = [f"<!doctype html><meta charset=utf-8><title>AudioBench-mini</title><style>{STYLE}"
+             f"</style><h1>{len(drawn)} questions by ear</h1><p>Green is the key.</p>"]
+    for i in drawn:
+        row = rows[i]
+        with open(row["audio"], "rb") as f:
+            data = base64.b64encode(f.read()).decode()
+        kind = os.path.splitext(row["audio"])[1][1:]
+        parts.append(f"<hr><p>{escape(row['id'])} &middot; {escape(row['cell'])}<p><audio controls "
+                     f'src="data:audio/{kind};base64,{data}"></audio><p>{escape(row["question"])}'
+                     "<ol type=A>")
+        for k, option in enumerate(row["options"]):
+            key = " class=key" if k == row["key"] else ""
+            mark = " &larr; chosen" if option == choices[i]["chosen"] else ""
+            parts.append(f"<li{key}>{escape(option)}{mark}</li>")
+        parts.append("</ol>")
+    return "".join(parts)

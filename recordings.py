@@ -278,7 +278,7 @@ def count_seconds(f, name, container, stream):
             first = first if n_packets else packet.pos or 0
             n_packets += 1
             duration = packet.duration or 0
-            if duration >= 2**31:  # below 0, in 32 bits: the last packet of a short ogg takes samples back
+            if duration >= 2**31:  # a negative number in 32 bits: the last packet of a short ogg
                 duration -= 2**32
             counted += duration * stream.time_base
             reached = ((packet.pts or 0) + duration) * stream.time_base

@@ -1,0 +1,237 @@
+"""Clips with exact labels: voices of prepare_synthetic.py in rooms, noise and channels; sounds.
+
+A maker takes (clip, rng, task, label): a row of read_clips(), numpy's Generator, and for the bench
+the task and the answer that the recording must show, else "". It returns (wav float32 (n,) at
+16 kHz, {task: answer}).
+"""
+from pathlib import Path
+
+import numpy as np
+
+import sounds
+from files import read_jsonl
+from questions import NOBODY, NUMBERS, read_answers, read_tasks, spoken_task, word_labels
+from recordings import SAMPLE_RATE, read_audio
+
+# the least and the most of a label; between two labels nobody is asked
+PITCH_HZ = {"very low": (0, 85), "low": (105, 132), "high": (158, 190), "very high": (220, 500)}
+VOICE_HZ = {"male": {"low": (0, 90), "high": (133, 200)},
+            "female": {"low": (100, 150), "high": (215, 400)}}
+RATE_WPM = {"very slow": (0, 105), "slow": (130, 150), "fast": (185, 205), "very fast": (242, 999)}
+LOUDNESS_DB = {"very quiet": (-52, -48), "quiet": (-41, -37), "loud": (-30, -26),
+               "very loud": (-19, -16)}
+CLEAR_WPM, CLEAR_PITCH = 205, 65  # espeak's; of faster or higher voices no words are asked
+QUALITIES = {"plain": "clear", "whisper": "whispering", "croak": "creaky", "klatt": "buzzing"}
+PEOPLE = {"male": "a man", "female": "a woman"}
+PAIRS = {"one man": ("male", True), "one woman": ("female", True), "two men": ("male", False),
+         "two women": ("female", False), "a man and a woman": ("", False)}  # (sex, is one voice)
+WAYS = ("room", "noise", "channel")  # tasks: what lies between a speaker and the microphone
+
+
+def read_clips(folder, split, texts=(), **fields):
+    """Return the rows of a split in a folder's labels.jsonl, with "root", the folder, in each.
+
+    texts: all that a clip may say, if not empty; fields: name=type of what a row must have.
+    OSError or ValueError: no file, a wrong row, or no clip of the split.
+    """
+    path, clips = Path(folder, "labels.jsonl"), []
+    for where, row in read_jsonl(path, key=str, text=str, split=str, **fields):
+        if texts and row["text"] not in texts:
+            raise ValueError(f"{where}: {row['text']!r} is no line of assets/spoken.txt")
+        if row["split"] == split:
+            clips.append(row | {"root": str(folder)})
+    if not clips:
+        raise ValueError(f"{path}: no clips of {split} there")
+    return clips
+
+
+def read_voice(clip):
+    """Return the wav of a clip of read_clips()."""
+    speaker, chapter, _ = clip["key"].split("-")
+    return read_audio(f"{clip['root']}/{clip['split']}/{speaker}/{chapter}/{clip['key']}.flac")
+
+
+# ---- labels of a voice
+
+def band(bands, value):
+    """Return the name of the band that value, a number or None, lies in; "" if none."""
+    for name, (low, high) in bands.items():
+        if value is not None and low <= value <= high:
+            return name
+    return ""
+
+
+def voice_labels(clip):
+    """Return {task: answer} of who speaks in a clip and how."""
+    quality, sex, style = clip["quality"], clip["sex"], clip.get("style")
+    labels = {}
+    if quality != "whisper":  # it has no pitch, which tells bored from calm
+        labels["style"] = style
+    if not style and (quality != "plain" or sex):
+        labels["quality"] = QUALITIES[quality]
+    if quality in ("plain", "klatt"):
+        labels["pitch"] = band(PITCH_HZ, clip["pitch_hz"])
+    if quality == "plain" and sex:
+        labels |= {"accent": clip["accent"], "sex": PEOPLE[sex]}
+        height = band(VOICE_HZ[sex], clip["pitch_hz"])
+        labels["voice"] = height and f"{PEOPLE[sex]} with a {height} voice"
+    labels["rate"] = band(RATE_WPM, clip.get("rate_set"))
+    return {task: answer for task, answer in labels.items() if answer}
+
+
+def is_clear(clip):
+    """Return whether a model that was aligned on such speech can hear a clip's words."""
+    return (clip["quality"] == "plain" and clip["accent"] in ("american", "british")
+            and clip.get("rate_set", 0) <= CLEAR_WPM and clip.get("pitch", 0) <= CLEAR_PITCH)
+
+
+def is_plain(clip):
+    """Return whether a clip is an ordinary voice in no style."""
+    return clip["quality"] == "plain" and not clip["style"]
+
+
+# ---- makers
+
+def at_loudness(wav, rng, name=""):
+    """Return (wav at a loudness, random without a name, its label, or {} if peaks forbid it)."""
+    name = name or list(LOUDNESS_DB)[rng.integers(4)]
+    wav = sounds.level(wav, rng.uniform(*LOUDNESS_DB[name]))
+    peak = np.abs(wav).max()
+    wav = wav * (0.98 / peak) if peak > 0.98 else wav
+    return wav, {"loudness": name} if peak < 1.2 else {}
+
+
+def on_its_way(wav, rng, way, label):
+    """Return speech in a room, in noise or through a channel, as a label of that task says."""
+    if way == "channel":
+        return sounds.through(wav, rng, label)
+    if way == "room" and sounds.ROOMS[label]:
+        return sounds.room(wav, rng, *sounds.ROOMS[label])
+    if way == "noise" and sounds.SNR_DB[label]:
+        noise = sounds.colored(len(wav), rng, rng.uniform(0, 1))
+        return sounds.level(wav) + 10 ** (-rng.uniform(*sounds.SNR_DB[label]) / 20) * noise
+    return wav
+
+
+def make_voice(clip, rng, task, label):
+    """One voice on its way to the microphone; in the bench only what `task` asks is not clean."""
+    way = task if task in WAYS else WAYS[rng.integers(3)]
+    labels = read_tasks()[way].labels  # the first one is clean
+    wanted = ""
+    if task:
+        how = label if task == way else labels[0]
+        wanted = label if task == "loudness" else "loud"
+    else:
+        how = labels[rng.integers(4)]
+    wav, loudness = at_loudness(on_its_way(read_voice(clip), rng, way, how), rng, wanted)
+    if how == "more noise than speech":
+        return wav, {way: how}
+    found = voice_labels(clip) | {way: how, "kind": "speech"} | loudness
+    if is_clear(clip) and how in (labels[0], "a little noise", "a telephone"):
+        found |= word_labels(clip["text"], rng)
+    return wav, found
+
+
+def make_spoken(clip, rng, *_):
+    """A line of spoken.txt: a number, an order or a question."""
+    text = clip["text"]
+    wav, loudness = at_loudness(read_voice(clip), rng, ("loud", "very loud")[rng.integers(2)])
+    return wav, {spoken_task(text): read_answers()[text], "sentence": text} | loudness
+
+
+def make_pair(clips, rng, *_):
+    """Two sentences, of one voice or of two."""
+    a, b = clips
+    who = (a["sex"] if a["sex"] == b["sex"] else "", a["voice"] == b["voice"])
+    answer = next(name for name, speakers in PAIRS.items() if speakers == who)
+    first, second = (sounds.level(read_voice(clip), -26) for clip in clips)
+    pause = np.zeros(int(rng.uniform(0.1, 0.3) * SAMPLE_RATE), np.float32)
+    return np.concatenate([first, pause, second]), {"pair": answer}
+
+
+def make_scene(clip, rng, task, label):
+    """Speech with a place around it."""
+    label = label or list(sounds.SCENES)[rng.integers(len(sounds.SCENES))]
+    wav = sounds.level(read_voice(clip))
+    wav = wav + 10 ** (-rng.uniform(3, 9) / 20) * sounds.SCENES[label](len(wav), rng)
+    found = {"scene": label} | ({} if task else voice_labels(clip))
+    return at_loudness(wav, rng, "loud")[0], found
+
+
+def make_event(_, rng, task, label):
+    """One sound event of 2 to 3 s."""
+    label = label or list(sounds.EVENTS)[rng.integers(len(sounds.EVENTS))]
+    wav = sounds.EVENTS[label](int(rng.uniform(2, 3) * SAMPLE_RATE), rng)
+    found = {"event": label, "sentence": NOBODY}
+    if label in ("rain", "wind", "waves"):
+        found["kind"] = "noise"
+    return at_loudness(wav, rng, "loud")[0], found
+
+
+def make_music(_, rng, *__):
+    """A melody of three notes."""
+    instrument = list(sounds.INSTRUMENTS)[rng.integers(4)]
+    way = list(sounds.MELODIES)[rng.integers(4)]
+    n = int(rng.uniform(1.5, 2.5) * SAMPLE_RATE)
+    wav = sounds.melody(n, rng, instrument, sounds.MELODIES[way])
+    found = {"instrument": instrument, "melody": way, "kind": "music", "sentence": NOBODY}
+    return at_loudness(wav, rng, "loud")[0], found
+
+
+def make_beeps(_, rng, *__):
+    """One to four tones."""
+    count = int(rng.integers(1, 5))
+    wav = sounds.beeps(SAMPLE_RATE, rng, count)
+    return at_loudness(wav, rng, "loud")[0], {"beeps": NUMBERS[count], "sentence": NOBODY}
+
+
+def make_silence(_, rng, *__):
+    """Almost nothing, or noise: nobody speaks."""
+    wav = sounds.colored(int(rng.uniform(1, 3) * SAMPLE_RATE), rng, rng.uniform(0, 1))
+    kind = "noise" if rng.uniform() < 0.5 else "silence"
+    loudness_db = {"noise": (-45, -20), "silence": (-85, -70)}[kind]
+    return sounds.level(wav, rng.uniform(*loudness_db)), {"kind": kind, "sentence": NOBODY}
+
+
+def make_real(clip, rng, *_):
+    """A recording of sources.py, as it is."""
+    return read_audio(clip["path"]), clip["labels"] | {"sentence": clip["text"]}
+
+
+MAKERS = {"voice": make_voice, "spoken": make_spoken, "pair": make_pair, "scene": make_scene,
+          "event": make_event, "music": make_music, "beeps": make_beeps, "silence": make_silence,
+          "real": make_real}
+
+
+# ---- two clips of one voice or of two
+
+def pair_up(clips, rng, label=""):
+    """Return two plain clips of other texts, whose speakers are as a label of PAIRS says.
+
+    Without a label one is drawn, and others serve where no two clips fit. ValueError: none fit.
+    """
+    plain = [clip for clip in clips if is_plain(clip) and clip["seconds"] < 4 and clip["pitch_hz"]]
+    wanted = [label]
+    if not label:
+        first = list(PAIRS)[rng.integers(5)]
+        wanted = [first, *(name for name in PAIRS if name != first)]
+    for name in wanted:
+        sex, is_one = PAIRS[name]
+        firsts = [clip for clip in plain if sex in ("", clip["sex"])]
+        for i in rng.permutation(len(firsts)):
+            seconds = [clip for clip in plain if are_pair(firsts[i], clip, sex, is_one)]
+            if seconds:
+                return [firsts[i], seconds[rng.integers(len(seconds))]]
+    raise ValueError(f"{clips[0]['root']}: no two clips of {wanted[0]}: make more there")
+
+
+def are_pair(a, b, sex, is_one):
+    """Return whether b's speaker fits a's: of the other sex, a's own voice, or clearly another."""
+    if a["text"] == b["text"]:
+        return False
+    if not sex:
+        return a["sex"] != b["sex"]
+    if is_one:
+        return a["voice"] == b["voice"] and abs(a["pitch"] - b["pitch"]) <= 4
+    return (a["sex"] == b["sex"] and a["voice"] != b["voice"]
+            and abs(np.log2(b["pitch_hz"] / a["pitch_hz"])) > 0.35)

@@ -1,0 +1,200 @@
+"""Make AudioBench-mini: four-choice questions about recordings that no training hears.
+
+    python prepare_bench.py                         # data/audiobench_mini: 200 questions, 3 s
+    python prepare_bench.py --sources=fsdd=data/fsdd,crema_d=data/CREMA-D --out_dir=data/bench_real
+
+Reads  the split test of three folders of prepare_synthetic.py, or real recordings (sources.py);
+       assets/questions.txt.
+Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl, {"id", "cell", "task", "audio",
+       "question", "options": four, "key": 0 to 3}; meta.json.
+Each label is right once for three times that it is wrong, and each place is right equally often:
+text alone can't answer. The same settings and clips give the same files.
+"""
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from clip_makers import (MAKERS, is_clear, is_plain, make_voice, pair_up, read_clips,
+                         voice_labels)
+from configurator import configure, fail
+from questions import make_folder, read_answers, read_tasks
+from recordings import SAMPLE_RATE
+from sources import read_sources
+from transcripts import require_distinct
+
+# config: every value here can be set from a config file or as --name=value
+voices = "data/voices"     # many voices, paces, pitches and styles
+spoken = "data/spoken"     # the lines of spoken.txt
+speech = "data/synthetic"  # sentences, said clearly
+out_dir = "data/audiobench_mini"
+bench_items = 25           # questions in each cell
+sources = ""               # real recordings instead: name=folder, ... (sources.py)
+config = configure(globals())  # prints each change; stored in meta.json
+# -----------------------------------------------------------------------------
+SEED = 0
+ON_PLAIN = ("room", "noise", "channel", "loudness", "scene")  # shown on any ordinary voice
+ATTEMPTS = 20  # at a recording that shows its answer: a peaky voice may not get as loud
+
+
+def read_synthetic():
+    """Return ({cell: {task: questions of 25}}, {task: clips to ask about, with "labels"})."""
+    cells = {}
+    for name, task in read_tasks().items():
+        if task.n_bench:
+            cells.setdefault(task.cell, {})[name] = task.n_bench
+    others = read_clips(voices, "test", style=str, pitch=int)
+    numbers = read_clips(spoken, "test", read_answers())
+    clear = [clip for clip in read_clips(speech, "test") if is_clear(clip)]
+    for clip in others:
+        clip["labels"] = voice_labels(clip)
+    for clip in numbers:
+        clip["labels"] = {"digit": clip["text"]}
+    pools = dict.fromkeys(read_tasks(), others)
+    return cells, pools | {"digit": numbers, "sentence": clear, "word": clear}
+
+
+def read_real():
+    """Return the same of real recordings, for tasks with four answers or more."""
+    clips, cells = read_sources(sources), {}
+    for task in ("emotion", "thing", "digit", "command"):
+        if len(labels_of(task, clips)) >= 4:
+            cells.setdefault(read_tasks()[task].cell, {})[task] = 1
+    if len(by_length(clips)) >= 4 * bench_items:
+        cells["what was said"] = {"sentence": 1, "word": 1}
+    if not cells:
+        raise ValueError(f"sources={sources}: no task has four answers or more there")
+    return cells, dict.fromkeys(read_tasks(), clips)
+
+
+def labels_of(task, clips):
+    """Return all answers of a task: of questions.txt, or those that real recordings have."""
+    if sources:
+        return sorted({clip["labels"][task] for clip in clips if task in clip["labels"]})
+    return read_tasks()[task].labels
+
+
+def by_length(clips):
+    """Return the clips whose sentences are of about one length."""
+    return [clip for clip in clips if 5 <= len(clip["text"].split()) <= 8]
+
+
+def label_sets(task, count, clips, rng):
+    """Return [(clip, answer, options)] about labels, each as often wrong as any other."""
+    labels, left_out, rows = labels_of(task, clips), Counter(), []
+    for i in rng.permutation(np.arange(count) % len(labels)):
+        others = [label for label in labels if label != labels[i]]
+        others.sort(key=lambda label: (left_out[label], rng.uniform()))
+        left_out.update(others[:-3])
+        clip = choose_clip(task, labels[i], clips, rng)
+        rows.append((clip, labels[i], [labels[i], *others[-3:]]))
+    return rows
+
+
+def choose_clip(task, answer, clips, rng):
+    """Return a clip that can show an answer; two for the task pair, None for an event."""
+    if task == "event":
+        return None
+    if task == "pair":
+        return pair_up(clips, rng, answer)
+    fits = [clip for clip in clips if clip["labels"].get(task) == answer
+            or task in ON_PLAIN and is_plain(clip)]
+    if not fits:
+        raise ValueError(f"no clip of test shows {task} = {answer}: raise n_test of {voices}")
+    return fits[rng.integers(len(fits))]
+
+
+def content_sets(task, count, clips, rng):
+    """Return [(clip, answer, options)] about sentences, or about a word of each.
+
+    The options are the answers of the clip and of the next three.
+    """
+    chosen, keys, seen, n_sets = [], [], set(), max(count, 4)
+    clips = by_length(clips)
+    for i in rng.permutation(len(clips)):
+        words = clips[i]["text"].split()
+        long = [word for word in words if 5 <= len(word) <= 7 and word not in seen]
+        if long and not set(words) & set(keys) and len(chosen) < n_sets:
+            chosen.append(clips[i])
+            keys.append(long[rng.integers(len(long))])
+            seen.update(words)
+    if len(chosen) < n_sets:
+        raise ValueError(f"{len(chosen)} clear sentences of test for {n_sets} questions: raise "
+                         f"n_test of {speech}")
+    if task == "sentence":
+        keys = [clip["text"] for clip in chosen]
+    keys += keys[:3]
+    return [(clip, keys[i], keys[i:i + 4]) for i, clip in enumerate(chosen[:count])]
+
+
+def plan():
+    """Return [(clip, row of questions.jsonl), ...]."""
+    cells, pools = read_real() if sources else read_synthetic()
+    planned = []
+    for cell, shares in cells.items():
+        sizes = {task: round(bench_items / sum(shares.values()) * n) for task, n in shares.items()}
+        sizes[next(iter(sizes))] += bench_items - sum(sizes.values())
+        for k, (task, size) in enumerate(sizes.items()):
+            planned += plan_task(cell, task, size, pools[task], [len(planned), k])
+    places = np.random.default_rng([SEED, 78]).permutation(np.arange(len(planned)) % 4)
+    for place, (_, row) in zip(places.tolist(), planned):
+        place_answer(row, place)
+    return planned
+
+
+def plan_task(cell, task, size, clips, seed):
+    """Return plan()'s rows of one task; "key" is the answer's text yet, not its place."""
+    rng = np.random.default_rng([SEED, 77, *seed])
+    phrase = np.random.default_rng([SEED, 81, *seed])  # not moved by the draws of clips
+    ways, planned = read_tasks()[task].bench, []
+    make_sets = content_sets if task in ("sentence", "word") else label_sets
+    for number, (clip, key, options) in enumerate(make_sets(task, size, clips, rng), seed[0]):
+        name = f"{number:03d}"
+        require_distinct(f"{name} ({task})", options)
+        question = ways[phrase.integers(len(ways))]
+        row = {"id": name, "cell": cell, "task": task, "audio": f"wavs/{name}.wav",
+               "question": question, "options": options, "key": key}
+        planned.append((clip, row))
+    return planned
+
+
+def place_answer(row, place):
+    """Put a row's answer at a place, 0 to 3, of its options, the others in random order."""
+    others = [option for option in row["options"] if option != row["key"]]
+    order = np.random.default_rng([SEED, 79, int(row["id"])]).permutation(3)
+    row["options"] = [others[i] for i in order]
+    row["options"].insert(place, row["key"])
+    row["key"] = place
+
+
+def make_wav(clip, row):
+    """Return a question's wav. ValueError: what was made does not show the answer."""
+    task, answer = row["task"], row["options"][row["key"]]
+    kind = "real" if sources else {"digit": "spoken"}.get(task, task)
+    make = MAKERS.get(kind, make_voice)
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng([SEED, 80, int(row["id"]), attempt])
+        wav, labels = make(clip, rng, task, answer)
+        if task == "word" or labels.get(task) == answer:
+            return np.clip(wav, -1, 1)
+    raise ValueError(f"question {row['id']}: its recording shows {task} = {labels.get(task)}, not "
+                     f"{answer}: make other voices")
+
+
+def make_all():
+    """Write the recordings; return {file name: rows}."""
+    import soundfile
+    planned = plan()
+    Path(out_dir, "wavs").mkdir()
+    for clip, row in planned:
+        wav = make_wav(clip, row)
+        soundfile.write(f"{out_dir}/{row['audio']}", wav, SAMPLE_RATE, subtype="PCM_16")
+    return {"questions.jsonl": [row for _, row in planned]}
+
+
+if __name__ == "__main__":
+    if bench_items < 1:
+        fail(f"{bench_items=} questions are too few: at least 1")
+    folders = () if sources else (voices, spoken, speech)
+    inputs = [f"{folder}/labels.jsonl" for folder in folders]
+    make_folder(out_dir, config, inputs, make_all, "questions.jsonl", "wavs")

@@ -1,0 +1,165 @@
+"""Questions about a recording: tasks, how each is asked, and options to choose from.
+
+A task asks for one property of a recording. Its label in a recording is the answer, as in
+{"pitch": "low", "sentence": "the bird sings"}. assets/questions.txt lists the tasks.
+"""
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from configurator import user_input
+from files import own_file, read_lines, sha256_file, write_json, write_jsonl
+from record import is_made, note_made
+from tokenizer import multiple_choice
+from transcripts import require_distinct
+
+QUESTIONS = "assets/questions.txt"
+SPOKEN = "assets/spoken.txt"
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+NOBODY = "nobody is speaking"
+CHOICE_SHARE = 0.6  # share of the questions that list options, of those that have some
+
+
+class Task(NamedTuple):
+    weight: float  # how often it is asked in training, to others' 1
+    n_bench: int   # its questions in the bench, of 25 in its cell
+    cell: str      # the bench's group of tasks, or ""
+    train: list    # of str: questions of training
+    bench: list    # questions that no training sees
+    labels: list   # all answers, or [] where the set is open
+
+
+@cache
+def read_tasks(path=QUESTIONS):
+    """Return {name: Task}. ValueError names the line that is wrong."""
+    tasks, texts = {}, {}
+    for number, line in enumerate(read_lines(own_file(path)), 1):
+        mark, _, rest = line.strip().partition(" ")
+        header = re.fullmatch(r"\[(\w+)\](?: weight=([\d.]+))?(?: bench=(\d+))?(.*)", line.strip())
+        if header:
+            name, weight, n_bench, cell = header.groups()
+            task = Task(float(weight or 1), int(n_bench or 0), cell.strip(), [], [], [])
+            tasks[name] = task
+            texts = {"?": task.train, "!": task.bench, "=": task.labels}
+        elif mark in texts and rest:
+            texts[mark] += [text.strip() for text in rest.split("|" if mark == "=" else "\n")]
+        elif mark and mark[0] != "#":
+            raise ValueError(f"{path}:{number}: a line starts with [task], ?, !, = or #")
+    return tasks
+
+
+@cache
+def read_answers():
+    """Return {line: answer} of spoken.txt: numbers, orders and short questions."""
+    lines = read_lines(own_file(SPOKEN))
+    return dict(line.split(" | ", 1) for line in lines if " | " in line)
+
+
+def read_sentences(text_dir, split):
+    """Return the lines (str) of <text_dir>/<split>.txt. ValueError: there is none."""
+    path = Path(text_dir, split + ".txt")
+    lines = [line.strip() for line in read_lines(path) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no sentence: run prepare_text.py again")
+    return lines
+
+
+def spoken_task(text):
+    """Return the task that asks about a line of spoken.txt."""
+    if text in NUMBERS:
+        return "digit"
+    return "command" if text in read_tasks()["command"].labels else "answer"
+
+
+def word_labels(text, rng):
+    """Return {task: answer} of what can be asked about a sentence's words."""
+    words = text.split()
+    labels = {"sentence": text, "first": words[0], "last": words[-1]}
+    if long := [word for word in words if len(word) > 3 and words.count(word) == 1]:
+        labels["word"] = long[rng.integers(len(long))]
+    if 3 <= len(words) <= 12:
+        labels["n_words"] = NUMBERS[len(words)]
+    return labels
+
+
+# ---- one question
+
+def said_in(texts):
+    """Return {"sentences": the texts, "words": their longer words, repeated}, for wrong options.
+
+    So a wrong option is as frequent a word as a right one, and text alone can't tell them apart.
+    """
+    sentences = sorted(set(texts))
+    words = [word for text in sentences for word in text.split() if len(word) > 3]
+    return {"sentences": sentences, "words": words}
+
+
+def some_of(said, rng, own=""):
+    """Draw 6 sentences and 24 words of said_in(); "own": the words of the text `own`."""
+    sentences = [said["sentences"][i] for i in rng.integers(len(said["sentences"]), size=6)]
+    words = [said["words"][i] for i in rng.integers(len(said["words"]), size=24)]
+    return {"sentences": sentences, "words": words, "own": own.split()}
+
+
+def options_for(task, answer, rng, said):
+    """Return four options, the answer among them, or None; said: what some_of() returns."""
+    labels = read_tasks()[task].labels
+    answers = read_answers()
+    if task == "sentence":
+        labels = list(answers) if answer in answers else said["sentences"]
+    elif task in ("word", "first", "last"):
+        labels = [word for word in said["words"] if word not in said["own"]]
+        labels *= len(answer) > 3  # a shorter answer would give itself away
+    others = [label for label in dict.fromkeys(labels) if label != answer]
+    if len(others) < 3 or answer == NOBODY:
+        return None
+    options = [answer, *(others[i] for i in rng.choice(len(others), 3, replace=False))]
+    return [options[i] for i in rng.permutation(4)]
+
+
+def ask(task, answer, rng, said):
+    """Return [task, question, answer]; None where a word's question has no options."""
+    ways = read_tasks()[task].train
+    question = ways[rng.integers(len(ways))]
+    options = options_for(task, answer, rng, said)
+    if task == "word" and not options:
+        return None
+    if options and (task == "word" or rng.uniform() < CHOICE_SHARE):
+        require_distinct(question, options)
+        question = multiple_choice(question, options)
+    return [task, question, answer]
+
+
+# ---- the folder that a script makes
+
+def make_folder(out_dir, config, inputs, make, *names):
+    """Make a folder's rows of JSON, unless an earlier run made the same of the same.
+
+    inputs: paths of what is read beside questions.txt and spoken.txt; make: function that returns
+    {file name: rows}; names: files and folders of an earlier run, removed first. ValueError and
+    OSError of make() end in one line.
+    """
+    with user_input():
+        sums = {path: sha256_file(own_file(path)) for path in (*inputs, QUESTIONS, SPOKEN)}
+        if is_made(out_dir, config, sums) and not config.get("sources"):  # they may have changed
+            return print(f"{out_dir} is up to date")
+        begin_folder(Path(out_dir), names)
+        files = make()
+    for name, rows in files.items():
+        write_jsonl(f"{out_dir}/{name}", rows)
+    note_made(out_dir, config, sums, files)
+    counts = [f"{len(rows):,} rows of {name}" for name, rows in files.items()]
+    print(f"{out_dir}: {', '.join(counts)}")
+
+
+def begin_folder(folder, names):
+    """Remove files and folders. ValueError: no script of ours made the folder (Path)."""
+    if any(folder.glob("*")) and not (folder / "meta.json").exists():
+        raise ValueError(f"{folder} was not made by this script: set another out_dir, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "meta.json", {})  # ours, and not whole yet
+    for name in names:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).unlink(missing_ok=True)
