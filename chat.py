@@ -28,7 +28,7 @@ from recordings import SAMPLE_RATE, read_audio  # noqa: E402 (a wrong setting is
 from talk import Batch, Row, Talker, Text, size  # noqa: E402
 
 CACHE_BYTES = 64 * 2**20  # of a chat's keys and values: a turn reads only what is new
-TOP_K = 50                # so many of the likeliest tokens are drawn from
+TOP_P = 0.9               # an answer is drawn from the likeliest tokens that sum up to it
 LONGEST_S = 30            # of the recordings in training
 HELP = "/audio FILE adds a recording to your next question, /new begins anew, /quit ends"
 
@@ -42,7 +42,7 @@ def say(items, text, stop_ids):
         print(f"chat.py: {size(items)} tokens of audio and text and max_tokens={max_tokens} > the "
               f"model's {talker.limit}: lower them, or begin anew", file=sys.stderr)
         return None
-    row = Row(items, max_tokens, temperature, TOP_K, stop_ids=stop_ids)
+    row = Row(items, max_tokens, temperature, TOP_P, stop_ids=stop_ids)
     try:
         batch.add([row])
         while batch.rows:

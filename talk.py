@@ -10,11 +10,13 @@ from itertools import takewhile
 import numpy as np
 import torch
 
-from audio import HOP, encode, load_ears, n_audio_tokens, split_at_pauses
+from audio import HOP, encode, load_ears, n_audio_tokens
 from checkpoints import load_checkpoint
 from decode import pad, sample, transcribe
 from device import pick_device
-from model import KVCache, for_inference
+from kv_cache import KVCache
+from model import for_inference
+from pauses import split_at_pauses
 from recordings import SAMPLE_RATE
 from tokenizer import load_tokenizer, render_conversation
 from transcripts import plain_text
@@ -36,8 +38,7 @@ class Row:
     prompt: list
     max_tokens: int = 64
     temperature: float = 0.0  # 0: the likeliest token
-    top_k: int = 0            # 0: all
-    top_p: float = 1.0
+    top_p: float = 1.0        # drawn from the likeliest tokens that sum up to it
     seed: int = 0
     stop_ids: tuple = ()
     ids: list = field(default_factory=list)
@@ -232,8 +233,8 @@ class Batch:
         """
         said = []
         for b, row in enumerate(self.rows):
-            token = sample(self.logits[b:b + 1], row.temperature, row.top_k, row.top_p,
-                           row.generator).item()
+            logits = self.logits[b:b + 1]
+            token = sample(logits, row.temperature, row.top_p, row.generator).item()
             if token in row.stop_ids:
                 row.ended, token = "stop", None
             else:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio import encode, split_at_pauses
+from audio import encode
 from decode import transcribe
+from pauses import split_at_pauses
 from recordings import read_audio
 from talk import Batch, Recording, Talker
 from test_audiobench import make_run as make_chat_run
@@ -124,7 +125,7 @@ def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch, capsys):
     assert first == anew == second[:len(first)] and second == third[:len(second)]
     n_sounds = [sum(isinstance(item, Recording) for item in items) for items in asked]
     assert n_sounds == [0, 1, 1, 0]
-    turns, err = chat(question, "/help", length="3000")
+    turns, err = chat(question, "/help", length="1000000")
     assert turns[0] == [] and "begin anew" in err and turns[1][0] == "/audio"
     monkeypatch.setattr(Batch, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     assert chat(question, "/new")[0][0] == ["[stopped]"]
