@@ -124,13 +124,17 @@ def read_messages(messages, talker):
 
 def read_turn(numbered, most_s, has_ears):
     """Read [(number, Message)] of one speaker -> (text, [wav]), most_s seconds at most."""
-    texts, wavs, roles, has_question = [], [], set(), False
+    texts = []
+    wavs = []
+    roles = set()
+    has_question = False
     for i, message in numbered:
         parts = message.content or []
         for k, part in enumerate(parts):
             at = f"messages.{i}.content.{k}"
             is_sound = part.type == "input_audio"
-            if is_sound != bool(part.input_audio) or is_sound and message.role != "user":
+            is_users = message.role == "user"
+            if is_sound != bool(part.input_audio) or (is_sound and not is_users):
                 raise Refused(400, "input_audio belongs to a user's part of type input_audio", at)
             if is_sound and not has_ears:
                 raise Refused(400, "this model takes no audio", at)

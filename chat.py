@@ -67,7 +67,8 @@ def answer(messages):
 
 def transcribe(wav):
     """Print what was said in a wav (n,), each piece when it is heard."""
-    between, n_cut = "", 0
+    between = ""
+    n_cut = 0
     for piece, is_cut in talker.transcripts(wav):
         n_cut += is_cut
         if piece:

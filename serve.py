@@ -149,7 +149,9 @@ class Guard:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        method, began, n_bytes, status = scope["method"], time.time(), 0, 0
+        began = time.time()
+        n_bytes = status = 0
+        method = scope["method"]
         path = re.sub("/+", "/", scope["path"]).rstrip("/") or "/"  # a redirect may lose the body
         scope = scope | {"path": path, "method": "GET" if method == "HEAD" else method}
 
@@ -223,8 +225,8 @@ async def chat(request: Request, ask: ChatRequest):
         first = await anext(pieces)  # an error before it is answered with its status
         return StreamingResponse(answer.events(first, pieces), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-store"})
-    message = {"role": "assistant", "content": "".join([piece async for piece in pieces]),
-               "refusal": None}
+    content = "".join([piece async for piece in pieces])
+    message = {"role": "assistant", "content": content, "refusal": None}
     reason, usage = answer.end()
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     return answer.base | {"object": "chat.completion", "choices": [choice], "usage": usage}
@@ -294,7 +296,8 @@ class Answer:
 
     def end(self):
         """Return (why the answer ended, its counts of tokens)."""
-        n_prompt, n_answer = size(self.row.prompt), len(self.text.ids)
+        n_prompt = size(self.row.prompt)
+        n_answer = len(self.text.ids)
         usage = {"prompt_tokens": n_prompt, "completion_tokens": n_answer,
                  "total_tokens": n_prompt + n_answer}
         return "stop" if self.text.stopped else self.row.ended, usage

@@ -144,7 +144,8 @@ class Talker:
         ids, _ = render_conversation(self.tok, {"messages": turns})
         user_start = self.tok.special("<|user_start|>")
         starts = [i for i, token in enumerate(ids) if token == user_start]
-        items, last = [], 0
+        items = []
+        last = 0
         for start, (_, _, sound) in zip(starts, messages[::2]):
             if sound:  # after audio_at ids; later turns lack the first, bos
                 at = self.ears["audio_at"]
@@ -236,7 +237,8 @@ class Batch:
             logits = self.logits[b:b + 1]
             token = sample(logits, row.temperature, row.top_p, row.generator).item()
             if token in row.stop_ids:
-                row.ended, token = "stop", None
+                row.ended = "stop"
+                token = None
             else:
                 row.ids.append(token)
                 row.ended = "length" if len(row.ids) >= row.max_tokens else ""

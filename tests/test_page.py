@@ -1,0 +1,92 @@
+"""chat.html in a real browser: Chromium, whose microphone plays a file."""
+import base64
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from test_serve import ckpt, port, server  # noqa: F401 (fixtures)
+
+from recordings import read_audio
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium whose microphone plays half a second of silence, then a tone."""
+    found = list(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    if not found:
+        pytest.skip("no Chromium here (apt install chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    clip, wav = str(tmp_path_factory.mktemp("mic") / "mic.wav"), np.zeros(16_000 * 3)
+    wav[8_000:40_000] = 0.3 * np.sin(np.arange(32_000) / 8)
+    soundfile.write(clip, wav, 16_000, subtype="PCM_16")
+    with sync_api.sync_playwright() as play:
+        yield play.chromium.launch(executable_path=found[0], args=[
+            "--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
+            f"--use-file-for-fake-audio-capture={os.environ.get('MICROPHONE_WAV', clip)}"])
+
+
+def open_page(browser, port, **settings):
+    """-> a page with the chat in it, and the list of its errors."""
+    page, errors = browser.new_context(permissions=["microphone"], **settings).new_page(), []
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.set_default_timeout(15_000)
+    page.goto(f"http://127.0.0.1:{port}/")
+    return page, errors
+
+
+@pytest.mark.slow
+def test_record_send_and_read_the_answer(browser, port):
+    """Broken: no answer to a recording; it isn't what was recorded; a phone's or dark page."""
+    page, errors = open_page(browser, port, viewport={"width": 320, "height": 560},
+                             color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(23, 23, 22)"
+    sent = []
+    page.on("request", lambda r: sent.append(r.post_data_json) if "completions" in r.url else None)
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.get_by_role("button", name="Stop", exact=True).wait_for()
+    end = time.time() + 15
+    while page.evaluate("document.getElementById('level').value") < 0.2:
+        assert time.time() < end
+        page.wait_for_timeout(50)
+    page.wait_for_timeout(1500)
+    page.keyboard.press("Escape")
+    page.locator("#clip audio").wait_for()
+    page.get_by_role("button", name="Who is speaking?").click()
+    page.keyboard.press("Enter")
+    page.locator(".turn.assistant .time").wait_for()
+    part, text = sent[0]["messages"][0]["content"]
+    wav = read_audio(base64.b64decode(part["input_audio"]["data"]))
+    assert text["text"] == "Who is speaking?" and 1.5 < len(wav) / 16_000 < 8
+    assert np.abs(wav).max() > 0.1 and page.locator(".turn.user audio").count() == 1
+    page.get_by_role("textbox", name="Message").fill("how high is it")
+    page.get_by_role("button", name="Send").click()  # a second turn, with the first in it
+    page.locator(".turn.assistant .time").nth(1).wait_for()
+    assert [m["role"] for m in sent[1]["messages"]] == ["user", "assistant", "user"]
+    assert page.evaluate("urls.size") == 1  # the recording can be heard as long as it stands there
+    page.get_by_role("button", name="New conversation").click()
+    assert page.evaluate("urls.size") == 0 and page.locator("audio").count() == 0
+    assert not errors, errors
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_wrong(browser, port, tmp_path):
+    """Broken: no microphone, a wrong or silent file or a busy server leave it dumb."""
+    page, _ = open_page(browser, port)
+    denied = "async () => { throw new DOMException('x', 'NotAllowedError') }"
+    page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {denied} }}")
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.locator("#note", has_text="denied").wait_for()
+    (tmp_path / "x.wav").write_bytes(b"no sound")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 44_100)
+    for name, expected in (("x.wav", "no sound"), ("silent.wav", "silent")):
+        page.set_input_files("#file", str(tmp_path / name))
+        page.locator("#note", has_text=expected).wait_for()
+    busy = {"status": 503, "json": {"error": {"message": "x"}}}
+    page.route("**/completions", lambda route: route.fulfill(**busy))
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("The server is busy").wait_for()
