@@ -4,11 +4,11 @@
     python prepare_librispeech.py --source=mine.jsonl    # your own clips
     python prepare_librispeech.py --source=data/LibriSpeech --subset=train-clean-100,dev-clean
 
-Reads a corpus as corpora.py describes; LibriSpeech is downloaded where it is missing.
-Writes <out_dir>/shard-NNNNNN.tar (data.py describes it; 184 MB an hour and tap for whisper-base),
-       shard-NNNNNN.json, <split>.jsonl (its clips), index.json, manifest.json and, last, meta.json.
-Every core, or every GPU, makes shards. Run it again after an interruption: whole shards are kept.
-Features of other settings, another corpus or other code are made anew.
+Reads a corpus as corpora.py describes; LibriSpeech is downloaded where it is missing. Writes
+<out_dir>/shard-NNNNNN.tar (see data.py; 184 MB an hour and tap for whisper-base) and .json,
+<split>.jsonl (its clips), index.json, manifest.json and, last, meta.json. Every core, or every GPU,
+makes shards. Whole shards are kept when it is interrupted and run again. Features of other
+settings, another corpus or other code are made anew.
 """
 import fcntl
 import hashlib
@@ -168,15 +168,20 @@ def features_of(clips, failures):
             yield info["key"], x, info
 
 
+def rows_file(name):
+    """Return the path of the .json that makes a shard whole."""
+    return (FINAL / name).with_suffix(".json")
+
+
 def make_shard(name, clips):
-    """Write a shard, then its .json, which makes it whole; returns the failures."""
+    """Write a shard, then rows_file() with its rows of the index; returns the failures."""
     path, failures = FINAL / name, []
     audio = {clip["info"]["key"]: clip["audio"] for clip in clips}
     try:
         rows = write_shard(str(path), features_of(clips, failures))
         rows = [row | {"audio": audio[row["info"]["key"]]} for row in rows]
         sums = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        write_json(path.with_suffix(".json"), {"rows": rows, "failures": failures, "sums": sums})
+        write_json(rows_file(name), {"rows": rows, "failures": failures, "sums": sums})
     except OSError as e:
         raise OSError(f"{name}: {e}") from None
     return failures
@@ -207,24 +212,24 @@ def clear(n_clips, n_bytes):
     print(f"{n_clips:,} clips take {n_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
     if n_bytes > free:
         fail(f"{FINAL}: no space for the features: make room or choose another out_dir")
-    (FINAL / "meta.json").unlink(missing_ok=True)
-    for path in [manifest, *(FINAL / f"{split}.jsonl" for split in lists), *shards]:
+    lists = [FINAL / f"{split}.jsonl" for split in lists]
+    for path in [FINAL / "meta.json", *shards, *lists, manifest]:
         path.unlink(missing_ok=True)
 
 
 def make_shards(shards, failures, n_found, encoder, layers, kind):
     """Make the shards that are not whole, the longest clips first."""
-    jobs = [(name, clips) for name, clips in reversed(shards.items())
-            if not (FINAL / name).with_suffix(".json").exists()]
+    jobs = [job for job in reversed(shards.items()) if not rows_file(job[0]).exists()]
     print(f"to do: {len(jobs)} of {len(shards)} shards")
     n_gpus = torch.cuda.device_count() if kind == "cuda" else 1
     n_threads = workers or max(1, os.cpu_count() // n_gpus)
     n_workers, start = (workers, "") if kind == "cpu" else (n_gpus, "spawn")
-    shared = encoder, layers, kind, n_threads
+    made = run_all(make_shard, jobs, n_workers, begin_work, (encoder, layers, kind, n_threads),
+                   start=start)
     seconds = [round(sum(clip["seconds"] for clip in clips)) for _, clips in jobs]
+    bar = tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1)
     try:
-        with closing(run_all(make_shard, jobs, n_workers, begin_work, shared, start=start)) as made, \
-                tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1) as bar:
+        with closing(made), bar:
             for failed, n in zip(made, seconds):
                 bar.update(n)
                 failures = failures + failed
@@ -237,7 +242,7 @@ def make_shards(shards, failures, n_found, encoder, layers, kind):
 
 def finish(clips, shards, failures, n_found, manifest):
     """Write lists, index and manifest of all shards; returns the manifest, whole."""
-    made = [json.loads((FINAL / name).with_suffix(".json").read_bytes()) for name in shards]
+    made = [json.loads(rows_file(name).read_bytes()) for name in shards]
     failures = sum((each["failures"] for each in made), failures)
     check_failures(failures, n_found)
     for split in {clip["info"]["split"] for clip in clips}:

@@ -19,14 +19,14 @@ def run_all(function, jobs, n_workers, set_up=None, arguments=(), chunksize=1, s
     fork on Linux and spawn elsewhere. An error of a worker is raised here and cancels the jobs that
     have not begun. OSError: a worker was killed.
     """
-    usual = os.environ.get("NANOCHAT_OMNI_START") or ("fork" if sys.platform == "linux" else "spawn")
+    usual = "fork" if sys.platform == "linux" else "spawn"
+    start = start or os.environ.get("NANOCHAT_OMNI_START") or usual
     n_workers = min(n_workers or os.cpu_count(), len(jobs)) or 1
-    with ProcessPoolExecutor(n_workers, get_context(start or usual), begin,
-                             (set_up, arguments)) as pool:
+    with ProcessPoolExecutor(n_workers, get_context(start), begin, (set_up, arguments)) as pool:
         try:
             yield from pool.map(function, *zip(*jobs), chunksize=chunksize)
         except BrokenProcessPool:
-            raise OSError("a worker was killed (out of memory?): lower workers and run again") from None
+            raise OSError("a worker was killed (out of memory?): lower workers") from None
 
 
 def begin(set_up, arguments):

@@ -40,8 +40,7 @@ NUMBER = re.compile(r"""
     (?(money)\s?(?P<scale>(?:hundred|thousand|[mbt]r?illion)\b)?)
     (?P<end>(?:st|nd|rd|th|'?s)\b)?
     """, re.VERBOSE | re.ASCII)
-WHOLE = re.compile(r"\d+|\d{1,3}(,\d{3})+")
-DECIMAL = re.compile(r"((?:\d+|\d{1,3}(?:,\d{3})+)?)\.(\d+)")
+ONE = re.compile(r"(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d+)?")  # number, not a list or a range
 MONEY = {"$": ("dollar", "dollars", "cent", "cents"), "£": ("pound", "pounds", "penny", "pence"),
          "€": ("euro", "euros", "cent", "cents")}
 
@@ -149,25 +148,24 @@ def read_aloud(text, strict=True):
 
 
 class Letters(dict):
-    """For str.translate: what becomes of a character of case-folded text, worked out once."""
+    """For str.translate: what becomes of a character of case-folded text, worked out once.
+
+    A character that stays, but for the apostrophe, is one that no transcript may hold.
+    """
 
     def __missing__(self, code):
-        self[code] = letter(chr(code))
+        char = chr(code)
+        parts = unicodedata.normalize("NFD", FOLDED.get(char, char))
+        bare = "".join(part for part in parts if not unicodedata.combining(part))
+        category = unicodedata.category(char)
+        self[code] = " "
+        if char in SYMBOLS:
+            self[code] = SYMBOLS[char]
+        elif LETTERS.issuperset(bare):
+            self[code] = bare  # nothing of an accent alone
+        elif char in "'" + NO_FORM or category[0] in "LMN" or category in ("Sm", "Sc"):
+            self[code] = char
         return self[code]
-
-
-def letter(char):
-    """Return what becomes of a character; one that stays, but ', no transcript may hold."""
-    parts = unicodedata.normalize("NFD", FOLDED.get(char, char))
-    bare = "".join(part for part in parts if not unicodedata.combining(part))
-    category = unicodedata.category(char)
-    if char in SYMBOLS:
-        return SYMBOLS[char]
-    if LETTERS.issuperset(bare):
-        return bare  # of an accent alone nothing
-    if char in "'" + NO_FORM or category[0] in "LMN" or category in ("Sm", "Sc"):
-        return char
-    return " "
 
 
 LETTER_TABLE = Letters()
@@ -184,28 +182,23 @@ def split_words(text):
 def read_number(match, strict):
     """Return the slots of a match of NUMBER."""
     body, end, money = match["body"], match["end"], match["money"]
-    is_one = WHOLE.fullmatch(body) or DECIMAL.fullmatch(body)
-    is_time = re.fullmatch(r"\d{1,2}:\d\d", body)
-    next_char = match.string[match.end():match.end() + 1]
-    if strict and (not is_one and not is_time or money and next_char.isalpha()):  # 3/4, $5k
+    is_one, is_time = ONE.fullmatch(body), re.fullmatch(r"\d{1,2}:\d\d", body)
+    after = match.string[match.end():match.end() + 1]
+    if strict and (not is_one and not is_time or money and after.isalpha()):  # 3/4, $5k
         raise NoSpokenForm("figures that can be read in several ways", match[0])
-    if end in ("st", "nd", "rd", "th") and WHOLE.fullmatch(body):
+    if end in ("st", "nd", "rd", "th") and body.replace(",", "").isdigit():
         slots = [variants(name(int(body.replace(",", "")), "ordinal"))]
-    elif is_one:
-        slots = [read_one(body)]
     elif is_time:
         hour, minutes = body.split(":")
         slots = [read_one(str(int(hour))), read_minutes(minutes)]
+    elif money and is_one and not match["scale"]:
+        slots = read_money(body, *MONEY[money])
     else:
-        slots = [read_one(digits) for digits in re.findall(r"\d+", body)]
+        slots = [read_one(body)] if is_one else list(map(read_one, re.findall(r"\d+", body)))
     if end in ("s", "'s"):
         slots[-1] = [plural(reading) if end == "s" else reading + "'s" for reading in slots[-1]]
     if match["scale"]:
         slots += [[match["scale"]], [MONEY[money][1]]]
-    elif money and re.fullmatch(r"[\d,]+\.\d\d", body):
-        slots = [read_money(body, money)]
-    elif money:
-        slots.append([MONEY[money][0 if body == "1" else 1]])
     return [["minus", "negative"]] * bool(match["sign"]) + slots
 
 
@@ -271,21 +264,16 @@ def read_minutes(minutes):
     return [name(int(minutes)), spell(minutes)]
 
 
-def read_money(body, sign):
-    """Return the readings of an amount with two places (str) of a currency of MONEY."""
-    whole, cents = body.split(".")
-    unit, units, cent, cents_name = MONEY[sign]
-    number = name(int(cents))
-    small = f"{number} {cent if int(cents) == 1 else cents_name}"
-    readings = []
-    for head in read_one(whole.lstrip("0") or "0"):
-        big = f"{head} {unit if head in ('one', 'a') else units}"
-        readings += [f"{big} and {small}", f"{big} {small}", f"{big} {number}", f"{head} {number}"]
-        if int(cents) == 0:
-            readings = [big, *readings]
-    if not int(whole.replace(",", "")):
-        readings = [small, *readings]
-    return readings + [f"{reading} {units}" for reading in read_one(body)]
+def read_money(body, unit, units, cent, cents):
+    """Return the slots of an amount: five dollars and fifty cents, or five dollars fifty."""
+    whole, _, small = body.replace(",", "").partition(".")
+    if len(small) not in (0, 2):
+        return [read_one(body), [units]]
+    slots = [read_one(whole), [unit if whole == "1" else units, ""]]
+    if not int(small or 0):
+        return [slots[0], slots[1][:1]]
+    few = [read_one(str(int(small))), [cent if small == "01" else cents, ""]]
+    return [*slots, ["and", ""], *few] if int(whole or 0) else [few[0], few[1][:1]]
 
 
 def plural(words):
