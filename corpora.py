@@ -1,11 +1,11 @@
 """Readers of speech corpora: which recordings there are, what is said, and what can't be used.
 
-LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt;
-             beside the subsets, if you like, labels.jsonl ({"key": ..., any label}). Subsets train*
-             are the split train, val* and dev* val, test* test. A source that holds speakers
-             directly is one subset. LibriSpeech's own (SUBSETS) are downloaded when missing.
-A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line; if you like
-             "split", "speaker", "key" and any label. Without "split" a twentieth is val, by speaker
+LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt, and
+             perhaps <source>/labels.jsonl ({"key": ..., any label} a line). Subsets train* are the
+             split train, val* and dev* val, test* test. A source of speakers is one subset.
+             LibriSpeech's own subsets are downloaded when missing.
+A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line, and perhaps
+             "split", "speaker", "key", any label. Without "split" a twentieth is val, by speaker
              where one is named. With "question" and "answer", or "turns" [[task, question, answer],
              ...], a line needs no text.
 speechocean  speechocean762's folder (Zhang et al., arXiv:2104.01378): a tenth of the training
@@ -61,9 +61,9 @@ def read_corpus(source, subsets="", seen_voices=False):
     """Read the lists of a corpus and the headers of its recordings.
 
     source: folder or .jsonl; subsets: comma-separated folder names, "": all; seen_voices: val and
-    test may hold speakers of train. Returns (clips, failures, counts): a clip is {"path", "bytes",
-    "seconds", "subset", "info": its labels}, a failure {"key", "reason"}; counts says how many
-    clips were dropped or converted. ValueError, OSError: the corpus is missing or broken.
+    test may hold speakers of train. Returns (clips, failures, counts): clips are {"path", "bytes",
+    "seconds", "subset", "info": labels}, failures {"key", "reason"}; counts: what was dropped or
+    converted. ValueError, OSError: the corpus is missing or broken.
     """
     if source.endswith(".jsonl"):
         found = read_list(source)
@@ -228,8 +228,8 @@ def fetch_subset(root, name):
     have = sum(path.stat().st_size for path in root.glob(f"{name}.tar.gz*"))
     needed, free = max(size - have, 0) + size, shutil.disk_usage(root).free  # flac packs no further
     if needed > free:
-        raise OSError(f"{root}: {name} needs {needed / 1e9:.1f} GB to download and unpack, "
-                      f"{free / 1e9:.1f} GB are free: make room or choose another source")
+        raise OSError(f"{root}: {name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+                      "make room or choose another source")
     hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     urls = [f"{base}/{name}.tar.gz" for base in [*MIRRORS, f"{hub.rstrip('/')}/{HUB}"]]
     url = download(urls, str(archive), f"md5:{md5}")
@@ -251,7 +251,7 @@ def unpack(archive, root, name):
                 tar.extract(member, tmp, filter="data")
         os.replace(tmp / "LibriSpeech" / name, root / name)
     except (tarfile.TarError, EOFError, zlib.error, FileNotFoundError) as e:
-        raise ValueError(f"{archive} holds no LibriSpeech/{name} that can be unpacked "
-                         f"({type(e).__name__}: {e}): delete it and run again") from None
+        raise ValueError(f"{archive} holds no LibriSpeech/{name} that can be unpacked ({e}): "
+                         "delete it and run again") from None
     finally:
         shutil.rmtree(tmp, ignore_errors=True)

@@ -93,8 +93,8 @@ def is_hidden(name):
 def find_files(folder, suffixes):
     """Return the sorted paths (str) of the files at any depth that end in one of suffixes.
 
-    suffixes: lower case; files may have upper case. Hidden files and folders are left out, links
-    are followed, a folder that is linked twice is read once.
+    suffixes: lower case, files may differ. Hidden files and folders are left out. Links are
+    followed, each folder once.
     """
     found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):

@@ -1,13 +1,9 @@
 """corpora.py: lists, folders and archives as people have them, read without features."""
-import functools
-import hashlib
-import http.server
 import io
 import json
 import os
 import shutil
 import tarfile
-import threading
 import unicodedata
 
 import numpy as np
@@ -67,7 +63,7 @@ def test_lists(flac, tmp_path):
 def test_names_of_other_systems(flac, tmp_path):
     """Broken: dots, accents or quotes in a name, a Mac's decomposed accents or Windows' backslashes
     lose a clip; what is missing is not named as it was looked for."""
-    names = ("2 Track 2.0 (Clean).flac", "UPPER.FLAC", "comma, quote' .flac", "ümlaut größe.flac",
+    names = ("2 Track 2.0 (Clean).flac", "UPPER.FLAC", "comma, quote' .flac", "ümlaut.flac",
              "日本語 🎤.flac", "-a-dash.flac", "%41 percent.flac", "two  spaces.flac")
     rows = [{"audio": f"n/{name}", "text": "a name"} for name in names]
     good, bad = read(write_list(tmp_path, rows, flac))
@@ -85,8 +81,9 @@ def test_rows_with_surprises(flac, tmp_path):
     """Broken: a number, null or NaN in a row, or a field of our own name, spoils the index, moves a
     clip to a split that nobody reads, or is refused without what is wrong; what can't be said is
     not counted, or silence is a failure."""
-    odd = [{"key": "a", "speaker": 10**30}, {"key": 7, "speaker": None}, {"key": "c", "split": "TRAIN"},
-           {"key": "d", "split": "validation"}, {"key": "e", "seconds": "unknown", "subset": "x"}]
+    odd = [{"key": "a", "speaker": 10**30}, {"key": 7, "speaker": None},
+           {"key": "c", "split": "TRAIN"}, {"key": "d", "split": "validation"},
+           {"key": "e", "seconds": "unknown", "subset": "x"}]
     rows = [{"audio": f"{i}.flac", "text": "has 50 turns"} | more for i, more in enumerate(odd)]
     rows += ['{"audio": "0.flac", "audio": "1.flac", "text": "first", "text": "second"}',
              '{"audio": "2.flac", "text": "not a number", "snr": NaN, "gain": -Infinity}',
@@ -96,9 +93,8 @@ def test_rows_with_surprises(flac, tmp_path):
     assert good["7"]["speaker"] == "" and good["1"]["text"] == "second" and good["2"]["snr"] is None
     assert good["a"]["text"] == "has fifty turns" and good["a"]["written"] == "has 50 turns"
     assert good["e"]["seconds"] == 0.5 and good["3"]["turns"] == [["own", "who", "3"]]
-    texts = ("你好", "[laughter] <unk>", "", "  ")
-    lines = [json.dumps({"audio": "1.flac", "key": f"k{i}", "text": t}) for i, t in enumerate(texts)]
-    clips, failures, counts = corpora.read_corpus(str(write_list(tmp_path, lines, flac)))
+    rows = [{"audio": f"{i}.flac", "text": text} for i, text in enumerate(("你好", "<unk>", "", " "))]
+    clips, failures, counts = corpora.read_corpus(str(write_list(tmp_path, rows, flac)))
     assert [clip["info"]["text"] for clip in clips] == ["", ""] and not failures
     assert sum(counts.values()) == 2 and counts["dropped: letters of another script"] == 1
     for line, words in (('{"audio": "1.flac", "text": null}', '"text" is null, not a string'),
@@ -184,76 +180,48 @@ def test_speechocean(flac, tmp_path):
 
 # ---- LibriSpeech from the net
 
-@pytest.fixture
-def mirror(flac, tmp_path, monkeypatch):
-    """mirror(more) serves dev-clean.tar.gz, shaped as OpenSLR's, with {name: bytes, or '-> target'
-    for a link} more in it; .url, .asked, .folder."""
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            write.asked.append(self.path)
-
-    def write(more, files=True):
-        path, members = write.folder / "dev-clean.tar.gz", dict(more)
-        for file in chapters.glob("*/*/2*") if files else ():
-            members[f"LibriSpeech/dev-clean/{file.relative_to(chapters)}"] = file.read_bytes()
-        with tarfile.open(path, "w:gz") as tar:
-            for name, content in members.items():
-                member = tarfile.TarInfo(name)
-                if isinstance(content, str):
-                    member.type, member.linkname = tarfile.SYMTYPE, content[3:]
-                    content = b""
-                else:
-                    member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-        md5 = hashlib.md5(path.read_bytes()).hexdigest()
-        monkeypatch.setitem(corpora.SUBSETS, "dev-clean", (0, md5))
-
-    chapters = make_layout(tmp_path / "net", flac) / "dev-a"
-    write.folder, write.asked = tmp_path / "mirror", []
-    write.folder.mkdir()
-    handler = functools.partial(Handler, directory=str(write.folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    write.url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("HF_ENDPOINT", write.url)
-    monkeypatch.setattr(corpora, "MIRRORS", ["http://127.0.0.1:9/no", write.url])
-    yield write
-    server.shutdown()
-    server.server_close()
+def write_archive(path, members):
+    """Write a tar.gz of {name: bytes, or '-> target' for a link}."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content[3:]
+                content = b""
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
 
 
-def test_downloads_a_subset(mirror, tmp_path, capsys):
-    """Broken: a subset is not read when only the second mirror or the hub has it, or comes twice."""
-    mirror({})
-    root = tmp_path / "LibriSpeech"
-    for _ in range(2):
-        good, bad = read(root, subsets="dev-clean")
-        assert len(good) == 3 and not bad and len(mirror.asked) == 1
-    assert f"from {mirror.url}/dev-clean.tar.gz" in capsys.readouterr().out
-    assert os.listdir(root) == ["dev-clean"]
-    shutil.rmtree(root)
-    (mirror.folder / corpora.HUB).mkdir(parents=True)
-    shutil.move(mirror.folder / "dev-clean.tar.gz", mirror.folder / corpora.HUB)
-    assert len(read(root, subsets="dev-clean")[0]) == 3
+def test_downloads_a_subset(flac, tmp_path, monkeypatch):
+    """Broken: a missing subset is not fetched, comes unverified or twice; an archive that writes
+    outside is unpacked, or half of one stays; a full disk is met after the download."""
+    asked, source, root = [], tmp_path / "mirror.tar.gz", tmp_path / "LibriSpeech"
 
+    def fake(urls, path, checksum):
+        asked.append((urls, checksum))
+        shutil.copy(source, path)
 
-def test_archives_are_not_trusted(mirror, tmp_path, monkeypatch):
-    """Broken: a wrong archive, or one that writes outside, is unpacked; or a full disk is met after
-    the download."""
-    root, outside = tmp_path / "root", tmp_path / "outside.txt"
-    for bad, files in (({"../outside.txt": b"x"}, True), ({"LibriSpeech/link": "-> ../../.."}, True),
-                       ({"LibriSpeech/dev-other/x": b"x"}, False)):
-        mirror(bad, files)
+    monkeypatch.setattr(corpora, "download", fake)
+    monkeypatch.setenv("HF_ENDPOINT", "https://mine/")
+    chapter = "LibriSpeech/dev-clean/1/2"
+    files = {f"{chapter}/1-2.trans.txt": b"1-2-3 YES", f"{chapter}/1-2-3.flac": flac}
+    for bad in (files | {"../outside.txt": b"x"}, files | {"LibriSpeech/link": "-> ../../.."},
+                {"LibriSpeech/dev-other/x": b"x"}):
+        write_archive(source, bad)
         with pytest.raises(ValueError, match="dev-clean.tar.gz .*can be unpacked"):
             read(root, subsets="dev-clean")
-        assert os.listdir(root) == ["dev-clean.tar.gz"] and not outside.exists()
+        assert os.listdir(root) == ["dev-clean.tar.gz"] and not (tmp_path / "outside.txt").exists()
         os.remove(root / "dev-clean.tar.gz")
-    monkeypatch.setitem(corpora.SUBSETS, "dev-clean", (0, "0" * 32))
-    with pytest.raises(OSError, match=f"{mirror.url}.*md5 is"):
-        read(root, subsets="dev-clean")
-    n_asked = len(mirror.asked)
-    monkeypatch.setitem(corpora.SUBSETS, "dev-clean", (10**15, ""))
-    with pytest.raises(OSError, match="dev-clean needs 2000000.0 GB .* make room"):
-        read(root, subsets="dev-clean")
-    assert len(mirror.asked) == n_asked
+    asked.clear()
+    write_archive(source, files)
+    for _ in range(2):
+        good, bad = read(root, subsets="dev-clean")
+        assert not bad and [info["text"] for info in good.values()] == ["yes"]
+    ((urls, checksum),) = asked
+    assert checksum == "md5:42e2234ba48799c1f50f24a7926300a1" and os.listdir(root) == ["dev-clean"]
+    assert urls[0] == "https://www.openslr.org/resources/12/dev-clean.tar.gz"
+    assert urls[-1] == f"https://mine/{corpora.HUB}/dev-clean.tar.gz"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 6 * 10**8))
+    with pytest.raises(OSError, match="dev-other needs 0.6 GB, .* make room"):
+        read(root, subsets="dev-other")
+    assert len(asked) == 1

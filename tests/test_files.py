@@ -31,9 +31,9 @@ def test_rows_end_at_newlines_alone(tmp_path):
     path = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + lines.encode())
     found = list(read_jsonl(path, text=str))
     assert found == [(f"{path}:{2 * n + 1}", row) for n, row in enumerate(rows)]
-    path = write(tmp_path / "a.trans.txt", "\ufeffk-1\tONE TWO\r\nk-2  THREE\u2028FOUR\r\n \r\nk-3\r\n")
-    assert list(read_pairs(path)) == [(f"{path}:1", "k-1", "ONE TWO"),
-                                      (f"{path}:2", "k-2", "THREE\u2028FOUR"), (f"{path}:4", "k-3", "")]
+    path = write(tmp_path / "a", "\ufeffk-1\tONE TWO\r\nk-2  THREE\u2028FOUR\r\n \r\nk-3\r\n")
+    pairs = [("1", "k-1", "ONE TWO"), ("2", "k-2", "THREE\u2028FOUR"), ("4", "k-3", "")]
+    assert list(read_pairs(path)) == [(f"{path}:{n}", key, words) for n, key, words in pairs]
 
 
 @pytest.mark.case("B15", "B20")

@@ -32,8 +32,9 @@ def originals(tmp_path_factory):
             speaker = str(10 + i % 2)
             chapter = folder / "speech" / subset / speaker / "7"
             chapter.mkdir(parents=True, exist_ok=True)
-            key, wav = f"{speaker}-7-{subset[:2]}{i:04d}", rng.normal(size=int(rng.uniform(4800, 12800)))
-            soundfile.write(chapter / f"{key}.flac", 0.1 * wav, 16000)
+            key = f"{speaker}-7-{subset[:2]}{i:04d}"
+            wav = 0.1 * rng.normal(size=int(rng.uniform(4800, 12800)))
+            soundfile.write(chapter / f"{key}.flac", wav, 16000)
             with open(chapter / f"{speaker}-7.trans.txt", "a") as f:
                 f.write(f"{key} THAT'S NUMBER {'ABCDEFGHIJKLMNOP'[i]}\n")
     (folder / "speech" / "labels.jsonl").write_text(
@@ -157,7 +158,8 @@ def test_goes_on_after_kill(prepare):
             "        open(path + '.tmp', 'w').write('half')\n"
             "        os.kill(os.getppid(), signal.SIGKILL); time.sleep(9)\n"
             "    return real(path, clips)\n"
-            f"data.write_shard, sys.argv = write_shard, sys.argv[1:]\nsys.path.insert(0, {ROOT!r})\n"
+            "data.write_shard, sys.argv = write_shard, sys.argv[1:]\n"
+            f"sys.path.insert(0, {ROOT!r})\n"
             "runpy.run_path(sys.argv[0], run_name='__main__')")
     for taps, to_do in (("--taps=0", "5 of 5 shards"), ("--taps=0,-1", "3 of 5 shards")):
         killed = subprocess.run([sys.executable, "-c", dies, *prepare.command[1:], "--taps=0,-1"],
@@ -170,28 +172,27 @@ def test_goes_on_after_kill(prepare):
     assert files_of(prepare.out) == files_of(prepare.speech / "straight")
 
 
-def test_failed_clips_are_counted(prepare, originals):
+def test_failed_clips_are_counted(prepare):
     """Broken: a clip that can't be used stops a whole corpus, or vanishes without a word."""
-    keys = sorted(path.stem for path in prepare.train.glob("*.flac"))
-    wav = np.random.default_rng(0).normal(0, 0.1, 8000)
-    rows = [{"audio": f"{i % 9}.wav", "key": f"k{i}", "text": "some words"} for i in range(200)]
-    for i in range(10):
-        soundfile.write(prepare.speech / f"{i}.wav", wav, 16000)
-    shutil.copy(prepare.train / f"{keys[0]}.flac", prepare.speech / "cut.flac")
-    os.truncate(prepare.speech / "cut.flac", 3000)  # its header is whole, so a worker finds out
+    wav, cut = np.random.default_rng(0).normal(0, 0.1, 8000), prepare.speech / "cut.flac"
+    soundfile.write(prepare.speech / "a.wav", wav, 16000)
     soundfile.write(prepare.speech / "long.wav", np.tile(wav, 61), 16000)
+    shutil.copy(next(prepare.train.glob("*.flac")), cut)
+    os.truncate(cut, 3000)  # its header is whole, so a worker finds out
+    rows = [{"audio": "a.wav", "key": f"k{i}", "text": "some words"} for i in range(200)]
     rows += [{"audio": "cut.flac", "text": "a"}, {"audio": "long.wav", "text": "b"},
-             {"audio": "0.wav", "key": "other", "text": "你好"}]
+             {"audio": "a.wav", "key": "other", "text": "你好"}]
     (prepare.speech / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert prepare(f"--source={prepare.speech}/list.jsonl", "--clips_per_shard=100").code == 0
     manifest = Features(str(prepare.out)).manifest
-    assert [f["key"] for f in manifest["failures"]] == ["cut"] and len(Features(str(prepare.out))) == 200
-    assert manifest["counts"]["too long"] == 1
+    assert [f["key"] for f in manifest["failures"]] == ["cut"]
+    assert sum(manifest["clips"].values()) == 200 and manifest["counts"]["too long"] == 1
     assert manifest["counts"]["dropped: letters of another script"] == 1
-    (prepare.train / f"{keys[1]}.flac").write_bytes(b"")
-    assert_fails(prepare(f"--out_dir={prepare.speech}/other"), "1 of 20 clips failed", keys[1])
-    shutil.copy(prepare.speech / "cut.flac", prepare.train / f"{keys[1]}.flac")
-    assert_fails(prepare(f"--out_dir={prepare.speech}/other"), "1 of 20 clips failed", keys[1])
+    key = next(prepare.train.glob("*.flac"))
+    for content in (b"", cut.read_bytes()):
+        key.write_bytes(content)
+        result = prepare(f"--out_dir={prepare.speech}/other")
+        assert_fails(result, "1 of 20 clips failed", key.name)
     assert not (prepare.speech / "other" / "manifest.json").exists()
 
 
@@ -222,14 +223,13 @@ def test_bad_input(prepare, tmp_path):
     (tmp_path / "empty" / "train").mkdir(parents=True)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "shard-000000.tar").write_bytes(b"somebody's audio")
-    for settings, words in (
-            (["--source=nowhere"], ["nowhere", "no such folder"]),
-            (["--subset=dev-tiny,train-960"], ["train-960"]), (["--taps=last"], ["taps=last"]),
-            ([f"--source={tmp_path}/empty"], ["empty", "trans.txt"]), (["--limit=-1"], ["limit"]),
-            (["--min_words=9"], ["no clip", "20"]), (["--speeds=0.9,9"], ["speeds=0.9,9", "0.5 to 2"]),
-            (["--taps=2"], ["taps", "random0"]), (["--subsets=x"], ["subset"]),
-            ([f"--out_dir={tmp_path}/foreign"], ["foreign", "out_dir"])):
-        assert_fails(prepare(*settings), *words)
+    for setting, *words in (
+            ("--source=nowhere", "nowhere", "no such folder"), ("--subset=train-960", "train-960"),
+            ("--taps=last", "taps=last"), (f"--source={tmp_path}/empty", "empty", "trans.txt"),
+            ("--limit=-1", "limit"), ("--min_words=9", "no clip", "20"), ("--taps=2", "random0"),
+            ("--speeds=0.9,9", "speeds=0.9,9", "0.5 to 2"), ("--subsets=x", "subset"),
+            (f"--out_dir={tmp_path}/foreign", "foreign", "out_dir")):
+        assert_fails(prepare(setting), *words)
     assert_fails(prepare("--seen_voices=False"), "16 of 20", "speaker 10 is in val too")
     assert os.listdir(tmp_path / "foreign") == ["shard-000000.tar"]
     (prepare.speech / "labels.jsonl").write_text('{"key": "a"}\n{"kez": 1}\n')
@@ -239,13 +239,11 @@ def test_bad_input(prepare, tmp_path):
 def test_own_clips(prepare, tmp_path):
     """Broken: a list of one's own clips is not read, settings choose the wrong ones, a label named
     like ours changes a clip, or training clips are not there at the other speeds."""
-    for i in range(4):
-        wav = np.random.default_rng(i).normal(0, 0.1, (24000, 2))
-        soundfile.write(tmp_path / f"{i}.ogg", wav, 48000)
-    rows = [{"audio": f"{i % 4}.ogg", "key": f"k{i}", "text": f"It's number {'abcdefgh'[i % 8]}!",
-             "mood": "calm", "playback_speed": 2} for i in range(40)]
+    soundfile.write(tmp_path / "a.ogg", np.random.default_rng(0).normal(0, 0.1, (24000, 2)), 48000)
+    row = {"audio": "a.ogg", "mood": "calm", "playback_speed": 2}
+    rows = [row | {"key": f"k{i}", "text": f"It's number {'abcdefgh'[i % 8]}!"} for i in range(40)]
     rows[1] |= {"split": "test", "speaker": "me", "key": "the.first"}
-    rows += [rows[0] | {"key": "short", "text": "two words"}, rows[0] | {"key": "none", "text": " "}]
+    rows += [row | {"key": "few", "text": "two words"}, row | {"key": "none", "text": " "}]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = (f"--source={tmp_path}/list.jsonl", "--max_words=3")
     done = prepare(*command, "--min_words=3", "--speeds=0.8,2")
@@ -253,12 +251,12 @@ def test_own_clips(prepare, tmp_path):
     assert "1 too few words" in done.out and "1 without words" in done.out
     features, train = Features(f"{tmp_path}/features"), Features(f"{tmp_path}/features", "train")
     assert 1 <= features.manifest["clips"]["val"] <= 6
-    assert set(features.texts) == {f"it's number {letter}" for letter in "abcdefgh"}
     first = features.infos[features.keys.index("the-first")]
     assert (first["split"], first["mood"], first["speaker"]) == ("test", "calm", "me")
-    lengths, rows = dict(zip(train.keys, train.lengths)), (tmp_path / "features/train.jsonl").read_text()
-    assert len(lengths) == 3 * rows.count("\n") and "-speed" not in rows
-    assert (lengths["k2"], lengths["k2-speed80"], lengths["k2-speed200"]) == (25, 31, 12)
+    rows = (tmp_path / "features/train.jsonl").read_text()
+    assert len(train) == 3 * rows.count("\n") and "-speed" not in rows
+    lengths = dict(zip(train.keys, train.lengths))
+    assert [lengths[f"k2{end}"] for end in ("", "-speed80", "-speed200")] == [25, 31, 12]
     command += "--new_sentences=True", "--min_words=0", "--limit=9", f"--out_dir={tmp_path}/new"
     assert prepare(*command).code == 0
     manifest = Features(f"{tmp_path}/new").manifest

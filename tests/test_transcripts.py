@@ -56,11 +56,10 @@ def test_what_cannot_be_said_is_refused(reason):
 
 def test_a_number_has_several_readings():
     """Broken: a number that was read digit by digit, or as pairs, counts as an error."""
-    for number, among in (("2648", {"two thousand six hundred forty eight", "twenty six forty eight",
-                                    "two six four eight"}),
-                          ("100", {"one hundred", "a hundred", "one zero zero"})):
+    for number, others in (("2648", ["two thousand six hundred forty eight", "two six four eight",
+                                     "twenty six forty eight"]), ("100", ["a hundred"])):
         (readings,) = read_aloud(number)
-        assert among <= set(readings)
+        assert set(others) < set(readings)
     assert read_aloud("$5.50") == [["five"], ["dollars", ""], ["and", ""], ["fifty", "five zero"],
                                    ["cents", ""]]
 
