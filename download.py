@@ -4,23 +4,12 @@ import os
 import time
 
 import requests
-from requests.adapters import HTTPAdapter
 from tqdm import tqdm
-from urllib3 import Retry
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, MaxRetryError
 
 TIMEOUTS_S = 5.0, 30.0  # without an answer, without a byte: after these the next try or source
-MAX_WAIT_S = 60.0       # a source that asks for a longer wait (Retry-After) is given up
-
-
-class Patience(Retry):
-    """When a request is sent again: not to a host out of reach, nor after a long wait."""
-
-    def get_retry_after(self, response):
-        wait_s = super().get_retry_after(response)
-        if wait_s and wait_s > MAX_WAIT_S:
-            raise ValueError(f"HTTP {response.status}, it asks for a wait of {wait_s:.0f} s")
-        return wait_s
+MAX_WAIT_S = 60         # a source that asks for a longer wait (Retry-After) is given up
+RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
 def download(urls, path, checksum="", n_tries=4):
@@ -33,16 +22,11 @@ def download(urls, path, checksum="", n_tries=4):
     if os.path.exists(path) and not mismatch(path, checksum):
         return path
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    again = Patience(n_tries - 1, connect=0, backoff_factor=1, raise_on_status=False,
-                     status_forcelist=(408, 425, 429, 500, 502, 503, 504))
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=again))
     part, reasons = path + ".part", ""
     for url in [urls] if isinstance(urls, str) else urls:
         if os.path.exists(part) and not checksum:
             os.remove(part)  # it may come from another source: only a checksum could tell
-        reason = download_from(session, url, part, checksum, n_tries)
+        reason = download_from(url, part, checksum, n_tries)
         if not reason:
             os.replace(part, path)
             return url
@@ -50,41 +34,45 @@ def download(urls, path, checksum="", n_tries=4):
     raise OSError(f"{path}: no source could be downloaded{reasons}")
 
 
-def download_from(session, url, part, checksum, n_tries):
+def download_from(url, part, checksum, n_tries):
     """Fill `part` from one source and verify it. Returns '' or the reason why that failed."""
     n_failed, is_mixed = 0, os.path.exists(part)
     while True:
         had = size_of(part)
         try:
-            fetch(session, url, part)
-        except (ValueError, requests.RequestException) as e:
-            return f"{type(e).__name__}: {str(e).rsplit(': ', 1)[-1]}"
-        except HTTPError as e:
+            fetch(url, part)
+            wrong = mismatch(part, checksum)
+            if not wrong:
+                return ""
+            os.remove(part)
+            if not is_mixed:
+                return wrong
+            is_mixed = False  # its beginning came from elsewhere: get all of it from this source
+        except (HTTPError, requests.RequestException, ValueError) as e:
+            reason = f"{type(e).__name__}: {str(e).rsplit(': ', 1)[-1]}"
+            is_refused = e.args and isinstance(e.args[0], MaxRetryError)
+            may_pass = isinstance(e, (HTTPError, requests.ConnectionError, requests.ReadTimeout))
             n_failed = 1 if size_of(part) > had else n_failed + 1
-            if n_failed >= n_tries:
-                return f"cut after {size_of(part):,} bytes, {n_failed} times ({e})"
+            if is_refused or not may_pass or n_failed >= n_tries:
+                return reason
             time.sleep(2.0 ** (n_failed - 1))
-            continue
-        wrong = mismatch(part, checksum)
-        if not wrong:
-            return ""
-        os.remove(part)
-        if not is_mixed:
-            return wrong
-        is_mixed = False  # its beginning came from elsewhere: get all of it from this source
 
 
-def fetch(session, url, part):
-    """Ask once for what `part` lacks. HTTPError: cut; other errors: this source won't do."""
+def fetch(url, part):
+    """Ask once for what `part` lacks. HTTPError: it may pass; ValueError: this source won't do."""
     have = size_of(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with session.get(url, headers=headers, stream=True, timeout=TIMEOUTS_S) as response:
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUTS_S) as response:
         status, served = response.status_code, response.headers.get("Content-Range", "")
+        wait = response.headers.get("Retry-After", "0")
+        if status in RETRY_STATUS and wait.isdigit() and int(wait) <= MAX_WAIT_S:
+            time.sleep(int(wait))
+            raise HTTPError(f"HTTP {status} {response.reason}")
         if have and status == 416 and served == f"bytes */{have}":
             return  # all of it was there
         if have and status in (206, 416) and not served.startswith(f"bytes {have}-"):
             os.remove(part)  # other bytes than asked for
-            return fetch(session, url, part)
+            return fetch(url, part)
         if status not in (200, 206):
             raise ValueError(f"HTTP {status} {response.reason}")
         n = have if status == 206 else 0  # 200: the server ignored the Range

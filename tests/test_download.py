@@ -117,4 +117,4 @@ def test_waits_as_asked(server, tmp_path):
     """Broken: Retry-After is ignored, or an hour of it is waited for."""
     urls = [f"{server.url}/closed", f"{server.url}/busy"]
     assert download(urls, str(tmp_path / "file")) == urls[1]
-    assert server.slept == [3, 3]
+    assert server.slept.count(3) == 2 and max(server.slept) == 3
