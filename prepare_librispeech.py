@@ -72,20 +72,20 @@ def find_clips():
     trained = {clip["info"]["text"] for clip in clips if clip["info"]["split"] == "train"}
     by_subset = {}
     for clip in clips:
+        clip["audio"] = os.path.relpath(os.path.realpath(clip["path"]), os.path.realpath(FINAL))
         why = reason_to_drop(clip, trained)
         if why:
             counts[why] += 1
-            continue
-        clip["audio"] = os.path.relpath(os.path.realpath(clip["path"]), os.path.realpath(FINAL))
-        by_subset.setdefault(clip["subset"], []).append(clip)
-    chosen = []
+        else:
+            by_subset.setdefault(clip["subset"], []).append(clip)
+    clips = []
     for found in by_subset.values():
         every = max(1, len(found) // limit) if limit else 1
-        chosen += found[::every][:limit or None]
-    if not chosen:
+        clips += found[::every][:limit or None]
+    if not clips:
         fail(f"{source}: no clip can be used; {dict(counts)}")
-    changed = at_speeds(chosen)
-    return chosen + changed, failures, n_found + len(changed), counts
+    changed = at_speeds(clips)
+    return clips + changed, failures, n_found + len(changed), counts
 
 
 def reason_to_drop(clip, trained):
@@ -204,14 +204,17 @@ def clear(n_clips, n_bytes):
     """Remove other features from FINAL; stops where the new ones are fewer or don't fit."""
     shards, manifest = list(FINAL.glob("shard-*")), FINAL / "manifest.json"
     lists = json.loads(manifest.read_bytes())["clips"] if manifest.exists() else {}
-    if shards and not lists and not (FINAL / "meta.json").exists():
-        fail(f"{shards[0]} is not of this script: choose another out_dir")
-    if (limit or subset) and sum(lists.values()) > n_clips:
-        fail(f"{FINAL} holds {sum(lists.values()):,} clips: choose another out_dir, or delete it")
     free = shutil.disk_usage(FINAL).free + sum(path.stat().st_size for path in shards)
     print(f"{n_clips:,} clips take {n_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
-    if n_bytes > free:
-        fail(f"{FINAL}: no space for the features: make room or choose another out_dir")
+    wrong = ""
+    if shards and not lists and not (FINAL / "meta.json").exists():
+        wrong = f"{shards[0].name} is not of this script"
+    elif (limit or subset) and sum(lists.values()) > n_clips:
+        wrong = f"it holds {sum(lists.values()):,} clips"
+    elif n_bytes > free:
+        wrong = "no space for the features"
+    if wrong:
+        fail(f"{FINAL}: {wrong}: choose another out_dir, or make room there")
     lists = [FINAL / f"{split}.jsonl" for split in lists]
     for path in [FINAL / "meta.json", *shards, *lists, manifest]:
         path.unlink(missing_ok=True)

@@ -3,14 +3,14 @@
     normalize_transcript("Dr. O’Neil paid $5.50 in 1984 &amp; left")
     -> "dr o'neil paid five dollars and fifty cents in nineteen eighty four and left"
 
-A transcript must say what the audio says. A text that can't be written in LETTERS is refused as a
-whole, with a reason to count (NoSpokenForm). It never loses a word silently. The rules:
+A transcript must say what the audio says. It never loses a word silently: a text that can't be
+written in LETTERS is refused as a whole, with a reason to count (NoSpokenForm). The rules:
 - HTML entities are resolved, zero-width characters vanish, accents are stripped.
-- Numbers, years, times and money are spelled out. Dates, ranges, fractions and other figures that
-  can be read in several ways are refused.
-- Also refused: <...>, [...], {...} and marks of noise like (coughs) or *sighs*; letters of other
-  scripts; symbols that mean something and are not in SYMBOLS; a text without words, like "...".
-- Punctuation and emoji are not spoken: they separate words. A blank text is a silent clip.
+- Numbers, years, times and money are spelled out.
+- Refused: dates, ranges, fractions and other figures that can be read in several ways; <...>,
+  [...], {...}; marks of noise like (coughs) or *sighs*; letters of other scripts; symbols that mean
+  something and are not in SYMBOLS; a text without words, like "...".
+- Punctuation and emoji separate words. A blank text is a silent clip.
 """
 import functools
 import html
@@ -266,14 +266,16 @@ def read_minutes(minutes):
 
 def read_money(body, unit, units, cent, cents):
     """Return the slots of an amount: five dollars and fifty cents, or five dollars fifty."""
-    whole, _, small = body.replace(",", "").partition(".")
+    whole, _, small = body.partition(".")
     if len(small) not in (0, 2):
         return [read_one(body), [units]]
-    slots = [read_one(whole), [unit if whole == "1" else units, ""]]
-    if not int(small or 0):
-        return [slots[0], slots[1][:1]]
-    few = [read_one(str(int(small))), [cent if small == "01" else cents, ""]]
-    return [*slots, ["and", ""], *few] if int(whole or 0) else [few[0], few[1][:1]]
+    unit, cent = unit if whole == "1" else units, cent if small == "01" else cents
+    few = read_one(small.lstrip("0") or "0")
+    if small.strip("0") == "":
+        return [read_one(whole), [unit]]
+    if whole.strip("0") == "":
+        return [few, [cent]]
+    return [read_one(whole), [unit, ""], ["and", ""], few, [cent, ""]]
 
 
 def plural(words):

@@ -221,7 +221,8 @@ def test_downloads_a_subset(flac, tmp_path, monkeypatch):
     assert checksum == "md5:42e2234ba48799c1f50f24a7926300a1" and os.listdir(root) == ["dev-clean"]
     assert urls[0] == "https://www.openslr.org/resources/12/dev-clean.tar.gz"
     assert urls[-1] == f"https://mine/{corpora.HUB}/dev-clean.tar.gz"
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 6 * 10**8))
+    usage = shutil._ntuple_diskusage(0, 0, 6 * 10**8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="dev-other needs 0.6 GB, .* make room"):
         read(root, subsets="dev-other")
     assert len(asked) == 1
