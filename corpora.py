@@ -50,7 +50,6 @@ class Clip(NamedTuple):
     key: str
     path: str = ""
     words: str = ""
-    subset: str = ""
     labels: dict = {}  # split, speaker and what else the corpus knows
     error: str = ""    # why it can't be used
 
@@ -62,7 +61,7 @@ def read_corpus(source, subsets="", seen_voices=False):
 
     source: folder or .jsonl; subsets: comma-separated folder names, "": all; seen_voices: val and
     test may hold speakers of train. Returns (clips, failures, counts): clips are {"path", "bytes",
-    "seconds", "subset", "info": labels}, failures {"key", "reason"}; counts: what was dropped or
+    "seconds", "info": labels}, failures {"key", "reason"}; counts: what was dropped or
     converted. ValueError, OSError: the corpus is missing or broken.
     """
     if source.endswith(".jsonl"):
@@ -111,7 +110,7 @@ def describe(clip, counts):
     if any(char.isdigit() for char in clip.words):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
     return {"path": clip.path, "bytes": os.path.getsize(clip.path), "seconds": info["seconds"],
-            "subset": clip.subset, "info": info}
+            "info": info}
 
 
 def clean_key(name):
@@ -135,7 +134,7 @@ def read_librispeech(source, subsets):
             for where, key, words in read_pairs(transcripts):
                 path = paths.pop(unicodedata.normalize("NFC", key), "")
                 own = {"sex": ""} | labels.get(key, {}) | {"split": split, "speaker": speaker}
-                yield Clip(where, clean_key(key), path, words, folder.name, own)
+                yield Clip(where, clean_key(key), path, words, own)
             for key, path in paths.items():
                 yield Clip(str(chapter), key, path, error="audio without transcript")
 
@@ -185,7 +184,7 @@ def read_list(source):
         split = SPLITS.get(split.lower(), split)
         labels = row | {"split": split, "speaker": speaker}
         path = find_path(os.path.dirname(source), audio)
-        yield Clip(where, key, path, words.strip(), split, labels)
+        yield Clip(where, key, path, words.strip(), labels)
 
 
 def read_clip_row(line):
@@ -216,7 +215,7 @@ def read_speechocean(source):
                 split = "test_adults" if age >= 18 else "test_children"
             sex = {"m": "male", "f": "female"}.get(sexes.get(speaker, ""), "")
             labels = {"split": split, "speaker": speaker, "sex": sex, "age": age}
-            yield Clip(f"{source}/{part}/text", key, path, words, split, labels)
+            yield Clip(f"{source}/{part}/text", key, path, words, labels)
 
 
 # ---- LibriSpeech from the net

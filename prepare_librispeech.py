@@ -38,7 +38,6 @@ source = "data/synthetic"  # folder of subset folders, or of speaker folders, or
 subset = ""                # comma-separated folder names; '': all train*, val*, dev* and test*
 out_dir = ""               # '': <source>/features (a .jsonl: beside it, in features)
 # clips
-limit = 0                  # clips of each subset, evenly spread over it; 0: all
 min_words = 1              # clips of fewer words are dropped; 0: clips without text are silence
 max_words = 0              # clips of more words are dropped; 0: any number
 new_sentences = False      # True: held-out clips whose sentence is in train too are dropped
@@ -70,22 +69,18 @@ def find_clips():
     n_found = len(clips) + len(failures)
     check_failures(failures, n_found)
     trained = {clip["info"]["text"] for clip in clips if clip["info"]["split"] == "train"}
-    by_subset = {}
+    chosen = []
     for clip in clips:
         clip["audio"] = os.path.relpath(os.path.realpath(clip["path"]), os.path.realpath(FINAL))
         why = reason_to_drop(clip, trained)
         if why:
             counts[why] += 1
         else:
-            by_subset.setdefault(clip["subset"], []).append(clip)
-    clips = []
-    for found in by_subset.values():
-        every = max(1, len(found) // limit) if limit else 1
-        clips += found[::every][:limit or None]
-    if not clips:
+            chosen.append(clip)
+    if not chosen:
         fail(f"{source}: no clip can be used; {dict(counts)}")
-    changed = at_speeds(clips)
-    return clips + changed, failures, n_found + len(changed), counts
+    changed = at_speeds(chosen)
+    return chosen + changed, failures, n_found + len(changed), counts
 
 
 def reason_to_drop(clip, trained):
@@ -209,7 +204,7 @@ def clear(n_clips, n_bytes):
     wrong = ""
     if shards and not lists and not (FINAL / "meta.json").exists():
         wrong = f"{shards[0].name} is not of this script"
-    elif (limit or subset) and sum(lists.values()) > n_clips:
+    elif subset and sum(lists.values()) > n_clips:
         wrong = f"it holds {sum(lists.values()):,} clips"
     elif n_bytes > free:
         wrong = "no space for the features"
@@ -271,8 +266,10 @@ def load():
 
 def main():
     torch.set_num_threads(1)  # workers are forked from here
-    if clips_per_shard < 1 or min(workers, limit) < 0:
-        fail("clips_per_shard starts at 1, workers and limit at 0")
+    if clips_per_shard < 1 or workers < 0:
+        fail("clips_per_shard starts at 1, workers at 0")
+    if "WORLD_SIZE" in os.environ:
+        fail("one run uses every GPU: start it with python, not with torchrun")
     with user_input():
         own = pick_device(device)
     encoder, layers = load()

@@ -122,7 +122,7 @@ def test_runs_again(prepare, originals):
     again = prepare("--workers=2")
     assert again.code == 0 and "up to date" in again.out
     assert [s.st_mtime_ns for s in stats] == [p.stat().st_mtime_ns for p in prepare.out.iterdir()]
-    assert_fails(prepare("--limit=2"), "20 clips", "out_dir")
+    assert_fails(prepare("--subset=dev-tiny"), "20 clips", "out_dir")
     assert files_of(prepare.out) == first
     os.truncate(prepare.out / "shard-000002.tar", 2000)
     assert prepare().code == 0 and files_of(prepare.out) == first
@@ -226,7 +226,7 @@ def test_bad_input(prepare, tmp_path):
     for setting, *words in (
             ("--source=nowhere", "nowhere", "no such folder"), ("--subset=train-960", "train-960"),
             ("--taps=last", "taps=last"), (f"--source={tmp_path}/empty", "empty", "trans.txt"),
-            ("--limit=-1", "limit"), ("--min_words=9", "no clip", "20"), ("--taps=2", "random0"),
+            ("--workers=-1", "workers"), ("--min_words=9", "no clip", "20"), ("--taps=2", "random0"),
             ("--speeds=0.9,9", "speeds=0.9,9", "0.5 to 2"), ("--subsets=x", "subset"),
             (f"--out_dir={tmp_path}/foreign", "foreign", "out_dir")):
         assert_fails(prepare(setting), *words)
@@ -257,8 +257,8 @@ def test_own_clips(prepare, tmp_path):
     assert len(train) == 3 * rows.count("\n") and "-speed" not in rows
     lengths = dict(zip(train.keys, train.lengths))
     assert [lengths[f"k2{end}"] for end in ("", "-speed80", "-speed200")] == [25, 31, 12]
-    command += "--new_sentences=True", "--min_words=0", "--limit=9", f"--out_dir={tmp_path}/new"
+    command += "--new_sentences=True", "--min_words=0", f"--out_dir={tmp_path}/new"
     assert prepare(*command).code == 0
     manifest = Features(f"{tmp_path}/new").manifest
-    assert manifest["clips"] == {"train": 9} and "without words" not in str(manifest["counts"])
+    assert set(manifest["clips"]) == {"train"} and "without words" not in str(manifest["counts"])
     assert manifest["counts"]["sentence in train"] >= 2
