@@ -1,4 +1,4 @@
-"""A run's folder: model_000100.pt (the GPT alone) and meta_000100.json, which is written last."""
+"""A run's folder: model_000100.pt (the GPT alone), and meta_000100.json, which is written last."""
 import json
 import os
 import pickle
@@ -9,13 +9,20 @@ import torch
 from files import sha256_file, write_json
 from model import GPT, GPTConfig, SMEAR_CHANNELS
 
+TAKEN = ("nanochat's checkpoints are taken from its commit 6ed7d1d (2026-03-09) "
+         "to 92d63d4 (2026-07-03)")
+FILE = r"(?:meta|model|optim|projector|lora)_(\d{6,})(?:_rank0)?\.(?:pt|json)(?:\.tmp)?"
+
+
+# ---- reading
 
 def load_tensors(path, device="cpu", sha256=""):
-    """torch.load with weights_only; ValueError in one line for a file that is missing, cut short or changed."""
+    """torch.load with weights_only; ValueError: the file is missing, cut short or changed."""
     if not os.path.isfile(path):
         raise ValueError(f"{path} is missing: copy the run's folder whole, or train it again")
     if sha256 and sha256_file(path) != sha256:
-        raise ValueError(f"{path} is cut short or changed (its sha256 is not the one in meta): copy it again")
+        raise ValueError(f"{path} is cut short or changed (its sha256 is not the one in meta): "
+                         "copy it again")
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as e:
@@ -23,132 +30,153 @@ def load_tensors(path, device="cpu", sha256=""):
         raise ValueError(f"{path} can't be read, is it cut short? ({reason})") from None
 
 
+def file_name(name, step):
+    """Return the name of the file of 'model', 'projector', 'lora' or 'optim'."""
+    return f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt"
+
+
 def load_saved(folder, meta, name, device="cpu"):
-    """Load 'projector', 'optim' ... of the step that meta is of; ValueError as load_tensors, its sha256 checked."""
-    file = f"{name}_{meta['step']:06d}{'_rank0' if name == 'optim' else ''}.pt"
+    """Load 'model', 'projector', 'optim' ... of meta's step; ValueError as load_tensors."""
+    file = file_name(name, meta["step"])
     return load_tensors(os.path.join(folder, file), device, meta.get("sha256", {}).get(file, ""))
 
 
 def checkpoint_steps(folder):
-    """Return the steps that are whole in a run's folder (those with a meta_<step>.json), ascending."""
+    """Return the steps of a run's folder that are whole (have a meta_<step>.json), ascending."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    return sorted(int(m[1]) for m in (re.fullmatch(r"meta_(\d+)\.json", name) for name in names) if m)
-
-
-def keep_steps(folder, steps):
-    """Remove the files of all other steps, half-written ones too; meta first, without which a step doesn't exist."""
-    pattern = re.compile(r"(?:meta|model|optim|projector|lora)_(\d{6,})(?:_rank0)?\.(?:pt|json)(?:\.tmp)?")
-    names = [name for name in os.listdir(folder) if (m := pattern.fullmatch(name)) and int(m[1]) not in steps]
-    for name in sorted(names, key=lambda name: name[:5] != "meta_"):
-        os.remove(os.path.join(folder, name))
-
-
-def step_of(line):
-    """The step of a line of log.jsonl, -1: a kill tore it."""
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else -1
-    except (ValueError, KeyError, TypeError):
-        return -1
-
-
-def cut_back(folder, step, evaluated=True):
-    """Leave of a run's folder what its checkpoint of `step` (0: nothing) is the end of: steps and lines of the log.
-
-    evaluated: False removes the line of that step's evaluation too, which a kill kept out of its meta.
-    """
-    is_kept = lambda line: 0 <= step_of(line) < step + evaluated or step_of(line) == step and '"lr"' in line
-    keep_steps(folder, [kept for kept in checkpoint_steps(folder) if kept <= step])
-    path = os.path.join(folder, "log.jsonl")
-    with open(path + ".tmp", "w") as new:
-        if step and os.path.exists(path):
-            with open(path) as old:
-                new.writelines(filter(is_kept, old))
-    os.replace(path + ".tmp", path)
+    return sorted(int(name[5:-5]) for name in names if re.fullmatch(r"meta_\d+\.json", name))
 
 
 def read_meta(folder, step=-1):
-    """Read meta_<step>.json (-1: the last, -2: the best) of a run's folder; returns the dict, with 'step' in it."""
+    """Return meta_<step>.json of a run's folder (dict, with "step"); step -1: last, -2: best."""
     steps = checkpoint_steps(folder)
     if not steps:
-        raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): train_base.py, train_align.py and "
-                         "train_sft.py make one, speedrun.sh all three")
+        raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): train_base.py, "
+                         "train_align.py and train_sft.py make one, speedrun.sh all three")
     if step == -2:
-        if not (best := read_meta(folder).get("best")):
+        best = read_meta(folder).get("best")
+        if not best:
             raise ValueError(f"{folder} names no best step: none was both evaluated and saved")
         step = best["step"]
-    if step != -1 and step not in steps:
-        raise ValueError(f"{folder} holds no step {step}: it has {', '.join(map(str, steps))}")
     step = steps[-1] if step == -1 else step
+    if step not in steps:
+        raise ValueError(f"{folder} holds no step {step}: it has {', '.join(map(str, steps))}")
     path = os.path.join(folder, f"meta_{step:06d}.json")
     try:
         with open(path, encoding="utf-8") as f:
             meta = json.load(f)
         return {**meta, "step": step, "model_config": dict(meta["model_config"])}
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as e:
+    except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path} is no checkpoint's meta ({type(e).__name__}: {e})") from None
 
 
 def load_checkpoint(folder, step=-1, device="cpu"):
-    """Load a GPT of ours or of nanochat's: returns (model in eval mode, meta); ValueError says which file is wrong."""
+    """Load a GPT of ours or nanochat's -> (model in eval mode, meta); ValueError names the file."""
     meta = read_meta(folder, step)
-    path = os.path.join(folder, f"model_{meta['step']:06d}.pt")
-    state = load_tensors(path, device, meta.get("sha256", {}).get(os.path.basename(path), ""))
-    state = {k.removeprefix("_orig_mod."): v.float() for k, v in state.items()}
-    taken = "nanochat's checkpoints are taken from its commit 6ed7d1d (2026-03-09) to 92d63d4 (2026-07-03)"
+    path = os.path.join(folder, file_name("model", meta["step"]))
+    state = load_saved(folder, meta, "model", device)
+    state = {name.removeprefix("_orig_mod."): p.float() for name, p in state.items()}
     if unknown := set(meta["model_config"]) - set(vars(GPTConfig())):
-        raise ValueError(f"{path}: its meta's model_config has {', '.join(sorted(unknown))}, unknown here: {taken}")
+        raise ValueError(f"{path}: its meta's model_config has {', '.join(sorted(unknown))}, "
+                         f"unknown here: {TAKEN}")
     if not any(name.startswith("value_embeds.") for name in state):
-        raise ValueError(f"{path} has no value_embeds, it is of another architecture: {taken}")
-    try:
-        config = GPTConfig(**{"window_pattern": "L", **meta["model_config"]})  # before windows there was only "L"
+        raise ValueError(f"{path} has no value_embeds, it is of another architecture: {TAKEN}")
+    if "backout_lambda" not in state:
+        print(f"{path}: of nanochat before its commit a825e63: smear and backout are off, but "
+              "attention is today's (scale 1.2, short windows of a quarter), not what this model "
+              "was trained with (1.15, a third)")
+    try:  # the first models had full windows alone
+        config = GPTConfig(**{"window_pattern": "L", **meta["model_config"]})
         with torch.device(device):
             model = GPT(config)
-            # what an older model was trained without does nothing: backout is 0, not its initial 0.2
-            neutral = {"resid_lambdas": torch.ones(config.n_layer), "x0_lambdas": torch.zeros(config.n_layer),
-                       "smear_gate.weight": torch.zeros(1, SMEAR_CHANNELS), "smear_lambda": torch.zeros(1),
-                       "backout_lambda": torch.zeros(1)}
-        if "backout_lambda" not in state:
-            print(f"{path}: of nanochat before its commit a825e63: smear and backout are off, but attention is today's "
-                  "(scale 1.2, short windows of a quarter), not what this model was trained with (1.15, a third)")
-        model.load_state_dict(neutral | state)
+            model.load_state_dict(neutral_state(config) | state)
     except (RuntimeError, TypeError, AssertionError) as e:
         reason = " ".join(str(e).split())[:160]
-        raise ValueError(f"{path} doesn't fit its meta's model_config ({taken}): {reason}") from None
+        raise ValueError(f"{path} doesn't fit its meta's model_config ({TAKEN}): {reason}"
+                         ) from None
     return model.eval(), meta
 
 
+def neutral_state(config):
+    """Return the weights that an older model was trained without, in values that do nothing."""
+    n = config.n_layer
+    return {"resid_lambdas": torch.ones(n), "x0_lambdas": torch.zeros(n),
+            "smear_gate.weight": torch.zeros(1, SMEAR_CHANNELS),
+            "smear_lambda": torch.zeros(1), "backout_lambda": torch.zeros(1)}
+
+
 def run_sums(folder):
-    """Return the checksums of model and projector of a run's last step: {file name: sha256}."""
+    """Return {file name: sha256} of model and projector of a run's last step."""
     step = read_meta(folder)["step"]
-    names = [f"{name}_{step:06d}.pt" for name in ("model", "projector")]
+    names = [file_name(name, step) for name in ("model", "projector")]
     return {name: sha256_file(os.path.join(folder, name)) for name in names
             if os.path.exists(os.path.join(folder, name))}
 
 
+# ---- writing
+
 def save_checkpoint(out_dir, step, files, meta):
-    """Write {name: state} as <name>_<step>.pt, then meta; keep the last two steps and the best. On rank 0 only."""
+    """Write {name: state} as <name>_<step>.pt, then meta; on rank 0 only.
+
+    The last two steps and the best are kept.
+    """
     if os.environ.get("RANK", "0") != "0":
         return
     sums = {}
     for name, state in files.items():
-        path = os.path.join(out_dir, f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt")
+        path = os.path.join(out_dir, file_name(name, step))
         torch.save(state, path + ".tmp")
         os.replace(path + ".tmp", path)
-        sums[os.path.basename(path)] = sha256_file(path)
+        sums[file_name(name, step)] = sha256_file(path)
     best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
     meta = {"step": step, "best": best, "evaluated": False, **meta, "sha256": sums}
-    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
-    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
+    write_meta(out_dir, meta)
 
 
 def note_evaluation(out_dir, step, result, figure):
-    """Add an evaluation to the meta of its step, if that was saved: the lowest result[figure] is the best step's."""
+    """Add an evaluation to the meta of its step, if saved; the lowest result[figure] is best."""
     if os.environ.get("RANK", "0") != "0" or step not in checkpoint_steps(out_dir):
         return
     meta = read_meta(out_dir, step)
     best = meta["best"]
     if figure in result and (best is None or result[figure] < best["figure"]):
         best = {"step": step, "figure": result[figure]}
-    meta |= {"best": best, "evaluated": True, figure: result.get(figure)}
-    write_json(os.path.join(out_dir, f"meta_{step:06d}.json"), meta, indent=2)
-    keep_steps(out_dir, [*checkpoint_steps(out_dir)[-2:], best and best["step"]])
+    write_meta(out_dir, {**meta, "best": best, "evaluated": True, figure: result.get(figure)})
+
+
+def write_meta(out_dir, meta):
+    """Write a step's meta, which makes the step whole; remove older steps."""
+    write_json(os.path.join(out_dir, f"meta_{meta['step']:06d}.json"), meta, indent=2)
+    kept = checkpoint_steps(out_dir)[-2:]
+    keep_steps(out_dir, kept + [meta["best"]["step"]] if meta["best"] else kept)
+
+
+def keep_steps(folder, steps):
+    """Remove the files of all other steps, half-written ones too; meta first: it makes a step."""
+    matches = [match for name in os.listdir(folder) if (match := re.fullmatch(FILE, name))]
+    gone = [match[0] for match in matches if int(match[1]) not in steps]
+    for name in sorted(gone, key=lambda name: not name.startswith("meta_")):
+        os.remove(os.path.join(folder, name))
+
+
+def cut_back(folder, step, evaluated=True):
+    """Remove the checkpoints and the lines of the log after a step (0: all).
+
+    evaluated: False removes that step's evaluation too, which a kill kept out of meta.
+    """
+    keep_steps(folder, [kept for kept in checkpoint_steps(folder) if kept <= step])
+    path = os.path.join(folder, "log.jsonl")
+    with open(path + ".tmp", "w") as new:
+        if step and os.path.exists(path):
+            with open(path) as old:
+                new.writelines(line for line in old if is_kept(line, step, evaluated))
+    os.replace(path + ".tmp", path)
+
+
+def is_kept(line, step, evaluated):
+    """Return True for a whole line of log.jsonl that cut_back() leaves."""
+    try:
+        record = json.loads(line) if line.endswith("\n") else {}  # a kill may tear the last line
+        return record["step"] < step or record["step"] == step and (evaluated or "lr" in record)
+    except (ValueError, KeyError, TypeError):
+        return False

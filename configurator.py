@@ -1,6 +1,6 @@
-"""Settings of a script: config files and --name=value over the script's own globals.
+"""Settings of a script: config files and --name=value change the script's own globals.
 
-    python train_align.py config/w2_frozen.py --batch_size=32     # later arguments win; --help lists the settings
+    python train_align.py config/w2_frozen.py --batch_size=32   # later ones win; --help lists them
 """
 import ast
 import difflib
@@ -9,22 +9,22 @@ import os
 import re
 import signal
 import sys
-from pathlib import Path
 from contextlib import contextmanager
+from pathlib import Path
 
-WORDS = ("api_key", "maker", "name", "prompt", "question")  # a str that is none of these may be a path
+WORDS = ("api_key", "maker", "name", "prompt", "question")  # texts; other str may be paths
 KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string"}
 
 
 def fail(message):
-    """Print `<script>.py: message` as one line on stderr and exit with code 2: for mistakes of the user."""
+    """Print `<script>.py: message` as one line on stderr and exit with 2: a mistake of the user."""
     print(f"{Path(sys.argv[0]).name}: {' '.join(str(message).splitlines())}", file=sys.stderr)
     sys.exit(2)
 
 
 @contextmanager
 def user_input(*more):
-    """Turn ValueError, OSError and `more` into one line: for a few statements that read what a user named."""
+    """Turn ValueError, OSError and `more` into fail(), around statements that read user's files."""
     try:
         yield
     except (ValueError, OSError, *more) as e:
@@ -32,84 +32,101 @@ def user_input(*more):
 
 
 def configure(globals_dict, argv=None):
-    """Apply config files and --name=value to a script's settings, print each change, return dict of all settings.
+    """Apply config files and --name=value to a script's settings, print changes -> dict of all.
 
-    globals_dict: the script's globals(), changed in place; a setting is a lower-case int, float, bool or str in it.
-    argv: list of str, default sys.argv[1:]. Anything wrong ends in fail() before anything is changed.
+    globals_dict: the script's globals(), changed in place; a setting is an int, float, bool or str
+    of a lower-case name. argv: list of str, default sys.argv[1:]. Any mistake ends in fail() before
+    anything is changed.
     """
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
         print_help(globals_dict)
-    defaults = {k: v for k, v in globals_dict.items() if type(v) in KINDS and k == k.lower() and not k.startswith("_")}
+    defaults = {name: value for name, value in globals_dict.items()
+                if type(value) in KINDS and name == name.lower() and not name.startswith("_")}
     settings, origin = dict(defaults), {}
     for arg in argv:
-        if arg.startswith("--") and "=" in arg:
-            changes = [(*arg[2:].split("=", 1), "command line")]  # only the first = splits
-        elif arg.startswith("-") or not arg.endswith(".py"):
-            fail(f"'{arg}': write a setting as --name=value, a config file ends in .py (--help lists the settings)")
-        else:
-            changes = read_config_file(arg)
-        for name, value, where in changes:
+        for name, value, where in read_argument(arg):
             if name not in defaults:
-                fail(f"{where}: unknown setting '{name}'{nearest(name, defaults)} (--help lists them)")
-            settings[name], origin[name] = convert(name, value, type(defaults[name]), where), where
-    for name, where in origin.items():
-        is_first = os.environ.get("RANK", "0") == "0" and globals_dict.get("__name__") != "__mp_main__"
-        if settings[name] != defaults[name] and is_first:  # ranks and worker processes print nothing
-            value = "***" if name == "api_key" else settings[name]
-            print(f"setting {name} = {value!r} (default {defaults[name]!r}; {where})")
+                near = nearest(name, defaults)
+                fail(f"{where}: unknown setting '{name}'{near} (--help lists them)")
+            settings[name] = convert(name, value, type(defaults[name]), where)
+            origin[name] = where
+    is_worker = globals_dict.get("__name__") == "__mp_main__"
+    if os.environ.get("RANK", "0") == "0" and not is_worker:  # one process alone prints
+        for name, where in origin.items():
+            if settings[name] != defaults[name]:
+                value = "***" if name == "api_key" else settings[name]
+                print(f"setting {name} = {value!r} (default {defaults[name]!r}; {where})")
     globals_dict.update(settings)
     return settings
 
 
-def convert(name, value, kind, where):
-    """Return `value` as `kind`; from the command line it is text still, from a file it has a type already."""
-    try:
-        parse = {"True": True, "False": False}.__getitem__ if kind is bool else kind
-        new = parse(value) if where == "command line" or (kind, type(value)) == (float, int) else value
-        new = expand_home(new) if type(new) is str and name not in WORDS else new
-        if type(new) is kind and (kind is not float or math.isfinite(new)):
-            return new
-    except (KeyError, ValueError, OverflowError):
-        pass
-    fail(f"{where}: {name}={value} is not {KINDS[kind]}")
-
-
-def expand_home(text):
-    """Put the home folder where a path, or one of `a,b` or `name=path`, starts with ~; fail() where nobody knows it."""
-    def expand(match):
-        home = os.path.expanduser(match[2])
-        if home == "~":
-            fail(f"{text}: nobody knows the home folder ~ (HOME is not set): write the path in full")
-        return match[1] + home
-    return re.sub(r"((?:^|[,=])\s*)(~[^/,=*\s]*)", expand, text)
+def read_argument(arg):
+    """Return [(name, value, where)] of an argument: --name=value or a config file."""
+    if arg.startswith("--") and "=" in arg:
+        name, value = arg[2:].split("=", 1)  # a value may hold a = too
+        return [(name, value, "command line")]
+    if arg.startswith("-") or not arg.endswith(".py"):
+        fail(f"'{arg}': write a setting as --name=value, a config file ends in .py "
+             "(--help lists the settings)")
+    return read_config_file(arg)
 
 
 def read_config_file(path):
-    """Return [(name, value, 'path:line')] of a file of `name = value` lines; a value may use the names above it."""
+    """Return [(name, value, 'path:line')] of lines `name = value`, which may use names above."""
     values, changes, where = {"__builtins__": {}}, [], path
     try:
         for node in ast.parse(Path(path).read_text(encoding="utf-8-sig"), path).body:
             where = f"{path}:{node.lineno}"
-            if isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets):
-                exec(compile(ast.Module([node], []), path, "exec"), values)
-                changes += [(target.id, values[target.id], where) for target in node.targets]
-            elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):  # a docstring may stand
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                continue  # a docstring
+            targets = node.targets if isinstance(node, ast.Assign) else [node]
+            if not all(isinstance(target, ast.Name) for target in targets):
                 fail(f"{where}: a config file holds plain 'name = value' lines only")
+            exec(compile(ast.Module([node], []), path, "exec"), values)
+            changes += [(target.id, values[target.id], where) for target in targets]
         return changes
     except OSError as e:
-        fail(f"{path}: no such config file ({e.strerror}){nearest(path, map(str, Path(path).parent.glob('*.py')))}")
-    except Exception as e:  # whatever a line of the file raises: the file is the user's, so is the mistake
+        near = nearest(path, map(str, Path(path).parent.glob("*.py")))
+        fail(f"{path}: no such config file ({e.strerror}){near}")
+    except Exception as e:  # whatever a line raises: the file is the user's
         fail(f"{where}: no config file of 'name = value' lines ({type(e).__name__}: {e})")
+
+
+def convert(name, value, kind, where):
+    """Return `value` as `kind`; from the command line it is a str, from a file it has a type."""
+    try:
+        if kind is bool and where == "command line":
+            value = {"True": True, "False": False}[value]
+        elif where == "command line" or (kind, type(value)) == (float, int):
+            value = kind(value)
+    except (KeyError, ValueError, OverflowError):
+        fail(f"{where}: {name}={value} is not {KINDS[kind]}")
+    if type(value) is not kind or kind is float and not math.isfinite(value):
+        fail(f"{where}: {name}={value} is not {KINDS[kind]}")
+    return expand_home(value) if kind is str and name not in WORDS else value
+
+
+def expand_home(text):
+    """Put the home folder for ~ where a path, or one of `a,b` or `name=path`, starts with it."""
+    def expand(match):
+        home = os.path.expanduser(match[2])
+        if home == "~":
+            fail(f"{text}: nobody knows the home folder ~ (HOME is not set): "
+                 "write the path in full")
+        return match[1] + home
+
+    return re.sub(r"((?:^|[,=])\s*)(~[^/,=*\s]*)", expand, text)
 
 
 def nearest(name, names):
     """Return ', did you mean <the closest of names>?' or '' when none is close."""
-    return "".join(f", did you mean {match}?" for match in difflib.get_close_matches(name, names, n=1))
+    matches = difflib.get_close_matches(name, names, n=1)
+    return f", did you mean {matches[0]}?" if matches else ""
 
 
 def print_help(globals_dict):
-    """Print the script's docstring and its config block (from '# config:' to 'config = configure('), then exit 0."""
+    """Print the script's docstring and its lines from '# config:' to configure(), then exit."""
     source = Path(globals_dict.get("__file__") or sys.argv[0]).read_text(encoding="utf-8")
     block = source.partition("\n# config:")[2].partition("config = configure(")[0]
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` is no error

@@ -1,54 +1,61 @@
-"""Decoding: sampling, streamed text, transcripts by beam search, and the log-probability of answers given."""
+"""Decoding: sampling, streamed tokens, transcripts by beam search, scores of given answers."""
 import math
 
 import torch
 import torch.nn as nn
 
-from model import KVCache
+from kv_cache import KVCache
 
 
 def sample(logits, temperature, top_k, top_p, generator):
-    """Choose a token a row: logits (B, V) -> ids (B,). temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+    """Choose a token a row: logits (B, V) -> ids (B,). temperature 0: the likeliest.
+
+    top_k: of so many likeliest (0: all); top_p: of the likeliest that sum up to it (1: all).
+    """
     if temperature == 0:
         return logits.argmax(dim=1)
     logits, order = (logits / temperature).sort(dim=1, descending=True)
     if top_k > 0:
         logits[:, top_k:] = -math.inf
     probs = logits.softmax(dim=1)
-    before = probs.cumsum(dim=1) - probs  # mass of the tokens ahead of each; the first always stays
-    probs = probs.masked_fill(before >= top_p, 0.0) if top_p < 1 else probs
+    if top_p < 1:
+        before = probs.cumsum(dim=1) - probs  # of the likelier tokens; the first always stays
+        probs = probs.masked_fill(before >= top_p, 0.0)
     return order.gather(1, torch.multinomial(probs, 1, generator=generator)).squeeze(1)
 
 
 def pad(rows, device, value=0):
-    """Lists of ids or of tensors (n, ...) -> (B, longest, ...), and their lengths (B,)."""
+    """Lists of ids or tensors (n, ...) -> (B, longest, ...) and their lengths (B,)."""
     lens = torch.tensor([len(row) for row in rows], device=device)
     rows = [torch.as_tensor(row).to(device) for row in rows]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value), lens
 
 
 def prefill(model, prompts, audio, audio_at, room):
-    """Read B prompts (lists of ids) with their audio (None, or B tensors (T_a, C)) into a cache with `room` to spare.
+    """Read B prompts into a cache with `room` places to spare.
 
-    Returns (KVCache, logits (B, V) of what follows each prompt).
+    prompts: lists of ids; audio: None, or B tensors (T_a, C). Returns (KVCache, logits (B, V) after
+    each prompt).
     """
-    (idx, text_lens), features, audio_lens = pad(prompts, model.cos.device), None, None
+    device = model.cos.device
+    idx, text_lens = pad(prompts, device)
+    features = audio_lens = None
+    n = idx.size(1)
     if audio is not None:
-        features, audio_lens = pad(audio, model.cos.device)
-    n = idx.size(1) + (0 if features is None else features.size(1))
-    cache = KVCache(model.config, len(prompts), n + room, model.cos.device)
-    logits = model(idx, kv_cache=cache, audio_features=features, audio_lens=audio_lens, text_lens=text_lens,
-                   audio_at=audio_at, logits_at=text_lens - 1)
+        features, audio_lens = pad(audio, device)
+        n += features.size(1)
+    cache = KVCache(model.config, len(prompts), n + room, device)
+    logits = model(idx, kv_cache=cache, audio_features=features, audio_lens=audio_lens,
+                   text_lens=text_lens, audio_at=audio_at, logits_at=text_lens - 1)
     return cache, logits[:, 0]
 
 
 @torch.inference_mode()
-def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=0.0, top_k=0, top_p=1.0,
-             stop_ids=(), seed=0):
-    """Stream the continuation of B prompts, decoded together.
+def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=0.0, top_k=0,
+             top_p=1.0, stop_ids=(), seed=0):
+    """Continue B prompts (lists of ids) together; audio: None, or B tensors (T_a, C).
 
-    prompts: B lists of at least one id. audio: None, or B tensors (T_a, C). Yields, a step at a time, a list of B
-    entries: the token id, or None once that row has ended at one of stop_ids (which is not given out).
+    Yields at each step a list of B: a token id, or None once that row has met one of stop_ids.
     """
     cache, logits = prefill(model, prompts, audio, audio_at, max_tokens)
     generator = torch.Generator(device=logits.device).manual_seed(seed)
@@ -64,81 +71,98 @@ def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=
             logits = model(ids[:, None], kv_cache=cache)[:, -1]
 
 
+# ---- transcripts
+
 @torch.inference_mode()
 def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None, cut=None):
-    """Transcripts of clips by beam search, decoded together; a clip alone gives the same as in a batch.
+    """Return the transcripts (list of B str) of clips by beam search, decoded together.
 
-    A transcript has room for 16 bytes and 25 a second, for a model may write in a loop. cut: a list, to which the index
-    of each clip is added whose transcript was cut off there.
-
-    features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a clip, 1 is greedy;
-    of as many that ended, at any special token, the one of the highest log-probability a token wins. prompt: ids that
-    stand with the audio, bos unless a question asks for the transcript. Returns a list of B str.
+    features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a
+    clip; 1 is greedy. Of as many that ended, at any special token, the one of the highest mean
+    log-probability wins. prompt: ids that stand with the audio, None: <|bos|>. cut: a list; it gets
+    the index of each clip whose transcript was cut off at 16 bytes and 25 a second (a loop).
     """
-    cut = [] if cut is None else cut
-    prompt, ends = prompt or [tok.bos_id], {i for i, n in enumerate(tok.token_bytes()) if not n}
-    features = [torch.as_tensor(f, device=model.cos.device) for f in features]
-    lens = torch.tensor([len(f) for f in features], device=model.cos.device)
-    audio, audio_lens = projector(nn.utils.rnn.pad_sequence(features, batch_first=True), lens)  # (B, T_a, C)
-    sizes = tok.token_bytes()
-    room = [16 + len(f) // 2 for f in features]  # bytes
+    device = model.cos.device
+    prompt = prompt or [tok.bos_id]
+    features, lens = pad(features, device)
+    audio, audio_lens = projector(features, lens)  # (B, T_a, C)
     audio = [row[:n] for row, n in zip(audio, audio_lens)]
+    room = [16 + n // 2 for n in lens.tolist()]  # bytes
     cache, logits = prefill(model, [prompt] * len(audio), audio, audio_at, max(room))
-    ended, live = [[] for _ in room], [(i, 0.0, []) for i in range(len(room))]  # (clip, log-probability, ids)
-    for _ in range(max(room) + 1):
-        following = extend(live, logits, beams)
-        rows, live = [], []
-        for i, candidates in following.items():
-            kept = []
-            for rank, (total, row, ids) in enumerate(candidates):
-                if ids[-1] in ends and rank < beams:
-                    ended[i].append((total / len(ids), ids[:-1]))
-                elif ids[-1] not in ends and len(kept) < beams and sum(sizes[token] for token in ids) <= room[i]:
-                    kept.append((row, (i, total, ids)))
-            if not kept and not ended[i]:  # a loop: cut off where the room ends
-                ended[i].append((0.0, candidates[0][2][:-1]))
-                cut.append(i)
-            if len(ended[i]) < beams:
-                rows += [row for row, _ in kept]
-                live += [hypothesis for _, hypothesis in kept]
-        if not live:
-            break
+    search = Search(tok.token_bytes(), room, beams)
+    while rows := search.step(logits):
         cache.select(rows)
-        last = torch.tensor([[ids[-1]] for *_, ids in live], device=lens.device)
+        last = torch.tensor([[ids[-1]] for _, _, ids in search.live], device=device)
         logits = model(last, kv_cache=cache)[:, -1]
-    for i, _, ids in live:
-        if not ended[i]:
-            ended[i] = [(0.0, ids)]
-            cut.append(i)
-    return [" ".join(tok.decode(max(hypotheses)[1]).split()) for hypotheses in ended]
+    if cut is not None:
+        cut += search.cut
+    return [" ".join(tok.decode(max(each)[1]).split()) for each in search.ended]
 
 
-def extend(live, logits, beams):
-    """Return {clip: its 2*beams likeliest (log-probability, row, ids)}, best first, of live hypotheses one token on.
+class Search:
+    """A beam search of several clips.
 
-    live: [(clip, log-probability, ids)], a row of logits (rows, V) each.
+    sizes: bytes of each id, 0: it ends a transcript; room: bytes that each clip may take.
+    live: [(clip, log-probability, ids)], a row of logits each. ended: of each clip [(mean
+    log-probability, ids)].
     """
-    found, n = {}, min(2 * beams, logits.size(1))
-    best, tokens = (x.tolist() for x in logits.log_softmax(1).topk(n))  # (hypotheses, n)
-    for row, (i, total, ids) in enumerate(live):
-        found.setdefault(i, []).extend((total + p, row, [*ids, token]) for p, token in zip(best[row], tokens[row]))
-    return {i: sorted(candidates, key=lambda c: -c[0])[:2 * beams] for i, candidates in found.items()}
+
+    def __init__(self, sizes, room, beams):
+        self.sizes, self.room, self.beams = sizes, room, beams
+        self.live = [(clip, 0.0, []) for clip in range(len(room))]
+        self.ended = [[] for _ in room]
+        self.cut = []
+
+    def step(self, logits):
+        """Add a token, given logits (rows, V) -> rows of the cache that the new `live` goes on."""
+        candidates = self.extend(logits)
+        rows, self.live = [], []
+        for clip, best in candidates.items():
+            kept = []
+            for rank, (total, row, ids) in enumerate(best):
+                if not self.sizes[ids[-1]]:
+                    if rank < self.beams:
+                        self.ended[clip].append((total / len(ids), ids[:-1]))
+                elif len(kept) < self.beams and self.n_bytes(ids) <= self.room[clip]:
+                    kept.append((row, (clip, total, ids)))
+            if not kept and not self.ended[clip]:
+                self.ended[clip].append((0.0, best[0][2][:-1]))
+                self.cut.append(clip)
+            if len(self.ended[clip]) < self.beams:
+                rows += [row for row, _ in kept]
+                self.live += [hypothesis for _, hypothesis in kept]
+        return rows
+
+    def extend(self, logits):
+        """Return {clip: its 2*beams likeliest (log-probability, row, ids)}, best first."""
+        best, tokens = logits.log_softmax(1).topk(min(2 * self.beams, logits.size(1)))
+        best, tokens = best.tolist(), tokens.tolist()
+        found = {}
+        for row, (clip, total, ids) in enumerate(self.live):
+            found.setdefault(clip, []).extend(
+                (total + p, row, [*ids, token]) for p, token in zip(best[row], tokens[row]))
+        return {clip: sorted(each, key=lambda candidate: -candidate[0])[:2 * self.beams]
+                for clip, each in found.items()}
+
+    def n_bytes(self, ids):
+        return sum(self.sizes[token] for token in ids)
 
 
 @torch.inference_mode()
 def score_answers(model, prompts, answers, audio=None, audio_at=0):
-    """Summed log-probability of answers after prompts; each prompt is read once, whatever the number of its answers.
+    """Return float32 (B, K), the summed log-probability of K answers after each of B prompts.
 
-    prompts: B lists of ids; answers: B lists of K lists of ids, with the token that ends them; audio: None, or B
-    tensors (T_a, C). Returns float32 (B, K).
+    prompts: lists of ids, each read once; answers: B lists of K lists of ids, with the token that
+    ends them; audio: None, or B tensors (T_a, C).
     """
-    K, flat = len(answers[0]), [answer for each in answers for answer in each]
+    K = len(answers[0])
+    flat = [answer for each in answers for answer in each]
     cache, logits = prefill(model, prompts, audio, audio_at, max(map(len, flat)))
     cache.select([b for b in range(len(prompts)) for _ in range(K)])
-    first = logits.repeat_interleave(K, dim=0)[:, None]  # (B*K, 1, V)
-    targets, lens = pad(flat, first.device, -1)
+    logits = logits.repeat_interleave(K, dim=0)[:, None]  # (B*K, 1, V)
+    targets, lens = pad(flat, logits.device, -1)
     if targets.size(1) > 1:
-        rest = model(targets[:, :-1].clamp(min=0), kv_cache=cache, text_lens=lens - 1)
-        first = torch.cat([first, rest], 1)
-    each = first.log_softmax(2).gather(2, targets.clamp(min=0)[..., None])[..., 0]  # (B*K, T)
+        idx = targets[:, :-1].clamp(min=0)
+        logits = torch.cat([logits, model(idx, kv_cache=cache, text_lens=lens - 1)], 1)
+    each = logits.log_softmax(2).gather(2, targets.clamp(min=0)[..., None])[..., 0]  # (B*K, T)
     return (each * (targets >= 0)).sum(1).view(-1, K)

@@ -1,13 +1,14 @@
-"""The same maths as the plain formulas, faster on a CPU: norms, relu squared, the softcapped loss in chunks."""
+"""The maths of plain formulas, faster on a CPU: norm, relu squared, the softcapped loss."""
 import torch
 import torch.nn.functional as F
 
 SOFTCAP = 15.0         # logits stay within +-15 (Gemma 2, arXiv:2408.00118)
-LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}  # in training; a CPU's cache holds 2**21
+LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}  # numbers in one chunk; a CPU's cache holds 2**21
 
 
 class RMSNorm(torch.autograd.Function):
-    """F.rms_norm in fewer passes over memory, which a CPU waits for; in bf16 a row is off by 0.6% at most."""
+    """F.rms_norm in fewer passes over memory; in bf16 a row is off by 0.6% at most."""
+
     @staticmethod
     def inverse_rms(x):
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float().square() / x.size(-1)
@@ -16,7 +17,8 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         scale = RMSNorm.inverse_rms(x)
-        ctx.save_for_backward(y := x * scale, scale)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
@@ -25,11 +27,20 @@ class RMSNorm(torch.autograd.Function):
         return torch.addcmul(grad, y, (grad * y).mean(-1, keepdim=True), value=-1) * scale
 
 
+def norm(x):
+    """x (..., C) / its root mean square over C."""
+    if x.device.type != "cpu":
+        return F.rms_norm(x, (x.size(-1),))
+    return RMSNorm.apply(x) if torch.is_grad_enabled() else x * RMSNorm.inverse_rms(x)
+
+
 class ReluSquared(torch.autograd.Function):
-    """relu(x)**2 with one pass backward, where autograd makes four."""
+    """relu(x)**2 with one pass over memory backward, where autograd makes four."""
+
     @staticmethod
     def forward(ctx, x):
-        ctx.save_for_backward(y := F.relu(x))
+        y = F.relu(x)
+        ctx.save_for_backward(y)
         return y.square()
 
     @staticmethod
@@ -38,29 +49,35 @@ class ReluSquared(torch.autograd.Function):
 
 
 def softcapped_nll(z, targets):
-    """Logits z (N, V) before the softcap, targets (N,) -> cross entropy (N,) in fp32, its gradient (N, V) in z's dtype.
+    """Return the cross entropy (N,) in fp32, and its gradient (N, V) in z's dtype.
 
-    By exp alone, of numbers that the softcap bounds: tanh and a log-softmax take 5 times as long (2 cores, 2026-11).
+    z: logits (N, V) before the softcap; targets: (N,). The softcap bounds every number, so that exp
+    alone is enough; tanh and log-softmax take 5 times as long on a CPU.
     """
     rest = 2 / ((2 / SOFTCAP * z.float()).exp() + 1)  # 1 - tanh(z / SOFTCAP), 0 to 2
     e = (-SOFTCAP * rest).exp()  # exp(logit - SOFTCAP)
     total, at = e.sum(1, keepdim=True), targets[:, None]
     p = e * (1 / total)
-    p = torch.where(torch.arange(z.size(1), dtype=torch.int32, device=z.device) == at.int(), p - 1, p)
+    is_target = torch.arange(z.size(1), dtype=torch.int32, device=z.device) == at.int()
+    p = torch.where(is_target, p - 1, p)
     grad = p * (rest * (2 - rest))
     return total.log()[:, 0] + SOFTCAP * rest.gather(1, at)[:, 0], grad.to(z.dtype)
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Sum of softcapped cross entropies of hidden x (N, C) under weight (V, C), some rows at a time; targets (N,).
+    """The sum of softcapped_nll of hidden x (N, C) under weight (V, C), a chunk of rows at a time.
 
-    The gradient is made beside the loss, so that the logits of all rows never stand in memory.
+    targets: (N,); nll: softcapped_nll, perhaps compiled. The gradient is computed with the loss:
+    the logits of all rows are never in memory together.
     """
+
     @staticmethod
     def forward(ctx, x, weight, targets, nll):
-        w, n = weight.to(x.dtype), max(LOGITS_AT_ONCE.get(x.device.type, 2**21) // len(weight), 1)
+        w = weight.to(x.dtype)
+        n = max(LOGITS_AT_ONCE.get(x.device.type, 2**21) // len(weight), 1)
         grad_w = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_x, total = torch.empty_like(x), x.new_zeros((), dtype=torch.float32)
+        grad_x = torch.empty_like(x)
+        total = x.new_zeros((), dtype=torch.float32)
         for at in range(0, len(x), n):
             part = x[at:at + n]
             each, grad = nll(part @ w.T, targets[at:at + n])
@@ -74,10 +91,5 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale):
         grad_x, grad_w = ctx.saved_tensors
-        return grad_x * scale.to(grad_x.dtype), None if grad_w is None else grad_w * scale, None, None
-
-
-def norm(x):
-    if x.device.type != "cpu":
-        return F.rms_norm(x, (x.size(-1),))
-    return RMSNorm.apply(x) if torch.is_grad_enabled() else x * RMSNorm.inverse_rms(x)
+        grad_w = None if grad_w is None else grad_w * scale
+        return grad_x * scale.to(grad_x.dtype), grad_w, None, None

@@ -1,27 +1,38 @@
-"""What every training run shares: ranks, schedule, log, checkpoints, when a run may go on or is done."""
+"""What all training runs share: ranks, schedule, clock, log, and when a run goes on or is done."""
 import itertools
 import json
 import os
 import sys
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
-from configurator import fail, user_input
 from checkpoints import checkpoint_steps, read_meta
+from configurator import fail, user_input
 from device import pick_device
 from record import changed_code
 
-FREE = {"init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every", "wandb_log",
-        "workers", "recompute", "sample_tokens", "eval_rows"}  # settings that a run may change and go on
+FREE = {"init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every",
+        "wandb_log", "workers", "eval_rows"}  # settings that a resumed run may change
+FORMATS = {  # of the log's line; log.jsonl keeps every digit
+    "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
+    "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
+    "val_letters": ".1%", "val_wer": ".3f", "val_ppl_word": ".2f"}  # every other float: .4f
 
 
-# ---- ranks and schedule
+# ---- ranks
+
+def is_first_rank():
+    """Return True in a run without torchrun, and on rank 0 of one with it."""
+    return os.environ.get("RANK", "0") == "0"
+
 
 def join_ranks(device, seed):
-    """Join torchrun's group if there is one, seed, choose determinism -> (rank, world_size, torch.device)."""
+    """Join torchrun's group if there is one, and seed -> (rank, world_size, torch.device)."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     with user_input(RuntimeError):  # no such device, or more ranks than GPUs
         device = pick_device(device)
@@ -31,21 +42,29 @@ def join_ranks(device, seed):
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.manual_seed(seed)
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)  # embedding's compiled backward differs from run to run otherwise
-        torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging only: a fifth of a step
+    if device.type == "cpu":  # else the gradient of an embedding differs from run to run
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it takes a fifth of a step
     return rank, world_size, device
 
 
+def sum_over_ranks(tensor):
+    """Sum a tensor over all ranks, in place; without torchrun it stays as it is."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+
+
 def leave_ranks():
-    """Wait for the other ranks and leave torchrun's group: gloo aborts in a rank that ends long before the others."""
+    """Wait for the other ranks and leave the group: gloo aborts in a rank that ends long before."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
+# ---- schedule, reading, clock
+
 def lr_share(step, warmup_steps, lr_decay_steps, warmdown_share, final_lr_share):
-    """Return the share of the peak learning rate: linear warm-up, constant, linear fall, final_lr_share after."""
+    """Return the share of the peak learning rate: linear warm-up, constant, linear fall."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     left = (lr_decay_steps - step) / max(warmdown_share * lr_decay_steps, 1)
@@ -53,12 +72,12 @@ def lr_share(step, warmup_steps, lr_decay_steps, warmdown_share, final_lr_share)
 
 
 def is_due(step, every, max_steps):
-    """Return whether something is done after `step` steps: every so many (0: never), and at the end of the run."""
+    """Return True after each `every` steps (0: never) and after the last step."""
     return step == max_steps or every > 0 and step % every == 0
 
 
 def read_ahead(read, numbers, workers):
-    """Yield read(n) for each of the numbers, in order; `workers` threads keep four results each ready (0: none)."""
+    """Yield read(n) for each number, in order; `workers` threads read 4 results ahead each."""
     if not workers:
         yield from map(read, numbers)
         return
@@ -73,48 +92,58 @@ def read_ahead(read, numbers, workers):
         pool.shutdown(cancel_futures=True)
 
 
-# ---- the log and the checkpoints
+class Clock:
+    """Times a training loop; start it right before the loop."""
 
-def last_step(out_dir, init_from, config, inputs):
-    """Return the step to go on from, 0 to start anew; auto goes on only with the same settings, inputs and code."""
-    steps = checkpoint_steps(out_dir)
-    if init_from == "resume" and not steps and not os.path.exists(os.path.join(out_dir, "log.jsonl")):
-        fail(f"init_from=resume: {out_dir} holds no run")  # a log alone: it was killed before its first checkpoint
-    if init_from not in ("scratch", "resume") and steps:
-        with user_input():
-            meta = read_meta(out_dir)
-        if "inputs" not in meta:
-            fail(f"{out_dir} holds a run of another script: give another --out_dir")
-        now, then = {**config, **inputs}, {"conversations": "", **meta["user_config"], **meta["inputs"]}
-        changed = [k for k in now if k not in FREE and now[k] != then.get(k, now[k])]  # new settings are as before
-        old = meta["versions"].get("code")
-        edited = changed_code(old or {})
-        ways = ("move it aside or give another --out_dir, or --init_from=scratch to replace it, or "
-                "--init_from=resume to go on all the same")
-        if changed:
-            fail(f"{out_dir} holds a run with other {', '.join(changed)}: {ways}")
-        if edited or not old:
-            what = f"{', '.join(edited)} changed since" if old else "it recorded no checksums"
-            fail(f"{out_dir} holds a run of other code ({what}): {ways}")
-    return steps[-1] if steps and init_from != "scratch" else 0
+    def __init__(self, first_step, max_steps):
+        self.first_step = self.lap_step = first_step
+        self.max_steps = max_steps
+        self.began = self.lap_began = time.time()
 
+    def lap(self, step):
+        """Return (seconds, number of steps) since the last lap, and minutes to the end of the run.
 
-def stop_if_done(out_dir, step, max_steps, *files):
-    """End the script when the run in out_dir is finished: evaluated at max_steps, with its last files."""
-    if step < max_steps or not read_meta(out_dir).get("evaluated"):
-        return
-    if all(os.path.exists(os.path.join(out_dir, name)) for name in files):
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{out_dir} is up to date: finished at step {step} (--max_steps= above it goes on)")
-        leave_ranks()
-        sys.exit(0)
+        step: steps done. Pauses count in the minutes alone.
+        """
+        now = time.time()
+        seconds, n_steps = now - self.lap_began, step - self.lap_step
+        self.lap_began, self.lap_step = now, step
+        a_step = (now - self.began) / (step - self.first_step)
+        return seconds, n_steps, a_step * (self.max_steps - step) / 60
+
+    @contextmanager
+    def pause(self):
+        """Leave the time of a with block (checkpoint, evaluation) out of the lap."""
+        began = time.time()
+        yield
+        self.lap_began += time.time() - began
+
+    def closing_line(self, result, out_dir):
+        """Return the run's last line: steps, minutes, the last evaluation (dict), the folder."""
+        done, minutes = max(self.max_steps - self.first_step, 0), (time.time() - self.began) / 60
+        figures = "".join(f"{name} {value:.4f}, " for name, value in result.items())
+        last = max(self.max_steps, self.first_step)
+        return f"{done} steps, {minutes:.1f} minutes, {figures}{out_dir} at {last}"
 
 
-def log(out_dir, record, formats, wandb_log=False):
+# ---- the log, and whether a run may go on
+
+def start_wandb(project, out_dir, config):
+    """Begin a run on Weights & Biases, on rank 0 and with config["wandb_log"] only."""
+    if config["wandb_log"] and is_first_rank():
+        import wandb
+        wandb.init(project=project, name=os.path.basename(out_dir), config=config)
+
+
+def log(out_dir, record, wandb_log=False):
     """Print a dict's fields on one line and append it to out_dir/log.jsonl: on rank 0 only."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_rank():
         return
-    print(" | ".join(f"{k} {v:{formats.get(k, '')}}" for k, v in record.items()), flush=True)
+    fields = []
+    for name, value in record.items():
+        default = ".4f" if isinstance(value, float) else ""
+        fields.append(f"{name} {value:{FORMATS.get(name, default)}}")
+    print(" | ".join(fields), flush=True)
     with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
         f.write(json.dumps(record) + "\n")
     if wandb_log:
@@ -122,3 +151,48 @@ def log(out_dir, record, formats, wandb_log=False):
         wandb.log(record, step=record["step"])
 
 
+def last_step(out_dir, init_from, config, inputs):
+    """Return the step that a run goes on from; 0: it starts anew.
+
+    init_from: "scratch" never goes on and "resume" always; else the settings (config), the inputs
+    and the code must be those of the run in out_dir, or the script ends with what differs.
+    """
+    steps = checkpoint_steps(out_dir)
+    has_log = os.path.exists(os.path.join(out_dir, "log.jsonl"))  # killed before its checkpoint
+    if init_from == "resume" and not steps and not has_log:
+        fail(f"init_from=resume: {out_dir} holds no run")
+    if init_from not in ("scratch", "resume") and steps:
+        check_same_run(out_dir, config, inputs)
+    return steps[-1] if steps and init_from != "scratch" else 0
+
+
+def check_same_run(out_dir, config, inputs):
+    """fail() where the run in out_dir has other settings, inputs or code."""
+    with user_input():
+        meta = read_meta(out_dir)
+    if "inputs" not in meta:
+        fail(f"{out_dir} holds a run of another script: give another --out_dir")
+    ways = ("move it aside or give another --out_dir, or --init_from=scratch to replace it, "
+            "or --init_from=resume to go on all the same")
+    now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
+    changed = [name for name in now  # a setting that the run did not have yet is no change
+               if name not in FREE and now[name] != then.get(name, now[name])]
+    if changed:
+        fail(f"{out_dir} holds a run with other {', '.join(changed)}: {ways}")
+    code = meta["versions"].get("code")
+    if not code:
+        fail(f"{out_dir} holds a run of other code (it recorded no checksums): {ways}")
+    if edited := changed_code(code):
+        fail(f"{out_dir} holds a run of other code ({', '.join(edited)} changed since): {ways}")
+
+
+def stop_if_done(out_dir, step, max_steps, *files):
+    """End the script when the run in out_dir is finished: evaluated at max_steps, `files` there."""
+    if step < max_steps or not read_meta(out_dir).get("evaluated"):
+        return
+    if all(os.path.exists(os.path.join(out_dir, name)) for name in files):
+        if is_first_rank():
+            print(f"{out_dir} is up to date: finished at step {step} "
+                  "(--max_steps= above it goes on)")
+        leave_ranks()
+        sys.exit(0)

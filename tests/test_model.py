@@ -1,4 +1,4 @@
-"""The model against nanochat's own numbers, and every way through the cache against one uncached forward."""
+"""The model against nanochat's numbers, and every way through the cache against a plain forward."""
 import copy
 import json
 import os
@@ -7,16 +7,20 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+import device
+import kernels
 import model as M
 import optim
-from decode import generate, sample, transcribe
 from checkpoints import checkpoint_steps, cut_back, load_checkpoint, read_meta
-from model import GPT, GPTConfig, KVCache
-from optim import Muon
+from decode import generate, sample, transcribe
+from kv_cache import KVCache
+from model import GPT, GPTConfig
 
 NANOCHAT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nanochat_d4")
-TINY = GPTConfig(sequence_len=64, vocab_size=50, n_layer=4, n_head=4, n_kv_head=2, n_embd=48, window_pattern="SL")
+TINY = GPTConfig(sequence_len=64, vocab_size=50, n_layer=4, n_head=4, n_kv_head=2, n_embd=48,
+                 window_pattern="SL")
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def nanochat():
 
 @pytest.fixture
 def tiny():
-    """A small model whose every part matters: the start's zeros are filled, windows are shorter than a row."""
+    """A small model whose every part matters: no zeros, windows shorter than a row."""
     torch.manual_seed(0)
     model = GPT(TINY).eval()
     for p in model.parameters():
@@ -37,7 +41,7 @@ def tiny():
 
 
 def row_forward(model, segments):
-    """Reference: one uncached forward over one row of segments, ids (lists) and audio (T_a, C), written out plainly.
+    """Reference: one uncached forward over ids (lists) and audio (T_a, C), written out plainly.
 
     Returns logits (T, V) at the text tokens.
     """
@@ -63,55 +67,44 @@ def close(a, b):
     torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
-def test_nanochat_logits_and_loss(nanochat):
-    """A nanochat checkpoint would load and compute something else: rotary sign, windows, smear, backout, padding."""
+def padded(rows):
+    """Lists of ids as one tensor, int64 (B, longest)."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
+
+# ---- nanochat's checkpoints
+
+def test_nanochat_numbers(nanochat):
+    """Broken: a nanochat checkpoint computes something else: rotary sign, windows, smear ..."""
     model, expected = nanochat
     logits = model(expected["idx"])[0, expected["positions"]]
     assert (logits - expected["logits"]).abs().max() < 2e-4
     loss = model(expected["idx"][:, :-1], expected["idx"][:, 1:])
     assert abs(loss.item() - expected["loss"]) < 1e-4
+    prompt, wanted = list(expected["greedy_prompt"]), list(expected["greedy_next"])
+    assert [step[0] for step in generate(model, [prompt], max_tokens=24)] == wanted
+    assert model(torch.tensor([prompt + wanted]))[0, -25:-1].argmax(1).tolist() == wanted
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_nanochat_greedy(nanochat, cached):
-    """The greedy continuation would leave nanochat's, with or without the cache."""
-    model, expected = nanochat
-    ids = list(expected["greedy_prompt"])
-    if cached:
-        out = [step[0] for step in generate(model, [ids], max_tokens=24)]
-    else:
-        for _ in range(24):
-            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-        out = ids[-24:]
-    assert out == list(expected["greedy_next"])
-
-
-def test_old_checkpoint(tmp_path, nanochat):
-    """A checkpoint from before windows and lambdas, saved from a compiled model, would not load."""
+def write_nanochat(folder, drop=(), prefix="", **config):
+    """Write the nanochat checkpoint without weights of some names, with more settings -> folder."""
     state = torch.load(os.path.join(NANOCHAT, "model_000010.pt"), weights_only=True)
-    drop = ("resid_lambdas", "x0_lambdas")
-    torch.save({"_orig_mod." + k: v for k, v in state.items() if k not in drop}, tmp_path / "model_000010.pt")
-    meta = json.load(open(os.path.join(NANOCHAT, "meta_000010.json")))
-    del meta["model_config"]["window_pattern"]
-    (tmp_path / "meta_000010.json").write_text(json.dumps(meta))
-    model, _ = load_checkpoint(str(tmp_path))
-    assert model.windows == [512] * 4
-    assert model.resid_lambdas.eq(1).all() and model.x0_lambdas.eq(0).all()
-
-
-def write_nanochat(folder, drop=(), **config):
-    """Write the nanochat checkpoint without the weights of some names, with more settings; returns the folder."""
-    state = torch.load(os.path.join(NANOCHAT, "model_000010.pt"), weights_only=True)
-    kept = {name: w for name, w in state.items() if not any(part in name for part in drop)}
+    kept = {prefix + name: w for name, w in state.items() if not any(x in name for x in drop)}
     torch.save(kept, folder / "model_000010.pt")
     meta = json.load(open(os.path.join(NANOCHAT, "meta_000010.json")))
-    (folder / "meta_000010.json").write_text(json.dumps(meta | {"model_config": meta["model_config"] | config}))
+    settings = {k: v for k, v in (meta["model_config"] | config).items() if v is not None}
+    (folder / "meta_000010.json").write_text(json.dumps(meta | {"model_config": settings}))
     return str(folder)
 
 
 @pytest.mark.case("B38")
-def test_nanochat_checkpoint_before_smear(tmp_path, nanochat, capsys):
-    """Broken: an older checkpoint does not load, or smear or backout, which it never had, change its logits."""
+def test_older_nanochat_checkpoints(tmp_path, nanochat, capsys):
+    """Broken: an older checkpoint does not load, or parts that it never had change its logits."""
+    model, _ = load_checkpoint(write_nanochat(tmp_path, ("lambdas",), "_orig_mod.",
+                                              window_pattern=None))
+    assert model.windows == [512] * 4
+    assert model.resid_lambdas.eq(1).all() and model.x0_lambdas.eq(0).all()
+    assert capsys.readouterr().out == ""
     model, _ = load_checkpoint(write_nanochat(tmp_path, ("smear", "backout")))
     assert "before its commit a825e63: smear and backout are off" in capsys.readouterr().out
     plain = copy.deepcopy(nanochat[0])
@@ -119,89 +112,117 @@ def test_nanochat_checkpoint_before_smear(tmp_path, nanochat, capsys):
         plain.smear_lambda.zero_()
         plain.backout_lambda.zero_()
     idx = torch.arange(40)[None] % 300
-    assert torch.equal(model(idx), plain(idx)) and not torch.equal(model(idx), nanochat[0](idx))
+    assert torch.equal(model(idx), plain(idx))
+    assert not torch.equal(model(idx), nanochat[0](idx))
 
 
 @pytest.mark.case("B38")
-def test_foreign_checkpoints_are_named(tmp_path):
-    """Broken: a checkpoint of another architecture or newer settings is a list of missing keys, without a way out."""
-    taken = "nanochat's checkpoints are taken from its commit 6ed7d1d .2026-03-09. to 92d63d4 .2026-07-03."
-    for drop, config, said in ((("value_embeds", "ve_gate"), {}, "10.pt has no value_embeds, it is of another"),
-                               ((), {"mtp_heads": 2, "frozen_embd": False}, "has frozen_embd, mtp_heads, unknown here"),
-                               (("ve_gate",), {}, "doesn't fit its meta's model_config")):
-        with pytest.raises(ValueError, match=f"{said}.*{taken}"):
-            load_checkpoint(write_nanochat(tmp_path, drop, **config))
+@pytest.mark.parametrize("drop, config, said", [
+    (("value_embeds", "ve_gate"), {}, "10.pt has no value_embeds, it is of another"),
+    ((), {"mtp_heads": 2, "frozen_embd": False}, "has frozen_embd, mtp_heads, unknown here"),
+    (("ve_gate",), {}, "doesn't fit its meta's model_config")])
+def test_foreign_checkpoints_are_named(tmp_path, drop, config, said):
+    """Broken: a checkpoint of another architecture is a list of missing keys, without a way out."""
+    with pytest.raises(ValueError, match=f"{said}.*taken from its commit 6ed7d1d .* to 92d63d4"):
+        load_checkpoint(write_nanochat(tmp_path, drop, **config))
 
 
 def test_checkpoint_errors(tmp_path):
-    """A checkpoint cut short, changed or misnamed would end in a traceback or, worse, load."""
+    """Broken: a checkpoint cut short, changed or misnamed ends in a traceback or, worse, loads."""
     folder = shutil.copytree(NANOCHAT, tmp_path / "run")
-    with pytest.raises(ValueError, match="holds no step 7"):
-        load_checkpoint(str(folder), step=7)
-    with pytest.raises(ValueError, match="no checkpoint"):
-        load_checkpoint(str(tmp_path))
-    weights = folder / "model_000010.pt"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="model_000010.pt"):
-        load_checkpoint(str(folder))
-    weights.unlink()
-    with pytest.raises(ValueError, match="missing"):
-        load_checkpoint(str(folder))
-    (folder / "meta_000010.json").write_text("{")
-    with pytest.raises(ValueError, match="meta_000010.json"):
-        load_checkpoint(str(folder))
+    weights, meta = folder / "model_000010.pt", folder / "meta_000010.json"
 
+    def refused(said, **which):
+        with pytest.raises(ValueError, match=said):
+            load_checkpoint(str(folder), **which)
+
+    refused("holds no step 7: it has 10", step=7)
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"sha256": {weights.name: "ab"}}))
+    refused("model_000010.pt is cut short or changed .its sha256")
+    shutil.copy(os.path.join(NANOCHAT, meta.name), meta)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused("model_000010.pt can't be read")
+    weights.unlink()
+    refused("model_000010.pt is missing")
+    meta.write_text("{")
+    refused("meta_000010.json is no checkpoint's meta")
+    meta.unlink()
+    refused("holds no checkpoint")
+
+
+def test_a_folder_is_cut_back_to_a_step(tmp_path):
+    """Broken: a run goes on from another run's steps, or beside files that nothing names."""
+    for step in (2, 4, 6):
+        best = {"step": 2, "figure": 1.5} if step < 6 else None
+        meta = {"model_config": {}, "best": best}
+        (tmp_path / f"meta_{step:06d}.json").write_text(json.dumps(meta))
+    for name in ("encoder.pt", "model_000003.pt", "model_000004.pt", "optim_000006_rank0.pt.tmp"):
+        (tmp_path / name).touch()
+    lines = ['{"step": 3}\n', '{"step": 4, "lr": 1}\n', '{"step": 4, "val_loss": 1}\n']
+    (tmp_path / "log.jsonl").write_text("".join(lines) + '{"step": 5}\n{"st')
+    with pytest.raises(ValueError, match="names no best step"):
+        read_meta(tmp_path, -2)
+    cut_back(tmp_path, 4)
+    assert read_meta(tmp_path, -2)["step"] == 2 and read_meta(tmp_path)["step"] == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "encoder.pt", "log.jsonl", "meta_000002.json", "meta_000004.json", "model_000004.pt"]
+    assert (tmp_path / "log.jsonl").read_text() == "".join(lines)
+    cut_back(tmp_path, 4, evaluated=False)
+    assert (tmp_path / "log.jsonl").read_text() == "".join(lines[:2])
+    cut_back(tmp_path, 0)
+    assert checkpoint_steps(tmp_path) == [] and (tmp_path / "log.jsonl").read_text() == ""
+
+
+# ---- rows, cache, decoding
 
 @pytest.mark.parametrize("audio_at", [0, 2])
 def test_audio_rows(tiny, audio_at):
-    """A clip would not be where audio_at says, see padding, or differ in a batch of unequal rows from alone."""
+    """Broken: a clip is not where audio_at says, sees padding, or differs in a batch from alone."""
     torch.manual_seed(1)
     texts = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15]]
-    audio = [torch.randn(5, 48), torch.randn(11, 48), torch.randn(0, 48)]
-    idx = torch.full((3, 8), 3)
-    for row, text in zip(idx, texts):
-        row[:len(text)] = torch.tensor(text)
-    features = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
-    lens = torch.tensor([5, 11, 0]), torch.tensor([8, 3, 4])
+    audio = [torch.randn(n, 48) for n in (5, 11, 0)]
+    idx = padded(texts)
     targets = torch.full_like(idx, -1)
     for b, text in enumerate(texts):
         targets[b, :len(text) - 1] = idx[b, 1:len(text)]
-    args = dict(audio_features=features, audio_lens=lens[0], text_lens=lens[1], audio_at=audio_at)
-    out, losses = tiny(idx, **args), tiny(idx, targets, loss_reduction="none", **args).view(3, 8)
+    args = dict(audio_features=pad_sequence(audio, batch_first=True), audio_at=audio_at,
+                audio_lens=torch.tensor([5, 11, 0]), text_lens=torch.tensor([8, 3, 4]))
+    out = tiny(idx, **args)
+    losses = tiny(idx, targets, loss_reduction="none", **args).view(3, 8)
     for b, text in enumerate(texts):
         want = row_forward(tiny, [text[:audio_at], audio[b], text[audio_at:]])
         close(out[b, :len(text)], want)
-        want = torch.nn.functional.cross_entropy(want[:-1], targets[b, :len(text) - 1], reduction="none")
+        want = F.cross_entropy(want[:-1], targets[b, :len(text) - 1], reduction="none")
         close(losses[b, :len(text) - 1], want)
         assert losses[b, len(text) - 1:].eq(0).all()
 
 
 @pytest.mark.parametrize("audio_at", [0, 2])
 def test_cached_turns(tiny, audio_at):
-    """A later recording, or a decode step of a row shorter than its neighbours, would read wrong cache places."""
+    """Broken: a later recording, or a short row's next token, reads wrong places of the cache."""
     torch.manual_seed(2)
-    draw = lambda n: torch.randint(0, 50, (n,)).tolist()
-    history = [[], [], []]
-    cache = KVCache(tiny.config, 3, 80)
-    for text_lens, audio_lens, at in (((6, 3, 2), (4, 9, 1), audio_at), ((1, 1, 1), None, 0), ((4, 2, 5), (3, 8, 0), 0),
-                                      ((1, 1, 1), None, 0), ((2, 5, 3), None, 0)):
-        texts = [draw(n) for n in text_lens]
-        idx = torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in texts], batch_first=True)
+    history, cache = [[], [], []], KVCache(tiny.config, 3, 80)
+    calls = (((6, 3, 2), (4, 9, 1), audio_at), ((1, 1, 1), None, 0), ((4, 2, 5), (3, 8, 0), 0),
+             ((1, 1, 1), None, 0), ((2, 5, 3), None, 0))
+    for text_lens, audio_lens, at in calls:
+        texts = [torch.randint(0, 50, (n,)).tolist() for n in text_lens]
         args = dict(text_lens=torch.tensor(text_lens))
         audio = [torch.zeros(0, 48)] * 3
         if audio_lens:
             audio = [torch.randn(n, 48) for n in audio_lens]
-            args.update(audio_features=torch.nn.utils.rnn.pad_sequence(audio, batch_first=True),
-                        audio_lens=torch.tensor(audio_lens), audio_at=at)
-        out = tiny(idx, kv_cache=cache, **args)
+            args.update(audio_features=pad_sequence(audio, batch_first=True), audio_at=at,
+                        audio_lens=torch.tensor(audio_lens))
+        out = tiny(padded(texts), kv_cache=cache, **args)
         for b, text in enumerate(texts):
             history[b] += [text[:at], audio[b], text[at:]]
             close(out[b, :len(text)], row_forward(tiny, history[b])[-len(text):])
     assert cache.lens.tolist() == [sum(map(len, segments)) for segments in history]
+    with pytest.raises(AssertionError, match="the cache's 80"):
+        tiny(torch.zeros(3, 60, dtype=torch.long), kv_cache=cache)
 
 
 def test_batched_generation_equals_alone(tiny):
-    """A transcript would depend on what else is in the batch."""
+    """Broken: an answer depends on what else is in the batch, or goes on behind a stop id."""
     torch.manual_seed(3)
     prompts = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
     audio = [torch.randn(n, 48) for n in (6, 2, 9)]
@@ -209,152 +230,30 @@ def test_batched_generation_equals_alone(tiny):
     for b in range(3):
         alone = list(generate(tiny, [prompts[b]], [audio[b]], audio_at=2, max_tokens=12))
         assert [s[b] for s in together] == [s[0] for s in alone]
-    stop = together[4][1]
-    first = next(i for i, s in enumerate(together) if s[1] == stop)
-    stopped = [s[1] for s in generate(tiny, prompts, audio, audio_at=2, max_tokens=12, stop_ids=(stop,))]
-    assert stopped[:first] == [s[1] for s in together[:first]] and not any(stopped[first:])
-
-
-def test_loss_reads_only_targets(tiny):
-    """Logits would be computed at places without a target (memory), or a pad would count in the loss."""
-    idx = torch.randint(0, 50, (2, 9))
-    targets = torch.full((2, 9), -1)
-    targets[0, 3], targets[1, 7] = 4, 5
-    seen, nll = [], tiny.nll
-    tiny.nll = lambda z, targets: (seen.append(len(z)), nll(z, targets))[1]
-    loss = tiny(idx, targets)
-    assert seen == [2]
-    logp = tiny(idx).log_softmax(-1)
-    close(loss, -(logp[0, 3, 4] + logp[1, 7, 5]) / 2)
-    close(tiny(idx, targets, loss_reduction="sum"), 2 * loss)
-
-
-def test_loss_in_chunks(tiny, monkeypatch):
-    """The loss that training makes some rows at a time, or its gradients, are not those of the logits."""
-    idx = torch.randint(0, 50, (3, 9))
-    targets = torch.where(torch.rand(3, 9) < 0.7, torch.randint(0, 50, (3, 9)), -1)
-    with torch.no_grad():
-        tiny.lm_head.weight.mul_(3000)  # logits that meet the softcap
-    want = tiny(idx).flatten(0, 1)
-    want = torch.nn.functional.cross_entropy(want, targets.flatten(), ignore_index=-1)
-    params = list(tiny.parameters())
-    wanted = torch.autograd.grad(want, params, allow_unused=True)
-    monkeypatch.setitem(M.LOGITS_AT_ONCE, "cpu", 4 * 50)  # four rows
-    loss = tiny(idx, targets)
-    close(loss, want)
-    for p, ours, theirs in zip(params, torch.autograd.grad(loss, params, allow_unused=True), wanted):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            close(ours, theirs)
-    tiny.requires_grad_(False)
-    tiny.backout_lambda.requires_grad_(True)  # a frozen head gets no gradient, and passes one on
-    wanted = next(grad for p, grad in zip(params, wanted) if p is tiny.backout_lambda)
-    close(torch.autograd.grad(tiny(idx, targets), tiny.backout_lambda)[0], wanted)
-
-
-def test_for_inference_says_the_same(monkeypatch):
-    """Weights kept in bf16 give other logits than those cast to it at every use."""
-    monkeypatch.setattr(M, "compute_dtype", lambda device: torch.bfloat16)
-    gpt = GPT(GPTConfig(16, 50, 2, 2, 1, 48, "L"))
-    for p in gpt.parameters():
-        p.data.add_(0.02 * torch.randn_like(p))
-    idx = torch.randint(0, 50, (2, 9))
-    want = gpt(idx)
-    assert M.for_inference(gpt).lm_head.weight.dtype == torch.bfloat16 and torch.equal(gpt(idx), want)
+    said = [s[1] for s in together]
+    stops = said[4], said[4]
+    short = [s[1] for s in generate(tiny, prompts, audio, 2, max_tokens=12, stop_ids=stops)]
+    first = said.index(said[4])
+    assert short[:first] == said[:first] and not any(short[first:])
 
 
 def test_sampling():
-    """top_k, top_p or temperature would let through, or shut out, the wrong tokens."""
+    """Broken: top_k, top_p or temperature let through, or shut out, the wrong tokens."""
     logits = torch.log(torch.tensor([[0.1, 0.4, 0.3, 0.2]])).repeat(4000, 1)
-    draw = lambda *a: sample(logits, *a, torch.Generator().manual_seed(0))
+
+    def draw(*args):
+        return sample(logits, *args, torch.Generator().manual_seed(0))
+
     assert set(draw(0, 0, 1.0).tolist()) == {1}
-    assert set(draw(1.0, 2, 1.0).tolist()) == {1, 2}
-    assert set(draw(1.0, 0, 0.5).tolist()) == {1, 2}
+    assert set(draw(1.0, 2, 1.0).tolist()) == {1, 2} == set(draw(1.0, 0, 0.5).tolist())
     assert set(draw(1.0, 0, 0.0001).tolist()) == {1}
     share = draw(1.0, 0, 1.0).bincount(minlength=4) / 4000
     assert (share - torch.tensor([0.1, 0.4, 0.3, 0.2])).abs().max() < 0.03
     assert torch.equal(draw(1.0, 0, 1.0), draw(1.0, 0, 1.0))
 
 
-def test_compute_dtype(monkeypatch):
-    """A misspelt NANOCHAT_DTYPE would run in another precision, or a CPU would multiply in a GPU's dtype."""
-    dtype = M.compute_dtype.__wrapped__  # without the cache
-    monkeypatch.setenv("NANOCHAT_DTYPE", "bfloat16")
-    assert dtype("cpu") == torch.bfloat16
-    monkeypatch.setenv("NANOCHAT_DTYPE", "bf16")
-    with pytest.raises(ValueError, match="NANOCHAT_DTYPE=bf16 is unknown: use one of float32"):
-        dtype("cpu")
-    monkeypatch.delenv("NANOCHAT_DTYPE")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: {0: (9, 0), 1: (7, 5)}[device.index or 0])
-    for has, wanted in (({"avx2": True}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-        assert dtype("cpu") == wanted and dtype("mps") == torch.float32
-        assert dtype(torch.device("cuda")) == torch.bfloat16 and dtype(torch.device("cuda:1")) == torch.float32
-    with pytest.raises(ValueError, match="device=gpu"):
-        M.pick_device("gpu")
-
-
-def test_depth_is_the_one_dial():
-    """A depth would give other sizes than nanochat's."""
-    assert GPTConfig.of_depth(12, 100).n_embd == 768 and GPTConfig.of_depth(12, 100).n_head == 6
-    assert GPTConfig.of_depth(5, 100).n_embd == 384  # 320 rounded up to a multiple of 128
-    assert GPTConfig.of_depth(4, 100, head_dim=64).n_head == 4
-    assert GPTConfig(sequence_len=2048, n_layer=5, window_pattern="SSL").windows() == [512, 512, 2048, 512, 2048]
-
-
-def test_orthogonalize_in_fp32():
-    """A CPU without bf16 instructions would get other updates than one with them, or no orthogonal ones."""
-    torch.manual_seed(0)
-    x = torch.randn(3, 24, 40)
-    y = optim.orthogonalize(x)
-    assert y.dtype == torch.float32 and y.shape == x.shape
-    values = torch.linalg.svdvals(y)
-    assert 0.6 < values.min() and values.max() < 1.25
-    left, _, right = torch.linalg.svd(x, full_matrices=False)
-    assert ((y - left @ right).norm() / y.norm()) < 0.3
-
-
-def test_muon_is_torchs(monkeypatch):
-    """Matrices of one shape, orthogonalized together or as blocks of one, would not get the update of each alone."""
-    monkeypatch.setattr(optim, "compute_dtype", lambda device: torch.bfloat16)  # torch's always multiplies in bf16
-    torch.manual_seed(0)
-    ours, theirs = ([torch.nn.Parameter(0.1 * torch.ones(shape)) for shape in
-                     ((8, 8), (8, 8), (32, 8), (8, 32), (2, 3))] for _ in range(2))
-    optimizers = [kind(params, lr=0.1, momentum=0.9, weight_decay=0.1)
-                  for kind, params in ((Muon, ours), (torch.optim.Muon, theirs))]
-    for _ in range(3):
-        for a, b in zip(ours[:-1], theirs):  # the last has no gradient
-            a.grad = b.grad = torch.randn_like(a)
-        for optimizer in optimizers:
-            optimizer.step()
-    assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(ours, theirs))
-    assert (ours[0] - 0.1).abs().mean() > 0.02 and torch.equal(ours[-1], 0.1 * torch.ones(2, 3))
-    for rows in (8, 48):  # the update of blocks has the size of the whole's
-        wide = [torch.nn.Parameter(torch.ones(rows, 24)) for _ in range(2)]
-        parts = [torch.nn.Parameter(torch.ones(rows, 8)) for _ in range(6)]
-        for n, p in enumerate(wide):
-            p.grad = torch.randn(rows, 24)
-            for part, grad in zip(parts[3 * n:], p.grad.chunk(3, dim=1)):
-                part.grad = grad
-        Muon(wide, lr=0.1, blocks=3).step(), Muon(parts, lr=0.1).step()
-        ratio = (wide[0] - 1) / torch.cat([part - 1 for part in parts[:3]], dim=1)
-        assert torch.allclose(wide[1] - 1, (torch.cat(parts[3:], dim=1) - 1) * ratio.mean(), atol=1e-3)
-        assert abs(ratio.mean() - 3 ** -0.5) < 1e-3
-
-
-@pytest.mark.parametrize("ours, theirs", [(M.RMSNorm.apply, lambda x: F.rms_norm(x, (64,))),
-                                          (M.ReluSquared.apply, lambda x: F.relu(x).square())])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_written_out_gradients(ours, theirs, dtype, tolerance):
-    """A gradient of ours would differ from autograd's, and training go astray with no loss to show it."""
-    x, grad = torch.randn(2, 20, 64, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    x[0], x[1], x[2] = 0, 1e-3 * x[1], 100 * x[2]  # the first is a padded place
-    for a, b in zip(*(torch.autograd.functional.vjp(f, x, grad) for f in (ours, theirs))):  # values, gradients
-        assert a.dtype == dtype and ((a - b).norm(dim=1) <= tolerance * b.norm(dim=1)).all()
-
-
 class Hears:
-    """Stands for projector and tokenizer: three audio tokens a clip, the frames' own numbers; ids as text."""
+    """Stands for projector and tokenizer: up to 3 audio tokens, the frames' own; ids as text."""
     bos_id = 0
 
     def __init__(self, size):
@@ -368,75 +267,155 @@ class Hears:
 
 
 def search(model, audio, room, beams):
-    """Reference beam search of one clip: every hypothesis anew through uncached forwards, 5 bytes a token."""
+    """Reference beam search of one clip, every hypothesis through uncached forwards."""
     live, ended = [(0.0, [])], []
     while live and len(ended) < beams:
         found = []
         for total, ids in live:
             logits = model(torch.tensor([[0, *ids]]), audio_features=audio[None])[0, -1]
-            scores = logits.log_softmax(0).tolist()
-            found += [(total + p, [*ids, token]) for token, p in enumerate(scores)]
+            scores = enumerate(logits.log_softmax(0).tolist())
+            found += [(total + p, [*ids, token]) for token, p in scores]
         found = sorted(found, reverse=True)[:2 * beams]
-        ended += [(total / len(ids), ids[:-1]) for total, ids in found[:beams] if ids[-1] in (0, 49)]
-        live = [(total, ids) for total, ids in found if ids[-1] not in (0, 49) and 5 * len(ids) <= room][:beams]
+        ended += [(p / len(ids), ids[:-1]) for p, ids in found[:beams] if ids[-1] in (0, 49)]
+        live = [(p, ids) for p, ids in found if ids[-1] not in (0, 49) and 5 * len(ids) <= room]
+        live = live[:beams]
     return " ".join(map(str, max(ended)[1] if ended else found[0][1][:-1]))
 
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_beam_search(tiny, beams):
-    """Hypotheses mixed up in the cache or between clips would be scored on another one's words; one beam is greedy."""
+    """Broken: hypotheses are mixed up in the cache or between clips, or one beam is not greedy."""
     tiny.lm_head.weight.data *= 3  # else every score is about the same
-    tiny.lm_head.weight.data[0] += 0.4 * tiny.lm_head.weight.data[1:9].sum(0)  # some end, one has no room to
-    hears, feats = Hears(5), [4 * torch.randn(n, 1, TINY.n_embd) for n in (100, 3, 4, 60, 80, 90, 100, 100)]
+    tiny.lm_head.weight.data[0] += 0.4 * tiny.lm_head.weight.data[1:9].sum(0)  # some clips end
+    hears = Hears(5)
+    feats = [4 * torch.randn(n, 1, TINY.n_embd) for n in (100, 3, 4, 60, 80, 90, 100, 100)]
     heard = transcribe(tiny, hears, hears, feats, beams=beams)
-    tokens = [hears(f[None], torch.tensor([len(f)])) for f in feats]
-    audio = [x[0, :n] for x, n in tokens]
-    assert heard == [search(tiny, x, 16 + len(f) // 2, beams) for x, f in zip(audio, feats)]
-    assert sum(len(text.split()) < (16 + len(f) // 2) // 5 for text, f in zip(heard, feats)) >= 4
-    if beams == 1:
-        steps = [[row[0] for row in generate(tiny, [[0]], [x], 0, (16 + len(f) // 2) // 5, stop_ids=(0, 49))]
-                 for x, f in zip(audio, feats)]
-        assert heard == [" ".join(map(str, ids)) for ids in steps]
-    assert transcribe(tiny, hears, hears, feats[:1], beams=40) != heard[:1]  # more than half the vocabulary
+    rooms = [16 + len(f) // 2 for f in feats]
+    audio = [x[0, :n] for x, n in (hears(f[None], torch.tensor([len(f)])) for f in feats)]
+    assert heard == [search(tiny, x, room, beams) for x, room in zip(audio, rooms)]
+    assert sum(len(text.split()) < room // 5 for text, room in zip(heard, rooms)) >= 4
+    assert transcribe(tiny, hears, hears, feats[:1], beams=40) != heard[:1]  # of 50 tokens
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("size", [1, 7])
 def test_transcript_has_an_end(tiny, monkeypatch, size, beams):
-    """A model in a loop would write for ever, or the more the longer its tokens are."""
-    monkeypatch.setattr(GPT, "logits", lambda self, x: 9.0 * F.one_hot(torch.full(x.shape[:2], 5), 50))
+    """Broken: a model in a loop writes for ever, the more the longer its tokens are, or untold."""
+    loop = 9.0 * F.one_hot(torch.tensor(5), 50)
+    monkeypatch.setattr(GPT, "logits", lambda self, x: loop.expand(*x.shape[:2], 50))
     cut, feats = [], [torch.zeros(100, 1, 48), torch.zeros(40, 1, 48)]
-    loops, short = transcribe(tiny, Hears(size), Hears(size), feats, beams=beams, cut=cut)
-    assert sorted(cut) == [0, 1]  # and it is told
-    assert loops == " ".join(["5"] * (66 // size)) and short == " ".join(["5"] * (36 // size))
+    long, short = transcribe(tiny, Hears(size), Hears(size), feats, beams=beams, cut=cut)
+    assert sorted(cut) == [0, 1]
+    assert long == " ".join(["5"] * (66 // size)) and short == " ".join(["5"] * (36 // size))
 
 
-def test_token_starts_from_its_pieces(tiny):
-    """A token new to the model would be predicted at random, or read as something unlike what it is spelled with."""
-    model = GPT(tiny.config)
-    model.lm_head.weight.data.normal_()
-    model.start_from_pieces(9, [3, 4])
-    logits = model(torch.tensor([[1, 2]]))[0]
-    assert torch.equal(logits[:, 9], logits[:, 3]) and not torch.equal(logits[:, 9], logits[:, 4])
-    for table in (model.transformer.wte, *model.value_embeds.values()):
-        assert torch.allclose(table.weight[9], (table.weight[3] + table.weight[4]) / 2)
+# ---- losses, gradients, optimizer, device
+
+def test_loss_in_chunks(tiny, monkeypatch):
+    """Broken: the loss or its gradients aren't those of the logits at the targets alone."""
+    idx = torch.randint(0, 50, (3, 9))
+    targets = torch.where(torch.rand(3, 9) < 0.7, torch.randint(0, 50, (3, 9)), -1)
+    with torch.no_grad():
+        tiny.lm_head.weight.mul_(3000)  # logits that meet the softcap
+    want = F.cross_entropy(tiny(idx).flatten(0, 1), targets.flatten(), ignore_index=-1)
+    params = list(tiny.parameters())
+    wanted = torch.autograd.grad(want, params, allow_unused=True)
+    monkeypatch.setitem(M.LOGITS_AT_ONCE, "cpu", 4 * 50)  # four rows
+    seen, nll = [], tiny.nll
+    tiny.nll = lambda z, targets: (seen.append(len(z)), nll(z, targets))[1]
+    loss = tiny(idx, targets)
+    assert sum(seen) == (targets >= 0).sum() and max(seen) == 4
+    close(loss, want)
+    close(tiny(idx, targets, loss_reduction="sum"), want * sum(seen))
+    with torch.no_grad():
+        close(tiny(idx, targets), want)
+    found = torch.autograd.grad(loss, params, allow_unused=True)
+    for ours, theirs in zip(found, wanted):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            close(ours, theirs)
+    tiny.requires_grad_(False)
+    tiny.backout_lambda.requires_grad_(True)  # a frozen head passes a gradient on
+    wanted = next(grad for p, grad in zip(params, wanted) if p is tiny.backout_lambda)
+    close(torch.autograd.grad(tiny(idx, targets), tiny.backout_lambda)[0], wanted)
 
 
-def test_a_folder_is_cut_back_to_a_step(tmp_path):
-    """A run would go on from another run's steps, or beside files that nothing names; or its best would be lost."""
-    for step in (2, 4, 6):
-        meta = {"model_config": {}, "best": {"step": 2, "figure": 1.5} if step < 6 else None}
-        (tmp_path / f"meta_{step:06d}.json").write_text(json.dumps(meta))
-    rest = ["encoder.pt", "model_000003.pt", "model_000004.pt", "optim_000006_rank0.pt.tmp", "tokenizer.json"]
-    for name in rest:
-        (tmp_path / name).touch()
-    (tmp_path / "log.jsonl").write_text('{"step": 3}\n{"step": 4, "val_loss": 1}\n{"step": 5}\n{"st')
-    with pytest.raises(ValueError, match="names no best step"):
-        read_meta(tmp_path, -2)
-    cut_back(tmp_path, 4)
-    assert read_meta(tmp_path, -2)["step"] == 2 and read_meta(tmp_path)["step"] == 4
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "encoder.pt", "log.jsonl", "meta_000002.json", "meta_000004.json", "model_000004.pt", "tokenizer.json"]
-    assert (tmp_path / "log.jsonl").read_text() == '{"step": 3}\n{"step": 4, "val_loss": 1}\n'
-    cut_back(tmp_path, 0)
-    assert checkpoint_steps(tmp_path) == [] and (tmp_path / "log.jsonl").read_text() == ""
+@pytest.mark.parametrize("ours, theirs", [
+    (kernels.RMSNorm.apply, lambda x: F.rms_norm(x, (64,))),
+    (kernels.ReluSquared.apply, lambda x: F.relu(x).square())])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_written_out_gradients(ours, theirs, dtype, tolerance):
+    """Broken: a gradient of ours differs from autograd's, with no loss to show it."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.randn(2, 20, 64, dtype=dtype, generator=generator)
+    x[0], x[1], x[2] = 0, 1e-3 * x[1], 100 * x[2]  # the first is padding
+    pairs = zip(*(torch.autograd.functional.vjp(f, x, grad) for f in (ours, theirs)))
+    for a, b in pairs:  # values, gradients
+        assert a.dtype == dtype and ((a - b).norm(dim=1) <= tolerance * b.norm(dim=1)).all()
+
+
+def test_muon_is_torchs(monkeypatch):
+    """Broken: matrices of one shape, or blocks of one, don't get the update of each alone."""
+    monkeypatch.setattr(optim, "compute_dtype", lambda device: torch.bfloat16)  # torch's is bf16
+    torch.manual_seed(0)
+    shapes = (8, 8), (8, 8), (32, 8), (8, 32), (2, 3)
+    ours, theirs = ([torch.nn.Parameter(0.1 * torch.ones(shape)) for shape in shapes]
+                    for _ in range(2))
+    settings = dict(lr=0.1, momentum=0.9, weight_decay=0.1)
+    optimizers = optim.Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for a, b in zip(ours[:-1], theirs):  # the last has no gradient
+            a.grad = b.grad = torch.randn_like(a)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(ours, theirs))
+    assert (ours[0] - 0.1).abs().mean() > 0.02 and torch.equal(ours[-1], 0.1 * torch.ones(2, 3))
+    for rows in (8, 48):
+        whole = torch.nn.Parameter(torch.ones(rows, 24))
+        parts = [torch.nn.Parameter(torch.ones(rows, 8)) for _ in range(3)]
+        whole.grad = torch.randn(rows, 24)
+        for part, grad in zip(parts, whole.grad.chunk(3, dim=1)):
+            part.grad = grad
+        optim.Muon([whole], lr=0.1, blocks=3).step()
+        optim.Muon(parts, lr=0.1).step()
+        scaled = 1 + (torch.cat(parts, dim=1) - 1) * 3 ** -0.5  # the norm of the whole's update
+        assert torch.allclose(whole, scaled, atol=1e-3)
+
+
+def test_for_inference_says_the_same(monkeypatch):
+    """Broken: weights kept in bf16 give other logits than those cast to it at every use."""
+    monkeypatch.setattr(M, "compute_dtype", lambda device: torch.bfloat16)
+    gpt = GPT(GPTConfig(16, 50, 2, 2, 1, 48, "L"))
+    for p in gpt.parameters():
+        p.data.add_(0.02 * torch.randn_like(p))
+    idx = torch.randint(0, 50, (2, 9))
+    want = gpt(idx)
+    assert M.for_inference(gpt).lm_head.weight.dtype == torch.bfloat16
+    assert torch.equal(gpt(idx), want)
+
+
+def test_compute_dtype(monkeypatch):
+    """Broken: a misspelt NANOCHAT_DTYPE runs in another precision, or a CPU in a GPU's dtype."""
+    dtype = device.compute_dtype.__wrapped__  # without the cache
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bfloat16")
+    assert dtype("cpu") == torch.bfloat16
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bf16")
+    with pytest.raises(ValueError, match="NANOCHAT_DTYPE=bf16 is unknown: use one of float32"):
+        dtype("cpu")
+    monkeypatch.delenv("NANOCHAT_DTYPE")
+    of = {"cuda:0": (9, 0), "cuda:1": (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", of.get)
+    assert dtype("cuda:0") == torch.bfloat16 and dtype("cuda:1") == torch.float32
+    for has, wanted in (("avx2", torch.float32), ("avx512_bf16", torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True})
+        assert dtype("cpu") == wanted and dtype("mps") == torch.float32
+    with pytest.raises(ValueError, match="device=gpu is not on this machine: use one of auto"):
+        device.pick_device("gpu")
+
+
+def test_depth_is_the_one_dial():
+    """Broken: a depth gives other sizes or windows than nanochat's."""
+    assert GPTConfig.of_depth(12, 100).n_embd == 768 and GPTConfig.of_depth(12, 100).n_head == 6
+    assert GPTConfig.of_depth(5, 100).n_embd == 384  # 320 rounded up to a multiple of 128
+    config = GPTConfig(sequence_len=2048, n_layer=5, window_pattern="SSL")
+    assert config.windows() == [512, 512, 2048, 512, 2048]

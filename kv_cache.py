@@ -1,0 +1,75 @@
+"""The KV cache: what the rows of a batch have read, so that a new token is computed alone."""
+import torch
+
+from device import compute_dtype
+
+
+class KVCache:
+    """Keys and values of B rows, each filled to its own length; a call appends there.
+
+    Padding is written past the row's length, where no query sees it; the next call overwrites it.
+    """
+
+    def __init__(self, config, batch_size, max_len, device="cpu"):
+        head_dim = config.n_embd // config.n_head
+        shape = (config.n_layer, batch_size, config.n_kv_head, max_len + 1, head_dim)
+        self.k = torch.zeros(shape, dtype=compute_dtype(device), device=device)
+        self.v = torch.zeros_like(self.k)
+        self.lens = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.previous = self.k.new_zeros(batch_size, 1, config.n_embd)  # last text embedding
+        self.longest = 0  # of lens, on the host
+
+    def swap_previous(self, x, text_lens):
+        """Return the text embedding before this call's x (B, T, C); keep the last one of x."""
+        previous, self.previous = self.previous, x[:, -1:]
+        if text_lens is not None:
+            row = torch.arange(len(x), device=x.device)
+            last = x[row, (text_lens - 1).clamp(min=0)][:, None]  # (B, 1, C)
+            self.previous = torch.where((text_lens > 0)[:, None, None], last, previous)
+        return previous
+
+    def extend(self, T, lens, limit):
+        """Add T places to every row, or lens (B,) of them -> positions (B, T) of the new tokens."""
+        places = self.lens[:, None] + torch.arange(T, device=self.lens.device)
+        new_lens = self.lens + (T if lens is None else lens)
+        longest = self.longest + T if lens is None else int(new_lens.max())
+        spare = self.k.size(3) - 1  # one slot for padding past the end
+        most = min(spare, limit)
+        assert longest <= most, f"{longest} tokens > the cache's {most}: raise max_len"
+        self.lens, self.longest = new_lens, longest
+        self.places = places.clamp(max=spare)
+        return self.places.clamp(max=limit - 1)
+
+    def write(self, layer, k, v):
+        """Store k, v (B, T, H_kv, D) at extend()'s places -> all k, v (B, H_kv, longest, D)."""
+        row = torch.arange(k.size(0), device=k.device)[:, None]
+        self.k[layer][row, :, self.places] = k
+        self.v[layer][row, :, self.places] = v
+        return self.k[layer][:, :, :self.longest], self.v[layer][:, :, :self.longest]
+
+    def select(self, rows):
+        """Keep the rows of these indices (list of int): each once, several times or not at all."""
+        if rows == list(range(len(self.lens))):
+            return
+        for name in ("k", "v"):
+            x = getattr(self, name)
+            kept = x[:, rows, :, :self.longest]  # a copy
+            if len(rows) > x.size(1):
+                x = x.new_zeros(x.size(0), len(rows), *x.shape[2:])
+            x[:, :len(rows), :, :self.longest] = kept
+            setattr(self, name, x[:, :len(rows)])
+        self.lens, self.previous = self.lens[rows], self.previous[rows]
+        self.longest = int(self.lens.max())
+
+    @classmethod
+    def gather(cls, config, rows, max_len, device="cpu"):
+        """A cache with the first n places of row b of others; rows: [(KVCache or None, b, n)]."""
+        new = cls(config, len(rows), max_len, device)
+        for i, (old, b, n) in enumerate(rows):
+            if n:
+                new.k[:, i, :, :n] = old.k[:, b, :, :n]
+                new.v[:, i, :, :n] = old.v[:, b, :, :n]
+                new.previous[i] = old.previous[b]
+        new.lens = torch.tensor([n for *_, n in rows], device=device)
+        new.longest = max(n for *_, n in rows)
+        return new
