@@ -78,8 +78,8 @@ def read_index(folder, encoder_sha256, taps):
             f"{folder}: no whole manifest.json and index.json there: {AGAIN}") from None
     found, stored = manifest["encoder_sha256"], manifest["taps"]
     if encoder_sha256 not in ("", found) or not set(taps or []) <= set(stored):
-        raise ValueError(f"{folder}: features of encoder_sha256 {found}, taps {stored}, but the run "
-                         f"needs {encoder_sha256 or 'any'}, {taps or 'any'}: {AGAIN}")
+        raise ValueError(f"{folder}: features of encoder_sha256 {found}, taps {stored}, but the "
+                         f"run needs {encoder_sha256 or 'any'}, {taps or 'any'}: {AGAIN}")
     for name, shard in manifest["shards"].items():
         path = Path(folder, name)
         n = path.stat().st_size if path.exists() else 0
@@ -99,7 +99,7 @@ class Features:
     """
 
     def __init__(self, folder, split="", encoder_sha256="", taps=None):
-        self.rows, self.folders, stored = [], [], None
+        self.split, self.rows, self.folders, stored = split, [], [], None
         for part in folder.split(","):
             part, _, times = part.strip().partition("*")
             if not (times or "1").isdigit():

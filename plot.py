@@ -23,7 +23,8 @@ def plot_pca(out_dir, model, projector, vocab_size, feats, lens):
     _, spread, axes = torch.linalg.svd(words - centre, full_matrices=False)
     shares = (spread ** 2 / (spread ** 2).sum())[:2].tolist()
     fig, ax = plt.subplots(figsize=(7, 6))
-    for points, label, size in ((words, "token embeddings", 6), (audio, "projected audio tokens", 3)):
+    kinds = (words, "token embeddings", 6), (audio, "projected audio tokens", 3)
+    for points, label, size in kinds:
         x, y = ((points - centre) @ axes[:2].T).T
         ax.scatter(x, y, s=size, alpha=0.5, label=f"{label} ({len(points):,})")
     ax.set(xlabel=f"axis 1 ({shares[0]:.1%} of the embeddings' variance)",

@@ -14,34 +14,35 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 import smoke
-from audio import Projector, load_encoder, load_encoder_file, n_audio_tokens
-from checkpoints import load_checkpoint, load_saved, run_sums
+from audio import Projector, load_ears, load_encoder, load_encoder_file, n_audio_tokens
+from checkpoints import load_checkpoint, run_sums
 from configurator import configure, fail, user_input
+from decode import pad
 from model import GPT, GPTConfig
 from optim import Muon
 from plot import plot_pca
 from record import need
 from run import join_ranks, last_step, leave_ranks, stop_if_done, sum_over_ranks
-from trainer import MAX_AUDIO_S, Split, Trainer, check_settings
 from tokenizer import ByteTokenizer, load_tokenizer
+from trainer import MAX_AUDIO_S, Split, Trainer, check_settings
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/align"
-data_dir = "data/synthetic/features"  # of prepare_librispeech.py; a,b*3: each clip of b counts
-                                      # three times an epoch; tones: W1's five tones
-lm = "out/cpu_base"     # folder of the GPT, or of an aligned run, to go on with its projector too;
+data_dir = "data/synthetic/features"  # features; a,b*3: each clip of b counts three times an epoch;
+                        # tones: W1's five tones
+lm = "out/cpu_base"     # folder of the GPT, or of an aligned run, whose projector goes on learning;
                         # '': W1's small random GPT on bytes
-init_from = "auto"      # scratch; resume: the last checkpoint of out_dir; auto: resume if there is one
-whisper = ""            # encoder by name, folder or encoder.pt; '': WHISPER_HF_ID, else whisper-base
+init_from = "auto"      # scratch; resume: last checkpoint of out_dir; auto: resume if there is one
+whisper = ""            # encoder by name, folder or encoder.pt; '': WHISPER_HF_ID or whisper-base
 # the projector
-taps = ""               # those of the features that are used, comma-separated; '': all
+taps = ""               # the features' taps that are used, comma-separated; '': all
 stack = 4               # encoder frames (50 a second) to one audio token
 hidden = 2048           # width of its MLP; 0: 4 * n_embd
-augment = True          # change clips in training: dropout, another clip's mean, another pace
+augment = True          # vary clips in training: dropout, another clip's mean, another pace
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
-batch_tokens = 3400     # audio and text tokens per microbatch, padding too; lower it on out-of-memory
+batch_tokens = 3400     # tokens per microbatch, padding too; lower it on out-of-memory
 batch_size = 0          # clips per microbatch at most; 0: any number
-grad_accum = 1          # microbatches per step over all ranks; a multiple of the number of ranks
+grad_accum = 1          # microbatches per step; a multiple of the number of ranks
 learning_rate = 2e-3    # peak, of the projector
 muon_lr = 0.04          # peak, of the projector's two matrices by Muon; 0: AdamW for all
 lm_learning_rate = 0.0  # peak, of the LM; 0: it stays frozen
@@ -67,15 +68,8 @@ AUDIO_AT = 0            # text tokens before the audio: it stands before bos
 
 # ---- data
 
-def text_batch(texts):
-    """Texts -> tokens <|bos|> text, and targets text <|bos|>, -1 past the end: int64 (B, T)."""
-    rows = [torch.tensor([tok.bos_id, *tok.encode(text), tok.bos_id]) for text in texts]
-    rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
-    return rows[:, :-1].clamp(min=0).to(device), rows[:, 1:].to(device)
-
-
 def warp(feats, lens, stretch, rng):
-    """Read frames (B, T, n_taps, D) `stretch` (B,) times as slowly, from one of the first `stack`."""
+    """Read frames (B, T, n_taps, D) `stretch` (B,) times as slowly, from one of the first few."""
     start = rng.integers(0, np.minimum(stack, lens))
     new_lens = np.ceil((lens - start) * stretch).astype(np.int64)
     frame = (start[:, None] + np.arange(new_lens.max()) / stretch[:, None]).astype(np.int64)
@@ -96,16 +90,17 @@ def read_microbatch(n):
 
 def forward_clips(split, at, feats, lens, with_logits=False):
     """Let the GPT read clips -> summed loss of their texts, targets (B, T), row lengths, logits."""
+    ids, n_ids = pad([[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at], "cpu", -1)
+    ids, text_lens = ids.to(device), n_ids.to(device) - 1
+    targets = ids[:, 1:]
     audio, audio_lens = projector(feats.to(device), lens.to(device))
-    idx, targets = text_batch([split.texts[i] for i in at])
-    text_lens = (targets >= 0).sum(1)
-    out = model(idx, None if with_logits else targets, loss_reduction="sum", audio_features=audio,
-                audio_lens=audio_lens, text_lens=text_lens, audio_at=AUDIO_AT)
-    loss = out
-    if with_logits:
-        loss = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
-                               reduction="sum")
-    return loss, targets, audio_lens + text_lens, out
+    out = model(ids[:, :-1].clamp(min=0), None if with_logits else targets, loss_reduction="sum",
+                audio_features=audio, audio_lens=audio_lens, text_lens=text_lens, audio_at=AUDIO_AT)
+    row_lens = audio_lens + text_lens
+    if not with_logits:
+        return out, targets, row_lens, None
+    loss = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+    return loss, targets, row_lens, out
 
 
 # ---- data > model, optimizer, resume
@@ -136,30 +131,26 @@ def make_model():
         return model, load_tokenizer(folder, model.config.vocab_size), meta
 
 
-def choose_clips(split, is_val):
+def choose_clips(split):
     """Use the clips that are not too long."""
     at = np.flatnonzero(np.array(split.seconds) <= MAX_AUDIO_S)
-    n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
-    split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text, config, is_once=is_val)
+    n_text = [len(tok.encode(split.texts[i])) + 1 for i in at]
+    split.use(at, n_audio_tokens(split.lengths[at], stack) + np.array(n_text, dtype=int), config)
 
 
 def make_projector():
-    """Return the projector: a new one with the data's statistics, or that of an aligned lm."""
+    """Return a projector with the data's statistics, or one that goes on from that of lm."""
     projector = Projector(
         manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
         dropout=DROPOUT * augment, voice_mix=VOICE_MIX * augment).to(device)
-    if first_step:
-        return projector  # the trainer loads it
-    if "audio" not in meta:
-        projector.set_stats(*data["train"].stats())
-        return projector
-    then, now = meta["audio"] | meta["audio"]["projector"], projector.arguments | manifest
-    names = "stack", "hidden", "zero_init", "encoder_sha256", "taps"
-    if other := [name for name in names if then[name] != now[name]]:
-        fail(f"{lm} was aligned with other {', '.join(other)}: give the same, or the base model "
-             "as lm")
-    with user_input(RuntimeError):
-        projector.load_state_dict(load_saved(lm, meta, "projector", device))
+    if not first_step and "audio" in meta:
+        with user_input():
+            encoder, aligned = load_ears(lm, meta, device)
+            if encoder.sha256 != manifest["encoder_sha256"]:
+                fail(f"{lm} was aligned with another encoder: give the base model as lm")
+            projector.start_from(aligned, manifest["taps"], meta["audio"]["taps"])
+    elif not first_step:
+        projector.set_stats(*data["train"].stats(seed))
     return projector
 
 
@@ -206,8 +197,8 @@ os.makedirs(out_dir, exist_ok=True)
 first_step = last_step(out_dir, init_from, config, inputs)
 stop_if_done(out_dir, first_step, max_steps, "pca.png")
 model, tok, meta = make_model()
-for name, split in data.items():
-    choose_clips(split, name == "val")
+for split in data.values():
+    choose_clips(split)
 projector = make_projector()
 optimizers = make_optimizers()
 
@@ -242,7 +233,8 @@ def evaluate():
 
 trainer = Trainer(config, inputs, ranks, first_step, model, projector, optimizers, read_microbatch,
                   evaluate, checkpoint)
-trainer.begin(encoder, tok, sum(p.numel() for p in model.parameters() if p.requires_grad), data)
+n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+trainer.begin(encoder, tok, n_trained, data.values())
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, device=device)  # nats, targets
     for _, at, feats, lens in trainer.microbatches(step):
@@ -259,7 +251,8 @@ for step in range(first_step, max_steps):
 passed = True
 if rank == 0:
     trainer.train(False)
-    plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(data["val"].at[:64]))
+    clips = data["val"].read(data["val"].at[:64])
+    plot_pca(out_dir, model, projector, tok.vocab_size, *clips)
     print(trainer.clock.closing_line(trainer.result, out_dir))
     if is_smoke and trainer.losses:
         _, pairs = trainer.hear(data["val"], data["val"].at, tok, AUDIO_AT)

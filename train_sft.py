@@ -1,7 +1,7 @@
 """Audio instructions, W3: LoRA teaches an aligned model to answer about what it hears.
 
     python train_sft.py config/cpu_w3.py                     # the demo's W3, on 2 cores
-    torchrun --standalone --nproc_per_node=8 train_sft.py config/w3_lora.py   # or python, on one GPU
+    torchrun --standalone --nproc_per_node=8 train_sft.py config/w3_lora.py
     python train_sft.py config/cpu_w3.py --init_from=resume  # go on from the last checkpoint
 """
 import itertools
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from audio import Projector, load_ears, n_audio_tokens
 from checkpoints import load_checkpoint, load_saved, read_meta, run_sums
 from configurator import configure, fail, user_input
+from decode import pad
 from files import read_jsonl, read_lines, sha256_file
 from model import add_lora, lora_state, merged_state
 from optim import Muon
@@ -27,18 +28,18 @@ from transcripts import plain_text, spoken_turns
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/w3"
-data_dir = "data/instruct/features*2,data/synthetic/features"  # *2: each clip counts twice an epoch
+data_dir = "data/instruct/features*2,data/synthetic/features"  # *2: a clip counts twice an epoch
 turns = "data/instruct/turns.jsonl"  # questions to clips of data_dir by their keys; '': none
 chats = "data/instruct/text.jsonl"   # chats without audio {"question", "answer"}; '': none
-text_dir = "data/text"  # train.txt and val.txt: sentences, so that the LM keeps them; '': none
+sentences = "data/text/train.txt"    # plain sentences, so that the LM keeps them; '': none
 lm = "out/cpu_w2"       # folder of the aligned run that this one goes on from
-init_from = "auto"      # scratch; resume: the last checkpoint of out_dir; auto: resume if there is one
+init_from = "auto"      # scratch; resume: last checkpoint of out_dir; auto: resume if there is one
 lora_rank = 16
 texture_hidden = 256    # width of the MLP that makes the texture tokens
-transcript_weight = 1.0  # of a transcript in the loss; an answer's is 1
+transcript_weight = 1.0  # of a transcript in the loss; that of an answer is 1
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
-batch_tokens = 3400     # audio and text tokens per microbatch, padding too; lower it on out-of-memory
-grad_accum = 1          # microbatches per step over all ranks; a multiple of the number of ranks
+batch_tokens = 3400     # tokens per microbatch, padding too; lower it on out-of-memory
+grad_accum = 1          # microbatches per step; a multiple of the number of ranks
 text_rows = 4           # rows without audio per microbatch, each of four chats or four sentences
 learning_rate = 2e-3    # peak, of LoRA and the chat's tokens
 max_steps = 1000        # when to stop
@@ -59,8 +60,8 @@ TEXTURE = 16            # tokens of how the clip sounds on the whole, before tho
 DROPOUT = 0.2           # share of the standardized features that is zeroed
 PROJECTOR_LR = 2e-4     # peak, of what alignment trained
 TEXTURE_LR = 1e-3       # peak, of the texture tokens
-TEXTURE_MUON_LR = 0.02  # peak, of their two matrices by Muon
-TRANSCRIPT_SHARE = 0.4  # of the clips with words are written down, without a question
+TEXTURE_MUON_LR = 0.02  # peak, of their matrices by Muon
+TRANSCRIPT_SHARE = 0.4  # of the clips with words are transcribed, without a question
 LENGTH_POWER = 0.5      # an answer of n tokens counts n ** (1 - LENGTH_POWER) times one of 1 token
 
 
@@ -88,39 +89,28 @@ def chat_row(turns):
 
 
 def clip_row(split, i, rng=None):
-    """Return clip i's row; with rng its turns are in random order, or it is its transcript's."""
+    """Return the row of a clip; rng: of its turns in random order, or of its transcript."""
     asked, text = split.infos[i].get("turns", []), split.texts[i]
     if not asked or rng and text and rng.uniform() < TRANSCRIPT_SHARE:
         return transcript_row(text)
-    return chat_row([asked[k] for k in (rng.permutation(len(asked)) if rng else range(len(asked)))])
+    order = rng.permutation(len(asked)) if rng else range(len(asked))
+    return chat_row([asked[k] for k in order])
 
 
 def draw_text(rng):
     """Draw text_rows rows without audio: four chats and four sentences in turn."""
     rows = []
-    for k in range(text_rows if talks or sentences else 0):
-        if talks and (k % 2 == 0 or not sentences):
+    for k in range(text_rows if talks or texts else 0):
+        if talks and (k % 2 == 0 or not texts):
             rows.append(chat_row([talks[i] for i in rng.integers(len(talks), size=4)]))
             continue
         ids, weights = [tok.bos_id], [0.0]  # the bos that ends a sentence begins the next
-        for i in rng.integers(len(sentences), size=4):
-            more, each = transcript_row(sentences[i])
+        for i in rng.integers(len(texts), size=4):
+            more, each = transcript_row(texts[i])
             ids += more[1:]
             weights += each[1:]
         rows.append((ids, weights))
     return rows
-
-
-def pad_rows(rows):
-    """Rows -> ids, targets (-1: none), their weights, (B, T) each, and row lengths (B,)."""
-    lens = torch.tensor([len(ids) - 1 for ids, _ in rows])
-    idx = torch.zeros(len(rows), int(lens.max()), dtype=torch.long)
-    targets, weights = torch.full_like(idx, -1), torch.zeros(idx.shape)
-    for b, (ids, each) in enumerate(rows):
-        n = len(ids) - 1
-        idx[b, :n], weights[b, :n] = torch.tensor(ids[:-1]), torch.tensor(each[1:])
-        targets[b, :n] = torch.where(weights[b, :n] > 0, torch.tensor(ids[1:]), -1)
-    return [x.to(device) for x in (idx, targets, weights, lens)]
 
 
 def read_microbatch(n):
@@ -132,65 +122,72 @@ def read_microbatch(n):
 def forward_rows(rows, feats=None, lens=None, with_logits=False):
     """Let the GPT read rows, with their clips' features if given.
 
-    Returns the weighted loss, the sum of weights, row lengths (B,); with_logits: logits and
+    Returns the weighted loss, the sum of weights, row lengths (B,); with_logits: the logits and
     targets (B, T) too.
     """
-    idx, targets, weights, text_lens = pad_rows(rows)
+    (ids, n_ids), (weights, _) = (pad(each, "cpu") for each in zip(*rows))
+    targets = torch.where(weights > 0, ids, -1)[:, 1:].to(device)
+    idx, weights = ids[:, :-1].to(device), weights[:, 1:].to(device)
+    text_lens = n_ids.to(device) - 1
     row_lens, heard = text_lens, {}
     if feats is not None:
         audio, audio_lens = projector(feats.to(device), lens.to(device))
         row_lens = audio_lens + text_lens
         heard = dict(audio_features=audio, audio_lens=audio_lens, text_lens=text_lens,
                      audio_at=ears["audio_at"])
+    out = model(idx, None if with_logits else targets, loss_reduction="none", **heard)
+    nats = out
     if with_logits:
-        logits = model(idx, **heard)
-        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1,
+        nats = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
                                reduction="none")
-        more = logits, targets
-    else:
-        nats, more = model(idx, targets, loss_reduction="none", **heard), ()
-    return (nats * weights.flatten()).sum(), weights.sum(), row_lens, *more
+    return (nats * weights.flatten()).sum(), weights.sum(), row_lens, out, targets
 
+
+# ---- data > model, optimizer, resume
 
 def add_turns():
     """Give each clip its questions, and those of the file `turns`, that have a spoken form."""
     more = {}
     for where, row in read_jsonl(turns, key=str, turns=list) if turns else ():
         try:
-            more[row["key"]] = [[task, str(q), str(a)] for task, q, a in row["turns"]]
+            more[row["key"]] = [[str(part) for part in (task, q, a)] for task, q, a in row["turns"]]
         except (ValueError, TypeError):
             raise ValueError(f'{where}: "turns" are lists of [task, question, answer]') from None
     infos = {id(info): info for info in data["train"].infos + data["val"].infos}  # once a clip
     for info in infos.values():
         if asked := info.get("turns", []) + more.get(info["key"], []):
-            info["turns"] = spoken_turns(asked, unspoken)
+            info["turns"] = spoken_turns(asked, left_out)
 
 
 def read_text():
-    """Return chats [("text", question, answer), ...] with a spoken form, and {split: sentences}."""
-    talks, lines = [], {"train": [], "val": []}
-    for _, row in read_jsonl(chats, question=str, answer=str) if chats else ():
-        talks.append(["text", row["question"], row["answer"]])
-    for split in lines if text_dir else ():
-        texts = map(str.strip, read_lines(os.path.join(text_dir, f"{split}.txt")))
-        lines[split] = [text for text in texts if text]
-    return spoken_turns(talks, unspoken), lines
+    """Return the chats [(task, question, answer), ...] that have a spoken form, and sentences."""
+    rows = (row for _, row in read_jsonl(chats, question=str, answer=str)) if chats else ()
+    talks = [["text", row["question"], row["answer"]] for row in rows]
+    lines = map(str.strip, read_lines(sentences)) if sentences else ()
+    return spoken_turns(talks, left_out), [line for line in lines if line]
 
 
-# ---- data > model, optimizer, resume
-
-def choose_clips(split, is_val):
+def choose_clips(split):
     """Use clips with words or questions that are not too long for the encoder or the GPT."""
     at, n_tokens = [], []
     for i, (text, info) in enumerate(zip(split.texts, split.infos)):
-        if split.seconds[i] > MAX_AUDIO_S or not (text or info.get("turns", ["silence"])):
-            continue
+        has_words = text or info.get("turns", ["silence"])
         longest = max(len(clip_row(split, i)[0]), len(transcript_row(text)[0]))
         n = n_audio_tokens(split.lengths[i], ears["stack"]) + TEXTURE + longest
-        if n <= model.cos.size(0):
+        if has_words and split.seconds[i] <= MAX_AUDIO_S and n <= model.cos.size(0):
             at.append(i)
             n_tokens.append(n)
-    split.use(at, n_tokens, config, is_once=is_val)
+    split.use(at, n_tokens, config)
+
+
+def choose_text(talks, texts):
+    """Return the chats and sentences of which four fit a row without audio."""
+    most = min(batch_tokens // text_rows, model.cos.size(0)) // 4  # tokens
+    short_talks = [talk for talk in talks if len(chat_row([talk])[0]) <= most]
+    short_texts = [text for text in texts if len(transcript_row(text)[0]) <= most]
+    n_left = len(talks) + len(texts) - len(short_talks) - len(short_texts)
+    left_out.update({f"a text of more than {most} tokens": n_left})
+    return short_talks, short_texts
 
 
 def make_projector():
@@ -199,7 +196,7 @@ def make_projector():
                  texture_hidden=texture_hidden)
     projector = Projector(**aligned.arguments | sizes).to(device)
     if not first_step:
-        projector.set_stats(*data["train"].stats())
+        projector.set_stats(*data["train"].stats(seed))
         with user_input():
             projector.start_from(aligned, manifest["taps"], ears["taps"])
     return projector
@@ -230,7 +227,7 @@ def make_optimizers():
     for name, p in projector.named_parameters():
         if not name.startswith("texture"):
             kept += [p] if p.requires_grad else []
-        elif p.shape[-1] == model.config.n_embd:  # the gain, and fc2 of a texture_hidden of n_embd
+        elif p.shape[-1] == model.config.n_embd:  # the gain, and fc2 if texture_hidden is n_embd
             texture.append(p)
         else:
             matrices.append(p)
@@ -260,14 +257,14 @@ def load_adapters():
 def checkpoint():
     """Return the files of a checkpoint beside projector and optimizers, and its meta."""
     audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
-                    "plain": True}  # plain: it reads and writes words in lower case
+                    "plain": True}  # it reads and writes transcripts.plain_text()
     return {"model": merged_state(model), "lora": adapters()}, {"audio": audio}
 
 
 ranks = rank, world_size, device = join_ranks(device, seed)
 check_settings(config, world_size)
 need("jiwer")
-unspoken = Counter()  # questions, chats and sentences that are left out, by reason
+left_out = Counter()  # questions, chats and sentences, by reason
 with user_input():
     start = read_meta(lm)
     if "audio" not in start:
@@ -275,26 +272,21 @@ with user_input():
     ears = start["audio"]
     data = {name: Split(data_dir, name, ears["encoder_sha256"]) for name in ("train", "val")}
     add_turns()
-    talks, lines = read_text()
-    texts = [os.path.join(text_dir, f"{split}.txt") for split in lines if text_dir]
+    talks, texts = read_text()
+    files = {"turns file": turns, "chats file": chats, "sentences file": sentences}
     inputs = {"lm": run_sums(lm), "features": data["train"].sums()}
-    inputs |= {path: sha256_file(path) for path in (turns, chats, *texts) if path}
+    inputs |= {name: path and sha256_file(path) for name, path in files.items()}
+manifest = data["train"].manifest
 os.makedirs(out_dir, exist_ok=True)
 first_step = last_step(out_dir, init_from, config, inputs)
 stop_if_done(out_dir, first_step, max_steps, "tokenizer.json")
-manifest = data["train"].manifest
 with user_input():
     model, _ = load_checkpoint(lm, device=device)
     tok = load_tokenizer(lm, model.config.vocab_size)
     encoder, aligned = load_ears(lm, start, device)
-for name, split in data.items():
-    choose_clips(split, name == "val")
-most = min(batch_tokens // text_rows, model.cos.size(0)) // 4  # tokens of a quarter of a text row
-n_text = len(talks) + len(lines["train"])
-talks = [talk for talk in talks if len(chat_row([talk])[0]) <= most]
-sentences = [text for text in lines["train"] if len(transcript_row(text)[0]) <= most]
-unspoken[f"longer than {most} tokens"] = n_text - len(talks) - len(sentences)
-val_texts = lines["val"][:500]
+for split in data.values():
+    choose_clips(split)
+talks, texts = choose_text(talks, texts)
 projector = make_projector()
 new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10 ends an option
 if not first_step and ears["prompt"] != "chat" and not start.get("chats"):
@@ -311,7 +303,7 @@ if first_step:
 def count_answers(logits, targets):
     """Count the answers of rows (B, T) of which every token is the likeliest, and all answers."""
     on = targets >= 0
-    answer = (on & ~F.pad(on, (1, 0))[:, :-1]).cumsum(1) * on  # (B, T): 1, 2 .. in each row; 0: none
+    answer = (on & ~F.pad(on, (1, 0))[:, :-1]).cumsum(1) * on  # (B, T): 1, 2 .. in a row; 0: none
     wrong = (on & (logits.argmax(2) != targets)).float()
     n = answer.max(1).values  # (B,)
     n_wrong = torch.zeros(len(n), int(n.max()) + 1, device=device).scatter_add_(1, answer, wrong)
@@ -319,15 +311,15 @@ def count_answers(logits, targets):
 
 
 def evaluate():
-    """Return losses with each clip's own audio and its neighbour's, answers right, WER, bpb."""
+    """Return losses with each clip's own audio and its neighbour's, answers right, WER."""
     split, answers = data["val"], torch.zeros(2, device=device)  # right, all
 
     def forward(at, feats, lens, is_own):
         rows = [clip_row(split, i) for i in at]
-        loss, weight, _, *more = forward_rows(rows, feats, lens, with_logits=is_own)
-        has_turns = [bool(split.infos[i].get("turns")) for i in at]
-        if is_own and any(has_turns):
-            answers.add_(count_answers(*(x[has_turns] for x in more)))
+        loss, weight, _, *found = forward_rows(rows, feats, lens, with_logits=is_own)
+        is_asked = [bool(split.infos[i].get("turns")) for i in at]
+        if is_own and any(is_asked):
+            answers.add_(count_answers(*(x[is_asked] for x in found)))
         return loss, weight
 
     result = trainer.compare_audio(split, forward)
@@ -337,10 +329,6 @@ def evaluate():
     spoken = np.array([i for i in split.at if split.texts[i]])
     if rank == 0 and len(spoken):
         result |= trainer.hear(split, spoken, tok, ears["audio_at"])[0]
-    if rank == 0 and val_texts:
-        idx, targets, *_ = pad_rows([transcript_row(text) for text in val_texts])
-        nats = model(idx, targets, loss_reduction="sum").item()
-        result["val_bpb"] = nats / math.log(2) / sum(len(text) + 1 for text in val_texts)
     return result
 
 
@@ -349,18 +337,16 @@ def evaluate():
 trainer = Trainer(config, inputs, ranks, first_step, model, projector, optimizers, read_microbatch,
                   evaluate, checkpoint)
 n_rows = len(new_ids) * sum(p.shape[1] for p in tables.values())
-trainer.begin(encoder, tok, sum(p.numel() for p in lora) + n_rows, data, evaluate_first=eval_every > 0)
-if rank == 0:
-    for reason, n in unspoken.items():
-        print(f"left out: {n:,} questions, chats or sentences: {reason}")
+lines = [f"left out: {n:,} times {reason}" for reason, n in left_out.items() if n]
+trainer.begin(encoder, tok, sum(p.numel() for p in lora) + n_rows, [*data.values(), *lines],
+              evaluate_first=eval_every > 0)
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
-    for microbatch, at, feats, lens in trainer.microbatches(step):
-        rng = np.random.default_rng([seed, step, microbatch])
+    for rng, at, feats, lens in trainer.microbatches(step):
         parts = [([clip_row(data["train"], i, rng) for i in at], feats, lens), (draw_text(rng),)]
         for k, part in enumerate(parts):
             if part[0]:
-                loss, weight, row_lens = forward_rows(*part)
+                loss, weight, row_lens, *_ = forward_rows(*part)
                 loss.backward()
                 sums[k] += torch.stack([loss.detach(), weight])
                 trainer.count(row_lens)

@@ -1,4 +1,4 @@
-"""What train_align.py and train_sft.py share: clips in batches, and all around the forward passes."""
+"""What train_align.py and train_sft.py share: clips in batches, and all but the forward passes."""
 import math
 import os
 import time
@@ -25,6 +25,7 @@ EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluatio
 GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
 FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
 WORKERS = {"cuda": 4}  # threads that read ahead; on a CPU the step reads for itself
+DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6}  # where a script has no such setting
 FROM_ONE = {"stack", "max_steps", "batch_tokens", "grad_accum", "save_every", "log_every",
             "text_rows", "lora_rank"}  # settings of 1 or more; all other numbers: 0 or more
 
@@ -53,9 +54,9 @@ class Split(Features):
         if self.split == "val":  # a folder may count several times
             rows = list({self.keys[i]: k for k, i in enumerate(at)}.values())
         if not rows:
-            fail(f"{config['data_dir']}: no {self.split} clip with words of {MAX_AUDIO_S} s or less")
+            fail(f"{config['data_dir']}: no {self.split} clip with words, {MAX_AUDIO_S} s at most")
         self.at, self.n_tokens = np.array(at)[rows], np.array(n_tokens, dtype=np.int32)[rows]
-        self.config = SimpleNamespace(**{"batch_size": 0} | config)
+        self.config = SimpleNamespace(**DEFAULTS | config)
 
     def read(self, at):
         """Read clips: float16 (B, T, n_taps, D), frames (B,)."""
@@ -88,7 +89,7 @@ class Split(Features):
 
 @dataclass
 class Trainer:
-    """All around the forward passes: resume, reading ahead, update, log, checkpoints, evaluation."""
+    """All but a run's forward passes: resume, reading, update, log, checkpoints, evaluation."""
     config: dict
     inputs: dict        # checksums of what the run reads
     ranks: tuple        # rank, world_size, device
@@ -105,7 +106,7 @@ class Trainer:
 
         n_trained: weights of the LM that move. evaluate_first: before a new run's first step too.
         """
-        self.c = c = SimpleNamespace(**self.config)
+        self.c = c = SimpleNamespace(**DEFAULTS | self.config)
         self.rank, self.world_size, self.device = self.ranks
         self.made_by, self.meter = provenance(self.device), Counter()
         self.losses, self.result = [], {}
