@@ -125,10 +125,12 @@ def forward_rows(rows, feats=None, lens=None, with_logits=False):
     Returns the weighted loss, the sum of weights, row lengths (B,); with_logits: the logits and
     targets (B, T) too.
     """
-    (ids, n_ids), (weights, _) = (pad(each, "cpu") for each in zip(*rows))
-    targets = torch.where(weights > 0, ids, -1)[:, 1:].to(device)
-    idx, weights = ids[:, :-1].to(device), weights[:, 1:].to(device)
-    text_lens = n_ids.to(device) - 1
+    idx, text_lens = pad([ids[:-1] for ids, _ in rows], "cpu")
+    following, _ = pad([ids[1:] for ids, _ in rows], "cpu")
+    weights, _ = pad([weights[1:] for _, weights in rows], "cpu")
+    targets = torch.where(weights > 0, following, -1)
+    idx, text_lens, weights, targets = (
+        x.to(device) for x in (idx, text_lens, weights, targets))
     row_lens, heard = text_lens, {}
     if feats is not None:
         audio, audio_lens = projector(feats.to(device), lens.to(device))

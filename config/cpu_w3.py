@@ -6,10 +6,9 @@ AudioBench-mini 68.5%; WER 19.0% on new sentences, 28.0% in another engine's voi
 2026-11-29).
 """
 out_dir = "out/cpu_w3"
-task_weights = "transcript=2.5"
+transcript_weight = 2.5
 batch_tokens = 1500
 text_rows = 2
-texture_muon_lr = 0.02
 max_steps = 800
 lr_decay_steps = 800
 eval_every = 0

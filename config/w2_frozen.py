@@ -9,7 +9,6 @@ data_dir = "data/LibriSpeech/features"
 lm = "out/base_d12"
 hidden = 0              # 4 * n_embd
 batch_tokens = 6_600     # 32 clips
-workers = 4
 grad_accum = 8
 max_steps = 10_000
 lr_decay_steps = 10_000

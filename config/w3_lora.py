@@ -7,7 +7,6 @@ instructions (prepare_instruct.py --n=50000). Not run yet: the d12 base and its 
 out_dir = "out/w3_lora"
 lm = "out/w2_frozen"
 batch_tokens = 5_600
-workers = 4
 grad_accum = 8
 max_steps = 3_000
 lr_decay_steps = 3_000
