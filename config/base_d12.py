@@ -1,29 +1,23 @@
 """
-    python prepare_text.py --documents=climbmix --n_files=36 --vocab_size=32768 --tokenizer_mb=500 --out_dir=data/web
+    python prepare_documents.py --documents=climbmix --n_files=36 --vocab_size=32768 \
+        --tokenizer_mb=500 --out_dir=data/web
     torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
 
-A d12 GPT (286M parameters with its embeddings) on 1.3 billion tokens of the web text that nanochat trains on, all else
-following from depth. Not run yet: no GPU was at hand. On 24 GB lower batch_size; --depth=20 reads four times as much.
+UNTESTED, no GPU was at hand. A d12 GPT (286M parameters with its embeddings) on 1.3 billion tokens of
+the web text that nanochat trains on, with nanochat's schedule: 2**19 tokens a step, 12 tokens per
+weight of the matrices and lm_head. For another depth multiply the steps by the weights, and the
+tokens of a step by the weights to the power of 0.383. On 24 GB lower batch_size, raise grad_accum.
 """
 out_dir = "out/base_d12"
 documents = "data/web"
 practice = 0.0
 depth = 12
 head_dim = 128
-sequence_len = 2048
 text_len = 2048
-window_pattern = "SSSL"
 batch_size = 16
-grad_accum = 0
-max_steps = 0
-lr_decay_steps = 0
-lr_scale = 0.0
+grad_accum = 16         # 2**19 tokens a step
+max_steps = 12 * (12 * 12 * 768**2 + 32768 * 768) // 2**19
+lr_decay_steps = max_steps
 warmup_steps = 40
-warmdown_share = 0.65
-final_lr_share = 0.05
-embedding_lr = 0.3
-unembedding_lr = 0.008
-weight_decay = 0.28
 grad_clip = 0.0
-eval_rows = 4096
 save_every = 1000

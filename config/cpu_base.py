@@ -1,17 +1,16 @@
 """
     python train_base.py config/cpu_base.py
 
-The CPU demo's LM: d4 on the grammar's sentences, four fifths of it listening practice, half of that chats about what it
-"heard". 2 cores, 9 minutes in bf16; perplexity 85.0 a word on 2,000 held-out sentences (67ddb64, 2026-11-29).
+The CPU demo's LM: d4 on the grammar's sentences; four fifths of it are listening practice, half of
+that chats about what it "heard". 2 cores, 9 minutes in bf16; perplexity 85.0 per word on 2,000
+held-out sentences (67ddb64, 2026-11-29).
 """
 out_dir = "out/cpu_base"
 depth = 4
 vocab_size = 4096
 practice = 0.8
 chats = "data/practice/chats.jsonl"
-chat_share = 0.5
 chat_rows = 20
-stretch = 3
 text_len = 32
 matrix_lr = 0.04
 max_steps = 800

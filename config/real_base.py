@@ -1,15 +1,15 @@
 """
     python train_base.py config/real_base.py
 
-The LM of the real-voice recipe: d4 on books and everyday sentences, three quarters of it listening practice. 50 minutes
-on one core, other jobs on the other; perplexity 671 a word on held-out sentences, most of books (2026-11-24).
+The LM of the real-voice recipe: d4 on books and everyday sentences, three quarters of it listening
+practice. 50 minutes on one core; perplexity 671 per word on held-out sentences, most of books
+(2026-11-24).
 """
 out_dir = "out/real_base"
 data_dir = "data/real_text"
 depth = 4
 vocab_size = 4096
 practice = 0.75
-stretch = 3
 text_len = 32
 spell_share = 0.03
 matrix_lr = 0.04

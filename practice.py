@@ -1,0 +1,165 @@
+"""Listening practice: a GPT learns to listen from text alone, before it gets any audio.
+
+A projector turns speech into a row of vectors for the GPT. To the GPT they look like the token
+embeddings of a poor speller: pieces of words, each repeated for as long as it sounds, with gaps,
+with neighbours that run into each other, some misheard, all noisy. Practice makes such rows from
+sentences, and trains the GPT to write down what it "heard":
+
+    sentence         red dog
+    its pieces        r ed  d og                      tokens of a small vocabulary
+    imitated audio   _  r  r ed ed ed _  d og og _    pieces repeated; _ is a blank, a learnt vector
+    the GPT reads    11 noisy vectors, then <|bos|> red dog
+    it learns        red dog <|bos|>                  nothing is predicted at the 11 vectors
+
+In chats (chats.jsonl of prepare_practice.py) it answers questions about such a sentence instead.
+After practice a projector only has to make vectors of a kind that the GPT reads already, which
+train_align.py learns within minutes on a CPU.
+"""
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from files import read_jsonl
+from kernels import norm
+from pretrain import pad_rows
+from tokenizer import BPETokenizer, render_conversation
+from transcripts import plain_text, spoken_turns
+
+STRETCH = 3         # each piece is repeated 1..STRETCH times
+BLANK_SHARE = 0.25  # share of pieces with 1 or 2 blanks before them; 0 to 2 stand at both ends
+SWAP_SHARE = 0.04   # share of pieces that are replaced by a random one
+RIVAL_SHARE = 0.5   # share of pieces that are mixed with a random one, the rival, as if misheard
+RIVAL_WEIGHT = 0.7  # the rival's weight is 0..RIVAL_WEIGHT, the same in all repeats of a piece
+BLEND_SHARE = 0.3   # share of places that are blended with the place before, up to half
+NOISE = 0.6         # Gaussian noise of 0..NOISE, drawn per row; the vectors have an RMS of 1
+SLIP_SHARE = 0.1    # share of the text's tokens that are read wrong: the GPT must trust its ears
+EASE_STEPS = 200    # the disturbances grow from nothing to full strength over so many steps
+
+
+class Imitation(NamedTuple):
+    """Imitated recordings of B sentences, padded to T_a places."""
+    pairs: torch.Tensor    # int64 (B, T_a, 2): a piece and its rival; -1 at a blank
+    weights: torch.Tensor  # float32 (B, T_a, 1): the rival's weight
+    lens: torch.Tensor     # int64 (B,): places of each recording
+
+
+def ease_at(step):
+    """Return the strength of the disturbances at a step of training: 0..1."""
+    return min((step + 1) / EASE_STEPS, 1.0)
+
+
+def make_speller(tok, n_tokens):
+    """Return a BPETokenizer of tok's first n_tokens tokens, 256 or more; special ids are tok's."""
+    speller = BPETokenizer(tok.tokens[256:n_tokens])
+    speller.special_ids, speller.bos_id = tok.special_ids, tok.bos_id
+    return speller
+
+
+# ---- imitated recordings
+
+def imitate(ids, spelling, rng, ease):
+    """Imitate one sentence: pieces ids (n,) -> pairs (n_places, 2), weights (n_places, 1)."""
+    n = len(ids)
+    is_swapped = rng.random(n) < ease * SWAP_SHARE
+    pieces = np.where(is_swapped, rng.choice(spelling, n), ids)
+    has_rival = rng.random(n) < ease * RIVAL_SHARE
+    rival_weights = np.where(has_rival, rng.random(n) * RIVAL_WEIGHT, 0)
+    rivals = rng.choice(spelling, n)
+    has_blanks = rng.random(n) < BLANK_SHARE
+    n_blanks = np.where(has_blanks, rng.integers(1, 3, n), 0)
+    n_blanks[0], n_last = rng.integers(0, 3, 2)
+    repeats = rng.integers(1, STRETCH + 1, n)
+    counts = np.append(np.stack([n_blanks, repeats], 1), n_last)  # blank, piece, ..., blank
+    pairs = np.full((2 * n + 1, 2), -1)
+    pairs[1::2] = np.stack([pieces, rivals], 1)
+    weights = np.zeros((2 * n + 1, 1))
+    weights[1::2, 0] = rival_weights
+    return torch.from_numpy(pairs.repeat(counts, 0)), torch.from_numpy(weights.repeat(counts, 0))
+
+
+def imitate_audio(sentences, spelling, rng, ease=1.0):
+    """Imitate recordings of sentences (B arrays of pieces) -> Imitation.
+
+    spelling: (n,), the pieces that random ones are drawn from; rng: a numpy Generator.
+    """
+    pairs, weights = zip(*(imitate(ids, spelling, rng, ease) for ids in sentences))
+    return Imitation(pad_sequence(pairs, True), pad_sequence(weights, True).float(),
+                     torch.tensor([len(pair) for pair in pairs]))
+
+
+def practice_features(model, blank, imitation, rng, ease=1.0):
+    """Embed an Imitation -> (B, T_a, C), in place of a projector's output; each vector has RMS 1.
+
+    model: GPT; blank: parameter (C,), the vector of a blank.
+    """
+    def draw(*shape):
+        return torch.from_numpy(rng.random(shape, dtype=np.float32)).to(blank.device)
+
+    pairs, weights = imitation.pairs.to(blank.device), imitation.weights.to(blank.device)
+    x = norm(model.transformer.wte(pairs.clamp(min=0)))  # (B, T_a, 2, C)
+    x = torch.lerp(x[:, :, 0], x[:, :, 1], weights)  # (B, T_a, C)
+    x = torch.where(pairs[..., :1] < 0, norm(blank), x)
+    before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
+    is_blended = draw(*x.shape[:2], 1) < ease * BLEND_SHARE
+    x = norm(torch.lerp(x, before, is_blended * 0.5 * draw(*x.shape[:2], 1)))
+    gaussian = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(blank.device)
+    return norm(x + ease * NOISE * draw(len(x), 1, 1) * gaussian)
+
+
+def slip(idx, ids, bos_id, rng, ease):
+    """Replace a share of the read tokens idx (B, T) by random ones of ids (N,), never <|bos|>."""
+    slips = (rng.random(idx.shape) < ease * SLIP_SHARE) & (idx != bos_id)
+    return np.where(slips, rng.choice(ids, idx.shape), idx)
+
+
+# ---- chats about imitated recordings
+
+def read_chats(path, speller, limit):
+    """Read chats.jsonl -> {"train": [(heard, messages), ...], "val": ...}, Counter of left-outs.
+
+    heard: int (n,), the sentence in pieces. A chat that could take over `limit` positions is left
+    out. ValueError: a wrong line, or a split without a chat.
+    """
+    chats, left_out = {"train": [], "val": []}, Counter()
+    for where, row in read_jsonl(path, split=str, text=str, turns=list):
+        kinds = [list(map(type, turn)) for turn in row["turns"]]
+        if row["split"] not in chats or any(kind != [str] * 3 for kind in kinds):
+            raise ValueError(f'{where}: "split" is train or val, "turns" are three strings each')
+        messages = []
+        for _, question, answer in spoken_turns(row["turns"], left_out):
+            messages += [{"role": "user", "content": plain_text(question)},
+                         {"role": "assistant", "content": plain_text(answer)}]
+        if not messages:
+            continue
+        heard = np.array(speller.encode(row["text"]))
+        n_text = len(render_conversation(speller, {"messages": messages})[0])
+        if (STRETCH + 2) * len(heard) + 4 + n_text > limit:
+            left_out[f"over {limit} positions"] += 1
+        else:
+            chats[row["split"]].append((heard, messages))
+    if not all(chats.values()):
+        raise ValueError(f"{path} has no chat for train or val: run prepare_practice.py again")
+    return chats, left_out
+
+
+def render_chats(chats, tokenizer):
+    """Render B chats -> idx, targets, int64 (B, T); targets are -1 outside answers."""
+    rows, targets = [], []
+    for _, messages in chats:
+        ids, mask = map(np.array, render_conversation(tokenizer, {"messages": messages}))
+        rows.append(ids)
+        targets.append(np.where(mask, ids, -1))
+    return pad_rows(rows, targets, tokenizer.bos_id)
+
+
+def count_right(best, targets):
+    """Count answers (runs of targets): ids best, targets (B, T) -> (right in all tokens, all)."""
+    n_right = n_all = 0
+    for ids, wanted in zip(best, targets):
+        edges = np.flatnonzero(np.diff(wanted >= 0, prepend=False, append=False)).reshape(-1, 2)
+        n_all += len(edges)
+        n_right += sum((ids[start:end] == wanted[start:end]).all() for start, end in edges)
+    return n_right, n_all

@@ -1,0 +1,102 @@
+"""Teach a base to hold conversations: it learns the answers in conversations of prepare_chat.py.
+
+    python train_chat.py config/cpu_chat.py      # then: python chat.py --ckpt=out/cpu_chat
+    torchrun --standalone --nproc_per_node=8 train_chat.py --lm=out/base_d12 --batch_size=64
+"""
+import os
+
+import numpy as np
+import torch
+
+from checkpoints import load_checkpoint, read_meta
+from configurator import configure, fail, user_input
+from conversations import Conversations, chat_sums
+from data import batch_indices
+from optim import gpt_optimizers
+from pretrain import Loop, to_tensor
+from run import join_ranks, last_step, leave_ranks, lr_share, stop_if_done
+from tokenizer import load_tokenizer
+
+# config: every value here can be set from a config file or as --name=value
+out_dir = "out/chat"
+lm = "out/base_d4"      # folder of the run to begin with, ours or nanochat's
+data_dir = "data/chat"  # folder of prepare_chat.py
+init_from = "auto"      # scratch; resume; auto: resume where out_dir has a checkpoint
+batch_size = 8          # rows of a step over all ranks, as long as the base's attention
+max_steps = 1000        # when the run and its schedule end
+lr_scale = 1.0          # of the rates that train_base.py takes
+save_every = 300        # steps; evaluates too
+device = "auto"
+use_compile = True
+config = configure(globals())  # prints each change; stored in every checkpoint
+# -----------------------------------------------------------------------------
+WARMUP_STEPS, WARMDOWN_SHARE, FINAL_LR_SHARE = 20, 0.7, 0.02
+CONSTANTS = {"log_every": 10, "eval_every": save_every, "grad_clip": 1.0, "wandb_log": False}
+EVAL_ROWS = 512         # held-out rows
+RATES = 0.02, 0.2, 0.004, 0.01  # matrices (Muon), embeddings, lm_head, scalars
+SEED = 0
+
+if min(batch_size, max_steps, save_every) < 1 or lr_scale <= 0:
+    fail(f"{batch_size=}, {max_steps=}, {save_every=} are 1 or more, {lr_scale=} above 0")
+if init_from not in ("scratch", "resume", "auto"):
+    fail(f"{init_from=} is none of scratch, resume, auto (--lm=<folder> begins with its model)")
+
+
+# ---- data, model, optimizer, resume
+
+def get_batch(step):
+    """Return this rank's rows of a step, (idx, targets): a function of (seed, step)."""
+    n = len(talks["train"].rows)
+    at = batch_indices(np.ones(n), SEED, "train", step, 0, min(batch_size, n))[rank::world_size]
+    return (to_tensor(array, dev) for array in talks["train"].batch(at))
+
+
+rank, world_size, dev = join_ranks(device, SEED)
+if batch_size % world_size:
+    fail(f"{batch_size=} is no multiple of the {world_size} ranks")
+with user_input():
+    inputs = {"conversations": chat_sums(data_dir), "schedule": max_steps,
+              "first_model": read_meta(lm).get("sha256", {})}
+os.makedirs(out_dir, exist_ok=True)
+first_step = last_step(out_dir, init_from, config, inputs)
+stop_if_done(out_dir, first_step, max_steps, "tokenizer.json")
+source = out_dir if first_step else lm
+with user_input():
+    tok = load_tokenizer(source)
+    model, meta = load_checkpoint(source, device=dev)
+    width = model.config.sequence_len + 1
+    talks = {split: Conversations(data_dir, split, tok, width) for split in ("train", "val")}
+rates = [lr_scale * rate for rate in RATES]
+loop = Loop(config | CONSTANTS, inputs, (rank, world_size, dev), first_step, meta, model, tok,
+            gpt_optimizers(model, *rates), ["answer_loss"], width - 1, "val_answer_bpb")
+loop.meta |= {"chats": True, "conversations": True}  # it knows chats with and without recordings
+if use_compile:
+    model.trunk, model.nll = torch.compile(model.trunk), torch.compile(model.nll)
+
+
+# ---- evaluate()
+
+def evaluate(step):
+    """Return the bits per byte of held-out answers."""
+    rows = talks["val"]
+    return {"val_answer_bpb": loop.bits_per_byte(rows.batch, min(EVAL_ROWS, len(rows.rows)))}
+
+
+# ---- loop
+
+loop.start(evaluate, [
+    f"{split}: {len(rows.each):,} conversations in {len(rows.rows):,} rows of {width - 1}, "
+    f"{rows.n_tokens:,} tokens, {rows.n_answers:,} of answers; {rows.n_cropped:,} cropped, "
+    f"{rows.n_dropped:,} conversations left out" for split, rows in talks.items()])
+for step in range(first_step, max_steps):
+    idx, targets = get_batch(step)
+    loss = model(idx, targets, loss_reduction="sum")
+    loss.backward()
+    loop.n_places += idx.numel()
+    sums = torch.stack([loss.detach(), (targets >= 0).sum()])  # nats, targets
+    loop.update(step, sums, lr_share(step, WARMUP_STEPS, max_steps, WARMDOWN_SHARE, FINAL_LR_SHARE))
+    loop.finish(step + 1)
+
+if rank == 0:
+    print(loop.clock.closing_line(loop.result, out_dir))
+leave_ranks()
