@@ -190,7 +190,7 @@ def to_fp16(key, w):
 
 def read_hub(url, tmp, name):
     """Download a Hugging Face folder, whole or in parts, into tmp; read and remove it."""
-    from files import download
+    from download import download
     files = [f"{file}{end}" for file in WHOLE for end in ("", ".index.json")]
     try:
         download(f"{url}/config.json", f"{tmp}/config.json", n_tries=1)
