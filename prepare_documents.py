@@ -1,0 +1,151 @@
+"""Make tokens for train_base.py out of whole documents: your files, or public web text.
+
+    python prepare_documents.py --documents=folder,more.jsonl
+    python prepare_documents.py --documents=data/books --doc_chars=2500 --vocab_size=8192 \\
+        --out_dir=data/books_tokens
+    python prepare_documents.py --documents=climbmix --n_files=36 --vocab_size=32768 \\
+        --tokenizer_mb=500 --out_dir=data/web
+
+Reads  .txt and .md, cut at empty lines into documents of about doc_chars characters; .jsonl with
+       {"text": ...} on each line; .parquet with a column "text" (needs pyarrow).
+Writes into out_dir: tokenizer.json, train.bin and val.bin (see documents.py), and meta.json
+       (counts, settings, checksums).
+
+A document's hash decides whether it is val's (1%); a book that is cut is in both splits. About 2 MB
+of text a second and core. Run again, it does nothing unless settings, files or code changed.
+"""
+import hashlib
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from configurator import configure, user_input
+from documents import SOURCES, fetch_source, list_documents, read_documents
+from files import sha256_file
+from record import is_made, note_made
+from tokenizer import load_tokenizer, train_bpe
+
+# config: every value here can be set from a config file or as --name=value
+documents = ""           # comma-separated files and folders, or climbmix
+out_dir = "data/documents"
+n_files = 1              # of climbmix's 6,543, 250 MB of text each; kept in data/climbmix
+doc_chars = 4000         # .txt and .md are cut about every so many characters
+tokenizer = ""           # folder of a tokenizer.json or nanochat's .pkl; '': a new one is trained
+vocab_size = 2048        # of a new one, at most 65,536
+tokenizer_mb = 50.0      # text that a new one is trained on
+config = configure(globals())  # prints each change; stored in meta.json
+# -----------------------------------------------------------------------------
+VAL_SHARE = 0.01         # of the documents, and at least one
+CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of memory a token
+
+
+def find_documents():
+    """Return the paths of the documents' files; public ones are downloaded into data/<name>."""
+    paths = []
+    for name in map(str.strip, documents.split(",")):
+        if name in SOURCES:
+            paths += fetch_source(name, n_files, f"data/{name}")
+        else:
+            paths += list_documents("documents", name)
+    if not paths or doc_chars < 1:
+        raise ValueError("documents names files, folders or public sources; doc_chars is over 0")
+    return list(dict.fromkeys(paths))  # a file named twice is read once
+
+
+def read_chunks(paths, left_out):
+    """Yield lists of documents (str), CHUNK_BYTES or a little more; left_out counts empty ones."""
+    chunk, n_bytes = [], 0
+    for path in paths:
+        for text in read_documents(path, doc_chars):
+            if not text or text.isspace():
+                left_out["empty"] += 1
+                continue
+            chunk.append(text)
+            n_bytes += len(text.encode())
+            if n_bytes >= CHUNK_BYTES:
+                yield chunk
+                chunk, n_bytes = [], 0
+    if chunk:
+        yield chunk
+
+
+def deal(paths, left_out):
+    """Yield [(split, document), ...] for each chunk.
+
+    VAL_SHARE of all are val's, by their hash, and the lowest hash of the first chunk.
+    """
+    bound = 0
+    for chunk in read_chunks(paths, left_out):
+        digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in chunk]
+        keys = [int.from_bytes(digest, "little") for digest in digests]
+        bound = bound or max(int(VAL_SHARE * 2**64), min(keys) + 1)
+        yield [("val" if key < bound else "train", text) for key, text in zip(keys, chunk)]
+
+
+def train_texts(paths):
+    """Yield tokenizer_mb of train's documents (str)."""
+    n_bytes = 0
+    for chunk in deal(paths, Counter()):
+        for split, text in chunk:
+            if split == "train" and n_bytes < 1e6 * tokenizer_mb:
+                n_bytes += len(text.encode())
+                yield text
+        if n_bytes >= 1e6 * tokenizer_mb:
+            return
+
+
+def make_tokenizer(paths):
+    """Return the tokenizer of the folder `tokenizer`, or a new one; ValueError: it won't do."""
+    tok = load_tokenizer(tokenizer) if tokenizer else train_bpe(train_texts(paths), vocab_size)
+    if tok.kind != "bpe" or tok.vocab_size > 2**16:
+        raise ValueError(f"{tokenizer=}, {vocab_size=}: a BPE of at most 65,536 ids is needed")
+    return tok
+
+
+def write_tokens(paths, tok):
+    """Write train.bin and val.bin -> counts for meta.json."""
+    counts = {"train": Counter(), "val": Counter(), "left_out": Counter()}
+    with (open(os.path.join(out_dir, "train.bin"), "wb") as train,
+          open(os.path.join(out_dir, "val.bin"), "wb") as val,
+          tqdm(unit="B", unit_scale=True, disable=None) as bar):
+        for chunk in deal(paths, counts["left_out"]):
+            encoded = tok.bpe.encode_batch_fast([text for _, text in chunk])
+            for (split, text), each in zip(chunk, encoded):
+                ids = np.array([tok.bos_id, *each.ids], "<u2")
+                (val if split == "val" else train).write(ids)
+                n_bytes = len(text.encode())
+                counts[split].update(documents=1, tokens=len(ids), bytes=n_bytes)
+                bar.update(n_bytes)
+    if not counts["train"]:
+        raise ValueError(f"documents={documents}: fewer than two documents; lower doc_chars")
+    return counts
+
+
+def main():
+    with user_input():
+        paths = find_documents()
+        own = sorted(map(str, Path(tokenizer).glob("tokenizer.*"))) if tokenizer else []
+        files = tqdm(paths + own, desc="checksums", unit=" files", disable=None)
+        inputs = {path: sha256_file(path) for path in files}
+    if is_made(out_dir, config, inputs):
+        print(f"{out_dir} is up to date")
+        return
+    with user_input():
+        tok = make_tokenizer(paths)
+        os.makedirs(out_dir, exist_ok=True)
+        Path(out_dir, "meta.json").unlink(missing_ok=True)
+        tok.save(out_dir)
+        counts = write_tokens(paths, tok)
+        sha256 = sha256_file(os.path.join(out_dir, "tokenizer.json"))
+        note_made(out_dir, config, inputs, ["tokenizer.json", "train.bin", "val.bin"],
+                  tokenizer_sha256=sha256, **counts)
+    for split in ("train", "val"):
+        print(f"{out_dir}: {split}", {name: f"{n:,}" for name, n in counts[split].items()})
+    print(f"left out: {dict(counts['left_out'])}")
+
+
+if __name__ == "__main__":
+    main()

