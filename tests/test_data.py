@@ -131,7 +131,7 @@ def test_an_epoch_holds_each_clip_once(n, batch_size):
 
 
 def test_batches_of_tokens():
-    """Broken: a batch overruns its tokens, is padded by over 5%, comes in order, or is as before."""
+    """Broken: a batch overruns its tokens, is over 5% padding, comes in order, or is as before."""
     rng = np.random.default_rng(5)  # like LibriSpeech: a quarter is short, the rest about 14.6 s
     seconds = np.where(rng.random(9000) < 0.25, rng.uniform(1.5, 11, 9000),
                        rng.normal(14.6, 1.2, 9000).clip(11, 24.5))

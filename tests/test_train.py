@@ -1,4 +1,4 @@
-"""The training scripts' real command lines at toy size: resume, ranks, frozen weights, W1, errors."""
+"""The training scripts' real command lines at toy size: resume, ranks, frozen weights, W1."""
 import contextlib
 import io
 import json
