@@ -205,36 +205,20 @@ optimizers = make_optimizers()
 
 # ---- evaluate()
 
-def evaluate():
-    """Return losses with each clip's own audio and its neighbour's, accuracy, word error rate."""
-    split, hits = data["val"], torch.zeros(2, device=device)  # tokens right, tokens
-
-    def forward(at, feats, lens, is_own):
-        nats, targets, _, logits = forward_clips(split, at, feats, lens, with_logits=is_own)
-        n = (targets >= 0).sum()
-        if is_own:
-            hits.add_(torch.stack([(logits.argmax(2) == targets).sum(), n]))
-        return nats, n
-
-    result = trainer.compare_audio(split, forward)
-    sum_over_ranks(hits)
-    n_right, n = hits.tolist()
-    result["val_acc"] = n_right / n
-    if rank == 0:
-        by_length = split.at[np.argsort(split.lengths[split.at], kind="stable")]
-        words, pairs = trainer.hear(split, by_length, tok, AUDIO_AT)
-        result |= words
-        for text, heard in pairs[::max(len(pairs) // 3, 1)]:
-            print(f"    {text}  ->  {heard}")
-    return result
+def score(at, feats, lens, is_own):
+    """Return validation clips' loss, their targets, right ones with is_own, and targets again."""
+    loss, targets, _, logits = forward_clips(data["val"], at, feats, lens, with_logits=is_own)
+    n = (targets >= 0).sum()
+    return loss, n, (logits.argmax(2) == targets).sum() if is_own else n, n
 
 
 # ---- loop
 
-trainer = Trainer(config, inputs, ranks, first_step, model, projector, optimizers, read_microbatch,
-                  evaluate, checkpoint)
-n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-trainer.begin(encoder, tok, n_trained, data.values())
+val_at = data["val"].at
+by_length = val_at[np.argsort(data["val"].lengths[val_at], kind="stable")]
+trainer = Trainer(config, inputs, ranks, first_step, data, by_length, model, projector, tok,
+                  AUDIO_AT, optimizers, read_microbatch, score, checkpoint, "val_acc")
+trainer.begin(encoder, sum(p.numel() for p in model.parameters() if p.requires_grad))
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, device=device)  # nats, targets
     for _, at, feats, lens in trainer.microbatches(step):
@@ -251,11 +235,10 @@ for step in range(first_step, max_steps):
 passed = True
 if rank == 0:
     trainer.train(False)
-    clips = data["val"].read(data["val"].at[:64])
-    plot_pca(out_dir, model, projector, tok.vocab_size, *clips)
+    plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
     print(trainer.clock.closing_line(trainer.result, out_dir))
     if is_smoke and trainer.losses:
-        _, pairs = trainer.hear(data["val"], data["val"].at, tok, AUDIO_AT)
+        _, pairs = trainer.hear(val_at)
         passed = smoke.judge(out_dir, trainer.losses, pairs, trainer.result)
 leave_ranks()
 sys.exit(not passed)

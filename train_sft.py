@@ -309,39 +309,27 @@ def count_answers(logits, targets):
     wrong = (on & (logits.argmax(2) != targets)).float()
     n = answer.max(1).values  # (B,)
     n_wrong = torch.zeros(len(n), int(n.max()) + 1, device=device).scatter_add_(1, answer, wrong)
-    return torch.stack([n.sum() - (n_wrong[:, 1:] > 0).sum(), n.sum()])
+    return n.sum() - (n_wrong[:, 1:] > 0).sum(), n.sum()
 
 
-def evaluate():
-    """Return losses with each clip's own audio and its neighbour's, answers right, WER."""
-    split, answers = data["val"], torch.zeros(2, device=device)  # right, all
-
-    def forward(at, feats, lens, is_own):
-        rows = [clip_row(split, i) for i in at]
-        loss, weight, _, *found = forward_rows(rows, feats, lens, with_logits=is_own)
-        is_asked = [bool(split.infos[i].get("turns")) for i in at]
-        if is_own and any(is_asked):
-            answers.add_(count_answers(*(x[is_asked] for x in found)))
-        return loss, weight
-
-    result = trainer.compare_audio(split, forward)
-    sum_over_ranks(answers)
-    n_right, n = answers.tolist()
-    result["val_right"] = n_right / max(n, 1)
-    spoken = np.array([i for i in split.at if split.texts[i]])
-    if rank == 0 and len(spoken):
-        result |= trainer.hear(split, spoken, tok, ears["audio_at"])[0]
-    return result
+def score(at, feats, lens, is_own):
+    """Return validation clips' weighted loss, weights, and with is_own answers right and all."""
+    rows = [clip_row(data["val"], i) for i in at]
+    loss, weight, _, *found = forward_rows(rows, feats, lens, with_logits=is_own)
+    is_asked = [bool(data["val"].infos[i].get("turns")) for i in at]
+    if is_own and any(is_asked):
+        return loss, weight, *count_answers(*(x[is_asked] for x in found))
+    return loss, weight, torch.zeros_like(weight), torch.zeros_like(weight)
 
 
 # ---- loop
 
-trainer = Trainer(config, inputs, ranks, first_step, model, projector, optimizers, read_microbatch,
-                  evaluate, checkpoint)
-n_rows = len(new_ids) * sum(p.shape[1] for p in tables.values())
-lines = [f"left out: {n:,} times {reason}" for reason, n in left_out.items() if n]
-trainer.begin(encoder, tok, sum(p.numel() for p in lora) + n_rows, [*data.values(), *lines],
-              evaluate_first=eval_every > 0)
+spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
+trainer = Trainer(config, inputs, ranks, first_step, data, spoken, model, projector, tok,
+                  ears["audio_at"], optimizers, read_microbatch, score, checkpoint, "val_right")
+n_trained = sum(p.numel() for p in lora) + len(new_ids) * sum(p.shape[1] for p in tables.values())
+about = [f"left out: {n:,} times {reason}" for reason, n in left_out.items() if n]
+trainer.begin(encoder, n_trained, about, evaluate_first=eval_every > 0)
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):

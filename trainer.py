@@ -50,11 +50,11 @@ class Split(Features):
 
     def use(self, at, n_tokens, config):
         """Use the clips `at`, whose rows in the GPT have n_tokens places each; of val each once."""
-        rows = list(range(len(at)))
+        if not len(at):
+            fail(f"{config['data_dir']}: no {self.split} clip with words, {MAX_AUDIO_S} s at most")
+        rows = slice(None)
         if self.split == "val":  # a folder may count several times
             rows = list({self.keys[i]: k for k, i in enumerate(at)}.values())
-        if not rows:
-            fail(f"{config['data_dir']}: no {self.split} clip with words, {MAX_AUDIO_S} s at most")
         self.at, self.n_tokens = np.array(at)[rows], np.array(n_tokens, dtype=np.int32)[rows]
         self.config = SimpleNamespace(**DEFAULTS | config)
 
@@ -94,17 +94,23 @@ class Trainer:
     inputs: dict        # checksums of what the run reads
     ranks: tuple        # rank, world_size, device
     first_step: int
+    data: dict          # {"train": Split, "val": Split}
+    spoken: np.ndarray  # clips of val that have words
     model: torch.nn.Module
     projector: torch.nn.Module
+    tok: object
+    audio_at: int       # text tokens before the audio
     optimizers: list    # each parameter group has its peak_lr
     read: Callable      # n -> clips (B,), features, frames of the run's n-th microbatch
-    evaluate: Callable  # () -> {figure: value}, with "val_loss"
+    score: Callable     # clips of val (B,), features, frames, is_own -> as evaluate() says
     state: Callable     # () -> {name: state_dict} beside projector and optimizers, and meta
+    right: str          # name of the share that score counts
 
-    def begin(self, encoder, tok, n_trained, splits, evaluate_first=False):
+    def begin(self, encoder, n_trained, about=(), evaluate_first=False):
         """Resume, make out_dir a folder that loads by itself, and print what is trained.
 
-        n_trained: weights of the LM that move. evaluate_first: before a new run's first step too.
+        n_trained: weights of the LM that move. about: more lines to print. evaluate_first: before
+        a new run's first step too.
         """
         self.c = c = SimpleNamespace(**DEFAULTS | self.config)
         self.rank, self.world_size, self.device = self.ranks
@@ -117,13 +123,13 @@ class Trainer:
         if self.rank == 0:
             start_wandb("nanochat-omni-audio", c.out_dir, self.config)
             cut_back(c.out_dir, self.first_step, is_evaluated)
-            tok.save(c.out_dir)
+            self.tok.save(c.out_dir)
             save_encoder(encoder, os.path.join(c.out_dir, "encoder.pt"))
             n_projector, n_lm = (sum(p.numel() for p in module.parameters())
                                  for module in (self.projector, self.model))
             print(f"trained: projector {n_projector:,}, LM {n_trained:,} of {n_lm:,}; "
                   f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
-                  f"starting at step {self.first_step}", *splits, sep="\n")
+                  f"starting at step {self.first_step}", *self.data.values(), *about, sep="\n")
         self.train(True)
         if not is_evaluated:
             self.evaluate_at(self.first_step)
@@ -133,13 +139,13 @@ class Trainer:
         self.clock = Clock(self.first_step, c.max_steps)
 
     def resume(self):
-        """Load projector and optimizers of the last step; return False where a kill kept its
-        evaluation out of it."""
+        """Load the last step; return False if a kill kept its evaluation from being noted."""
+        out_dir = self.c.out_dir
         with user_input(RuntimeError, KeyError):  # files cut short, or of another kind of run
-            meta = read_meta(self.c.out_dir)
-            load = lambda name: load_saved(self.c.out_dir, meta, name, self.device)
-            self.projector.load_state_dict(load("projector"))
-            load_optimizers(self.optimizers, load("optim")["optimizers"])
+            meta = read_meta(out_dir)
+            self.projector.load_state_dict(load_saved(out_dir, meta, "projector", self.device))
+            saved = load_saved(out_dir, meta, "optim", self.device)
+            load_optimizers(self.optimizers, saved["optimizers"])
         return meta.get("evaluated", True) or not self.is_due(self.first_step, "eval_every")
 
     def is_due(self, step, setting):
@@ -235,37 +241,44 @@ class Trainer:
         log(self.c.out_dir, {"step": step, **self.result}, self.c.wandb_log)
         note_evaluation(self.c.out_dir, step, self.result, "val_loss")
 
-    def compare_audio(self, split, forward):
-        """Return losses with each clip's own audio, and with its neighbour's in the batch.
+    def evaluate(self):
+        """Return losses with each clip's own audio and with its neighbour's, what is right, WER.
 
-        forward(at, feats, lens, is_own) -> summed loss, and its divisor. A clip alone in its batch
-        has no neighbour: it counts in val_loss only.
+        score returns tensors (): loss, its divisor, how many are right, of how many. A clip alone
+        in its batch has no neighbour: it counts in val_loss only.
         """
-        sums = torch.zeros(5, device=self.device)  # loss, divisor; of pairs: loss, swapped, divisor
+        split = self.data["val"]
+        sums = torch.zeros(7, device=self.device)  # score's; of pairs: loss, swapped, divisor
         for at in split.batches()[self.rank::self.world_size]:
             feats, lens = map(torch.from_numpy, split.read(at))
-            own, n = forward(at, feats, lens, True)
-            sums[:2] += torch.stack([own, n])
+            own = torch.stack(self.score(at, feats, lens, True))
+            sums[:4] += own
             if len(at) > 1:
-                swapped, _ = forward(at, feats.roll(1, dims=0), lens.roll(1), False)
-                sums[2:] += torch.stack([own, swapped, n])
+                swapped = self.score(at, feats.roll(1, dims=0), lens.roll(1), False)[0]
+                sums[4:] += torch.stack([own[0], swapped, own[1]])
         sum_over_ranks(sums)
-        total, n, own, swapped, n_paired = sums.tolist()
-        result = {"val_loss": total / n}
+        loss, n, n_right, n_all, own, swapped, n_paired = sums.tolist()
+        result = {"val_loss": loss / n, self.right: n_right / max(n_all, 1)}
         if n_paired:
             result |= {"val_shuffled": swapped / n_paired, "gap": (swapped - own) / n_paired}
+        if self.rank == 0 and len(self.spoken):
+            words, pairs = self.hear(self.spoken)
+            result |= words
+            for text, heard in pairs[::max(len(pairs) // 3, 1)]:
+                print(f"    {text}  ->  {heard}")
         return result
 
-    def hear(self, split, at, tok, audio_at):
+    def hear(self, at):
         """Transcribe EVAL_CLIPS of the clips `at` -> {"val_wer": ..}, [(text, heard), ...].
 
         "val_cut" counts transcripts that did not end and were cut off.
         """
         import jiwer
+        split = self.data["val"]
         at = at[np.linspace(0, len(at) - 1, min(EVAL_CLIPS, len(at))).astype(int)]
         texts, heard, cut = [split.texts[i] for i in at], [], []
         for k in range(0, len(at), 32):
             feats = [clip[:n] for clip, n in zip(*split.read(at[k:k + 32]))]
-            heard += transcribe(self.model, self.projector, tok, feats, audio_at, cut=cut)
+            heard += transcribe(self.model, self.projector, self.tok, feats, self.audio_at, cut=cut)
         result = {"val_wer": jiwer.wer(texts, heard)} | ({"val_cut": len(cut)} if cut else {})
         return result, list(zip(texts, heard))
