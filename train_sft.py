@@ -182,14 +182,12 @@ def choose_clips(split):
     split.use(at, n_tokens, config)
 
 
-def choose_text(talks, texts):
-    """Return the chats and sentences of which four fit a row without audio."""
+def keep_short(texts, row_of):
+    """Return the texts of which four fit a row without audio; row_of(text) -> its row."""
     most = min(batch_tokens // text_rows, model.cos.size(0)) // 4  # tokens
-    short_talks = [talk for talk in talks if len(chat_row([talk])[0]) <= most]
-    short_texts = [text for text in texts if len(transcript_row(text)[0]) <= most]
-    n_left = len(talks) + len(texts) - len(short_talks) - len(short_texts)
-    left_out.update({f"a text of more than {most} tokens": n_left})
-    return short_talks, short_texts
+    kept = [text for text in texts if len(row_of(text)[0]) <= most]
+    left_out[f"a text of more than {most} tokens"] += len(texts) - len(kept)
+    return kept
 
 
 def make_projector():
@@ -275,9 +273,8 @@ with user_input():
     data = {name: Split(data_dir, name, ears["encoder_sha256"]) for name in ("train", "val")}
     add_turns()
     talks, texts = read_text()
-    files = {"turns file": turns, "chats file": chats, "sentences file": sentences}
-    inputs = {"lm": run_sums(lm), "features": data["train"].sums()}
-    inputs |= {name: path and sha256_file(path) for name, path in files.items()}
+    sums = [path and sha256_file(path) for path in (turns, chats, sentences)]
+    inputs = {"lm": run_sums(lm), "features": data["train"].sums(), "texts": sums}
 manifest = data["train"].manifest
 os.makedirs(out_dir, exist_ok=True)
 first_step = last_step(out_dir, init_from, config, inputs)
@@ -288,7 +285,8 @@ with user_input():
     encoder, aligned = load_ears(lm, start, device)
 for split in data.values():
     choose_clips(split)
-talks, texts = choose_text(talks, texts)
+talks = keep_short(talks, lambda talk: chat_row([talk]))
+texts = keep_short(texts, transcript_row)
 projector = make_projector()
 new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10 ends an option
 if not first_step and ears["prompt"] != "chat" and not start.get("chats"):
