@@ -17,12 +17,11 @@ FILE = r"(?:meta|model|optim|projector|lora)_(\d{6,})(?:_rank0)?\.(?:pt|json)(?:
 # ---- reading
 
 def load_tensors(path, device="cpu", sha256=""):
-    """torch.load with weights_only; ValueError: the file is missing, cut short or changed."""
+    """torch.load, weights_only; ValueError: the file is missing, cut short or changed."""
     if not os.path.isfile(path):
         raise ValueError(f"{path} is missing: copy the run's folder whole, or train it again")
     if sha256 and sha256_file(path) != sha256:
-        raise ValueError(f"{path} is cut short or changed (its sha256 is not the one in meta): "
-                         "copy it again")
+        raise ValueError(f"{path} is cut short or changed (its sha256 isn't meta's): copy it again")
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as e:
@@ -51,8 +50,7 @@ def read_meta(folder, step=-1):
     """Return meta_<step>.json of a run's folder (dict, with "step"); step -1: last, -2: best."""
     steps = checkpoint_steps(folder)
     if not steps:
-        raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): train_base.py, "
-                         "train_align.py and train_sft.py make one, speedrun.sh all three")
+        raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json): a train_*.py makes one")
     if step == -2:
         best = read_meta(folder).get("best")
         if not best:
@@ -109,8 +107,8 @@ def run_sums(folder):
     """Return {file name: sha256} of model and projector of a run's last step."""
     step = read_meta(folder)["step"]
     names = [file_name(name, step) for name in ("model", "projector")]
-    return {name: sha256_file(os.path.join(folder, name)) for name in names
-            if os.path.exists(os.path.join(folder, name))}
+    paths = {name: os.path.join(folder, name) for name in names}
+    return {name: sha256_file(path) for name, path in paths.items() if os.path.exists(path)}
 
 
 # ---- writing
@@ -129,8 +127,7 @@ def save_checkpoint(out_dir, step, files, meta):
         os.replace(path + ".tmp", path)
         sums[file_name(name, step)] = sha256_file(path)
     best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
-    meta = {"step": step, "best": best, "evaluated": False, **meta, "sha256": sums}
-    write_meta(out_dir, meta)
+    write_meta(out_dir, {"step": step, "best": best, "evaluated": False, **meta, "sha256": sums})
 
 
 def note_evaluation(out_dir, step, result, figure):

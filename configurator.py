@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 WORDS = ("api_key", "maker", "name", "prompt", "question")  # texts; other str may be paths
@@ -17,14 +18,14 @@ KINDS = {int: "a whole number", float: "a finite number", bool: "True or False",
 
 
 def fail(message):
-    """Print `<script>.py: message` as one line on stderr and exit with 2: a mistake of the user."""
+    """Print `<script>.py: message` as one line on stderr, exit with 2: for a user's mistake."""
     print(f"{Path(sys.argv[0]).name}: {' '.join(str(message).splitlines())}", file=sys.stderr)
     sys.exit(2)
 
 
 @contextmanager
 def user_input(*more):
-    """Turn ValueError, OSError and `more` into fail(), around statements that read user's files."""
+    """Turn ValueError, OSError and `more` into fail(), around what reads a user's files."""
     try:
         yield
     except (ValueError, OSError, *more) as e:
@@ -44,13 +45,12 @@ def configure(globals_dict, argv=None):
     defaults = {name: value for name, value in globals_dict.items()
                 if type(value) in KINDS and name == name.lower() and not name.startswith("_")}
     settings, origin = dict(defaults), {}
-    for arg in argv:
-        for name, value, where in read_argument(arg):
-            if name not in defaults:
-                near = nearest(name, defaults)
-                fail(f"{where}: unknown setting '{name}'{near} (--help lists them)")
-            settings[name] = convert(name, value, type(defaults[name]), where)
-            origin[name] = where
+    for name, value, where in chain.from_iterable(map(read_argument, argv)):
+        if name not in defaults:
+            near = nearest(name, defaults)
+            fail(f"{where}: unknown setting '{name}'{near} (--help lists them)")
+        settings[name] = convert(name, value, type(defaults[name]), where)
+        origin[name] = where
     is_worker = globals_dict.get("__name__") == "__mp_main__"
     if os.environ.get("RANK", "0") == "0" and not is_worker:  # one process alone prints
         for name, where in origin.items():
@@ -95,16 +95,17 @@ def read_config_file(path):
 
 def convert(name, value, kind, where):
     """Return `value` as `kind`; from the command line it is a str, from a file it has a type."""
+    new = value
     try:
         if kind is bool and where == "command line":
-            value = {"True": True, "False": False}[value]
+            new = {"True": True, "False": False}[value]
         elif where == "command line" or (kind, type(value)) == (float, int):
-            value = kind(value)
+            new = kind(value)
     except (KeyError, ValueError, OverflowError):
+        new = None
+    if type(new) is not kind or kind is float and not math.isfinite(new):
         fail(f"{where}: {name}={value} is not {KINDS[kind]}")
-    if type(value) is not kind or kind is float and not math.isfinite(value):
-        fail(f"{where}: {name}={value} is not {KINDS[kind]}")
-    return expand_home(value) if kind is str and name not in WORDS else value
+    return expand_home(new) if kind is str and name not in WORDS else new
 
 
 def expand_home(text):

@@ -1,5 +1,5 @@
 """Decoding: sampling, streamed tokens, transcripts by beam search, scores of given answers."""
-import math
+from itertools import chain
 
 import torch
 import torch.nn as nn
@@ -7,16 +7,11 @@ import torch.nn as nn
 from kv_cache import KVCache
 
 
-def sample(logits, temperature, top_k, top_p, generator):
-    """Choose a token a row: logits (B, V) -> ids (B,). temperature 0: the likeliest.
-
-    top_k: of so many likeliest (0: all); top_p: of the likeliest that sum up to it (1: all).
-    """
+def sample(logits, temperature, top_p, generator):
+    """Draw a token a row of logits (B, V), of the likeliest that sum up to top_p -> ids (B,)."""
     if temperature == 0:
         return logits.argmax(dim=1)
     logits, order = (logits / temperature).sort(dim=1, descending=True)
-    if top_k > 0:
-        logits[:, top_k:] = -math.inf
     probs = logits.softmax(dim=1)
     if top_p < 1:
         before = probs.cumsum(dim=1) - probs  # of the likelier tokens; the first always stays
@@ -51,17 +46,15 @@ def prefill(model, prompts, audio, audio_at, room):
 
 
 @torch.inference_mode()
-def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=0.0, top_k=0,
-             top_p=1.0, stop_ids=(), seed=0):
-    """Continue B prompts (lists of ids) together; audio: None, or B tensors (T_a, C).
+def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, stop_ids=()):
+    """Continue B prompts (lists of ids) together, greedily; audio: None, or B tensors (T_a, C).
 
     Yields at each step a list of B: a token id, or None once that row has met one of stop_ids.
     """
     cache, logits = prefill(model, prompts, audio, audio_at, max_tokens)
-    generator = torch.Generator(device=logits.device).manual_seed(seed)
     stopped = [False] * len(prompts)
     for step in range(max_tokens):
-        ids = sample(logits, temperature, top_k, top_p, generator)
+        ids = logits.argmax(dim=1)
         out = ids.tolist()
         stopped = [done or token in stop_ids for done, token in zip(stopped, out)]
         if all(stopped):
@@ -74,21 +67,20 @@ def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, temperature=
 # ---- transcripts
 
 @torch.inference_mode()
-def transcribe(model, projector, tok, features, audio_at=0, beams=1, prompt=None, cut=None):
+def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
     """Return the transcripts (list of B str) of clips by beam search, decoded together.
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a
     clip; 1 is greedy. Of as many that ended, at any special token, the one of the highest mean
-    log-probability wins. prompt: ids that stand with the audio, None: <|bos|>. cut: a list; it gets
-    the index of each clip whose transcript was cut off at 16 bytes and 25 a second (a loop).
+    log-probability wins. cut: a list; it gets the index of each clip whose transcript was cut off
+    at 16 bytes and 25 a second (the model writes in a loop).
     """
     device = model.cos.device
-    prompt = prompt or [tok.bos_id]
     features, lens = pad(features, device)
     audio, audio_lens = projector(features, lens)  # (B, T_a, C)
     audio = [row[:n] for row, n in zip(audio, audio_lens)]
     room = [16 + n // 2 for n in lens.tolist()]  # bytes
-    cache, logits = prefill(model, [prompt] * len(audio), audio, audio_at, max(room))
+    cache, logits = prefill(model, [[tok.bos_id]] * len(audio), audio, audio_at, max(room))
     search = Search(tok.token_bytes(), room, beams)
     while rows := search.step(logits):
         cache.select(rows)
@@ -155,10 +147,9 @@ def score_answers(model, prompts, answers, audio=None, audio_at=0):
     prompts: lists of ids, each read once; answers: B lists of K lists of ids, with the token that
     ends them; audio: None, or B tensors (T_a, C).
     """
-    K = len(answers[0])
-    flat = [answer for each in answers for answer in each]
+    K, flat = len(answers[0]), list(chain.from_iterable(answers))
     cache, logits = prefill(model, prompts, audio, audio_at, max(map(len, flat)))
-    cache.select([b for b in range(len(prompts)) for _ in range(K)])
+    cache.select([i // K for i in range(len(flat))])
     logits = logits.repeat_interleave(K, dim=0)[:, None]  # (B*K, 1, V)
     targets, lens = pad(flat, logits.device, -1)
     if targets.size(1) > 1:

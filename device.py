@@ -69,8 +69,8 @@ def peak_flops(device):
 def keep_freed_memory():
     """Let glibc keep the memory of freed tensors: a step is 1.7 times as fast.
 
-    Else the kernel zeroes it for the next tensor. And let oneDNN keep 128 compiled shapes: its 1,024
-    take 0.4 GB a process.
+    Else the kernel zeroes it for the next tensor. And let oneDNN keep 128 compiled shapes: its
+    1,024 take 0.4 GB a process.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):

@@ -29,7 +29,7 @@ class KVCache:
         return previous
 
     def extend(self, T, lens, limit):
-        """Add T places to every row, or lens (B,) of them -> positions (B, T) of the new tokens."""
+        """Add T places to every row, or lens (B,) of them; return their positions (B, T)."""
         places = self.lens[:, None] + torch.arange(T, device=self.lens.device)
         new_lens = self.lens + (T if lens is None else lens)
         longest = self.longest + T if lens is None else int(new_lens.max())

@@ -38,7 +38,7 @@ def code_sums():
 
 
 def changed_code(sums):
-    """Return the names of files that are not as in `sums`, the code_sums() of an earlier run."""
+    """Return the names of the files that differ from `sums`, code_sums() of an earlier run."""
     paths = {name: os.path.join(FOLDER, name) for name in sums}
     return [name for name, path in paths.items() if not os.path.isfile(path)
             or sums[name].startswith(PYTHON) and code_sum(path) != sums[name]]

@@ -21,13 +21,13 @@ FREE = {"init_from", "max_steps", "device", "use_compile", "log_every", "eval_ev
 FORMATS = {  # of the log's line; log.jsonl keeps every digit
     "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
     "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
-    "val_letters": ".1%", "val_wer": ".3f", "val_ppl_word": ".2f"}  # every other float: .4f
+    "val_letters": ".1%", "val_wer": ".3f", "val_ppl_word": ".2f"}  # other floats: .4f
 
 
 # ---- ranks
 
 def is_first_rank():
-    """Return True in a run without torchrun, and on rank 0 of one with it."""
+    """Return True on rank 0, and in a run without torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -49,13 +49,13 @@ def join_ranks(device, seed):
 
 
 def sum_over_ranks(tensor):
-    """Sum a tensor over all ranks, in place; without torchrun it stays as it is."""
+    """Sum a tensor over all ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
 
 
 def leave_ranks():
-    """Wait for the other ranks and leave the group: gloo aborts in a rank that ends long before."""
+    """Wait for the other ranks, then leave the group: gloo aborts where one leaves early."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -77,7 +77,7 @@ def is_due(step, every, max_steps):
 
 
 def read_ahead(read, numbers, workers):
-    """Yield read(n) for each number, in order; `workers` threads read 4 results ahead each."""
+    """Yield read(n) for each number, in order; each of `workers` threads keeps 4 ready."""
     if not workers:
         yield from map(read, numbers)
         return
@@ -101,7 +101,7 @@ class Clock:
         self.began = self.lap_began = time.time()
 
     def lap(self, step):
-        """Return (seconds, number of steps) since the last lap, and minutes to the end of the run.
+        """Return (seconds, steps) since the last lap, and minutes to the end of the run.
 
         step: steps done. Pauses count in the minutes alone.
         """
@@ -113,23 +113,23 @@ class Clock:
 
     @contextmanager
     def pause(self):
-        """Leave the time of a with block (checkpoint, evaluation) out of the lap."""
+        """Leave what is done in a with block out of the lap: checkpoints, evaluations."""
         began = time.time()
         yield
         self.lap_began += time.time() - began
 
     def closing_line(self, result, out_dir):
-        """Return the run's last line: steps, minutes, the last evaluation (dict), the folder."""
-        done, minutes = max(self.max_steps - self.first_step, 0), (time.time() - self.began) / 60
+        """Return the run's last line; result: dict of the last evaluation."""
+        minutes, last = (time.time() - self.began) / 60, max(self.max_steps, self.first_step)
         figures = "".join(f"{name} {value:.4f}, " for name, value in result.items())
-        last = max(self.max_steps, self.first_step)
-        return f"{done} steps, {minutes:.1f} minutes, {figures}{out_dir} at {last}"
+        n = last - self.first_step
+        return f"{n} steps, {minutes:.1f} minutes, {figures}{out_dir} at {last}"
 
 
 # ---- the log, and whether a run may go on
 
 def start_wandb(project, out_dir, config):
-    """Begin a run on Weights & Biases, on rank 0 and with config["wandb_log"] only."""
+    """Begin a run on Weights & Biases: on rank 0 and with config["wandb_log"] only."""
     if config["wandb_log"] and is_first_rank():
         import wandb
         wandb.init(project=project, name=os.path.basename(out_dir), config=config)
@@ -154,12 +154,12 @@ def log(out_dir, record, wandb_log=False):
 def last_step(out_dir, init_from, config, inputs):
     """Return the step that a run goes on from; 0: it starts anew.
 
-    init_from: "scratch" never goes on and "resume" always; else the settings (config), the inputs
-    and the code must be those of the run in out_dir, or the script ends with what differs.
+    init_from: "scratch" never goes on, "resume" always; else settings (config), inputs and code
+    must be those of the run in out_dir, or the script ends with what differs.
     """
     steps = checkpoint_steps(out_dir)
-    has_log = os.path.exists(os.path.join(out_dir, "log.jsonl"))  # killed before its checkpoint
-    if init_from == "resume" and not steps and not has_log:
+    log_file = os.path.join(out_dir, "log.jsonl")  # alone: killed before the first checkpoint
+    if init_from == "resume" and not steps and not os.path.exists(log_file):
         fail(f"init_from=resume: {out_dir} holds no run")
     if init_from not in ("scratch", "resume") and steps:
         check_same_run(out_dir, config, inputs)

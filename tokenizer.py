@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+from itertools import chain
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -43,7 +44,7 @@ class ByteTokenizer:
         self.bos_id = self.special("<|bos|>")
 
     def special(self, name):
-        """Return the id of a special token; ValueError: this tokenizer has none of that name."""
+        """Return the id of a special token; ValueError: there is none of that name."""
         if name not in self.special_ids:
             raise ValueError(f"a {self.kind} tokenizer has no {name} token, "
                              f"only {', '.join(self.special_ids)}")
@@ -54,10 +55,7 @@ class ByteTokenizer:
         return list(to_utf8(text))
 
     def decode(self, ids):
-        """Return the str of ids; bytes that are no UTF-8 become U+FFFD, special tokens their names.
-
-        ValueError: an id is outside the vocabulary.
-        """
+        """Return the str of ids; bytes that are no UTF-8 become U+FFFD; ValueError: a wrong id."""
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside this {self.kind} tokenizer's "
@@ -68,13 +66,16 @@ class ByteTokenizer:
         """Return how many bytes of text each id stands for (0: special), for bits per byte."""
         return [len(token) for token in self.tokens] + [0] * len(self.special_ids)
 
+    def content(self):
+        """Return what tokenizer.json holds (dict)."""
+        return {"format": FORMAT, "kind": self.kind, "vocab_size": self.vocab_size,
+                "pattern": SPLIT_PATTERN, "special": list(self.special_ids),
+                "tokens": [to_chars(token) for token in self.tokens[256:]]}
+
     def save(self, folder):
         """Write folder/tokenizer.json."""
         os.makedirs(folder, exist_ok=True)
-        content = {"format": FORMAT, "kind": self.kind, "vocab_size": self.vocab_size,
-                   "pattern": SPLIT_PATTERN, "special": list(self.special_ids),
-                   "tokens": [to_chars(token) for token in self.tokens[256:]]}
-        write_json(os.path.join(folder, "tokenizer.json"), content, indent=0)
+        write_json(os.path.join(folder, "tokenizer.json"), self.content(), indent=0)
 
 
 class BPETokenizer(ByteTokenizer):
@@ -119,7 +120,7 @@ def train_bpe(texts, vocab_size):
         raise ValueError(f"vocab_size={vocab_size} is below {256 + len(SPECIAL_TOKENS)}, "
                          "the bytes and special tokens")
     bpe = split_by_pattern(Tokenizer(models.BPE()))
-    parts = (text[i:i + MAX_CHARS] for text in texts for i in range(0, len(text), MAX_CHARS))
+    parts = chain.from_iterable(map(in_parts, texts))
     bpe.train_from_iterator(parts, trainers.BpeTrainer(
         vocab_size=256 + n_merged, initial_alphabet=BYTE_CHARS, show_progress=False))
     vocab = bpe.get_vocab()
@@ -128,6 +129,10 @@ def train_bpe(texts, vocab_size):
         raise ValueError(f"the texts give {len(merged)} merges of {n_merged}: lower vocab_size to "
                          f"{vocab_size - n_merged + len(merged)} or add text")
     return BPETokenizer([to_bytes(chars) for chars in merged])
+
+
+def in_parts(text):
+    return [text[i:i + MAX_CHARS] for i in range(0, len(text), MAX_CHARS)]
 
 
 def split_by_pattern(bpe):
@@ -139,17 +144,17 @@ def split_by_pattern(bpe):
 
 
 def to_chars(data):
-    """Return bytes as the printable characters that stand for them."""
+    """Return the printable characters that stand for bytes."""
     return "".join(BYTE_CHARS[b] for b in data)
 
 
 def to_bytes(chars):
-    """Return the bytes of printable characters; KeyError: one that stands for no byte."""
+    """Return the bytes that characters stand for; KeyError: none."""
     return bytes(CHAR_BYTES[char] for char in chars)
 
 
 def to_utf8(text):
-    """Return a str as UTF-8 bytes; half a surrogate pair (JSON can hold one) becomes U+FFFD."""
+    """Return UTF-8; half a surrogate pair (JSON can hold one) becomes U+FFFD."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
@@ -159,9 +164,9 @@ def to_utf8(text):
 # ---- their files
 
 def load_tokenizer(folder, vocab_size=0):
-    """Return the tokenizer of folder/tokenizer.json, else of nanochat's folder/tokenizer.pkl.
+    """Return the tokenizer of folder/tokenizer.json, else of nanochat's tokenizer.pkl there.
 
-    vocab_size: of the model beside it; 0: not checked. ValueError: what is wrong with the file.
+    vocab_size: of the model beside it; 0: not checked. ValueError says what is wrong.
     """
     path, pickled = (os.path.join(folder, "tokenizer." + end) for end in ("json", "pkl"))
     if os.path.exists(pickled) and not os.path.exists(path):
@@ -187,14 +192,11 @@ def load_tokenizer(folder, vocab_size=0):
 def from_json(data):
     """Return the tokenizer of what save() wrote (bytes)."""
     content = json.loads(data)
-    if content["format"] != FORMAT or content["pattern"] != SPLIT_PATTERN:
-        raise ValueError(f"its format or pattern is not that of '{FORMAT}'")
     tokens = [to_bytes(chars) for chars in content["tokens"]]
     tok = BPETokenizer(tokens) if content["kind"] == "bpe" else ByteTokenizer(tokens)
-    found = {"kind": tok.kind, "vocab_size": tok.vocab_size, "special": list(tok.special_ids)}
-    for name, value in found.items():
+    for name, value in tok.content().items():
         if content[name] != value:
-            raise ValueError(f"its {name} does not fit its tokens")
+            raise ValueError(f"its {name} is another than this code's, or doesn't fit its tokens")
     return tok
 
 
@@ -217,19 +219,18 @@ def from_pickle(data):
         state = vars(Unpickler(io.BytesIO(data)).load())
         tokens, ranks = zip(*state["mergeable_ranks"].items())
     except Exception as e:  # damage stops an unpickler with any exception
-        reason = " ".join(str(e).split())[:100]
-        raise ValueError(f"no pickled tiktoken.Encoding: {type(e).__name__} {reason}") from None
+        raise ValueError(f"no pickled tiktoken.Encoding: {e!r:.100}") from None
     if state["pat_str"] != SPLIT_PATTERN:
         raise ValueError("its split pattern is another")
     if ranks != tuple(range(len(tokens))) or set(map(type, tokens)) != {bytes}:
         raise ValueError("its ranks are not 0, 1, 2, ... of bytes, in order")
-    if tokens[:256] != tuple(bytes([b]) for b in range(256)):
+    tok = BPETokenizer(tokens[256:])
+    if tok.tokens != list(tokens):
         raise ValueError("its first 256 tokens are not the bytes in order")
-    special = {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
-    if state["special_tokens"] != special:
+    if tok.special_ids != state["special_tokens"]:
         raise ValueError(f"its special tokens are not {SPECIAL_TOKENS[0]} to {SPECIAL_TOKENS[-1]}, "
                          "after all others")
-    return BPETokenizer(tokens[256:])
+    return tok
 
 
 def export_nanochat(tok, folder):
@@ -327,8 +328,7 @@ def multiple_choice(question, options, letters=""):
 
 def chat_prompt(tok, turns, question):
     """Return the ids that ask `question` (str) after turns [(question, answer), ...]."""
-    texts = [text for turn in turns for text in turn] + [question]
-    roles = ("user", "assistant")
+    texts, roles = [*chain.from_iterable(turns), question], ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
     ids, _ = render_conversation(tok, {"messages": messages})
     return [*ids, tok.special("<|assistant_start|>")]

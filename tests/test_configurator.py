@@ -72,10 +72,9 @@ def test_later_arguments_win_and_changes_are_printed(tmp_path, capsys, monkeypat
     ("--batchsize=4", "did you mean batch_size?"), ("--LIMIT=4", "unknown setting 'LIMIT'"),
     ("--_hidden=4", "unknown"), ("--math=4", "unknown"), ("--fail=4", "unknown"),
     ("--batch_size=1.5", "not a whole number"), ("--batch_size=True", "not a whole number"),
-    ("--learning_rate=fast", "not a finite number"), ("--learning_rate=nan", "finite number"),
-    ("--learning_rate=1e999", "finite number"), ("--use_lora=true", "not True or False"),
-    ("--use_lora=", "True or False"), ("--use_lora", "--name=value"), ("-b=3", "--name=value"),
-    ("", "--name=value"), ("clip.wav", "ends in .py")])
+    ("--learning_rate=nan", "not a finite number"), ("--learning_rate=1e999", "finite number"),
+    ("--use_lora=true", "not True or False"), ("--use_lora=", "True or False"),
+    ("--use_lora", "--name=value"), ("-b=3", "--name=value"), ("clip.wav", "ends in .py")])
 def test_wrong_command_line(capsys, arg, said):
     """Broken: a mistyped argument is ignored or misread: the run trains what nobody asked for."""
     assert said in refuse(capsys, ["--out_dir=b", arg])
@@ -86,33 +85,26 @@ def test_wrong_command_line(capsys, arg, said):
     ("batch_size = 4\nbatch_size = 1.5", "c.py:2: batch_size=1.5 is not a whole number"),
     ("batch_size = True", "a whole number"), ("use_lora = 1", "not True or False"),
     ("out_dir = 3", "not a string"), ("learning_rate = 10**400", "not a finite number"),
-    ("learning_rate = '1'", "not a finite number"), ("batch_size = None", "whole number"),
     ("import os", "c.py:1: a config file holds plain"), ("print(1)", "plain"),
-    ("batch_size, x = 1, 'b'", "plain"), ("if True:\n    batch_size = 1", "plain"),
-    ("batch_size: 32", "plain"), ("batch_size = ", "SyntaxError"),
+    ("batch_size, x = 1, 'b'", "plain"), ("batch_size: 32", "plain"),
+    ("batch_size = ", "SyntaxError"),
     ("batch_size = open('x')", "NameError"), ("batch_size = 1 // 0", "ZeroDivision"),
     (b"RIFF\xff\xfe\x00", "no config file"), ("batch_size = 4\0", "no config")])
 def test_wrong_config_file(tmp_path, capsys, text, said):
     """Broken: a mistake in a config file is ignored, ends in a traceback, or runs code."""
-    assert said in refuse(capsys, [write(tmp_path, text)])
-
-
-def test_missing_config_file_names_the_nearest(tmp_path, capsys):
-    """Broken: a mistyped config file isn't named, or a folder given as one ends in a traceback."""
-    path = write(tmp_path, "batch_size = 4", "w2_frozen.py")
-    assert f"did you mean {path}?" in refuse(capsys, [path.replace("frozen", "frozn")])
-    (tmp_path / "folder.py").mkdir()
-    assert "no such config file" in refuse(capsys, [str(tmp_path / "folder.py")])
+    path = write(tmp_path, text)
+    assert said in refuse(capsys, [path])
+    assert f"no such config file (No such file or directory), did you mean {path}?" in refuse(
+        capsys, [path.replace("c.py", "cc.py")])
 
 
 def test_real_script(tmp_path):
     """Broken: --help omits docstring or config block, or a wrong use isn't one line and exit 2."""
-    path = write(tmp_path, SCRIPT, "train_x.py")
-    env = {**os.environ, "PYTHONPATH": ROOT}
+    path, env = write(tmp_path, SCRIPT, "train_x.py"), {**os.environ, "PYTHONPATH": ROOT}
 
     def run(*args):
-        return subprocess.run([sys.executable, path, *args], capture_output=True, text=True,
-                              env=env)
+        command = [sys.executable, path, *args]
+        return subprocess.run(command, capture_output=True, text=True, env=env)
 
     shown = run("--help")
     assert shown.returncode == 0 and shown.stderr == ""

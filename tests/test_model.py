@@ -31,7 +31,7 @@ def nanochat():
 
 @pytest.fixture
 def tiny():
-    """A small model whose every part matters: no zeros, windows shorter than a row."""
+    """A model whose every part matters: no zeros, windows shorter than a row."""
     torch.manual_seed(0)
     model = GPT(TINY).eval()
     for p in model.parameters():
@@ -41,11 +41,8 @@ def tiny():
 
 
 def row_forward(model, segments):
-    """Reference: one uncached forward over ids (lists) and audio (T_a, C), written out plainly.
-
-    Returns logits (T, V) at the text tokens.
-    """
-    ids = [i for s in segments if isinstance(s, list) for i in s]
+    """Reference: a plain forward over ids (lists) and audio (T_a, C) -> logits (T, V) of text."""
+    ids = sum((s for s in segments if isinstance(s, list)), [])
     text = model.embed(torch.tensor([ids]))
     text = model.smear(text, torch.zeros(1, 1, text.size(2)))[0]
     xs, places, n, at = [], [], 0, 0
@@ -122,7 +119,7 @@ def test_older_nanochat_checkpoints(tmp_path, nanochat, capsys):
     ((), {"mtp_heads": 2, "frozen_embd": False}, "has frozen_embd, mtp_heads, unknown here"),
     (("ve_gate",), {}, "doesn't fit its meta's model_config")])
 def test_foreign_checkpoints_are_named(tmp_path, drop, config, said):
-    """Broken: a checkpoint of another architecture is a list of missing keys, without a way out."""
+    """Broken: another architecture is a list of missing keys, without a way out."""
     with pytest.raises(ValueError, match=f"{said}.*taken from its commit 6ed7d1d .* to 92d63d4"):
         load_checkpoint(write_nanochat(tmp_path, drop, **config))
 
@@ -137,9 +134,10 @@ def test_checkpoint_errors(tmp_path):
             load_checkpoint(str(folder), **which)
 
     refused("holds no step 7: it has 10", step=7)
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"sha256": {weights.name: "ab"}}))
+    whole = meta.read_text()
+    meta.write_text(json.dumps(json.loads(whole) | {"sha256": {weights.name: "ab"}}))
     refused("model_000010.pt is cut short or changed .its sha256")
-    shutil.copy(os.path.join(NANOCHAT, meta.name), meta)
+    meta.write_text(whole)
     weights.write_bytes(weights.read_bytes()[:1000])
     refused("model_000010.pt can't be read")
     weights.unlink()
@@ -238,22 +236,20 @@ def test_batched_generation_equals_alone(tiny):
 
 
 def test_sampling():
-    """Broken: top_k, top_p or temperature let through, or shut out, the wrong tokens."""
+    """Broken: top_p or temperature let through, or shut out, the wrong tokens."""
     logits = torch.log(torch.tensor([[0.1, 0.4, 0.3, 0.2]])).repeat(4000, 1)
 
     def draw(*args):
         return sample(logits, *args, torch.Generator().manual_seed(0))
 
-    assert set(draw(0, 0, 1.0).tolist()) == {1}
-    assert set(draw(1.0, 2, 1.0).tolist()) == {1, 2} == set(draw(1.0, 0, 0.5).tolist())
-    assert set(draw(1.0, 0, 0.0001).tolist()) == {1}
-    share = draw(1.0, 0, 1.0).bincount(minlength=4) / 4000
+    assert set(draw(0, 1.0).tolist()) == {1} == set(draw(1.0, 0.0001).tolist())
+    assert set(draw(1.0, 0.5).tolist()) == {1, 2}
+    share = draw(1.0, 1.0).bincount(minlength=4) / 4000
     assert (share - torch.tensor([0.1, 0.4, 0.3, 0.2])).abs().max() < 0.03
-    assert torch.equal(draw(1.0, 0, 1.0), draw(1.0, 0, 1.0))
 
 
 class Hears:
-    """Stands for projector and tokenizer: up to 3 audio tokens, the frames' own; ids as text."""
+    """Stands for projector and tokenizer: up to 3 frames as audio tokens; ids as text."""
     bos_id = 0
 
     def __init__(self, size):
@@ -324,9 +320,10 @@ def test_loss_in_chunks(tiny, monkeypatch):
     seen, nll = [], tiny.nll
     tiny.nll = lambda z, targets: (seen.append(len(z)), nll(z, targets))[1]
     loss = tiny(idx, targets)
-    assert sum(seen) == (targets >= 0).sum() and max(seen) == 4
+    n = sum(seen)
+    assert n == (targets >= 0).sum() and max(seen) == 4
     close(loss, want)
-    close(tiny(idx, targets, loss_reduction="sum"), want * sum(seen))
+    close(tiny(idx, targets, loss_reduction="sum"), want * n)
     with torch.no_grad():
         close(tiny(idx, targets), want)
     found = torch.autograd.grad(loss, params, allow_unused=True)
@@ -334,10 +331,10 @@ def test_loss_in_chunks(tiny, monkeypatch):
         assert (ours is None) == (theirs is None)
         if ours is not None:
             close(ours, theirs)
-    tiny.requires_grad_(False)
-    tiny.backout_lambda.requires_grad_(True)  # a frozen head passes a gradient on
-    wanted = next(grad for p, grad in zip(params, wanted) if p is tiny.backout_lambda)
-    close(torch.autograd.grad(tiny(idx, targets), tiny.backout_lambda)[0], wanted)
+    tiny.lm_head.requires_grad_(False)  # it passes a gradient on
+    close(torch.autograd.grad(tiny(idx, targets), tiny.backout_lambda)[0],
+          torch.autograd.grad(tiny(idx, targets, loss_reduction="none").sum() / n,
+                              tiny.backout_lambda)[0])
 
 
 @pytest.mark.parametrize("ours, theirs", [
@@ -371,14 +368,13 @@ def test_muon_is_torchs(monkeypatch):
     assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(ours, theirs))
     assert (ours[0] - 0.1).abs().mean() > 0.02 and torch.equal(ours[-1], 0.1 * torch.ones(2, 3))
     for rows in (8, 48):
-        whole = torch.nn.Parameter(torch.ones(rows, 24))
-        parts = [torch.nn.Parameter(torch.ones(rows, 8)) for _ in range(3)]
+        whole, *parts = (torch.nn.Parameter(torch.zeros(rows, n)) for n in (24, 8, 8, 8))
         whole.grad = torch.randn(rows, 24)
         for part, grad in zip(parts, whole.grad.chunk(3, dim=1)):
             part.grad = grad
         optim.Muon([whole], lr=0.1, blocks=3).step()
         optim.Muon(parts, lr=0.1).step()
-        scaled = 1 + (torch.cat(parts, dim=1) - 1) * 3 ** -0.5  # the norm of the whole's update
+        scaled = torch.cat(parts, dim=1) * 3 ** -0.5  # to the norm of the whole's update
         assert torch.allclose(whole, scaled, atol=1e-3)
 
 
@@ -411,11 +407,3 @@ def test_compute_dtype(monkeypatch):
         assert dtype("cpu") == wanted and dtype("mps") == torch.float32
     with pytest.raises(ValueError, match="device=gpu is not on this machine: use one of auto"):
         device.pick_device("gpu")
-
-
-def test_depth_is_the_one_dial():
-    """Broken: a depth gives other sizes or windows than nanochat's."""
-    assert GPTConfig.of_depth(12, 100).n_embd == 768 and GPTConfig.of_depth(12, 100).n_head == 6
-    assert GPTConfig.of_depth(5, 100).n_embd == 384  # 320 rounded up to a multiple of 128
-    config = GPTConfig(sequence_len=2048, n_layer=5, window_pattern="SSL")
-    assert config.windows() == [512, 512, 2048, 512, 2048]

@@ -7,7 +7,7 @@ import run
 
 
 def test_clock_leaves_pauses_out(monkeypatch):
-    """Broken: ms a step or tokens a second count evaluations, or the minutes to go leave them out."""
+    """Broken: ms a step count evaluations, or the minutes to go leave them out."""
     now = [100.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
     clock = run.Clock(first_step=5, max_steps=25)
