@@ -5,12 +5,12 @@ from bisect import bisect_right, insort
 import numpy as np
 
 from files import read_jsonl, sha256_file
-from pretrain import pad_rows
+from rows import pad_rows
 from tokenizer import render_conversation
 
 
 def chat_sums(folder):
-    """Return {file name: sha256} of a finished folder of prepare_chat.py; ValueError: it is none."""
+    """Return {file name: sha256} of a whole folder of prepare_chat.py; ValueError: it is none."""
     if not os.path.isfile(os.path.join(folder, "meta.json")):  # written last
         raise ValueError(f"{folder} holds no conversations: run prepare_chat.py --out_dir={folder}")
     names = ("train.jsonl", "val.jsonl")

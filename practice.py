@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from files import read_jsonl
 from kernels import norm
-from pretrain import pad_rows
+from rows import pad_rows
 from tokenizer import BPETokenizer, render_conversation
 from transcripts import plain_text, spoken_turns
 

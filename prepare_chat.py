@@ -1,13 +1,13 @@
 """Make data/chat/{train,val}.jsonl: conversations that train_chat.py learns from.
 
-    git clone --depth 1 \
-        https://github.com/google-research-datasets/dstc8-schema-guided-dialogue data/dstc8
-    python prepare_chat.py                           # its dialogues; what the model says of itself
+    git clone --depth 1 https://github.com/google-research-datasets/dstc8-schema-guided-dialogue \
+        data/dstc8
+    python prepare_chat.py                           # its dialogues, and what the model is
     python prepare_chat.py --sources=my/chats.jsonl  # your own in place of the dialogues
 
-A line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}, ...]}. No
-conversation stands twice. A hash decides its split; for questions about the model it is that of the
-question in its plain form, so that val asks what train does not.
+A line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}, ...]}. A hash
+decides the split. For questions about the model it is that of the plain question: val asks what
+train does not.
 """
 import hashlib
 import json
@@ -28,7 +28,7 @@ n_identity = 2000       # questions about the model, drawn from assets/identity.
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SEED = 1337
-VAL_SHARE = 0.02
+VAL_SHARE = 0.05
 GREETINGS = ("", "", "", "Hello. ", "Hi, ", "Tell me, ", "Please: ", "And ", "So, ")
 IDENTITY = own_file("assets/identity.txt")
 ROLES = {"USER": "user", "SYSTEM": "assistant"}  # DSTC8's
@@ -61,13 +61,12 @@ def draw_identity():
 
 
 def find_source(source):
-    """Return the files of a source; ValueError: it is no .jsonl and no folder of dialogues."""
+    """Return the files of a source; ValueError: it has none."""
     if source.endswith(".jsonl") and os.path.isfile(source):
         return [source]
     paths = [path for path in find_files(source, (".json",)) if "dialogues_" in path]
     if not paths:
-        raise ValueError(f"sources: {source} is no .jsonl file and no folder of dialogues_*.json "
-                         "(--help says where DSTC8's are)")
+        raise ValueError(f"{source} is no .jsonl and no folder of dialogues_*.json (see --help)")
     return paths
 
 
@@ -83,10 +82,7 @@ def read_dialogues(path):
 
 
 def read_conversations(path):
-    """Yield (text to hash, messages); a last question without an answer is left out.
-
-    ValueError names file and line.
-    """
+    """Yield (text to hash, messages), without a question at the end; ValueError names the line."""
     if path.endswith(".jsonl"):
         rows = ((where, row["messages"]) for where, row in read_jsonl(path, messages=list))
     else:
@@ -97,12 +93,12 @@ def read_conversations(path):
         except ValueError as e:
             raise ValueError(f"{where}: {e}") from None
         if len(turns) < 2:
-            raise ValueError(f"{where}: conversation: no answer in it")
+            raise ValueError(f"{where}: there is no answer")
         yield json.dumps(turns), messages[:len(messages) - len(turns) % 2]
 
 
 def hash_of(text):
-    """Return 64 bits that depend on a text alone."""
+    """Return a number below 2**64 that depends on a text alone."""
     data = text.encode(errors="replace")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 

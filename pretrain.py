@@ -1,5 +1,6 @@
-"""What train_base.py and train_chat.py share: rows of text, and all around the forward passes."""
+"""What train_base.py and train_chat.py share: all around their forward passes."""
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,67 +11,32 @@ from configurator import fail, user_input
 from device import compute_dtype, peak_flops
 from optim import load_optimizers
 from record import provenance
+from rows import to_tensor
 from run import Clock, is_due, log, start_wandb, sum_over_ranks
 from tokenizer import export_nanochat
 
 
-# ---- rows
-
-def to_tensor(array, device):
-    """Return an array of ints as an int64 tensor on a device."""
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
+FROM_ONE = ("depth", "head_dim", "batch_size", "grad_accum", "text_len", "chat_rows", "max_steps",
+            "lr_decay_steps", "save_every", "log_every")
 
 
-def pad_rows(rows, targets, pad_id, width=0):
-    """Pad B rows of ids to one width and shift: (idx, targets), int64 (B, width - 1) each.
+def check_settings(config):
+    """Stop in one line where a setting is out of range."""
+    for name, value in config.items():
+        least = int(name in FROM_ONE)
+        if not isinstance(value, str) and value < least:
+            fail(f"{name}={value}: give {least} or more")
+    if config["init_from"] not in ("scratch", "resume", "auto"):
+        fail(f"init_from={config['init_from']}: use scratch, resume or auto "
+             "(--lm=<folder> begins with its model)")
+    if config["lm"] and os.path.realpath(config["lm"]) == os.path.realpath(config["out_dir"]):
+        fail(f"lm={config['lm']} is out_dir too, and would be replaced: give another --out_dir")
 
-    rows, targets: B arrays (n,) each; a target is an id, or -1 where nothing is learnt. width: 0 is
-    that of the longest row.
-    """
-    width = width or max(map(len, rows))
-    idx = np.full((len(rows), width), pad_id)
-    wanted = np.full((len(rows), width), -1)
-    for i, (ids, each) in enumerate(zip(rows, targets)):
-        idx[i, :len(ids)] = ids
-        wanted[i, :len(each)] = each
-    return idx[:, :-1], wanted[:, 1:]
-
-
-class Sentences:
-    """Sentences (list of str) as token ids.
-
-    ids: int32 (N,), of all; sentence i is ids[starts[i]:starts[i + 1]]; lens: int (n,), its tokens.
-    rows: int32 (n_rows, text_len + 1), cut from the stream <|bos|> sentence <|bos|> sentence ...
-    """
-
-    def __init__(self, lines, tokenizer, text_len):
-        each = [tokenizer.encode(line) for line in lines]
-        self.bos_id = tokenizer.bos_id
-        self.lens = np.array([len(ids) for ids in each])
-        self.starts = np.cumsum([0, *self.lens])
-        self.ids = np.concatenate(each).astype(np.int32)
-        stream = np.insert(self.ids, self.starts[:-1], self.bos_id)
-        width = min(text_len, len(stream) - 1)
-        n_rows = (len(stream) - 1) // width
-        windows = np.lib.stride_tricks.sliding_window_view(stream, width + 1)
-        self.rows = windows[:n_rows * width:width]
-
-    def each(self, at):
-        """Return the ids of sentences `at`: a list of arrays."""
-        return [self.ids[self.starts[i]:self.starts[i + 1]] for i in at]
-
-    def padded(self, at):
-        """Return sentences `at` (B,) as pad_rows does: <|bos|> sentence -> sentence <|bos|>."""
-        rows = [[self.bos_id, *ids, self.bos_id] for ids in self.each(at)]
-        return pad_rows(rows, rows, self.bos_id)
-
-
-# ---- the run
 
 class Loop:
     """All around the forward passes of a run: resume, update, log line, checkpoint, evaluation.
 
-    settings: dict with out_dir, batch_size, max_steps, log_every, eval_every, save_every, grad_clip,
+    settings: out_dir, batch_size, max_steps, log_every, eval_every, save_every, grad_clip and
     wandb_log; ranks: rank, world_size, device; meta: of the checkpoint that model is of; losses:
     names of the kinds of loss, "" is not logged; best: the figure that the best checkpoint has
     lowest.
@@ -93,7 +59,7 @@ class Loop:
                 self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
                 self.window.copy_(self.state["window"][:len(self.window)])
                 load_optimizers(optimizers, self.state["optimizers"])
-        self.is_evaluated = True  # False: the run was killed between a checkpoint and its evaluation
+        self.is_evaluated = True  # False: it was killed between a checkpoint and its evaluation
         if first_step and self.is_due("eval", first_step):
             self.is_evaluated = meta["evaluated"]
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]

@@ -1,67 +1,89 @@
 #!/usr/bin/env bash
 # From nothing to a model that hears, on 2 cores:                     bash speedrun.sh
 # The same at toy size, to see that the parts fit (about 4 minutes):  bash speedrun.sh --quick
-# Every script knows when it is done: killed anywhere, run this again and it goes on from there.
-# The settings are in config/cpu_*.py (config/quick_*.py), nothing is hidden here.
+# Every script knows when it is done. Killed anywhere, run this again and it goes on from there.
+# Data and results land in data/ and out/ (at toy size in quick/data and quick/out).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-size=cpu
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$root"
+quick=""
 if [ "${1:-}" = --quick ]; then
-    size=quick
+    quick=yes
     shift
 fi
 [ $# -eq 0 ] || { echo "speedrun.sh: unknown argument '$1' (there is only --quick)" >&2; exit 2; }
 
-logs=out/${size}_logs
-mkdir -p "$logs"
 source setup.sh
 setup requirements.txt requirements-demo.txt
+python=$root/.venv/bin/python
 export PYTHONUNBUFFERED=1
+if [ -n "$quick" ]; then
+    mkdir -p quick
+    cd quick
+fi
+logs=out/logs
+mkdir -p "$logs"
 table=""
 
-# run NAME SCRIPT CONFIG: run one stage and note its seconds
+# run NAME SCRIPT [ARGUMENT ...]: run one stage and note its seconds
 run() {
-    local began=$SECONDS
-    echo "=== $1: python $2 $3"
-    .venv/bin/python "$2" "$3" 2>&1 | tee "$logs/$1.log" || return
-    table+=$(printf '%-10s %5d s' "$1" $((SECONDS - began)))$'\n'
+    local name=$1 script=$2 began=$SECONDS
+    shift 2
+    echo "=== $name: python $script ${*//$root\//}"
+    "$python" "$root/$script" "$@" 2>&1 | tee "$logs/$name.log" || return
+    table+=$(printf '%-10s %5d s' "$name" $((SECONDS - began)))$'\n'
 }
 
-# train NAME SCRIPT CONFIG OUT_DIR: the same; a run of other settings, data or code is moved aside, never removed
+# train NAME SCRIPT OUT_DIR [ARGUMENT ...]: the same. A run of other settings, data or code is moved
+# aside, never removed.
 train() {
-    run "$1" "$2" "$3" && return
-    tail -n 1 "$logs/$1.log" | grep -q "holds a run" || exit 2
-    local aside
-    aside=$4.$(date +%Y%m%d-%H%M%S)
-    mv "$4" "$aside"
-    echo "=== $1: the run in $4 is kept as $aside"
-    run "$1" "$2" "$3"
+    local name=$1 script=$2 out=$3 aside
+    shift 3
+    run "$name" "$script" "$@" && return
+    tail -n 1 "$logs/$name.log" | grep -q "holds a run" || exit 2
+    aside=$out.$(date +%Y%m%d-%H%M%S)
+    mv "$out" "$aside"
+    echo "=== $name: the run in $out is kept as $aside"
+    run "$name" "$script" "$@"
 }
 
-[ "$size" = quick ] || .venv/bin/python estimate.py
-.venv/bin/python - << 'PYTHON'  # Whisper's weights: a download, so no stage
+[ -n "$quick" ] || "$python" "$root/estimate.py"
+"$python" -c "
+import sys
+sys.path.insert(0, '$root')
 from audio import load_encoder
-from configurator import fail
-try:
-    load_encoder()
-except (OSError, ValueError) as e:
-    fail(e)
-PYTHON
-run   text     prepare_text.py        "config/${size}_text.py"
-run   speech   prepare_synthetic.py   "config/${size}_synthetic.py"
-run   features prepare_librispeech.py "config/${size}_features.py"
-run   practice prepare_instruct.py    "config/${size}_practice.py"
-train base     train_base.py          "config/${size}_base.py" "out/${size}_base"
-run   smoke    train_align.py         config/w1_smoke.py
-train align    train_align.py         "config/${size}_w2.py" "out/${size}_w2"
-run   eval     eval_bench.py          "config/${size}_eval.py"
-run   voices   prepare_synthetic.py   "config/${size}_voices.py"
-run   spoken   prepare_synthetic.py   "config/${size}_spoken.py"
-run   items    prepare_instruct.py    "config/${size}_instruct.py"
-run   sounds   prepare_librispeech.py "config/${size}_instruct_features.py"
-train sft      train_sft.py           "config/${size}_w3.py" "out/${size}_w3"
-run   words    eval_bench.py          "config/${size}_w3_eval.py"
-run   bench    prepare_instruct.py    "config/${size}_bench.py"
-run   score    eval_bench.py          "config/${size}_w3_bench.py"
+from configurator import user_input
+with user_input():
+    load_encoder()"  # Whisper's weights: a download, so no stage
+
+# the base: text, speech, features, chats to practise with, then pretraining
+run text prepare_text.py ${quick:+--n_train=20000 --n_val=200 --n_test=400}
+run speech prepare_synthetic.py ${quick:+--n_train=200 --n_val=24 --n_test=24}
+run features prepare_librispeech.py --source=data/synthetic --taps=0,-1 --seen_voices=True
+run practice prepare_practice.py ${quick:+--n=200}
+train base train_base.py out/cpu_base "$root/config/cpu_base.py" ${quick:+--depth=2 --vocab_size=512 \
+    --practice_vocab=320 --chat_rows=8 --batch_size=16 --max_steps=20 --lr_decay_steps=20 \
+    --eval_every=10 --save_every=10}
+
+# W1: five tones through every part; W2: the projector learns to be read by the frozen base
+run smoke train_align.py "$root/config/w1_smoke.py"
+train align train_align.py out/cpu_w2 "$root/config/cpu_w2.py" ${quick:+--hidden=128 \
+    --batch_tokens=850 --max_steps=20 --lr_decay_steps=20 --eval_every=10 --save_every=10}
+run eval eval_bench.py --ckpt=out/cpu_w2 ${quick:+--max_clips=8 --batch_size=8}
+
+# W3: questions about voices, rooms and sounds
+run voices prepare_synthetic.py --corpus=many --out_dir=data/voices --n_train=3200 --n_test=600 \
+    ${quick:+--n_train=160 --n_val=40 --n_test=400}
+run spoken prepare_synthetic.py --corpus=spoken --out_dir=data/spoken --n_train=600 --n_val=60 \
+    --n_test=300 ${quick:+--n_train=60 --n_val=20 --n_test=200 --test_engine=espeak_new}
+run items prepare_instruct.py ${quick:+--n=600}
+run sounds prepare_librispeech.py --source=data/instruct/items.jsonl --taps=0,-1
+train sft train_sft.py out/cpu_w3 "$root/config/cpu_w3.py" ${quick:+--texture_hidden=64 \
+    --batch_tokens=850 --max_steps=20 --lr_decay_steps=20 --eval_every=10 --save_every=10}
+run words eval_bench.py --ckpt=out/cpu_w3 ${quick:+--max_clips=8 --batch_size=8}
+run bench prepare_bench.py ${quick:+--bench_items=8}
+run score eval_bench.py --ckpt=out/cpu_w3 --bench=data/audiobench_mini --page=True
+
 printf '=== %d seconds in all\n%s' "$SECONDS" "$table" | tee "$logs/seconds.txt"
-echo "talk to it:  .venv/bin/python serve.py --ckpt=out/${size}_w3   and open http://127.0.0.1:8000"
+here=${quick:+quick/}
+echo "talk to it:  .venv/bin/python serve.py --ckpt=${here}out/cpu_w3   and open http://127.0.0.1:8000"

@@ -20,7 +20,8 @@ from model import GPT, GPTConfig
 from optim import gpt_optimizers
 from practice import (count_right, ease_at, imitate_audio, make_speller, practice_features,
                       read_chats, render_chats, slip)
-from pretrain import Loop, Sentences, to_tensor
+from pretrain import Loop, check_settings
+from rows import Sentences, to_tensor
 from run import join_ranks, last_step, leave_ranks, lr_share, stop_if_done, sum_over_ranks
 from tokenizer import load_tokenizer, train_bpe
 
@@ -69,14 +70,7 @@ WINDOW_PATTERN = "SSSL" if text_len >= 1024 else "L"  # nanochat's; short rows n
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 
 spell_steps = round(spell_share * lr_decay_steps) if practice and not lm else 0
-FROM_ONE = ("depth", "head_dim", "batch_size", "grad_accum", "text_len", "chat_rows", "max_steps",
-            "lr_decay_steps", "save_every", "log_every")
-for name, value in config.items():
-    least = int(name in FROM_ONE)
-    if not isinstance(value, str) and value < least:
-        fail(f"{name}={value}: give {least} or more")
-if init_from not in ("scratch", "resume", "auto"):
-    fail(f"{init_from=} is none of scratch, resume, auto (--lm=<folder> begins with its model)")
+check_settings(config)
 if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
     fail(f"{practice=} is at most 1, {practice_vocab=} at least 256, and spelling ends before "
          f"{max_steps=} (spell_share: now at step {spell_steps})")
@@ -85,7 +79,7 @@ if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
 # ---- data
 
 def read_sentences(split):
-    """Return the lines of data_dir/<split>.txt; a missing or empty file is the user's mistake."""
+    """Return the lines of data_dir/<split>.txt."""
     path = os.path.join(data_dir, split + ".txt")
     if not os.path.isfile(path):
         fail(f"{path}: no such file: run prepare_text.py first")
@@ -122,7 +116,7 @@ def pick(lengths, step, microbatch, n):
 
 
 def get_text(step, microbatch):
-    """Return rows of plain text (B, text_len + 1): of sentences as long as text is spelled."""
+    """Return rows of plain text (B, text_len + 1); documents are never spelled."""
     if docs and step >= spell_steps:
         return docs["train"].batch(step * grad_accum + microbatch, batch_size, seed)
     rows = (pieces if step < spell_steps else words)["train"].rows
@@ -137,7 +131,7 @@ def hear(sentences, rng, ease=1.0):
 
 
 def get_batch(step, microbatch, kind):
-    """Return the model's arguments for a microbatch: a function of (seed, step, microbatch)."""
+    """Return the model's arguments: a function of (seed, step, microbatch)."""
     if kind == TEXT:
         rows = get_text(step, microbatch)
         return {"idx": to_tensor(rows[:, :-1], dev), "targets": to_tensor(rows[:, 1:], dev)}
@@ -160,6 +154,8 @@ def get_batch(step, microbatch, kind):
 rank, world_size, dev = join_ranks(device, seed)
 if grad_accum % world_size:
     fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+if documents and not os.path.isfile(os.path.join(documents, "meta.json")):  # written last
+    fail(f"{documents} holds no documents and tokenizer: run prepare_documents.py")
 os.makedirs(out_dir, exist_ok=True)
 splits = ("train", "val") if practice or not documents else ()  # of the sentences
 lines = {split: read_sentences(split) for split in splits}
@@ -221,22 +217,19 @@ if use_compile:  # but not for sentences in evaluation, whose rows have many sha
 
 def evaluate(step):
     """Return the figures of the held-out data: {name: value}."""
+    def read(at):
+        rows = docs["val"].rows(at)
+        return rows[:, :-1], rows[:, 1:]
+
     bpb = {}
     if docs:
-        n_rows = min(EVAL_ROWS, docs["val"].n_rows)
-        bpb["val_bpb"] = loop.bits_per_byte(document_rows, n_rows)
+        bpb["val_bpb"] = loop.bits_per_byte(read, min(EVAL_ROWS, docs["val"].n_rows))
     model.trunk = plain_trunk
     result = (evaluate_sentences(step) if splits else {}) | bpb
     if talks:
         result["val_right"] = evaluate_chats(step)
     model.trunk = fast_trunk
     return result
-
-
-def document_rows(at):
-    """Return idx, targets (B, text_len) of held-out rows `at` (B,)."""
-    rows = docs["val"].rows(at)
-    return rows[:, :-1], rows[:, 1:]
 
 
 def evaluate_sentences(step):
@@ -270,7 +263,8 @@ def evaluate_chats(step):
         best = model(to_tensor(idx, dev), **heard).argmax(2).cpu().numpy()
         counts += torch.tensor(count_right(best, targets), device=dev)
     sum_over_ranks(counts)
-    return (counts[0] / counts[1]).item()
+    n_right, n_all = counts.tolist()
+    return n_right / n_all
 
 
 # ---- loop

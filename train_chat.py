@@ -13,7 +13,8 @@ from configurator import configure, fail, user_input
 from conversations import Conversations, chat_sums
 from data import batch_indices
 from optim import gpt_optimizers
-from pretrain import Loop, to_tensor
+from pretrain import Loop, check_settings
+from rows import to_tensor
 from run import join_ranks, last_step, leave_ranks, lr_share, stop_if_done
 from tokenizer import load_tokenizer
 
@@ -36,10 +37,7 @@ EVAL_ROWS = 512         # held-out rows
 RATES = 0.02, 0.2, 0.004, 0.01  # matrices (Muon), embeddings, lm_head, scalars
 SEED = 0
 
-if min(batch_size, max_steps, save_every) < 1 or lr_scale <= 0:
-    fail(f"{batch_size=}, {max_steps=}, {save_every=} are 1 or more, {lr_scale=} above 0")
-if init_from not in ("scratch", "resume", "auto"):
-    fail(f"{init_from=} is none of scratch, resume, auto (--lm=<folder> begins with its model)")
+check_settings(config)
 
 
 # ---- data, model, optimizer, resume

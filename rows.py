@@ -1,0 +1,52 @@
+"""Rows of token ids to train on: padded, shifted, cut from sentences."""
+import numpy as np
+import torch
+
+
+def to_tensor(array, device):
+    """Return an array of ints as an int64 tensor on a device."""
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
+
+
+def pad_rows(rows, targets, pad_id, width=0):
+    """Pad B rows of ids to one width and shift: (idx, targets), int64 (B, width - 1) each.
+
+    rows, targets: B arrays (n,) each; a target is an id, or -1 where nothing is learnt. width: 0 is
+    that of the longest row.
+    """
+    width = width or max(map(len, rows))
+    idx = np.full((len(rows), width), pad_id)
+    wanted = np.full((len(rows), width), -1)
+    for i, (ids, each) in enumerate(zip(rows, targets)):
+        idx[i, :len(ids)] = ids
+        wanted[i, :len(each)] = each
+    return idx[:, :-1], wanted[:, 1:]
+
+
+class Sentences:
+    """Sentences (list of str) as token ids.
+
+    ids: int32 (N,), of all; sentence i is ids[starts[i]:starts[i + 1]]; lens: int (n,), its tokens.
+    rows: int32 (n_rows, text_len + 1), cut from the stream <|bos|> sentence <|bos|> sentence ...
+    """
+
+    def __init__(self, lines, tokenizer, text_len):
+        each = [tokenizer.encode(line) for line in lines]
+        self.bos_id = tokenizer.bos_id
+        self.lens = np.array([len(ids) for ids in each])
+        self.starts = np.cumsum([0, *self.lens])
+        self.ids = np.concatenate(each).astype(np.int32)
+        stream = np.insert(self.ids, self.starts[:-1], self.bos_id)
+        width = min(text_len, len(stream) - 1)
+        n_rows = (len(stream) - 1) // width
+        windows = np.lib.stride_tricks.sliding_window_view(stream, width + 1)
+        self.rows = windows[:n_rows * width:width]
+
+    def each(self, at):
+        """Return the ids of sentences `at`: a list of arrays."""
+        return [self.ids[self.starts[i]:self.starts[i + 1]] for i in at]
+
+    def padded(self, at):
+        """Return sentences `at` (B,) as pad_rows does: <|bos|> sentence -> sentence <|bos|>."""
+        rows = [[self.bos_id, *ids, self.bos_id] for ids in self.each(at)]
+        return pad_rows(rows, rows, self.bos_id)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# A d12 base on web text, W2 on LibriSpeech, W3 on 50,000 questions: one node with GPUs.
+# UNTESTED: no GPU has run it. Data alone are 36 files of 250 MB, 6.7 GB of speech, 20 GB of features.
+#     bash speedrun.sh --quick        # once: makes .venv, and the voices that W3's questions need
+#     GPUS=8 bash runs/gpu.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=.venv/bin/python
+torchrun=".venv/bin/torchrun --standalone --nproc_per_node=${GPUS:-1}"
+
+$python prepare_documents.py --documents=climbmix --n_files=36 --vocab_size=32768 \
+    --tokenizer_mb=500 --out_dir=data/web
+$torchrun train_base.py config/base_d12.py
+$torchrun prepare_librispeech.py --subset=train-clean-100,dev-clean
+$torchrun train_align.py config/w2_frozen.py
+
+# W3: 50,000 questions about synthetic voices and sounds
+$python prepare_text.py
+$python prepare_synthetic.py
+$torchrun prepare_librispeech.py --source=data/synthetic --taps=0,-1 --seen_voices=True
+$python prepare_synthetic.py --corpus=many --out_dir=data/voices --n_train=3200 --n_test=600
+$python prepare_synthetic.py --corpus=spoken --out_dir=data/spoken --n_train=600 --n_val=60 --n_test=300
+$python prepare_instruct.py --n=50000
+$torchrun prepare_librispeech.py --source=data/instruct/items.jsonl --taps=0,-1
+$torchrun train_sft.py config/w3_lora.py
+$python prepare_bench.py
+$python eval_bench.py --ckpt=out/w3_lora --bench=data/audiobench_mini --page=True
