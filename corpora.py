@@ -93,7 +93,8 @@ def check_clip(clip, known, split_of):
         raise ValueError(f"key there twice, at {known[clip.key]} too: rename one, or give each row "
                          'its own "key"')
     if not os.path.exists(clip.path):
-        raise ValueError(f"transcript without audio (no {clip.path or clip.key + '.flac, .wav ...'})")
+        missing = clip.path or f"{clip.key}.flac, .wav ..."
+        raise ValueError(f"transcript without audio (no {missing})")
     speaker, split = clip.labels["speaker"], clip.labels["split"]
     first = split_of.setdefault(speaker, split) if speaker else split
     if split != first and not ("test" in split and "test" in first):
@@ -159,7 +160,7 @@ def find_chapters(folder):
     chapters = [path for path in found if len(path.relative_to(folder).parts) == 3]
     if not chapters:
         hint = f", but {found[0]}: point --source at the folder of the subsets" if found else ""
-        raise ValueError(f"{folder}: no <speaker>/<chapter>/<speaker>-<chapter>.trans.txt here{hint}")
+        raise ValueError(f"{folder}: no <speaker>/<chapter>/<...>.trans.txt here{hint}")
     return chapters
 
 
@@ -188,7 +189,7 @@ def read_list(source):
 
 
 def read_clip_row(line):
-    """Return the row (dict) of a line, with audio, text and perhaps turns; ValueError: it has none."""
+    """Return the row (dict) of a line, with audio, text and perhaps turns; ValueError: none."""
     row = read_row(line, audio=str)
     if "question" in row:
         check_row(row, answer=(str, int, float))
@@ -231,7 +232,8 @@ def fetch_subset(root, name):
                       f"{free / 1e9:.1f} GB are free: make room or choose another source")
     hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     urls = [f"{base}/{name}.tar.gz" for base in [*MIRRORS, f"{hub.rstrip('/')}/{HUB}"]]
-    print(f"{name}: from {download(urls, str(archive), md5=md5)}")
+    url = download(urls, str(archive), f"md5:{md5}")
+    print(f"{name}: from {url}")
     unpack(archive, root, name)
     archive.unlink()
 

@@ -9,9 +9,8 @@ from tqdm import tqdm
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError
 
-CONNECT_S = 5.0     # a host that does not answer for so long is out of reach
-READ_S = 30.0       # a connection that gives no byte for so long is cut
-MAX_WAIT_S = 60.0   # a source that asks for a longer wait (Retry-After) is given up
+TIMEOUTS_S = 5.0, 30.0  # without an answer, without a byte: after these the next try or source
+MAX_WAIT_S = 60.0       # a source that asks for a longer wait (Retry-After) is given up
 
 
 class Patience(Retry):
@@ -24,26 +23,26 @@ class Patience(Retry):
         return wait_s
 
 
-def download(urls, path, sha256="", md5="", size=0, n_tries=4):
+def download(urls, path, checksum="", n_tries=4):
     """Download a file to path + '.part', verify it, then rename it.
 
-    urls: str or list of str, tried in order. sha256, md5: hex; size: bytes; "" and 0: unknown.
+    urls: str or list of str, tried in order. checksum: "md5:" or "sha256:" and hex, "": unknown.
     n_tries: failures in a row, without a new byte, before the next source. Returns the url that
     served, or path when the file was there. OSError names the reason of each source.
     """
-    checks = {"sha256": sha256, "md5": md5, "size": size}
-    if os.path.exists(path) and not mismatch(path, **checks):
+    if os.path.exists(path) and not mismatch(path, checksum):
         return path
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     again = Patience(n_tries - 1, connect=0, backoff_factor=1, raise_on_status=False,
                      status_forcelist=(408, 425, 429, 500, 502, 503, 504))
     session = requests.Session()
-    session.mount("http", HTTPAdapter(max_retries=again))
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=again))
     part, reasons = path + ".part", ""
     for url in [urls] if isinstance(urls, str) else urls:
-        if os.path.exists(part) and not (sha256 or md5):
+        if os.path.exists(part) and not checksum:
             os.remove(part)  # it may come from another source: only a checksum could tell
-        reason = download_from(session, url, part, checks, n_tries)
+        reason = download_from(session, url, part, checksum, n_tries)
         if not reason:
             os.replace(part, path)
             return url
@@ -51,7 +50,7 @@ def download(urls, path, sha256="", md5="", size=0, n_tries=4):
     raise OSError(f"{path}: no source could be downloaded{reasons}")
 
 
-def download_from(session, url, part, checks, n_tries):
+def download_from(session, url, part, checksum, n_tries):
     """Fill `part` from one source and verify it. Returns '' or the reason why that failed."""
     n_failed, is_mixed = 0, os.path.exists(part)
     while True:
@@ -66,7 +65,7 @@ def download_from(session, url, part, checks, n_tries):
                 return f"cut after {size_of(part):,} bytes, {n_failed} times ({e})"
             time.sleep(2.0 ** (n_failed - 1))
             continue
-        wrong = mismatch(part, **checks)
+        wrong = mismatch(part, checksum)
         if not wrong:
             return ""
         os.remove(part)
@@ -79,7 +78,7 @@ def fetch(session, url, part):
     """Ask once for what `part` lacks. HTTPError: cut; other errors: this source won't do."""
     have = size_of(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)) as response:
+    with session.get(url, headers=headers, stream=True, timeout=TIMEOUTS_S) as response:
         status, served = response.status_code, response.headers.get("Content-Range", "")
         if have and status == 416 and served == f"bytes */{have}":
             return  # all of it was there
@@ -88,17 +87,13 @@ def fetch(session, url, part):
             return fetch(session, url, part)
         if status not in (200, 206):
             raise ValueError(f"HTTP {status} {response.reason}")
-        save(response, part, have if status == 206 else 0)  # 200: the server ignored the Range
-
-
-def save(response, part, n):
-    """Append a response to the first n bytes of `part`; HTTPError: it is cut."""
-    total = n + int(response.headers.get("Content-Length", -n)) or None
-    bar = tqdm(desc=os.path.basename(part), total=total, initial=n, unit="B", unit_scale=True)
-    with bar, open(part, "ab" if n else "wb") as f:
-        while block := response.raw.read1(1 << 18):
-            f.write(block)
-            bar.update(len(block))
+        n = have if status == 206 else 0  # 200: the server ignored the Range
+        total = n + int(response.headers.get("Content-Length", -n)) or None
+        bar = tqdm(desc=os.path.basename(part), total=total, initial=n, unit="B", unit_scale=True)
+        with bar, open(part, "ab" if n else "wb") as f:
+            while block := response.raw.read1(1 << 18):
+                f.write(block)
+                bar.update(len(block))
 
 
 def size_of(path):
@@ -106,14 +101,11 @@ def size_of(path):
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 
-def mismatch(path, sha256="", md5="", size=0):
-    """Return how a file differs from its published size (bytes) and checksums (hex), or ''."""
-    if size and os.path.getsize(path) != size:
-        return f"{os.path.getsize(path):,} bytes instead of {size:,}"
-    for name, expected in (("sha256", sha256), ("md5", md5)):
-        if expected:
-            with open(path, "rb") as f:
-                found = hashlib.file_digest(f, name).hexdigest()
-            if found != expected.lower():
-                return f"{name} is {found[:16]} instead of {expected[:16]}"
-    return ""
+def mismatch(path, checksum):
+    """Return how a file differs from its published checksum, or ''."""
+    name, _, expected = checksum.partition(":")
+    if not name:
+        return ""
+    with open(path, "rb") as f:
+        found = hashlib.file_digest(f, name).hexdigest()
+    return "" if found == expected else f"{name} is {found[:16]} instead of {expected[:16]}"

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -113,8 +114,8 @@ def at_speeds(clips):
             own = {"key": f"{clip['info']['key']}-speed{percent}", "at_speed": percent / 100,
                    "seconds": round(100 * clip["seconds"] / percent, 4)}
             if own["seconds"] <= MAX_AUDIO_S:
-                info = clip["info"] | own
-                changed.append(clip | {"seconds": own["seconds"], "info": info, "speed": percent / 100})
+                changed.append(clip | {"seconds": own["seconds"], "info": clip["info"] | own,
+                                       "speed": percent / 100})
     return changed
 
 
@@ -219,14 +220,19 @@ def make_shards(shards, failures, n_found, encoder, layers, kind):
     n_gpus = torch.cuda.device_count() if kind == "cuda" else 1
     n_threads = workers or max(1, os.cpu_count() // n_gpus)
     n_workers, start = (workers, "") if kind == "cpu" else (n_gpus, "spawn")
-    made = run_all(make_shard, jobs, n_workers, begin_work, (encoder, layers, kind, n_threads),
-                   start=start)
+    shared = encoder, layers, kind, n_threads
     seconds = [round(sum(clip["seconds"] for clip in clips)) for _, clips in jobs]
-    with tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1) as bar:
-        for failed, n in zip(made, seconds):
-            bar.update(n)
-            failures = failures + failed
-            check_failures(failures, n_found)
+    try:
+        with closing(run_all(make_shard, jobs, n_workers, begin_work, shared, start=start)) as made, \
+                tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1) as bar:
+            for failed, n in zip(made, seconds):
+                bar.update(n)
+                failures = failures + failed
+                if len(failures) > MAX_BAD_SHARE * n_found:
+                    break
+    except OSError as e:  # the disk is full, or a worker was killed
+        fail(e)
+    check_failures(failures, n_found)
 
 
 def finish(clips, shards, failures, n_found, manifest):
@@ -279,8 +285,7 @@ def main():
         seconds = sum(clip["seconds"] for clip in clips)  # 50 frames each; float16; tar and json
         clear(len(clips), int(seconds * 50 * 2 * len(layers) * encoder.n_embd) + 5000 * len(clips))
         note_made(FINAL, begun, inputs, [])
-    with user_input():
-        make_shards(shards, failures, n_found, encoder, layers, own.type)
+    make_shards(shards, failures, n_found, encoder, layers, own.type)
     manifest = finish(clips, shards, failures, n_found, {
         "encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers,
         "D": encoder.n_embd, "counts": counts, "settings": config, **provenance(own)})
