@@ -13,22 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from download import download
 from files import find_files, read_jsonl, read_lines
+from record import need
 
-SOURCES = {  # data sets of Hugging Face: address and number of files
-    # 250 million characters each in the column "text"; nanochat trains on it (its dataset.py)
-    "climbmix": ("karpathy/climbmix-400b-shuffle/resolve/main/shard_{:05d}.parquet", 6543),
-    "smoltalk": ("HuggingFaceTB/smol-smoltalk/resolve/main/data/train-{:05d}-of-00004.parquet", 4)}
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
-MIRRORS = ("https://hf-mirror.com",)  # asked where HF_ENDPOINT, or Hugging Face, fails
 STRINGS = re.compile(r"(dictionary<values=)?(large_)?string(_view)?(, .*>)?")  # Arrow's names
 
 
 # ---- files of documents
 
 def list_documents(setting, paths):
-    """Return the files (str) of comma-separated files and folders, in order.
+    """Return the files (list of str) of comma-separated files and folders, in order, each once.
 
     FileNotFoundError names the setting: no such file, or a folder without files of SUFFIXES.
     """
@@ -39,54 +34,24 @@ def list_documents(setting, paths):
             raise FileNotFoundError(f"{setting}={path}: no such file, or a folder without "
                                     f"{' '.join(SUFFIXES)} (a comma stands between two paths)")
         files += found
-    return files
-
-
-def fetch_source(name, n_files, folder):
-    """Download the first n_files of a public source, where missing -> their paths in folder.
-
-    ValueError: too many files, or one is no parquet. OSError: no server has it.
-    """
-    address, n_all = SOURCES[name]
-    if not 1 <= n_files <= n_all:
-        raise ValueError(f"n_files={n_files}: {name} has {n_all} files, so 1 to {n_all}")
-    import_parquet()  # before gigabytes come
-    hubs = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co", *MIRRORS)
-    paths = []
-    for file in map(address.format, range(n_files)):
-        path = os.path.join(folder, os.path.basename(file))
-        download([f"{hub.rstrip('/')}/datasets/{file}" for hub in hubs], path)
-        with open(path, "rb") as f:  # no checksum is published
-            if f.read(4) != b"PAR1":
-                raise ValueError(f"{path} is no parquet file (a proxy's page?): delete it")
-        paths.append(path)
-    return paths
-
-
-def import_parquet():
-    """Return pyarrow.parquet; only parquet files need it."""
-    try:
-        import pyarrow.parquet as parquet
-        return parquet
-    except ImportError:
-        raise ValueError("parquet needs pyarrow: .venv/bin/pip install pyarrow") from None
+    return list(dict.fromkeys(files))
 
 
 def read_documents(path, doc_chars):
     """Yield the documents (str) of a file of SUFFIXES; null in .jsonl or .parquet is an empty one.
 
-    doc_chars: .txt and .md are cut about every so many characters. ValueError names file and line.
+    doc_chars: .txt and .md are cut at the first empty line after so many characters, or anywhere
+    after twice as many. ValueError names the file, and the line where there are lines.
     """
-    kind = os.path.splitext(path)[1].lower()
-    if kind == ".parquet":
-        return read_parquet(path)
-    if kind == ".jsonl":
-        return read_texts(path)
-    return read_text(path, doc_chars)
-
-
-def read_text(path, doc_chars):
-    """Cut a text at the first empty line after doc_chars, or anywhere after twice as many."""
+    if path.lower().endswith(".parquet"):
+        yield from read_parquet(path)
+        return
+    if path.lower().endswith(".jsonl"):
+        for where, row in read_jsonl(path, '"text"'):
+            if not isinstance(row.get("text", 0), str | None):
+                raise ValueError(f'{where}: "text" is no string, or not among {", ".join(row)}')
+            yield (row["text"] or "").encode(errors="replace").decode()  # half a surrogate pair: ?
+        return
     pieces, n_chars = [], 0
     for line in read_lines(path):
         for start in range(0, len(line) + 1, doc_chars):
@@ -98,18 +63,12 @@ def read_text(path, doc_chars):
     yield "".join(pieces).strip("\n")
 
 
-def read_texts(path):
-    """Yield the "text" of each line's JSON object."""
-    for where, row in read_jsonl(path, '"text"'):
-        if not isinstance(row.get("text", 0), str | None):
-            raise ValueError(f'{where}: "text" is no string, or missing among {", ".join(row)}')
-        yield (row["text"] or "").encode("utf-8", "replace").decode()  # half a surrogate pair: ?
-
-
 def read_parquet(path):
     """Yield the strings of the column "text"; pandas' categories and polars' views are strings."""
+    need("pyarrow")
+    import pyarrow.parquet as parquet
     try:
-        with import_parquet().ParquetFile(path) as f:
+        with parquet.ParquetFile(path) as f:
             kinds = [str(field.type) for field in f.schema_arrow if field.name == "text"]
             if len(kinds) == 1 and STRINGS.fullmatch(kinds[0]):
                 for batch in f.iter_batches(1024, columns=["text"]):
@@ -117,7 +76,7 @@ def read_parquet(path):
                 return
             found = ", ".join(f"{field.name} ({field.type})" for field in f.schema_arrow)
     except (ValueError, OSError) as e:  # as Arrow raises them
-        raise ValueError(f"{path}: {e} (cut short? then copy it again)") from None
+        raise ValueError(f"{path}: {e} (cut short? delete it, copy it again)") from None
     raise ValueError(f'{path}: needs one column "text" of strings, and has {found}')
 
 

@@ -12,7 +12,7 @@ Writes into out_dir: tokenizer.json, train.bin and val.bin (see documents.py), a
        (counts, settings, checksums).
 
 A document's hash decides whether it is val's (1%); a book that is cut is in both splits. About 2 MB
-of text a second and core. Run again, it does nothing unless settings, files or code changed.
+of text a second and core. Made anew only when settings, files or code changed.
 """
 import hashlib
 import os
@@ -23,36 +23,40 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import configure, user_input
-from documents import SOURCES, fetch_source, list_documents, read_documents
+from documents import list_documents, read_documents
+from download import download
 from files import sha256_file
 from record import is_made, note_made
 from tokenizer import load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
-documents = ""           # comma-separated files and folders, or climbmix
+documents = ""           # comma-separated files and folders; or climbmix, nanochat's
 out_dir = "data/documents"
-n_files = 1              # of climbmix's 6,543, 250 MB of text each; kept in data/climbmix
+n_files = 1              # of climbmix, 250 MB of text each; kept in data/climbmix
 doc_chars = 4000         # .txt and .md are cut about every so many characters
 tokenizer = ""           # folder of a tokenizer.json or nanochat's .pkl; '': a new one is trained
 vocab_size = 2048        # of a new one, at most 65,536
 tokenizer_mb = 50.0      # text that a new one is trained on
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
+WEB, N_WEB = "karpathy/climbmix-400b-shuffle/resolve/main/shard_{:05d}.parquet", 6543
+MIRROR = "https://hf-mirror.com"  # asked where HF_ENDPOINT, or Hugging Face, fails
 VAL_SHARE = 0.01         # of the documents, and at least one
 CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of memory a token
 
 
 def find_documents():
-    """Return the paths of the documents' files; public ones are downloaded into data/<name>."""
+    """Return the paths of the documents' files; climbmix is downloaded where it is missing."""
+    if not documents or doc_chars < 1 or not 1 <= n_files <= N_WEB:
+        raise ValueError(f"documents names files, doc_chars is over 0, n_files 1 to {N_WEB}")
+    if documents != "climbmix":
+        return list_documents("documents", documents)
+    hubs = [os.environ.get("HF_ENDPOINT") or "https://huggingface.co", MIRROR]
     paths = []
-    for name in map(str.strip, documents.split(",")):
-        if name in SOURCES:
-            paths += fetch_source(name, n_files, f"data/{name}")
-        else:
-            paths += list_documents("documents", name)
-    if not paths or doc_chars < 1:
-        raise ValueError("documents names files, folders or public sources; doc_chars is over 0")
-    return list(dict.fromkeys(paths))  # a file named twice is read once
+    for address in map(WEB.format, range(n_files)):
+        paths.append(f"data/climbmix/{os.path.basename(address)}")
+        download([f"{hub.rstrip('/')}/datasets/{address}" for hub in hubs], paths[-1])
+    return paths
 
 
 def read_chunks(paths, left_out):

@@ -3,14 +3,13 @@
     python prepare_synthetic.py                       # the CPU demo's speech for alignment
     python prepare_synthetic.py --corpus=many --out_dir=data/voices --n_train=3200 --n_test=600
     python prepare_synthetic.py --corpus=spoken --out_dir=data/spoken --n_train=600 --n_test=300
-    python prepare_synthetic.py --n_train=8 --n_val=8 --n_test=8 --out_dir=data/toy
 
-Reads  <text_dir>/{train,val,test}.txt, a sentence on each line; corpus "spoken": assets/spoken.txt.
+Reads  <text_dir>/{train,val,test}.txt, a sentence on each line, or assets/spoken.txt.
 Writes <out_dir>/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac (16 kHz mono PCM16)
        and .trans.txt; labels.jsonl (a row for each clip, see make_clip()); meta.json.
 
-A clip depends on (seed, split, number, sentence) alone. All is made in <out_dir>/.part, so that
-earlier clips stay until then. On 2 cores: about 75 espeak, 15 flite or 5 Piper clips a second.
+A clip depends on (seed, split, number, sentence) alone. All is made in <out_dir>/.part; until all
+is there, earlier clips stay. 2 cores: about 75 espeak, 15 flite or 5 Piper clips a second.
 """
 import os
 import shutil
@@ -39,11 +38,10 @@ workers = 0              # processes; 0: one for each core
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SAMPLE_RATE = 16000
-SPLITS = ("train", "val", "test")
+SIZES = {"train": n_train, "val": n_val, "test": n_test}
+SPLITS = list(SIZES)
 CLIPS_PER_CHAPTER = 25
-# engine of train and val, that of test; shares of clips with a style and with noise; ranges that
-# differ from RANGES
-CORPORA = {
+CORPORA = {  # engines of train and test, shares of clips with a style and noise, special RANGES
     "plain": ("espeak", "piper", 0.0, 0.3, {"rate_set": (160, 205)}),
     "many": ("espeak_many", "espeak_new", 0.3, 0.0, {"rate_set": (85, 265), "pitch": (5, 95)}),
     "spoken": ("espeak", "piper", 0.0, 0.0, {"rate_set": (140, 195)}),
@@ -80,9 +78,9 @@ def plan_clip(split, i, speakers, text):
     if rng.uniform() < noise_share:
         clip["noise"] = list(NOISES)[rng.integers(3)]
         clip["snr_db"] = round(rng.uniform(*SNR_DB), 1)
-    if engine in RANGES and engine != "espeak":
-        drawn = {name: round(rng.uniform(*ends), 3) for name, ends in RANGES[engine].items()}
-        return clip | drawn
+    if not engine.startswith("espeak"):
+        ends = RANGES[engine]
+        return clip | {name: round(rng.uniform(*ends[name]), 3) for name in ends}
     ranges = RANGES["espeak"] | ranges
     if style_share:
         has_style = rng.uniform() < style_share
@@ -156,15 +154,17 @@ def measure_pitch(wav):
 def find_inputs():
     """Return ({split: engine}, {file or engine: checksum or version}); errors: wrong settings."""
     if corpus not in CORPORA or test_engine not in ("", *VOICES):
-        raise ValueError(f"{corpus=} is one of {', '.join(CORPORA)}; {test_engine=} is '' or one of "
+        raise ValueError(f"{corpus=} is one of {', '.join(CORPORA)}, {test_engine=} '' or one of "
                          f"{', '.join(VOICES)}")
-    if min(n_train, n_val, n_test, workers, seed) < 0:
+    if min(*SIZES.values(), workers, seed) < 0:
         raise ValueError("n_train, n_val, n_test, workers and seed are 0 or more")
     first, last = CORPORA[corpus][:2]
     engines = {"train": first, "val": first, "test": test_engine or last}
-    paths = [text_path(split) for split in SPLITS]
-    return engines, ({path: sha256_file(path) for path in paths}
-                     | {engine: voices.version(engine) for engine in engines.values()})
+    inputs = {}
+    for split in filter(SIZES.get, SIZES):  # those with clips
+        inputs[text_path(split)] = sha256_file(text_path(split))
+        inputs[engines[split]] = voices.version(engines[split])
+    return engines, inputs
 
 
 def text_path(split):
@@ -190,9 +190,9 @@ def choose_texts(split, n):
 def plan_chapters(engines):
     """Plan all clips -> {"<split>/<speaker>/<chapter>": [clip, ...]}."""
     chapters = {}
-    for split, n in zip(SPLITS, (n_train, n_val, n_test)):
+    for split in filter(SIZES.get, SIZES):
         speakers = [(engines[split], *voice) for voice in VOICES[engines[split]]]
-        for i, text in enumerate(choose_texts(split, n)):
+        for i, text in enumerate(choose_texts(split, SIZES[split])):
             clip = plan_clip(split, i, speakers, text)
             speaker, chapter, _ = clip["key"].split("-")
             chapters.setdefault(f"{split}/{speaker}/{chapter}", []).append(clip)
@@ -223,7 +223,7 @@ def make_corpus(chapters):
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     labels = []
-    with tqdm(total=n_train + n_val + n_test, unit=" clips", disable=None) as bar:
+    with tqdm(total=sum(SIZES.values()), unit=" clips", disable=None) as bar:
         for rows in run_all(write_chapter, list(chapters.items()), workers):
             labels += rows
             bar.update(len(rows))

@@ -10,7 +10,7 @@ Writes into out_dir, in UTF-8: train.txt, val.txt and test.txt, a sentence on ea
        transcripts.py spells it, and meta.json (counts, settings, checksums).
 
 No sentence stands twice. The hash of a sentence decides its split, so that no run trains on what
-another run holds out. Run again, the script does nothing unless settings, source or code changed.
+another run holds out. Made anew only when settings, source or code changed.
 """
 import hashlib
 import os

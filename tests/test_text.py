@@ -13,14 +13,20 @@ SPLITS = ("train", "val", "test")
 SMALL = ("--n_train=20000", "--n_val=200", "--n_test=400")
 
 
-def prepare(out, *args, ok=True, **env):
-    """Run prepare_text.py into `out` -> what it prints, or its only line of error."""
-    command = [sys.executable, "prepare_text.py", f"--out_dir={out}", *args]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True,
+def run(script, *args, ok=True, cwd=ROOT, **env):
+    """Run a script -> what it prints, or the only line of error."""
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True,
                           text=True, timeout=120)
     assert done.returncode == (0 if ok else 2), done.stderr
-    assert ok or done.stderr.count("\n") == 1, done.stderr
-    return done.stdout if ok else done.stderr
+    said = [line for line in done.stderr.splitlines() if "\r" not in line]  # no progress bars
+    assert ok or len(said) == 1 and said[0].startswith(script), done.stderr
+    return done.stdout if ok else said[0]
+
+
+def prepare(out, *args, **options):
+    """Run prepare_text.py into `out`."""
+    return run("prepare_text.py", f"--out_dir={out}", *args, **options)
 
 
 def read(out):
@@ -129,13 +135,12 @@ def test_bad_grammar_names_the_line(tmp_path, line, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("args, message", [
-    (["--grammar=nowhere.txt"], "nowhere.txt"), (["--text_file=nowhere.txt"], "text_file=nowhere"),
-    (["--n_val=-1"], "n_val"), (["--n_train=many"], "n_train"), (["--exclude=x"], "exclude=x")])
-def test_bad_settings_are_one_line(tmp_path, args, message):
+@pytest.mark.parametrize("arg", ["--grammar=nowhere", "--text_file=nowhere", "--exclude=nowhere",
+                                 "--n_val=-1"])
+def test_bad_settings_are_one_line(tmp_path, arg):
     """Broken: a user's mistake ends in a traceback or in a half-written folder."""
-    assert message in prepare(tmp_path / "out", *args, ok=False)
-    assert not (tmp_path / "out").exists()
+    said = prepare(tmp_path / "out", arg, ok=False)
+    assert ("n_val" if "n_val" in arg else "nowhere") in said and not (tmp_path / "out").exists()
 
 
 def test_prose(tmp_path):
