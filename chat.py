@@ -1,83 +1,94 @@
 """
-Talk to a checkpoint in the terminal: chat, let it hear recordings, ask about them, or let it continue a text.
+Talk to a checkpoint in the terminal: chat, ask about a recording, transcribe it, continue a text.
 
-    python chat.py --ckpt=out/cpu_w3                                         # a chat; /audio clip.wav lets it hear one
+    python chat.py --ckpt=out/cpu_w3                        # a chat; /audio clip.wav adds a sound
     python chat.py --ckpt=out/cpu_w3 --audio=clip.wav --prompt="who is speaking?"
-    python chat.py --ckpt=out/cpu_w2 --audio=clip.wav                        # what was said, without a question
-    python chat.py --ckpt=out/cpu_chat                                       # a chat without ears
+    python chat.py --ckpt=out/cpu_w2 --audio=clip.wav       # what was said
     python chat.py --ckpt=out/cpu_base --prompt="the train" --temperature=0.8
 """
-import os
+import signal
 import sys
 from contextlib import suppress
 
-from configurator import configure, fail
+from configurator import configure, fail, user_input
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w3"  # the run's folder
-step = -1            # which checkpoint of it; -1: the last, -2: the best
+step = -1            # its checkpoint; -1: the last, -2: the best
 audio = ""           # a recording to transcribe, or with `prompt` to ask about
-prompt = ""          # a question, where a run chats; else text to continue; '': chat, where a run can
-max_tokens = 64      # of an answer or a continuation; a transcript ends by itself
+prompt = ""          # a question, or a text to continue; '': a chat
+max_tokens = 64      # of an answer or a continuation
 temperature = 0.0    # of an answer or a continuation; 0: the likeliest token
-beams = 5            # of a transcript: hypotheses kept; 1: greedy
-top_k = 50           # of a continuation: only the k likeliest tokens are drawn; 0: all
-seed = 0             # of a continuation
-cache_mb = 64        # of a chat's keys and values, so that a turn reads only what is new
-device = "auto"      # auto, cuda, mps, cpu
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
-HELP = "/audio FILE lets it hear a recording with what you write next, /new begins anew, /quit or Ctrl-D ends"
+CACHE_BYTES = 64 * 2**20  # of a chat's keys and values: a turn reads only what is new
+TOP_K = 50                # so many of the likeliest tokens are drawn from
+LONGEST_S = 30            # of the recordings in training
+HELP = "/audio FILE adds a recording to your next question, /new begins anew, /quit ends"
 
 
-def say(batch, row, text):
-    """Print a row's tokens as text as they come, until it ends or Ctrl-C stops it; returns the text."""
-    said = []
+def say(items, text, stop_ids):
+    """Print what follows a prompt, a piece at a time, until it ends or Ctrl-C -> str.
+
+    None where the prompt is too long.
+    """
+    if size(items) + max_tokens > talker.limit:
+        print(f"chat.py: {size(items)} tokens of audio and text and max_tokens={max_tokens} > the "
+              f"model's {talker.limit}: lower them, or begin anew", file=sys.stderr)
+        return None
+    row = Row(items, max_tokens, temperature, TOP_K, stop_ids=stop_ids)
     try:
         batch.add([row])
         while batch.rows:
-            for who, token in batch.step():
-                said.append(text.add(token) if token is not None and who is row else "")
-                print(said[-1], end="", flush=True)
-        said.append(text.add())
-        print(said[-1], flush=True)
+            for _, token in batch.step():
+                print(text.add(token), end="", flush=True)
+        print(text.add(), flush=True)
     except KeyboardInterrupt:  # the answer, not the chat
-        batch.drop(batch.rows)
+        batch.drop([row])
         print(" [stopped]", flush=True)
-    return "".join(said)
+    return text.shown
 
 
-def answer(talker, batch, messages):
-    """Print what the model answers to [(role, text, Recording or None)]; returns the text."""
-    from talk import Row, Text, size
-    longest_s = max((len(sound.wav) / 16_000 for *_, sound in messages if sound), default=0)
-    if longest_s > 30:
-        print(f"chat.py: a recording of {longest_s:.0f} s: training's are at most 30 s, parts may be missed",
-              file=sys.stderr)
-    items = talker.prompt(messages)
-    if size(items) + max_tokens > talker.limit:
-        raise ValueError(f"{size(items)} tokens of audio and text and max_tokens={max_tokens} > the model's "
-                         f"{talker.limit}: give a shorter recording, or begin anew")
-    row = Row(items, max_tokens, temperature, top_k, seed=seed, stop_ids=talker.stop_ids())
-    return say(batch, row, Text(talker.tok, talker.plain))
+def answer(messages):
+    """Print the answer to [(role, text, wavs)] -> str, or None as say()."""
+    turns = []
+    for role, text, wavs in messages:
+        if sum(map(len, wavs)) > LONGEST_S * SAMPLE_RATE:
+            print(f"chat.py: over {LONGEST_S} s: parts may be missed", file=sys.stderr)
+        turns.append((role, text, talker.record(*wavs) if wavs else None))
+    return say(talker.prompt(turns), Text(talker.tok, talker.plain), talker.stop_ids())
 
 
-def listen(talker, wav):
-    """Print what the model hears in a wav, each piece as soon as it is heard."""
-    before, cut = "", []
-    for piece in talker.transcripts(wav, beams, cut):
+def transcribe(wav):
+    """Print what was said in a wav (n,), each piece when it is heard."""
+    between, n_cut = "", 0
+    for piece, is_cut in talker.transcripts(wav):
+        n_cut += is_cut
         if piece:
-            print(before + piece, end="", flush=True)
-            before = " "
+            print(between + piece, end="", flush=True)
+            between = " "
     print(flush=True)
-    if cut:
-        print(f"chat.py: {len(cut)} transcripts were cut off: the model wrote in a loop", file=sys.stderr)
+    if n_cut:
+        print(f"chat.py: {n_cut} transcripts were cut off: the model wrote in a loop",
+              file=sys.stderr)
 
 
-def chat(talker, batch):
-    """Several turns, with recordings in any of them."""
-    from audio import read_audio
-    from talk import joined
+def hear(path):
+    """Read a recording for /audio -> [wav (n,)]; [] where that is not possible."""
+    if not talker.ears:
+        print(f"{ckpt} has no ears: it reads and writes text", file=sys.stderr, flush=True)
+        return []
+    try:
+        wav = read_audio(path.strip("'\" "))
+    except (ValueError, OSError) as e:
+        print(e, file=sys.stderr, flush=True)
+        return []
+    print(f"{len(wav) / SAMPLE_RATE:.1f} s: ask about it")
+    return [wav]
+
+
+def chat():
+    """Take turns with the user, who may add recordings to each."""
     messages, wavs = [], []
     print(HELP)
     with suppress(ImportError):
@@ -86,77 +97,50 @@ def chat(talker, batch):
         try:
             line = input("> ").strip()
         except (EOFError, KeyboardInterrupt):
-            return print()
+            line = "/quit"
+            print()
         command, _, path = line.partition(" ")
-        try:
-            if command == "/quit":
-                return
-            if command == "/new":
-                messages, wavs = [], []
-            elif command == "/audio" and not talker.ears:
-                raise ValueError(f"{ckpt} has no ears: it reads and writes text")
-            elif command == "/audio":
-                wavs.append(read_audio(find_audio(path.strip().strip("'\""), "/audio")))
-                print(f"{len(wavs[-1]) / 16_000:.1f} s, {len(wavs)} with your next question: ask about it")
-            elif line.startswith("/"):
-                print(HELP)
-            elif line:
-                asked = [*messages, ("user", line, talker.record(joined(wavs)) if wavs else None)]
-                messages, wavs = [*asked, ("assistant", answer(talker, batch, asked), None)], []
-        except (ValueError, OSError) as e:
-            print(f"{e}", file=sys.stderr, flush=True)
+        if command == "/quit":
+            return
+        if command == "/new":
+            messages, wavs = [], []
+        elif command == "/audio":
+            wavs = wavs + hear(path)
+        elif line.startswith("/"):
+            print(HELP)
+        elif line:
+            asked = [*messages, ("user", line, wavs)]
+            said = answer(asked)
+            if said is not None:
+                messages, wavs = [*asked, ("assistant", said, [])], []
 
 
-def find_audio(path, what):
-    """Return path, or ValueError where no file is."""
-    if not os.path.isfile(path):
-        raise ValueError(f"{what}: {path or '(no file named)'}: " + (
-            "a folder, give one file" if os.path.isdir(path) else "no such file"))
-    return path
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
+if max_tokens < 1 or temperature < 0:
+    fail(f"max_tokens={max_tokens} is 1 or more, temperature={temperature} is 0 or more")
+from recordings import SAMPLE_RATE, read_audio  # noqa: E402 (after the settings: they take a second)
+from talk import Batch, Row, Talker, Text, size  # noqa: E402
 
-
-def continue_text(talker, batch):
-    """Print `prompt` and what the model says after it."""
-    from talk import Row, Text
-    items = [talker.tok.bos_id, *talker.tok.encode(prompt)]
-    if len(items) + max_tokens > talker.limit:
-        raise ValueError(f"{len(items)} tokens of prompt and max_tokens={max_tokens} > the model's {talker.limit}: "
-                         "lower them")
+with user_input():
+    wav = read_audio(audio) if audio else None
+    talker = Talker(ckpt, step)
+if audio and not talker.ears:
+    fail(f"{ckpt} takes no audio: give a run of train_align.py or train_sft.py")
+if audio and prompt and not talker.can_chat:
+    fail(f"{ckpt} only transcribes: leave out --prompt")
+if not (audio or prompt or talker.can_chat):
+    fail(f"{ckpt} holds no chat: give it --audio= to transcribe or --prompt= to continue")
+batch = Batch(talker.model, talker.hear, CACHE_BYTES)
+said = ""
+if audio and not prompt:
+    transcribe(wav)
+elif prompt and talker.can_chat:
+    said = answer([("user", prompt, [wav] if audio else [])])
+elif prompt:
     print(prompt, end="", flush=True)
-    say(batch, Row(items, max_tokens, temperature, top_k, seed=seed, stop_ids=(talker.tok.bos_id,)), Text(talker.tok))
-
-
-def main():
-    if audio:
-        find_audio(audio, "audio")
-    for name, least in (("max_tokens", 1), ("beams", 1), ("temperature", 0), ("top_k", 0), ("cache_mb", 0)):
-        if config[name] < least:
-            raise ValueError(f"{name}={config[name]}: give {least} or more")
-    from audio import read_audio
-    from talk import Batch, Talker
-    talker = Talker(ckpt, step, device)
-    batch = Batch(talker.model, talker.hear if talker.ears else None, cache_mb * 2**20)
-    if audio and not talker.ears:
-        raise ValueError(f"{ckpt} takes no audio (its meta has no 'audio'): give a run of train_align.py")
-    if audio and prompt and not talker.can_chat:
-        raise ValueError(f"{ckpt} is a 'transcript' model: it only transcribes, so leave out --prompt")
-    if audio and not prompt:
-        listen(talker, read_audio(audio))
-    elif prompt and talker.can_chat:
-        answer(talker, batch, [("user", prompt, talker.record(read_audio(audio)) if audio else None)])
-    elif talker.can_chat:
-        chat(talker, batch)
-    elif not prompt:
-        raise ValueError(f"{ckpt} holds no chat: " + ("give it --audio= to transcribe" if talker.ears else
-                                                      "give it --prompt= to continue"))
-    else:
-        continue_text(talker, batch)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (ValueError, OSError) as e:
-        fail(e)
+    items = [talker.tok.bos_id, *talker.tok.encode(prompt)]
+    said = say(items, Text(talker.tok), (talker.tok.bos_id,))
+else:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    chat()
+sys.exit(2 if said is None else 0)

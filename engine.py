@@ -1,151 +1,135 @@
-"""The thread that runs a model for many askers: rows decoded together, and transcripts a piece at a time between them.
+"""Runs a model for many requests in a thread beside the server's event loop.
 
-Askers live in asyncio: they submit a Job and follow its events. A mistake in one costs that one alone where it can.
+In a turn, each answer gets a token; in some turns, a transcript gets its next piece instead.
 """
 import asyncio
 import sys
-import threading
-import time
 import traceback
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from talk import Batch
+from talk import Batch, Row
 
-PATIENCE = 8        # tokens of every answer between two pieces of transcripts, which take as long
-MAX_TRANSCRIPTS = 2  # at once; the others wait
-FEW = 16            # answers at most that one thread decodes: several wait for each other longer than they work
-
-
-class Busy(Exception):
-    """The queue is full."""
+PATIENCE = 8         # turns between two pieces of transcripts, while there are answers
+MAX_TRANSCRIPTS = 2  # begun at once; they take turns
 
 
+@dataclass(eq=False)
 class Job:
-    """A Row to answer, or a wav to transcribe; `events` gets ids or pieces of text, then None, or an exception."""
+    """A Row to answer, or a wav (n,) to transcribe.
 
-    def __init__(self, row=None, wav=None):
-        self.row, self.wav, self.gone, self.pieces = row, wav, False, None
-        self.loop, self.events = asyncio.get_running_loop(), asyncio.Queue()
-
-    def tell(self, event):
-        try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the server is stopping
-            self.gone = True
-
-    async def follow(self):
-        """Yield events until None; a reader that leaves frees its place at the next token."""
-        try:
-            while (event := await self.events.get()) is not None:
-                if isinstance(event, Exception):
-                    raise event
-                yield event
-        finally:
-            self.gone = True
+    events: token ids, or (text, is_cut) of each piece; then None or an Exception.
+    """
+    row: Row = None
+    wav: np.ndarray = None
+    events: asyncio.Queue = field(default_factory=asyncio.Queue)
+    gone: bool = False  # nobody reads the events any more
 
 
-class Engine(threading.Thread):
-    """talker: a Talker. window_s: an idle engine waits so long for requests that come together."""
+class Engine:
+    """talker: a Talker. max_batch: answers decoded together. max_queue: Jobs that may wait."""
 
-    def __init__(self, talker, max_batch, max_queue, window_s, keep_bytes, beams):
-        super().__init__(daemon=True)
-        self.talker, self.max_batch, self.max_queue, self.window_s = talker, max_batch, max_queue, window_s
+    def __init__(self, talker, max_batch, max_queue, cache_bytes):
+        self.talker = talker
+        self.max_batch = max_batch
+        self.max_queue = max_queue
+        self.cache_bytes = cache_bytes
         self.n_threads = torch.get_num_threads()
-        self.beams, self.wake, self.waiting, self.turns = beams, threading.Condition(), deque(), 0
-        self.answers, self.transcripts = {}, deque()  # row -> Job; Jobs in turn
-        self.new_batch = lambda: Batch(talker.model, talker.hear if talker.ears else None, keep_bytes)
-        self.batch = self.new_batch()
+        self.wake = asyncio.Event()  # there is work
+        self.waiting = deque()
+        self.transcripts = deque()  # (Job, its pieces)
+        self.n_turns = 0
+        self.reset()
 
-    def running(self):
-        return len(self.answers) + len(self.transcripts)
+    def reset(self):
+        """Begin without answers."""
+        self.answers = {}  # row: Job
+        self.batch = Batch(self.talker.model, self.talker.hear, self.cache_bytes)
 
     def submit(self, job):
-        """Let a Job wait for its turn; Busy where too many do."""
-        with self.wake:
-            if len(self.waiting) >= max(self.max_queue, 1):
-                self.waiting = deque(job for job in self.waiting if not job.gone)
-            if len(self.waiting) >= max(self.max_queue, 1):
-                raise Busy(f"{len(self.waiting)} requests wait")
-            self.waiting.append(job)
-            self.wake.notify()
+        """Let a Job wait for its turn -> True; False: too many wait."""
+        self.waiting = deque(job for job in self.waiting if not job.gone)
+        if len(self.waiting) >= self.max_queue:
+            return False
+        self.waiting.append(job)
+        self.wake.set()
+        return True
 
-    def run(self):
+    async def run(self):
+        """Work for ever. An error of a turn ends the answers in it, not the server."""
+        thread = ThreadPoolExecutor(1)
         while True:
+            await self.wake.wait()
+            job = self.take()
             try:
-                self.turn()
-            except Exception as e:  # out of memory, or a mistake of ours: these answers are lost, not the server
+                events = await asyncio.wrap_future(thread.submit(self.turn, job))
+            except Exception as e:  # such as out of memory
                 report(e)
-                lost, self.answers, self.batch = self.answers, {}, self.new_batch()
-                for job in lost.values():
-                    job.tell(e)
-
-    def turn(self):
-        """Take in what waits, then a token of every answer, and now and then a piece of a transcript."""
-        with self.wake:
-            self.wake.wait_for(lambda: self.waiting or self.running())
-        if not self.running():
-            time.sleep(self.window_s)
-        for row in [row for row, job in self.answers.items() if job.gone]:
-            self.batch.drop([row])
-            del self.answers[row]
-        torch.set_num_threads(self.n_threads)
-        self.add(self.take())
-        torch.set_num_threads(1 if len(self.answers) <= FEW else self.n_threads)
-        for row, token in self.batch.step() if self.batch.rows else ():
-            job = self.answers[row]
-            if token is not None:
-                job.tell(token)
-            if row.ended:
-                del self.answers[row]
-                job.tell(None)
-        self.turns += 1
-        if self.transcripts and (self.turns % PATIENCE == 0 or not self.answers):
-            self.transcribe(self.transcripts.popleft())
+                events = [(job, e) for job in self.answers.values()]
+                self.reset()
+            for job, event in events:
+                job.events.put_nowait(event)
+            if not (self.waiting or self.answers or self.transcripts):
+                self.wake.clear()
 
     def take(self):
-        """Take from the queue, in order, what there is room for -> Jobs to answer; transcripts join theirs."""
-        rows, left = [], deque()
-        with self.wake:
-            for job in self.waiting:
-                if job.gone:
-                    continue
-                if job.row is None and len(self.transcripts) < MAX_TRANSCRIPTS:
-                    job.pieces = self.talker.transcripts(job.wav, self.beams)
-                    self.transcripts.append(job)
-                elif job.row is not None and len(self.answers) + len(rows) < self.max_batch:
-                    rows.append(job)
-                else:
-                    left.append(job)
-            self.waiting = left
-        return rows
+        """Take the first Job that there is room for out of the queue -> Job or None."""
+        for job in self.waiting:
+            has_room = len(self.transcripts) < MAX_TRANSCRIPTS
+            if job.row:
+                has_room = len(self.answers) < self.max_batch
+            if has_room or job.gone:
+                self.waiting.remove(job)
+                return job
 
-    def add(self, jobs):
-        """Let rows join; where together they fail, one after another, so that one alone is lost."""
+    def turn(self, job):
+        """Begin a Job (or None), then decode or transcribe; in the thread. -> [(Job, event)]"""
+        torch.set_num_threads(self.n_threads)
+        events = self.begin(job) if job and not job.gone else []
+        torch.set_num_threads(1)  # for one token, threads wait longer than they work
+        self.n_turns += 1
+        if self.transcripts and (self.n_turns % PATIENCE == 0 or not self.answers):
+            return events + self.transcribe(*self.transcripts.popleft())
+        return events + self.decode()
+
+    def begin(self, job):
+        """Read a Job's prompt or begin its transcript. An error ends this Job alone."""
+        if job.row is None:
+            self.transcripts.append((job, self.talker.transcripts(job.wav)))
+            return []
         try:
-            if jobs:
-                self.batch.add([job.row for job in jobs])
-                self.answers |= {job.row: job for job in jobs}
+            self.batch.add([job.row])
         except Exception as e:
             report(e)
-            if len(jobs) == 1:
-                return jobs[0].tell(e)
-            for job in jobs:
-                self.add([job])
+            return [(job, e)]
+        self.answers[job.row] = job
+        return []
 
-    def transcribe(self, job):
-        """A piece of a transcript; the next is another's turn."""
+    def decode(self):
+        """Decode a token of every answer that somebody reads."""
+        self.batch.drop([row for row, job in self.answers.items() if job.gone])
+        said = [(self.answers[row], token, row.ended) for row, token in self.batch.step()]
+        self.answers = {row: self.answers[row] for row in self.batch.rows}
+        events = [(job, token) for job, token, _ in said if token is not None]
+        return events + [(job, None) for job, _, ended in said if ended]
+
+    def transcribe(self, job, pieces):
+        """Make the next piece of a transcript."""
         try:
-            piece = None if job.gone else next(job.pieces, None)
+            piece = None if job.gone else next(pieces, None)
         except Exception as e:
             report(e)
             piece = e
-        job.tell(piece)
-        if isinstance(piece, str):
-            self.transcripts.append(job)
+        if isinstance(piece, tuple):
+            self.transcripts.append((job, pieces))
+        return [(job, piece)]
 
 
 def report(e):
-    """Write where in the code a mistake happened, not what the request held."""
-    print("".join(traceback.format_tb(e.__traceback__)) + type(e).__name__, file=sys.stderr, flush=True)
+    """Write to stderr where an error happened, without what the request held."""
+    where = "".join(traceback.format_tb(e.__traceback__))
+    print(where + type(e).__name__, file=sys.stderr, flush=True)

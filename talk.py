@@ -1,29 +1,29 @@
-"""Conversations with a model that hears: rows of ids and recordings, decoded together, each going on where it was read.
+"""A run that talks: its model, tokenizer and ears, and the rows that it decodes together.
 
 A prompt is a list of token ids and Recordings, in the order in which the model reads them.
 """
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import numpy as np
 import torch
 
 from audio import HOP, SAMPLE_RATE, encode, load_ears, n_audio_tokens, split_at_pauses
-from decode import pad, sample, transcribe
 from checkpoints import load_checkpoint
+from decode import pad, sample, transcribe
 from device import pick_device
 from model import KVCache, for_inference
 from tokenizer import load_tokenizer, render_conversation
 from transcripts import plain_text
 
-
-LONGEST = 512  # ids read at once: attention over more takes memory with the square
+LONGEST = 512  # ids read at once: the memory of attention grows with their square
 
 
 @dataclass(frozen=True)
 class Recording:
-    """float32 wav (n,) at 16 kHz, of which the model reads n_tokens audio tokens; the same sound has the same key."""
+    """float32 wav (n,) at 16 kHz, read as n_tokens audio tokens; key: its sha256."""
     key: str
     n_tokens: int
     wav: np.ndarray = field(compare=False, repr=False)
@@ -31,256 +31,253 @@ class Recording:
 
 @dataclass(eq=False)
 class Row:
-    """A prompt and how to continue it; `ids` grows by a token a step."""
+    """A prompt and how to continue it; `ids` grows by one token a step."""
     prompt: list
     max_tokens: int = 64
     temperature: float = 0.0  # 0: the likeliest token
-    top_k: int = 0            # 0: any
+    top_k: int = 0            # 0: all
     top_p: float = 1.0
-    presence_penalty: float = 0.0   # taken off the logits of what this answer has said (OpenAI's)
-    frequency_penalty: float = 0.0  # the same, for each time
     seed: int = 0
     stop_ids: tuple = ()
     ids: list = field(default_factory=list)
-    ended: str = ""           # 'stop' (at one of stop_ids, which is not in ids) or 'length'
+    ended: str = ""           # "stop" (at one of stop_ids, which `ids` lacks) or "length"
+    generator: torch.Generator = None
+
+    def read(self):
+        """Return the items in the KV cache: all but a last id that ended the row."""
+        return self.prompt + (self.ids[:-1] if self.ended == "length" else self.ids)
 
 
 class Text:
-    """The text of ids as they come: half a UTF-8 character waits, and so does what may begin a stop string."""
+    """Turns ids into text as they come; half a UTF-8 character is held back.
+
+    strip: leave out the first space. stop: strings; the text ends before the first of them.
+    """
 
     def __init__(self, tok, strip=False, stop=()):
-        self.tok, self.strip, self.stop = tok, strip, [s for s in stop if s]
-        self.ids, self.shown, self.stopped = [], 0, False
+        self.tok = tok
+        self.strip = strip
+        self.stop = [s for s in stop if s]
+        self.n_held = max([len(s) - 1 for s in self.stop], default=0)  # they may begin one
+        self.ids = []
+        self.shown = ""
+        self.stopped = False
 
     def add(self, token=None):
-        """Take one more id (None: there are no more) -> str, what can be shown of the text now."""
+        """Take the next id, or None at the end -> the new text."""
         if self.stopped:
-            return ""  # what follows a stop string
+            return ""
         if token is not None:
             self.ids.append(token)
         text = self.tok.decode(self.ids).removeprefix(" " * self.strip)
-        found = [at for at in (text.find(s) for s in self.stop) if at >= 0]
-        end = len(text)
-        if found:
-            end, self.stopped = min(found), True
+        ends = [text.find(s) for s in self.stop if s in text]
+        self.stopped = bool(ends)
+        if ends:
+            text = text[:min(ends)]
         elif token is not None:
-            end -= len(text) - len(text.rstrip("\ufffd"))
-            end = next((end - n for n in range(max(map(len, self.stop), default=1) - 1, 0, -1)
-                        if any(s.startswith(text[max(end - n, 0):end]) and n <= end for s in self.stop)), end)
-        new = text[self.shown:end]
-        self.shown = max(self.shown, end)
+            text = text.rstrip("\ufffd")
+            text = text[:max(len(text) - self.n_held, 0)]
+        new = text[len(self.shown):]
+        self.shown += new
         return new
 
 
 class Talker:
-    """A run's model, tokenizer and ears."""
+    """A run's model, tokenizer and ears; ValueError or OSError where its files are wrong."""
 
     def __init__(self, ckpt, step=-1, device="auto"):
         model, meta = load_checkpoint(ckpt, step, pick_device(device))
         self.model = for_inference(model)
         self.tok = load_tokenizer(ckpt, self.model.config.vocab_size)
-        self.step, self.ears, self.device = meta["step"], meta.get("audio"), self.model.cos.device
+        self.step = meta["step"]
+        self.device = self.model.cos.device
         self.limit = self.model.cos.size(0)  # tokens of a conversation
+        self.ears = meta.get("audio")
+        self.plain = bool(self.ears) and self.ears.get("plain", False)
+        # nanochat's base models have a depth, its chat models have none
+        self.can_chat = meta.get("conversations") or "depth" not in meta.get("user_config", {})
         if self.ears:
             self.encoder, projector = load_ears(ckpt, meta, self.device)
             self.projector = for_inference(projector)
-        self.plain = bool(self.ears) and self.ears.get("plain", False)
-        self.can_chat = (self.ears["prompt"] == "chat" if self.ears else meta.get("conversations", False)
-                         or "depth" not in meta.get("user_config", {}))  # which nanochat's bases have, its chats not
+            self.can_chat = self.ears["prompt"] == "chat"
 
-    def record(self, wav):
-        """float32 (n,) at 16 kHz -> Recording."""
-        frames = max(-(-len(wav) // HOP) // 2, 1)  # encoder frames of 20 ms
-        n = n_audio_tokens(frames, self.projector.stack) + self.projector.arguments.get("texture", 0)
-        return Recording(hashlib.sha256(wav.tobytes()).hexdigest(), n, wav)
+    def record(self, *wavs):
+        """Join float32 wavs (n,) at 16 kHz, 0.2 s of silence between them -> Recording."""
+        silence = np.zeros(SAMPLE_RATE // 5, np.float32)
+        wav = np.concatenate([np.append(silence, wav) for wav in wavs])[len(silence):]
+        n_frames = max(-(-len(wav) // HOP) // 2, 1)  # of the encoder, 20 ms each
+        n_tokens = n_audio_tokens(n_frames, self.projector.stack)
+        n_tokens += self.projector.arguments.get("texture", 0)
+        return Recording(hashlib.sha256(wav.tobytes()).hexdigest(), n_tokens, wav)
+
+    def features(self, wavs):
+        """Return the encoder's features (T, n_taps, D) of each wav (n,)."""
+        return encode(self.encoder, wavs, tuple(self.ears["taps"]))
 
     def hear(self, wavs):
-        """Recordings' samples -> list of audio tokens (T_a, C)."""
-        feats = [torch.from_numpy(f).to(self.device) for f in encode(self.encoder, wavs, tuple(self.ears["taps"]))]
+        """Return the audio tokens (T_a, C) of each wav (n,)."""
+        feats = [torch.from_numpy(f).to(self.device) for f in self.features(wavs)]
         audio, lens = self.projector(*pad(feats, self.device))
         return [row[:n] for row, n in zip(audio, lens.tolist())]
 
-    def transcripts(self, wav, beams=5, cut=None):
-        """Yield the transcript of float32 (n,), a piece at a time, cut at pauses to the length of training's clips.
+    def transcripts(self, wav, beams=5):
+        """Cut float32 (n,) at pauses, as training's clips; yield (text, is_cut) of each piece.
 
-        cut: a list that gets an item for each piece whose transcript ran into its limit (decode.transcribe).
+        is_cut: the model wrote in a loop, and its text was cut off.
         """
         for start, end in split_at_pauses(wav, self.ears.get("piece_s", 15.0)):
-            feats = encode(self.encoder, [wav[start:end]], tuple(self.ears["taps"]))
-            yield transcribe(self.model, self.projector, self.tok, feats, self.ears["audio_at"], beams, cut=cut)[0]
+            cut = []
+            feats = self.features([wav[start:end]])
+            at = self.ears["audio_at"]
+            texts = transcribe(self.model, self.projector, self.tok, feats, at, beams, cut=cut)
+            yield texts[0], bool(cut)
 
     def prompt(self, messages):
-        """Messages -> list of ids and Recordings that the next answer follows; ValueError says what is wrong with them.
+        """Return the prompt that the next answer follows; ValueError: messages are wrong.
 
-        messages: [(role, text, Recording or None)], user and assistant in turn, a system's before them joined to the
-        first user's.
+        messages: [(role, text, Recording or None)], user and assistant by turns.
         """
         clean = (lambda text: plain_text(text, strict=False)) if self.plain else str
-        ids, _ = render_conversation(self.tok, {"messages": [
-            {"role": role, "content": clean(text)} for role, text, _ in messages]})
-        starts = [i for i, token in enumerate(ids) if token == self.tok.special("<|user_start|>")]
+        turns = [{"role": role, "content": clean(text)} for role, text, _ in messages]
+        ids, _ = render_conversation(self.tok, {"messages": turns})
+        user_start = self.tok.special("<|user_start|>")
+        starts = [i for i, token in enumerate(ids) if token == user_start]
         items, last = [], 0
-        for turn, (start, sound) in enumerate(zip(starts, (s for role, _, s in messages if role == "user"))):
-            if sound:
-                at = start + max(self.ears["audio_at"] - 1, 0) if turn else self.ears["audio_at"]
+        for start, (_, _, sound) in zip(starts, messages[::2]):
+            if sound:  # after audio_at ids; later turns lack the first, bos
+                at = self.ears["audio_at"]
+                at = at if start == starts[0] else start + max(at - 1, 0)
                 items += [*ids[last:at], sound]
                 last = at
         return [*items, *ids[last:], self.tok.special("<|assistant_start|>")]
 
     def stop_ids(self):
-        """The tokens that end an answer."""
+        """Return the ids that end an answer."""
         return self.tok.special("<|assistant_end|>"), self.tok.bos_id
 
 
-def joined(wavs):
-    """Recordings of one message as one, 0.2 s of silence between them; None where there are none."""
-    silence = np.zeros(SAMPLE_RATE // 5, np.float32)
-    return np.concatenate([part for wav in wavs for part in (silence, wav)][1:]) if wavs else None
-
-
 def size(items):
-    """Places that a list of ids and Recordings takes."""
+    """Count the tokens of ids and Recordings."""
     return sum(1 if isinstance(item, int) else item.n_tokens for item in items)
 
 
 def segments(items):
-    """Cut ids and Recordings before each Recording, long texts too -> [(Recording or None, ids), ...]."""
+    """Cut a prompt before each Recording and after LONGEST ids -> [(Recording or None, ids)]."""
     parts = [(None, [])]
     for item in items:
-        if isinstance(item, int):
-            if len(parts[-1][1]) == LONGEST:
-                parts.append((None, []))
-            parts[-1][1].append(item)
-        else:
+        if not isinstance(item, int):
             parts.append((item, []))
+            continue
+        if len(parts[-1][1]) == LONGEST:
+            parts.append((None, []))
+        parts[-1][1].append(item)
     return parts if parts[0][1] else parts[1:]
 
 
 class Batch:
-    """Rows that are decoded together; they join and leave between tokens, and alone each would say the same.
+    """Rows that are decoded together; each says what it would say alone.
 
-    hear: [wav] -> [audio tokens]. keep_bytes: of keys and values of ended rows, kept for what goes on from them (a
-    conversation's next turn, another question about the same recording); the least recently used go first.
+    hear: [wav] -> [audio tokens (T_a, C)]. keep_bytes: of KV caches kept of rows that left; a
+    prompt that begins as one of them is read from there on.
     """
 
     def __init__(self, model, hear=None, keep_bytes=0):
-        self.model, self.hear, self.keep_bytes = model, hear, keep_bytes
-        self.kept = OrderedDict()  # tuple of items -> a cache of one row that has read them
-        self.rows, self.cache, self.logits, self.generators = [], None, None, {}
+        self.model = model
+        self.device = model.cos.device
+        self.hear = hear
+        self.keep_bytes = keep_bytes
+        self.kept = OrderedDict()  # items: KVCache that has read them; the last used is last
+        self.rows = []
+        self.cache = None  # KVCache of all rows
+        self.logits = torch.empty(0, model.config.vocab_size, device=self.device)  # (B, V)
 
     @torch.inference_mode()
     def add(self, rows):
-        """Read the rows' prompts and let them join."""
-        known = [self.recall(row.prompt) for row in rows]  # (cache or None, items of the prompt that it has read)
-        clips = list({item: None for row, (_, n) in zip(rows, known) for item in row.prompt[n:]
-                      if not isinstance(item, int)})
-        heard = dict(zip(clips, self.hear([clip.wav for clip in clips]))) if clips else {}
-        parts = [segments(row.prompt[n:]) for row, (_, n) in zip(rows, known)]
-        longest = max(size(row.prompt) + row.max_tokens for row in [*rows, *self.rows])
-        sources = [(old, 0, size(row.prompt[:n])) for row, (old, n) in zip(rows, known)]
-        cache = KVCache.gather(self.model.config, sources, longest, self.model.cos.device)
-        for b, (row, (_, n)) in enumerate(zip(rows, known)):  # smear reads the last text before what is new
-            text = [item for item in row.prompt[:n] if isinstance(item, int)]
-            cache.previous[b] = self.embed(text[-1]) if text else 0
-        logits = self.read(cache, parts, heard)
-        if self.rows:
-            old = [(self.cache, b, n) for b, n in enumerate(self.cache.lens.tolist())]
-            new = [(cache, b, n) for b, n in enumerate(cache.lens.tolist())]
-            cache = KVCache.gather(self.model.config, old + new, longest, self.model.cos.device)
-            logits = torch.cat([self.logits, logits])
-        self.rows, self.cache, self.logits = [*self.rows, *rows], cache, logits
-        for row in rows:
-            self.generators[row] = torch.Generator(self.model.cos.device).manual_seed(row.seed)
+        """Read the prompts of rows and let them join. After an error the batch is as before."""
+        for new in rows:
+            cache, logits = self.read(new.prompt)
+            rows = [*self.rows, new]
+            sources = [(self.cache, b, size(row.read())) for b, row in enumerate(self.rows)]
+            longest = max(size(row.prompt) + row.max_tokens for row in rows)
+            cache = self.gather([*sources, (cache, 0, size(new.prompt))], longest)
+            logits = torch.cat([self.logits[:len(self.rows)], logits])
+            new.generator = torch.Generator(self.device).manual_seed(new.seed)
+            self.rows, self.cache, self.logits = rows, cache, logits
 
-    def embed(self, token):
-        return self.model.embed(torch.tensor([token], device=self.model.cos.device))
+    def gather(self, sources, max_len):
+        """Copy [(KVCache, its row, length)] to a KVCache of max_len places."""
+        return KVCache.gather(self.model.config, sources, max_len, self.device)
 
-    def read(self, cache, parts, heard):
-        """Append each row's segments to the cache -> logits (B, V) of what follows."""
-        device, logits = self.model.cos.device, None
-        for k in range(max(map(len, parts))):
-            now = [each[k] if k < len(each) else (None, []) for each in parts]
-            idx, text_lens = pad([torch.tensor(ids, dtype=torch.long) for _, ids in now], device)
-            idx = idx if idx.size(1) else idx.new_zeros(len(now), 1)
-            audio = audio_lens = None
-            if any(sound for sound, _ in now):
-                none = next(iter(heard.values()))[:0]
-                audio, audio_lens = pad([heard[sound] if sound else none for sound, _ in now], device)
-            out = self.model(idx, kv_cache=cache, audio_features=audio, audio_lens=audio_lens, text_lens=text_lens,
-                             logits_at=(text_lens - 1).clamp(min=0))[:, 0]
-            logits = out if logits is None else torch.where((text_lens > 0)[:, None], out, logits)
-        return logits
+    def read(self, prompt):
+        """Read a prompt, from where a kept cache ends -> (KVCache, logits (1, V))."""
+        known, n = self.recall(prompt)
+        cache = self.gather([(known, 0, size(prompt[:n]))], size(prompt))
+        text = [item for item in prompt[:n] if isinstance(item, int)]
+        last = torch.tensor(text[-1:], device=self.device)
+        cache.previous[0] = self.model.embed(last) if text else 0  # smear looks back at text
+        for sound, ids in segments(prompt[n:]):
+            audio = self.hear([sound.wav])[0][None] if sound else None  # (1, T_a, C)
+            n_text = torch.tensor([len(ids)], device=self.device)
+            logits = self.model(torch.tensor([ids or [0]], device=self.device), kv_cache=cache,
+                                audio_features=audio, text_lens=n_text,
+                                logits_at=(n_text - 1).clamp(min=0))  # (1, 1, V)
+        return cache, logits[:, 0]
 
     @torch.inference_mode()
     def step(self):
-        """One more token of every row -> [(row, id)]; id None: the row ended at a stop id. Ended rows leave."""
-        said, going = [], []
-        for b, (row, token) in enumerate(zip(self.rows, self.choose())):
-            row.ended = "stop" if token in row.stop_ids else ""
-            if not row.ended:
+        """Choose the next token of every row; rows that end leave.
+
+        Returns [(row, id)]; the id is None where a row ended at one of its stop_ids.
+        """
+        said = []
+        for b, row in enumerate(self.rows):
+            token = sample(self.logits[b:b + 1], row.temperature, row.top_k, row.top_p,
+                           row.generator).item()
+            if token in row.stop_ids:
+                row.ended, token = "stop", None
+            else:
                 row.ids.append(token)
                 row.ended = "length" if len(row.ids) >= row.max_tokens else ""
-            said.append((row, None if row.ended == "stop" else token))
-            going.append(not row.ended)
-        tokens = [row.ids[-1] for row, goes in zip(self.rows, going) if goes]
-        self.drop([row for row, goes in zip(self.rows, going) if not goes])
-        if tokens:
-            idx = torch.tensor(tokens, device=self.model.cos.device)[:, None]
-            self.logits = self.model(idx, kv_cache=self.cache)[:, -1]
+            said.append((row, token))
+        self.drop([row for row in self.rows if row.ended])
+        if self.rows:
+            last = torch.tensor([row.ids[-1:] for row in self.rows], device=self.device)  # (B, 1)
+            self.logits = self.model(last, kv_cache=self.cache)[:, -1]
         return said
-
-    def choose(self):
-        """The next id of every row."""
-        ids = self.logits.argmax(1).tolist()
-        for b, row in enumerate(self.rows):
-            logits = self.logits[b:b + 1]
-            if row.ids and (row.presence_penalty or row.frequency_penalty):
-                counts = torch.bincount(torch.tensor(row.ids, device=logits.device), minlength=logits.size(1))
-                logits = logits - row.frequency_penalty * counts - row.presence_penalty * (counts > 0)
-                ids[b] = int(logits.argmax())
-            if row.temperature:
-                ids[b] = sample(logits, row.temperature, row.top_k, row.top_p, self.generators[row]).item()
-        return ids
 
     @torch.inference_mode()
     def drop(self, rows):
-        """Let rows leave; what they have read is kept for what goes on from it."""
-        gone = [b for b, row in enumerate(self.rows) if row in rows]
-        lens = self.cache.lens.tolist() if gone else []
-        for b in gone if self.keep_bytes else ():
-            row = self.rows[b]
-            items = [*row.prompt, *row.ids][:len(row.prompt) + lens[b] - size(row.prompt)]  # the last id was not read
-            self.keep(items, KVCache.gather(self.model.config, [(self.cache, b, lens[b])], lens[b], self.logits.device))
-        for b in gone:
-            del self.generators[self.rows[b]]
-        if gone:
-            left = [b for b in range(len(self.rows)) if b not in gone]
+        """Let rows leave, and keep what they have read."""
+        for b, row in enumerate(self.rows):
+            if row in rows and self.keep_bytes:
+                self.keep(b, row.read())
+        left = [b for b, row in enumerate(self.rows) if row not in rows]
+        if len(left) < len(self.rows):
             self.rows = [self.rows[b] for b in left]
+            self.logits = self.logits[left]
             if left:
-                self.logits = self.logits[left]
                 self.cache.select(left)
 
-    def keep(self, items, cache):
-        """Keep a row's cache under the items that it has read, and forget the least recently used."""
-        items = tuple(item if isinstance(item, int) else replace(item, wav=None) for item in items)
+    def keep(self, b, items):
+        """Keep row b of the cache under the items that it has read."""
+        n = size(items)
+        items = tuple(x if isinstance(x, int) else replace(x, wav=None) for x in items)
         for shorter in [known for known in self.kept if known == items[:len(known)]]:
             del self.kept[shorter]
-        self.kept[items] = cache
+        self.kept[items] = self.gather([(self.cache, b, n)], n)
         while sum(2 * cache.k.nbytes for cache in self.kept.values()) > self.keep_bytes:
             self.kept.popitem(last=False)
 
     def recall(self, prompt):
-        """-> (the kept cache that has read most of the prompt's beginning, or None; how many items); never the last."""
-        best, most = None, 0
+        """Find the kept cache with most of a prompt's beginning, but not all of it.
+
+        Returns (KVCache or None, the number of items that it has read).
+        """
+        found = {}
         for items in self.kept:
-            n = 0
-            for a, b in zip(items, prompt[:-1]):
-                if a != b:
-                    break
-                n += 1
-            if n > most:
-                best, most = items, n
-        if best is None:
-            return None, 0
-        self.kept.move_to_end(best)
-        return self.kept[best], most
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(items, prompt[:-1]))
+            found[items] = len(list(same))
+        best = max(found, key=found.get, default=None)
+        if best:
+            self.kept.move_to_end(best)
+        return self.kept.get(best), found.get(best, 0)

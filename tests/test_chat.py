@@ -1,4 +1,4 @@
-"""chat.py: what a tiny run hears in every kind of file, what it continues, and what it refuses."""
+"""chat.py: what a tiny run hears, answers and continues, and what it refuses."""
 import io
 import subprocess
 import sys
@@ -8,9 +8,10 @@ import pytest
 import soundfile
 
 from audio import encode, split_at_pauses
-from recordings import read_audio
 from decode import transcribe
-from talk import Batch, Recording
+from recordings import read_audio
+from talk import Batch, Recording, Talker
+from test_audiobench import make_run as make_chat_run
 from test_eval import ROOT, make_run, run
 from tokenizer import ByteTokenizer
 
@@ -18,6 +19,11 @@ from tokenizer import ByteTokenizer
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("chat") / "run")
+
+
+@pytest.fixture(scope="module")
+def chat_ckpt(tmp_path_factory):
+    return make_chat_run(tmp_path_factory.mktemp("chat") / "chats")
 
 
 def write_audio(path, seconds=0.5, rate=16000):
@@ -28,50 +34,44 @@ def write_audio(path, seconds=0.5, rate=16000):
     return str(path)
 
 
-def heard_by_evaluation(monkeypatch, ckpt, wavs):
-    """Return what eval_bench.py hears in each wav alone."""
-    monkeypatch.setattr(sys, "argv", ["eval_bench.py", f"--ckpt={ckpt}"])
-    monkeypatch.delitem(sys.modules, "eval_bench", raising=False)
-    import eval_bench
-    model, _, tok, encoder, projector = eval_bench.load_listener()
-    return [transcribe(model, projector, tok, encode(encoder, [wav]), beams=eval_bench.beams)[0] for wav in wavs]
-
-
 def said(out):
-    """Return the words of stdout but for the lines in which the script lists its changed settings."""
-    return " ".join(line for line in out.splitlines(True) if not line.startswith("setting ")).split()
+    """The words of stdout without the lines that list changed settings."""
+    return " ".join(x for x in out.splitlines() if not x.startswith("setting ")).split()
 
 
-def test_the_command_hears_a_recording(ckpt, tmp_path, monkeypatch):
-    """Broken: the README's command; or it hears in a clip what the evaluation doesn't."""
-    clip = write_audio(tmp_path / "clip.wav")
-    command = [sys.executable, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}", "--device=cpu"]
+@pytest.fixture
+def chat(monkeypatch, capsys):
+    """Run chat.py in this process with these arguments -> its stdout; it must succeed."""
+    def chat(*args):
+        code, out, err = run(monkeypatch, capsys, "chat.py", *args)
+        assert code == 0, err
+        return out
+    return chat
+
+
+def test_the_command_hears_a_recording(ckpt, tmp_path):
+    """Broken: the README's command; a piece of a long recording is lost or heard otherwise."""
+    clip = write_audio(tmp_path / "long.wav", seconds=20)
+    command = [sys.executable, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    expected = heard_by_evaluation(monkeypatch, ckpt, [read_audio(clip)])
-    assert expected[0] and said(done.stdout) == expected[0].split()
-
-
-def test_a_long_recording_is_heard_in_pieces(ckpt, tmp_path, monkeypatch, capsys):
-    """Broken: only the first 15 s are heard, or the pieces are out of order or run together."""
-    clip = write_audio(tmp_path / "long.wav", seconds=20)
-    wav = read_audio(clip)
-    pieces = heard_by_evaluation(monkeypatch, ckpt, [wav[a:b] for a, b in split_at_pauses(wav)])
-    capsys.readouterr()
-    code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
-    assert code == 0 and len(pieces) == 2 and all(pieces), err
-    assert said(out) == " ".join(pieces).split()
+    wav, talker = read_audio(clip), Talker(ckpt, device="cpu")
+    pieces = []
+    for start, end in split_at_pauses(wav):
+        feats = encode(talker.encoder, [wav[start:end]])
+        pieces += transcribe(talker.model, talker.projector, talker.tok, feats, beams=5)
+    assert len(pieces) == 2 and all(pieces)
+    assert said(done.stdout) == " ".join(pieces).split()
 
 
 def test_a_piece_is_printed_when_it_is_heard(ckpt, tmp_path, monkeypatch, capsys):
-    """A long recording is silent to the end: nothing is printed before all of it is heard."""
+    """Broken: nothing is printed before all is heard, or a cut-off transcript is not told."""
     clip, seen = write_audio(tmp_path / "long.wav"), []
 
-    def transcripts(talker, wav, beams, cut):
+    def transcripts(talker, wav):
         for piece in ("one", "", "two"):
             seen.append(capsys.readouterr().out)
-            yield piece
-        cut.append(0)
+            yield piece, piece == "two"
     monkeypatch.setattr("talk.Talker.transcripts", transcripts)
     code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
     assert code == 0 and seen[1:] == ["one", ""] and out == " two\n", err
@@ -79,85 +79,83 @@ def test_a_piece_is_printed_when_it_is_heard(ckpt, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("name", ["clip.flac", "clip.ogg", "clip.mp3"])
-def test_any_format(ckpt, tmp_path, monkeypatch, capsys, name):
+def test_any_format(ckpt, tmp_path, chat, name):
     """Broken: a format, stereo or another sample rate isn't read."""
     clip = write_audio(tmp_path / name, rate=44100)
-    code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
-    assert code == 0 and said(out), err
+    assert said(chat(f"--ckpt={ckpt}", f"--audio={clip}"))
 
 
-def test_continuing_text(ckpt, monkeypatch, capsys):
-    """Broken: the prompt isn't what is continued, a seed doesn't repeat its text, or the settings change nothing."""
+def test_continuing_text(ckpt, chat):
+    """Broken: the prompt isn't what is continued, or a setting changes nothing."""
     def say(*args, prompt="the cat"):
-        code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--prompt={prompt}", *args)
-        assert code == 0, err
+        out = chat(f"--ckpt={ckpt}", f"--prompt={prompt}", *args)
         return out[out.index(f"\n{prompt}") + 1:]
-    warm = "--temperature=0.8"
-    text = say(warm)
-    assert text.startswith("the cat") and len(text) > 20 and say(warm) == text
-    others = [say(warm, "--seed=1"), say(), say(warm, "--top_k=1"), say(warm, "--max_tokens=2")]
-    assert text not in others and others[1] == others[2] and len(others[3]) <= len("the cat") + 3
-    assert say("--top_k=1", prompt="a dog")[len("a dog"):] != others[1][len("the cat"):]
+    warm = say("--temperature=0.8")
+    assert warm.startswith("the cat") and len(warm) > 20 and say("--temperature=0.8") == warm
+    cold, short = say(), say("--max_tokens=2")
+    assert cold != warm and len(short) <= len("the cat") + 3 and cold.startswith(short.rstrip())
+    assert say(prompt="a dog")[len("a dog"):] != cold[len("the cat"):]
 
 
-def test_answering_a_question(tmp_path, monkeypatch, capsys):
-    """Broken: a run of train_sft.py is not asked, its audio or question doesn't count, or its text isn't made plain."""
-    from test_audiobench import make_run as make_chat_run
-    ckpt = make_chat_run(tmp_path / "run")
+def test_answering_a_question(chat_ckpt, tmp_path, chat):
+    """Broken: a chat run is not asked; its recording or question doesn't count or isn't plain."""
     clips = [write_audio(tmp_path / f"{s}.wav", seconds=s) for s in (0.5, 1.5)]
 
     def ask(prompt, *args):
-        code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--prompt={prompt}", "--temperature=0",
-                             "--device=cpu", *args)
-        assert code == 0, err
-        return said(out)
+        return said(chat(f"--ckpt={chat_ckpt}", f"--prompt={prompt}", *args))
     answer = ask("how high is it", f"--audio={clips[0]}")
     assert answer == ask("How high is it?!", f"--audio={clips[0]}")
-    others = [ask("how high is it", f"--audio={clips[1]}"), ask("how high is it"), ask("red", f"--audio={clips[0]}")]
-    assert answer not in others
-    code, _, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", "--prompt=x", "--max_tokens=100000")
-    assert code == 2 and "give a shorter recording" in err
+    assert answer != ask("how high is it", f"--audio={clips[1]}")
+    assert answer != ask("red", f"--audio={clips[0]}") and answer != ask("how high is it")
 
 
-def test_a_chat_of_several_turns(tmp_path, monkeypatch, capsys):
-    """Broken: a turn forgets the one before or its recording, a wrong file ends the chat, /new doesn't begin anew."""
-    from test_audiobench import make_run as make_chat_run
-    ckpt, clip = make_chat_run(tmp_path / "run"), write_audio(tmp_path / "clip.wav")
+def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch, capsys):
+    """Broken: a turn forgets the one before, a wrong file ends the chat, /new isn't new."""
+    clip = write_audio(tmp_path / "clip.wav")
 
-    def chat(*lines):
+    def chat(*lines, length="12"):
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", "--temperature=0", "--device=cpu",
-                             "--max_tokens=12")
+        args = f"--ckpt={chat_ckpt}", f"--max_tokens={length}"
+        code, out, err = run(monkeypatch, capsys, "chat.py", *args)
         assert code == 0, err
         return [said(part) for part in out.split("> ")[1:]], err
     asked, add = [], Batch.add
-    monkeypatch.setattr(Batch, "add", lambda self, rows: (asked.append(rows[0].prompt), add(self, rows)))
-    turns, err = chat("how high is it", f"/audio {clip}", "how high is it", "/audio no.wav", "how high is it", "/new",
-                      "how high is it", "/quit", "red")
-    assert len(turns) == 8 and turns[1][:2] == ["0.5", "s,"] and "no.wav" in err and err.count("\n") == 1
-    assert turns[0] == turns[6] and len(asked) == 4
+    monkeypatch.setattr(Batch, "add", lambda self, rows: (asked.append(rows[0].prompt),
+                                                          add(self, rows)))
+    question = "how high is it"
+    turns, err = chat(question, f"/audio {clip}", question, "/audio no.wav", question, "/new",
+                      question, "/quit", "red")
+    assert len(turns) == 8 and turns[1][:2] == ["0.5", "s:"] and turns[0] == turns[6] != []
+    assert "no.wav" in err and err.count("\n") == 1
     first, second, third, anew = asked
     assert first == anew == second[:len(first)] and second == third[:len(second)]
-    assert [sum(isinstance(item, Recording) for item in items) for items in asked] == [0, 1, 1, 0]
+    n_sounds = [sum(isinstance(item, Recording) for item in items) for items in asked]
+    assert n_sounds == [0, 1, 1, 0]
+    turns, err = chat(question, "/help", length="3000")
+    assert turns[0] == [] and "begin anew" in err and turns[1][0] == "/audio"
     monkeypatch.setattr(Batch, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert chat("how high is it", "/new", "/help")[0][0] == ["[stopped]"]
+    assert chat(question, "/new")[0][0] == ["[stopped]"]
 
 
-def test_wrong_input_is_one_line(ckpt, tmp_path, monkeypatch, capsys):
-    """Broken: a user's mistake ends in a traceback or in silence; --prompt is ignored by a model that transcribes."""
+def test_wrong_input_is_one_line(ckpt, chat_ckpt, tmp_path, monkeypatch, capsys):
+    """Broken: a user's mistake ends in a traceback or in silence, or an option is ignored."""
     clip, deaf = write_audio(tmp_path / "clip.wav"), make_run(tmp_path / "deaf", has_ears=False)
     other = make_run(tmp_path / "other")
     ByteTokenizer([b"th"]).save(other)
-    corrupt, empty = tmp_path / "corrupt.wav", tmp_path / "empty.wav"
-    corrupt.write_bytes(b"RIFF nothing")
-    empty.write_bytes(b"")
-    cases = [([f"--audio={clip}", "--prompt=what is said?"], "only transcribes"), (["--audio=no.wav"], "no.wav"),
-             ([f"--audio={corrupt}"], "corrupt.wav"), ([f"--audio={empty}"], "empty.wav"), (["--step=8"], "no step 8"),
-             ([f"--audio={clip}", f"--ckpt={deaf}"], "takes no audio"), ([f"--ckpt={other}"], "has 258 ids"),
-             ([f"--ckpt={tmp_path}/none"], "none"),
-             (["--max_tokens=1000000", "--prompt=x"], "lower"), ([], "give it --audio="),
-             (["--temperature=-1"], "temperature=-1.0: give 0"),
-             (["--beams=0"], "beams=0: give 1"), (["--promt=x"], "prompt")]
-    for args, expected in cases:
+    (tmp_path / "corrupt.wav").write_bytes(b"RIFF nothing")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    for args, expected in (
+            ([f"--audio={clip}", "--prompt=what is said?"], "only transcribes"),
+            (["--audio=no.wav"], "no.wav"), (["--step=8"], "no step 8"),
+            ([f"--audio={tmp_path}"], "directory"), ([f"--ckpt={tmp_path}/none"], "none"),
+            ([f"--audio={tmp_path}/corrupt.wav"], "corrupt.wav"),
+            ([f"--audio={tmp_path}/empty.wav"], "empty.wav"),
+            ([f"--audio={clip}", f"--ckpt={deaf}"], "takes no audio"),
+            ([f"--ckpt={other}"], "has 258 ids"), ([], "give it --audio="),
+            (["--max_tokens=1000000", "--prompt=x"], "lower them"),
+            ([f"--ckpt={chat_ckpt}", "--max_tokens=1000000", "--prompt=x"], "lower them"),
+            (["--temperature=-1"], "temperature=-1.0"), (["--max_tokens=0"], "max_tokens=0"),
+            (["--promt=x"], "prompt")):
         code, _, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", *args)
-        assert code == 2 and err.startswith("chat.py: ") and err.count("\n") == 1 and expected in err, (args, err)
+        assert code == 2 and err.startswith("chat.py: "), (args, err)
+        assert err.count("\n") == 1 and expected in err, (args, err)
