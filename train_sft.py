@@ -20,6 +20,7 @@ from decode import pad
 from files import read_jsonl, read_lines, sha256_file
 from model import add_lora, lora_state, merged_state
 from optim import Muon
+from practice import count_right
 from record import need
 from run import join_ranks, last_step, leave_ranks, stop_if_done, sum_over_ranks
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
@@ -300,24 +301,15 @@ if first_step:
 
 # ---- evaluate()
 
-def count_answers(logits, targets):
-    """Count the answers of rows (B, T) of which every token is the likeliest, and all answers."""
-    on = targets >= 0
-    answer = (on & ~F.pad(on, (1, 0))[:, :-1]).cumsum(1) * on  # (B, T): 1, 2 .. in a row; 0: none
-    wrong = (on & (logits.argmax(2) != targets)).float()
-    n = answer.max(1).values  # (B,)
-    n_wrong = torch.zeros(len(n), int(n.max()) + 1, device=device).scatter_add_(1, answer, wrong)
-    return n.sum() - (n_wrong[:, 1:] > 0).sum(), n.sum()
-
-
 def score(at, feats, lens, is_own):
     """Return validation clips' weighted loss, weights, and with is_own answers right and all."""
-    rows = [clip_row(data["val"], i) for i in at]
-    loss, weight, _, *found = forward_rows(rows, feats, lens, with_logits=is_own)
-    is_asked = [bool(data["val"].infos[i].get("turns")) for i in at]
-    if is_own and any(is_asked):
-        return loss, weight, *count_answers(*(x[is_asked] for x in found))
-    return loss, weight, torch.zeros_like(weight), torch.zeros_like(weight)
+    rows, counts = [clip_row(data["val"], i) for i in at], (0, 0)
+    loss, weight, _, logits, targets = forward_rows(rows, feats, lens, with_logits=is_own)
+    if is_own:
+        is_asked = [bool(data["val"].infos[i].get("turns")) for i in at]
+        ids = logits.argmax(2)[is_asked], targets[is_asked]
+        counts = count_right(*(x.cpu().numpy() for x in ids))
+    return loss, weight, *torch.tensor(counts, device=device)
 
 
 # ---- loop
@@ -326,7 +318,7 @@ spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
 trainer = Trainer(config, inputs, ranks, first_step, data, spoken, model, projector, tok,
                   ears["audio_at"], optimizers, read_microbatch, score, checkpoint, "val_right")
 n_trained = sum(p.numel() for p in lora) + len(new_ids) * sum(p.shape[1] for p in tables.values())
-about = [f"left out: {n:,} times {reason}" for reason, n in left_out.items() if n]
+about = [f"left out: {n:,} texts, {reason}" for reason, n in left_out.items() if n]
 trainer.begin(encoder, n_trained, about, evaluate_first=eval_every > 0)
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)

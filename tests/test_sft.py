@@ -134,7 +134,7 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
     """Broken: the frozen LM drifts, LoRA does not train, or the folder needs its sources."""
     folder = tmp_path / "run"
     out = sft(school, folder, "--max_steps=2", "--learning_rate=0.05")
-    assert "adapters alone" in out and "left out: 1 times letters of another script" in out
+    assert "adapters alone" in out and "left out: 1 texts, letters of another script" in out
     rows = log_of(folder)
     assert all(row["text_loss"] > 0 for row in rows if "lr" in row)
     assert all(0 <= row["val_right"] <= 1 for row in rows if "val_loss" in row)
