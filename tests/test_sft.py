@@ -182,7 +182,7 @@ def test_bad_input_is_one_line(school, tmp_path):
     for arg, message in (("--lora_rank=0", "lora_rank=0: give 1 or more"),
                          (f"--chats={tmp_path}/bad.jsonl", "bad.jsonl:1"),
                          (f"--turns={tmp_path}/bad.jsonl", "bad.jsonl:1"),
-                         (f"--lm={school}/base", "no projector"), ("--data_dir=no", "no: no whole")):
+                         (f"--lm={school}/base", "no projector"), ("--data_dir=no", "no: no")):
         out = sft(school, tmp_path / "x", "--max_steps=1", arg, ok=False)
         assert message in out.strip().splitlines()[-1], (arg, out[-400:])
     assert not (tmp_path / "x").exists()
