@@ -345,7 +345,7 @@ def test_a_run_killed_before_its_evaluation_makes_up_for_it(world, tmp_path):
 def test_bad_input_is_one_line(world, tmp_path):
     """Broken: a user's mistake ends in a traceback, or leaves half a run under its name."""
     def refused(*args, script=align):
-        said = script(world, tmp_path / "no", "--max_steps=1", *args, ok=False)
+        said = script(world, tmp_path / "no", "--max_steps=2", *args, ok=False)
         return said.strip().splitlines()[-1]
 
     assert "no whole manifest" in refused("--data_dir=nowhere")
