@@ -133,9 +133,12 @@ def test_fp32_means_no_bf16(school, tmp_path, train, monkeypatch):
 def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
     """Broken: the frozen LM drifts, LoRA does not train, or the folder needs its sources."""
     folder = tmp_path / "run"
-    out = sft(school, folder, "--max_steps=2", "--learning_rate=0.05")
+    out = sft(school, folder, "--max_steps=2", "--learning_rate=0.05",
+              f"--data_dir={school}/items*2")
+    assert "train: 80 clips" in out and "val: 8 clips" in out  # of val each once
     assert "adapters alone" in out and "left out: 1 texts, letters of another script" in out
     rows = log_of(folder)
+    assert rows[0]["step"] == 0 and "val_loss" in rows[0]  # what alignment alone answers
     assert all(row["text_loss"] > 0 for row in rows if "lr" in row)
     assert all(0 <= row["val_right"] <= 1 for row in rows if "val_loss" in row)
     saved = torch.load(folder / "lora_000002.pt", weights_only=True)
