@@ -1,4 +1,4 @@
-"""Files as people have them: rows of text, folders, atomic writes, and the one resumable download."""
+"""Files as people have them: rows of text, folders of recordings, atomic writes."""
 import codecs
 import hashlib
 import json
@@ -7,8 +7,9 @@ import re
 import unicodedata
 from pathlib import Path
 
-# of a recording that lies there twice the first kind is taken
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".webm", ".m4a", ".mp4", ".aac", ".amr", ".wma")
+# where a recording lies there twice, the first kind is taken
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".webm", ".m4a", ".mp4", ".aac", ".amr",
+                  ".wma")
 
 
 # ---- rows of text
@@ -16,25 +17,25 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".webm", ".m4a", ".m
 def read_lines(path, errors="strict"):
     """Yield the lines (str) of a text file in UTF-8, with or without a byte order mark.
 
-    A line ends at \\n or \\r\\n alone: U+2028 or U+0085 may stand in a row of JSON. errors: "replace" puts U+FFFD where
-    a byte is no UTF-8. ValueError names file, line and the way out: UTF-16, another encoding, zero bytes.
+    A line ends at \\n or \\r\\n alone: U+2028 or U+0085 may stand in a row of JSON. errors:
+    "replace" puts U+FFFD where a byte is no UTF-8. ValueError names file, line and the fix.
     """
     with open(path, "rb") as f:
         for n, line in enumerate(f, 1):
-            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and n == 1:
-                raise ValueError(f"{path}:1: this is UTF-16: save it as UTF-8, or iconv -f UTF-16 -t UTF-8")
+            if n == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise ValueError(f"{path}:1: this is UTF-16: save it as UTF-8")
             if b"\0" in line:
-                raise ValueError(f"{path}:{n}: no text, it holds zero bytes (UTF-16? save it as UTF-8)")
+                raise ValueError(f"{path}:{n}: no text, it holds zero bytes (UTF-16?)")
             line = line.removeprefix(codecs.BOM_UTF8) if n == 1 else line
             try:
                 yield line.rstrip(b"\r\n").decode(errors=errors)
             except UnicodeDecodeError as e:
-                raise ValueError(f"{path}:{n}: byte {e.object[e.start]:#x} is no UTF-8 (Latin-1?): save the file as "
-                                 "UTF-8, or iconv -f ISO-8859-1 -t UTF-8") from None
+                raise ValueError(f"{path}:{n}: byte {e.object[e.start]:#x} is no UTF-8 (Latin-1?): "
+                                 "save it as UTF-8, or iconv -f ISO-8859-1 -t UTF-8") from None
 
 
 def read_pairs(path):
-    """Yield ('<path>:<line>', first word, the rest) of each line; empty lines are left out."""
+    """Yield ('<path>:<line>', first word, the rest) of each line that is not empty."""
     for n, line in enumerate(read_lines(path), 1):
         if line.strip():
             word, *rest = re.split(r"[ \t]+", line.strip(), maxsplit=1)
@@ -42,9 +43,12 @@ def read_pairs(path):
 
 
 def read_row(line, **fields):
-    """Return the JSON object (dict) of a line; ValueError: none, or check_row's. NaN and Infinity become None."""
+    """Return the JSON object (dict) of a line; ValueError: none, or check_row's.
+
+    NaN and Infinity become None: they are no JSON, and spoil what they are written to.
+    """
     try:
-        row = json.loads(line, parse_constant=lambda name: None)  # they are no JSON, and spoil what they are written to
+        row = json.loads(line, parse_constant=lambda name: None)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"no JSON object on one line ({getattr(e, 'msg', e)})") from None
     if not isinstance(row, dict):
@@ -54,17 +58,19 @@ def read_row(line, **fields):
 
 
 def check_row(row, **fields):
-    """ValueError where a field of a row is missing or of another type; fields: name=type, or a tuple of types."""
+    """Raise ValueError where a field is missing or of another type; fields: name=type or types."""
     for name, kind in fields.items():
-        if not isinstance(row.get(name), kind):
-            found = f"is {json.dumps(row[name])[:40]}" if name in row else f"is missing among {', '.join(row)[:80]}"
-            raise ValueError(f'"{name}" {found}' + ", not a string" * (kind is str and name in row))
+        if name not in row:
+            raise ValueError(f'"{name}" is missing among {", ".join(row)[:80]}')
+        if not isinstance(row[name], kind):
+            no_string = ", not a string" if kind is str else ""
+            raise ValueError(f'"{name}" is {json.dumps(row[name])[:40]}{no_string}')
 
 
 def read_jsonl(path, needs="", **fields):
-    """Yield ('<path>:<line>', row) of a file with a JSON object on each line; empty lines are left out.
+    """Yield ('<path>:<line>', row) of a file with a JSON object on each line that is not empty.
 
-    fields: as for read_row. needs: the fields in words, for the ValueError, which names file and line.
+    fields: as for read_row. needs: the fields in words, for the ValueError, which names the line.
     """
     needs = needs or ", ".join(f'"{name}"' for name in fields) or "its fields"
     for n, line in enumerate(read_lines(path), 1):
@@ -72,21 +78,23 @@ def read_jsonl(path, needs="", **fields):
             try:
                 row = read_row(line, **fields)
             except ValueError as e:
-                raise ValueError(f"{path}:{n}: {e}; each line is a JSON object with {needs}") from None
+                raise ValueError(f"{path}:{n}: {e}; each line is a JSON object with "
+                                 f"{needs}") from None
             yield f"{path}:{n}", row
 
 
 # ---- folders
 
 def is_hidden(name):
-    """True for what a system or an editor leaves in a folder: ._x, .DS_Store, .ipynb_checkpoints, Thumbs.db."""
+    """Return whether a system or an editor left a file: ._x, .DS_Store, Thumbs.db."""
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
 
 
 def find_files(folder, suffixes):
-    """Return the sorted paths (str) of the files at any depth that end in one of suffixes (lower case), in any case.
+    """Return the sorted paths (str) of the files at any depth that end in one of suffixes.
 
-    Hidden files and folders are left out, links are followed, a folder that is linked twice is read once.
+    suffixes: lower case, files may differ. Hidden files and folders are left out. Links are
+    followed, each folder once.
     """
     found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -101,30 +109,29 @@ def find_files(folder, suffixes):
 
 
 def find_audio(folder):
-    """Return {file name without its ending, accents composed (NFC): path} of the recordings in a folder."""
+    """Return {file name without its ending, accents composed (NFC): path} of the recordings."""
     found = {}
     for name in sorted(os.listdir(folder)):
         stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
         if suffix.lower() in AUDIO_SUFFIXES and not is_hidden(name):
-            found.setdefault(stem, []).append((AUDIO_SUFFIXES.index(suffix.lower()), os.path.join(folder, name)))
+            rank = AUDIO_SUFFIXES.index(suffix.lower())
+            found.setdefault(stem, []).append((rank, os.path.join(folder, name)))
     return {stem: min(paths)[1] for stem, paths in found.items()}
 
 
 def find_path(folder, name):
     """Return the path of a file that a list names from its folder, whether or not it is there.
 
-    It is found as well where the list has backslashes (Windows) or its accents composed otherwise (macOS).
+    Backslashes (Windows) and accents composed otherwise (macOS) find the file too.
     """
-    path = os.path.join(folder, name)
-    if os.path.exists(path):
-        return path
     slashed = name.replace("\\", "/")
-    others = [slashed, unicodedata.normalize("NFC", slashed), unicodedata.normalize("NFD", slashed)]
-    return next(filter(os.path.exists, (os.path.join(folder, other) for other in others)), path)
+    names = [name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
+    paths = [os.path.join(folder, other) for other in names]
+    return next(filter(os.path.exists, paths), paths[0])
 
 
 def own_file(name):
-    """Return the path of a text that belongs to the repository: as named from here, else beside this module."""
+    """Return the path of a text of the repository: as named from here, else beside this module."""
     beside = Path(__file__).parent / name
     return str(beside) if beside.is_file() and not os.path.exists(name) else name
 
@@ -133,7 +140,8 @@ def own_file(name):
 
 def write_text(path, text):
     """Write a text in UTF-8 under a temporary name, then rename it."""
-    with open(f"{path}.tmp", "w", encoding="utf-8", errors="replace", newline="\n") as f:  # half a surrogate pair: ?
+    # errors: half a surrogate pair becomes ?
+    with open(f"{path}.tmp", "w", encoding="utf-8", errors="replace", newline="\n") as f:
         f.write(text)
     os.replace(f"{path}.tmp", path)
 
@@ -148,11 +156,7 @@ def write_jsonl(path, rows):
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-# ---- checksums and downloads
-
 def sha256_file(path):
     """Return the hex sha256 of a file."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-

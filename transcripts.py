@@ -3,66 +3,46 @@
     normalize_transcript("Dr. O’Neil paid $5.50 in 1984 &amp; left")
     -> "dr o'neil paid five dollars and fifty cents in nineteen eighty four and left"
 
-A transcript must say what the audio says. A text that can't be written in LETTERS is refused as a
-whole, with a reason to count (NoSpokenForm). It never loses a word silently. The rules:
-- HTML entities are resolved. Zero-width characters and soft hyphens vanish. Accents are stripped.
-- Marks of noise ([laughter], <sil>, (coughs), *sighs*) and tags of layout (<i>, <br>) are removed.
-- <unk>, [inaudible] and the like stand for words that are spoken, and not given: refused. Other
-  [...], <...> and {...} may be words or marks: refused. Other (...) is text.
-- Numbers are spelled out (NUMBER). Dates in figures are refused: nobody knows how they were read.
-- A few symbols have a name (SYMBOLS). Letters of other scripts, and symbols that mean something
-  (a bare $, <), are refused. Punctuation, emoji and the like are not spoken: they separate words.
-- What has characters but no words left ("...", "[laughter]") is refused. A blank text is a clip in
-  which nobody speaks.
+A transcript must say what the audio says. It never loses a word silently: a text that can't be
+written in LETTERS is refused as a whole, with a reason to count (NoSpokenForm). The rules:
+- HTML entities are resolved, zero-width characters vanish, accents are stripped.
+- Numbers, years, times and money are spelled out.
+- Refused: dates, ranges, fractions and other figures that can be read in several ways; <...>,
+  [...], {...}; marks of noise like (coughs) or *sighs*; letters of other scripts; symbols that mean
+  something and are not in SYMBOLS; a text without words, like "...".
+- Punctuation and emoji separate words. A blank text is a silent clip.
 """
 import functools
 import html
 import re
 import unicodedata
 
-LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")  # the one table; words also hold the apostrophe
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")  # words also hold the apostrophe
+NO_FORM = "\ufffd"  # stands for a character that no transcript may hold
+ORDINARY = re.compile("[a-zA-Z ',;:!?\"-]*[.]?")  # most texts: only words and punctuation
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+PLAIN = str.maketrans({  # before NFKC, which would write ™ and ² as plain letters and digits
+    **dict.fromkeys("‘’‛ʼ´`′", "'"), **dict.fromkeys("‐‑‒–−", "-"),
+    **dict.fromkeys("™℠", " "),
+    **dict.fromkeys("²³¹⁰⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉¼½¾", NO_FORM)})
 # letters without an accent that could be stripped
 FOLDED = {"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
 SYMBOLS = {"&": " and ", "@": " at ", "+": " plus ", "=": " equals ", "%": " percent ",
-           "×": " times ", "÷": " divided by ", "±": " plus or minus ", "°": " degrees ",
-           "|": " ", "~": " "}
-BOTH_CASES = "".join(sorted(LETTERS)) + "".join(sorted(LETTERS)).upper()
-ORDINARY = re.compile(f"[{BOTH_CASES} ',;:!?\"-]*[.]?")  # most texts: only words and punctuation
-APOSTROPHES = re.compile("[‘’‛ʼ´`′＇]")
-INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
-ENTITY = re.compile(r"&(#\d+|#x[0-9a-f]+|\w+);", re.IGNORECASE)
-MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|\([^()]*\)|\*[^*\n]*\*")
-LAYOUT = re.compile(r"/?(b|i|u|em|strong|br|p|span|font|c|v|comma|period|questionmark|"
-                    r"exclamationpoint)\b[^<>]*")
-NOT_GIVEN = frozenset("""unk unknown inaudible unintelligible indistinct unclear garbled crosstalk
-    foreign redacted xxx""".split())
-NOISES = frozenset("""laughter laughs laughing laugh chuckles giggles noise sil silence pause breath
-    breathing breathes inhales sigh sighs sighing cough coughs coughing sneeze sneezes sniff sniffs
-    smack music applause cheering clapping clears throat click clicks beep bell ring ringing
-    background blank spn nsn vocalized""".split())
-# NFKC writes these as plain letters or digits: ² as 2. Digits of footnotes have no spoken form.
-RAISED = str.maketrans({"²": " squared ", "³": " cubed ", **dict.fromkeys("™©®℠", " "),
-                        **dict.fromkeys("⁰¹⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "\ufffd")})
+           "×": " times ", "÷": " divided by ", "±": " plus or minus ", "|": " ", "~": " ",
+           **dict.fromkeys("<>[]{}°", NO_FORM)}
+MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}")
+NOISE = re.compile(r"[(*](?:\w+ ){0,2}(?:laugh|chuckl|noise|silence|pause|breath|sigh|cough|sneez|"
+                   r"sniff|music|applau|cheer|inaudible|unintelligible)\w*(?: \w+)?[)*]")
 NUMBER = re.compile(r"""
     (?P<sign>(?<![^\s(])-)?
-    (?:(?P<money>[$£€¥])\s?)?
+    (?:(?P<money>[$£€])\s?)?
     (?P<body>\d+(?:[,.:/-]\d+)*|(?<![\w.])\.\d+)
-    (?(money)\s?(?P<scale>(?:hundred|thousand|million|billion|trillion|k|m|bn)\b)?)
-    (?P<end>(?:st|nd|rd|th|'?s)\b|\s?%|\s?°[cf]?|\s?[¢$£€¥](?!\s?\d))?
+    (?(money)\s?(?P<scale>(?:hundred|thousand|[mbt]r?illion)\b)?)
+    (?P<end>(?:st|nd|rd|th|'?s)\b)?
     """, re.VERBOSE | re.ASCII)
-DATE = re.compile(r"\d{1,4}/\d{1,2}/\d{1,4}|\d{4}-\d{1,2}-\d{1,2}|\d{1,2}-\d{1,2}-\d{4}")
-WHOLE = re.compile(r"\d+|\d{1,3}(,\d{3})+")
-DECIMAL = re.compile(r"((?:\d+|\d{1,3}(?:,\d{3})+)?)\.(\d+)")
-BETWEEN = {"/": ["", "slash", "over", "out of"], "-": ["to", ""], ":": ["to", ""], ",": [""],
-           ".": ["point", "dot", ""]}  # what is spoken for a separator
+ONE = re.compile(r"(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d+)?")  # number, not a list or a range
 MONEY = {"$": ("dollar", "dollars", "cent", "cents"), "£": ("pound", "pounds", "penny", "pence"),
-         "€": ("euro", "euros", "cent", "cents"), "¥": ("yen", "yen", "sen", "sen"),
-         "¢": ("cent", "cents", "", "")}
-UNITS = {"%": ("percent", "percent"), "°": ("degree", "degrees"),
-         "°c": ("degree celsius", "degrees celsius"),
-         "°f": ("degree fahrenheit", "degrees fahrenheit"),
-         **{sign: names[:2] for sign, names in MONEY.items()}}
-SCALES = {"k": "thousand", "m": "million", "bn": "billion"}
+         "€": ("euro", "euros", "cent", "cents")}
 
 
 class NoSpokenForm(ValueError):
@@ -81,7 +61,7 @@ def normalize_transcript(text):
     Raises NoSpokenForm where that is not possible.
     """
     spoken = first_reading(read_aloud(text))
-    others = [char for char in spoken if char not in LETTERS and char not in "' "]
+    others = re.sub("[a-z' ]", "", spoken)
     if others and unicodedata.category(others[0])[0] in "LMN":
         raise NoSpokenForm("letters of another script", text)
     if others:
@@ -100,23 +80,21 @@ def plain_text(text, strict=True):
     lines = []
     for line in text.split("\n"):
         if strict:
-            lines.append(normalize_transcript(line))
+            spoken = normalize_transcript(line)
         else:
-            spoken = first_reading(read_aloud(line, strict=False))
-            lines.append("".join(char for char in spoken if char in LETTERS or char in "' "))
-    return "\n".join(" " + " ".join(line.split()) for line in lines if line.strip())
+            spoken = re.sub("[^a-z' ]", "", first_reading(read_aloud(line, strict=False)))
+        lines.append(" ".join(spoken.split()))
+    return "\n".join(" " + line for line in lines if line)
 
 
 def require_distinct(question, options, read=plain_text):
-    """Raise a ValueError that names the question if two options are read alike or one has no words.
+    """Raise a ValueError if two options of a question are read alike or one has no words.
 
     question, options: str and list of str; read: function of an option, what the model is given.
     """
-    known = {}
+    known = {"": "nothing"}
     for option in options:
         spoken = read(option)
-        if not spoken:
-            raise ValueError(f"question {question!r}: the option {option!r} has no words")
         if spoken in known:
             raise ValueError(f"question {question!r}: the options {known[spoken]!r} and {option!r} "
                              "are read alike: change one")
@@ -129,11 +107,11 @@ def spoken_turns(turns, dropped):
     dropped: Counter; the reasons of the others are added to it.
     """
     kept = []
-    for task, question, answer in turns:
+    for turn in turns:
         try:
-            if not plain_text(question) or not plain_text(answer):
-                raise NoSpokenForm("an empty question or answer", question)
-            kept.append([task, question, answer])
+            if not plain_text(turn[1]) or not plain_text(turn[2]):
+                raise NoSpokenForm("an empty question or answer", turn[1])
+            kept.append(turn)
         except NoSpokenForm as e:
             dropped[e.reason] += 1
     return kept
@@ -149,16 +127,16 @@ def read_aloud(text, strict=True):
 
     A word has one reading, a number several: 2648 is a quantity or four digits. scoring.py accepts
     each of them. Characters outside LETTERS stay where they carry a meaning. strict: raise
-    NoSpokenForm for markup and dates.
+    NoSpokenForm for marks of noise and for figures that can be read in several ways.
     """
     if ORDINARY.fullmatch(text):
         return [[word] for word in split_words(text.lower())]
-    text = ENTITY.sub(lambda match: html.unescape(match[0]), text)
-    text = without_markup(APOSTROPHES.sub("'", INVISIBLE.sub("", text)), strict)
-    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)  # NFKC writes 1½ as 11⁄2
-    text = unicodedata.normalize("NFKC", text.translate(RAISED)).casefold()
-    text = re.sub("[‐‑‒–−]", "-", APOSTROPHES.sub("'", text)).replace("⁄", "/")
-    text = re.sub(r"(?<=\d)\s+(?=\d/\d\d?(?!\d))", " and ", text)  # 1 1/2
+    text = INVISIBLE.sub("", html.unescape(text))
+    text = unicodedata.normalize("NFKC", text.translate(PLAIN)).casefold()
+    if strict and NOISE.search(text):
+        raise NoSpokenForm("a mark of noise", text)
+    if not strict:
+        text = NOISE.sub(" ", MARKUP.sub(" ", text))
     text = re.sub(r"#(?=\d)", " number ", text)
     text = re.sub(r"(?<=\w)\.(?=(?:com|org|net|edu|gov)\b)", " dot ", text)
     slots, end = [], 0
@@ -169,48 +147,24 @@ def read_aloud(text, strict=True):
     return slots + [[word] for word in split_words(text[end:])]
 
 
-def without_markup(text, strict):
-    """Return text without marks of noise and layout; strict: NoSpokenForm where it may be words."""
-    def replace(match):
-        kind, inner = match[0][0], match[0][1:-1]
-        words = re.findall(r"[^\W_]+", inner.casefold())
-        may_be_mark = kind in "<[{" or len(words) <= 3
-        if not words or kind == "<" and LAYOUT.fullmatch(inner.casefold()):
-            return " "
-        if may_be_mark and NOT_GIVEN.intersection(words):
-            if strict:
-                raise NoSpokenForm("words that the transcript does not give", match[0])
-            return " "
-        if NOISES.issuperset(words):
-            return " "
-        is_noise = may_be_mark and NOISES.intersection(words)
-        if strict and (kind in "<[{" and not is_noise or kind in "(*" and is_noise):
-            raise NoSpokenForm("markup of unknown meaning", match[0])
-        return " " if is_noise else f" {inner} "
-
-    return MARKUP.sub(replace, text)
-
-
 class Letters(dict):
-    """For str.translate: what becomes of a character of case-folded text, worked out once."""
+    """For str.translate: what becomes of a character of case-folded text, worked out once.
+
+    A character that stays, but for the apostrophe, is one that no transcript may hold.
+    """
 
     def __missing__(self, code):
         char = chr(code)
-        category = unicodedata.category(char)
         parts = unicodedata.normalize("NFD", FOLDED.get(char, char))
         bare = "".join(part for part in parts if not unicodedata.combining(part))
-        if char in LETTERS or char in "' \ufffd":
-            self[code] = char
-        elif char in SYMBOLS:
+        category = unicodedata.category(char)
+        self[code] = " "
+        if char in SYMBOLS:
             self[code] = SYMBOLS[char]
-        elif not bare:
-            self[code] = ""  # an accent
         elif LETTERS.issuperset(bare):
-            self[code] = bare
-        elif category[0] in "LMN" or category in ("Sm", "Sc"):
-            self[code] = char  # no transcript may hold it
-        else:
-            self[code] = " "
+            self[code] = bare  # nothing of an accent alone
+        elif char in "'" + NO_FORM or category[0] in "LMN" or category in ("Sm", "Sc"):
+            self[code] = char
         return self[code]
 
 
@@ -223,55 +177,29 @@ def split_words(text):
     return [word for word in words if word != "'"]
 
 
-# ---- numbers
+# ---- numbers: readings are a list of str in words, the likeliest first
 
 def read_number(match, strict):
     """Return the slots of a match of NUMBER."""
-    body, end = match["body"], (match["end"] or "").strip()
-    if strict and DATE.fullmatch(body):
-        raise NoSpokenForm("a date in figures", match[0])
-    slots = read_figures(body)
-    if end in ("st", "nd", "rd", "th") and WHOLE.fullmatch(body):
+    body, end, money = match["body"], match["end"], match["money"]
+    is_one, is_time = ONE.fullmatch(body), re.fullmatch(r"\d{1,2}:\d\d", body)
+    after = match.string[match.end():match.end() + 1]
+    if strict and (not is_one and not is_time or money and after.isalpha()):  # 3/4, $5k
+        raise NoSpokenForm("figures that can be read in several ways", match[0])
+    if end in ("st", "nd", "rd", "th") and body.replace(",", "").isdigit():
         slots = [variants(name(int(body.replace(",", "")), "ordinal"))]
-    elif end == "'s" and not body.endswith("0"):
-        slots[-1] = [reading + "'s" for reading in slots[-1]]
-    elif end in ("s", "'s"):
-        slots[-1] = [plural(reading) for reading in slots[-1]]
-    elif match["money"] and re.fullmatch(r"[\d,]+\.\d\d", body) and not match["scale"]:
-        slots = [read_money(body, match["money"])]
-    elif match["money"] and match["scale"]:
-        slots += [[SCALES.get(match["scale"], match["scale"])], [MONEY[match["money"]][1]]]
-    elif unit := UNITS.get(match["money"] or end):
-        slots += [[unit[body != "1"]]]
+    elif is_time:
+        hour, minutes = body.split(":")
+        slots = [read_one(str(int(hour))), read_minutes(minutes)]
+    elif money and is_one and not match["scale"]:
+        slots = read_money(body, *MONEY[money])
+    else:
+        slots = [read_one(body)] if is_one else list(map(read_one, re.findall(r"\d+", body)))
+    if end in ("s", "'s"):
+        slots[-1] = [plural(reading) if end == "s" else reading + "'s" for reading in slots[-1]]
+    if match["scale"]:
+        slots += [[match["scale"]], [MONEY[money][1]]]
     return [["minus", "negative"]] * bool(match["sign"]) + slots
-
-
-def read_figures(body):
-    """Return the slots of digits (str) that the separators , . : / - may join."""
-    if WHOLE.fullmatch(body):
-        return [read_whole(body)]
-    if parts := DECIMAL.fullmatch(body):
-        return [read_decimal(*parts.groups())]
-    if time := re.fullmatch(r"(\d{1,2}):(\d\d)", body):
-        return [read_whole(time[1].removeprefix("0") or "0"), read_minutes(time[2])]
-    if fraction := re.fullmatch(r"(\d)/(\d\d?)", body):
-        over, under = int(fraction[1]), int(fraction[2])
-        if 0 < over < under <= 10:
-            return [read_fraction(over, under)]
-    separator = next(mark for mark in BETWEEN if mark in body)
-    parts, between = body.split(separator), BETWEEN[separator]
-    slots = [read_figures(part) for part in parts]
-    if separator == "-" and (len(parts) > 2 or [len(part) for part in parts] == [3, 4]):
-        between = [""]  # 7-7-8-6, 555-1234
-        slots = [[[spell(part), *readings[0]]] for part, readings in zip(parts, slots)]
-    elif len(parts) > 2 and separator == ":":  # hours, minutes, seconds
-        between = [""]
-    elif separator == "-" and all(map(str.isdigit, parts)) and int(parts[0]) >= int(parts[1]):
-        between = ["", "to"]  # a score of 5-4, no range
-    joined = slots[0]
-    for more in slots[1:]:
-        joined = joined + [between] + more
-    return joined
 
 
 @functools.cache
@@ -283,7 +211,7 @@ def name(n, kind="cardinal"):
 
 def spell(digits):
     """Return digits (str) one by one, in words."""
-    return " ".join(name(int(digit)) for digit in digits if digit.isdigit())
+    return " ".join(name(int(digit)) for digit in digits)
 
 
 def variants(words):
@@ -293,48 +221,38 @@ def variants(words):
     return list(dict.fromkeys(readings))
 
 
-def read_whole(written):
-    """Return the readings of a whole number (str of digits, or with commas between thousands).
+def read_one(written):
+    """Return the readings of a number (str of digits, with , between thousands, and . if decimal).
 
     The likeliest is digit by digit with a leading zero, and from five digits on where neither a
     comma nor three zeros at the end say that it is a quantity (codes, telephone numbers). It is a
     year for 1100..1999 and 2010..2099, and else a quantity.
     """
+    written, point, places = written.partition(".")
+    if point:
+        heads = read_one(written) if written else ["", "zero"]
+        return [f"{head} point {spell(places)}".strip() for head in heads]
     digits, is_code = written.replace(",", ""), len(written) > 1 and written[0] == "0"
-    readings = [spell(digits)]
+    spelled = [spell(digits)]
     if is_code or len(digits) > 15:
-        return readings
+        return spelled
     quantity = variants(name(int(digits)))
-    if 3 <= len(digits) <= 4:
-        pairs = read_pairs(digits)
-        is_year = written.isdigit() and re.fullmatch("1[1-9]..|20[1-9].", digits)
-        readings = [*pairs, *quantity, *readings] if is_year else [*quantity, *pairs, *readings]
-    elif len(digits) > 4 and written.isdigit() and not digits.endswith("000"):
-        readings += quantity
+    pairs = read_in_pairs(digits) if len(digits) in (3, 4) else []
+    if re.fullmatch("1[1-9]..|20[1-9].", written):
+        readings = [*pairs, *quantity, *spelled]
+    elif len(digits) > 4 and "," not in written and not digits.endswith("000"):
+        readings = [*spelled, *quantity]
     else:
-        readings = quantity + readings
+        readings = [*quantity, *pairs, *spelled]
     return list(dict.fromkeys(readings))
 
 
-def read_pairs(digits):
+def read_in_pairs(digits):
     """Return the readings of 3 or 4 digits (str) in pairs: nineteen oh five, three fifty one."""
     first, last = name(int(digits[:-2])), digits[-2:]
     if last == "00":
         return [f"{first} hundred"]
-    if last[0] == "0":
-        return [f"{first} oh {name(int(last))}", f"{first} zero {name(int(last))}"]
-    return [f"{first} {name(int(last))}"]
-
-
-def read_decimal(whole, places):
-    """Return the readings of whole.places (str of digits; whole may be empty)."""
-    heads = read_whole(whole) if whole else ["", "zero"]
-    readings = [f"{head} point {spell(places)}".strip() for head in heads]
-    if whole and places == "5":
-        readings += [f"{head} and a half" for head in heads]
-    if whole and len(places) == 2 and places[0] != "0":
-        readings += [f"{head} {name(int(places))}" for head in heads]
-    return readings
+    return [f"{first} {reading}" for reading in read_minutes(last)[:2 if last[0] == "0" else 1]]
 
 
 def read_minutes(minutes):
@@ -346,32 +264,18 @@ def read_minutes(minutes):
     return [name(int(minutes)), spell(minutes)]
 
 
-def read_fraction(over, under):
-    """Return the readings of over/under, ints below and up to ten."""
-    part = {2: "half", 4: "quarter"}.get(under) or name(under, "ordinal")
-    parts = {"half": "halves"}.get(part, part + "s")
-    readings = [f"{name(over)} {part if over == 1 else parts}"]
-    if over == 1:
-        readings.append(f"a {part}")
-    apart = [f"{name(over)} {between} {name(under)}" for between in BETWEEN["/"]]
-    return readings + [reading.replace("  ", " ") for reading in apart]
-
-
-def read_money(body, sign):
-    """Return the readings of an amount with two places (str) of a currency of MONEY."""
-    whole, cents = body.split(".")
-    unit, units, cent, cents_name = MONEY[sign]
-    small = f"{name(int(cents))} {cent if int(cents) == 1 else cents_name}"
-    readings = []
-    for head in read_whole(whole.lstrip("0") or "0"):
-        big = f"{head} {unit if head in ('one', 'a') else units}"
-        number = name(int(cents))
-        readings += [f"{big} and {small}", f"{big} {small}", f"{big} {number}", f"{head} {number}"]
-        if int(cents) == 0:
-            readings = [big, *readings]
-    if not int(whole.replace(",", "")):
-        readings = [small, *readings]
-    return readings + [f"{reading} {units}" for reading in read_decimal(whole, cents)]
+def read_money(body, unit, units, cent, cents):
+    """Return the slots of an amount: five dollars and fifty cents, or five dollars fifty."""
+    whole, _, small = body.partition(".")
+    if len(small) not in (0, 2):
+        return [read_one(body), [units]]
+    unit, cent = unit if whole == "1" else units, cent if small == "01" else cents
+    few = read_one(small.lstrip("0") or "0")
+    if small.strip("0") == "":
+        return [read_one(whole), [unit]]
+    if whole.strip("0") == "":
+        return [few, [cent]]
+    return [read_one(whole), [unit, ""], ["and", ""], few, [cent, ""]]
 
 
 def plural(words):

@@ -1,15 +1,14 @@
 """
     python train_sft.py config/cpu_w3.py
 
-W3 of the CPU demo: LoRA of rank 16 on the frozen LM, the projector trained on. 2 cores, 5 minutes in bf16;
-AudioBench-mini 68.5%; WER 19.0% on new sentences, 28.0% in another engine's voice, 18.2 and 27.3% before it (67ddb64,
-2026-11-29).
+W3 of the CPU demo: LoRA of rank 16 on the frozen LM; the projector learns on. 2 cores, 5 minutes in
+bf16. AudioBench-mini 68.5%; WER 19.0% on new sentences, 28.0% in another engine's voice
+(18.2% and 27.3% before W3; 67ddb64, 2026-11-29).
 """
 out_dir = "out/cpu_w3"
-task_weights = "transcript=2.5"
+transcript_weight = 2.5
 batch_tokens = 1500
 text_rows = 2
-texture_muon_lr = 0.02
 max_steps = 800
 lr_decay_steps = 800
 eval_every = 0

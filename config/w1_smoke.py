@@ -1,22 +1,17 @@
 """
     python train_align.py config/w1_smoke.py
 
-W1: five tones through frozen Whisper, a projector and a random d6 GPT on bytes; 50 steps, PASS if the loss fell by 0.5.
-2 cores, 30 s: loss 5.54 -> 0.009 (2026-11-22).
+W1: five tones through frozen Whisper, a projector and a random d6 GPT on bytes.
+50 steps; PASS if the loss fell by 0.5. 2 cores, 30 s: loss 5.54 -> 0.009 (2026-11-22).
 """
 out_dir = "out/w1_smoke"
 data_dir = "tones"
 lm = ""
 init_from = "scratch"
-depth = 6
 stack = 1
 hidden = 384            # n_embd
-zero_init = True
-dropout = 0.0
-time_warp = 0.0
-voice_mix = 0.0
 muon_lr = 0.0
-train_lm = True
+augment = False
 learning_rate = 1e-3
 lm_learning_rate = 1e-3
 max_steps = 50

@@ -1,15 +1,15 @@
 """
-    torchrun --standalone --nproc_per_node=8 train_align.py config/w2_frozen.py      # or python, on one GPU
+    torchrun --standalone --nproc_per_node=8 train_align.py config/w2_frozen.py
 
-W2 at its real size: LibriSpeech train-clean-100 as features on disk (prepare_librispeech.py), LM and Whisper frozen.
-Needs a d12 base (config/base_d12.py). Ten steps ran on LibriSpeech-shaped archives of a local mirror; not trained yet.
+W2 at its real size, on one node (or with python on one GPU): LM and Whisper are frozen.
+Needs the features of LibriSpeech train-clean-100 (prepare_librispeech.py) and a d12 base
+(config/base_d12.py). Untested: ten steps ran on LibriSpeech-shaped archives.
 """
 out_dir = "out/w2_frozen"
 data_dir = "data/LibriSpeech/features"
 lm = "out/base_d12"
 hidden = 0              # 4 * n_embd
 batch_tokens = 6_600     # 32 clips
-workers = 4
 grad_accum = 8
 max_steps = 10_000
 lr_decay_steps = 10_000

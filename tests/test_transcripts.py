@@ -1,78 +1,86 @@
-"""transcripts.py: numbers, entities, marks and letters; what has no spoken form is refused by reason."""
+"""transcripts.py: numbers, entities, marks and letters; what has no spoken form is refused."""
 from collections import Counter
 
 import pytest
 
-from transcripts import NoSpokenForm, normalize_transcript, plain_text, read_aloud, require_distinct, spoken_turns
+from transcripts import (NoSpokenForm, normalize_transcript, plain_text, read_aloud,
+                         require_distinct, spoken_turns)
 
 NUMBERS = {
-    "the primary coil has 50 turns": "the primary coil has fifty turns", "I was born in 1984.":
-    "i was born in nineteen eighty four", "42": "forty two", "1 2 3": "one two three", "2 6 4 8": "two six four eight",
-    "1, 8, 8, 4.": "one eight eight four", "7-7-8-6": "seven seven eight six", "0351": "zero three five one",
-    "555-1234": "five five five one two three four", "90210": "nine zero two one zero", "10000": "ten thousand",
-    "1,234": "one thousand two hundred and thirty four", "1905, 2005, 2015":
-    "nineteen oh five two thousand and five twenty fifteen", "the 3rd, 21st": "the third twenty first",
-    "the 1960s": "the nineteen sixties", "1984's": "nineteen eighty four's", "3.14": "three point one four",
-    ".5": "point five", "$5.50": "five dollars and fifty cents", "$1": "one dollar", "£0.99": "ninety nine pence",
-    "$1.5 million": "one point five million dollars", "5 % or 50-60%": "five percent or fifty to sixty percent",
-    "10:30, 10:05, 10:00": "ten thirty ten oh five ten o'clock", "1914–1918": "nineteen fourteen to nineteen eighteen",
-    "1½ or 1 3/4": "one and one half or one and three quarters", "24/7": "twenty four seven",
-    "-5 °C": "minus five degrees celsius", "B12, covid-19": "b twelve covid nineteen", "#5 at 192.168.0.1":
-    "number five at one hundred and ninety two point one hundred and sixty eight point zero point one"}
+    "the primary coil has 50 turns": "the primary coil has fifty turns", "42": "forty two",
+    "I was born in 1984.": "i was born in nineteen eighty four", "1 2 3": "one two three",
+    "1, 8, 8, 4.": "one eight eight four", "0351": "zero three five one", "B12": "b twelve",
+    "90210": "nine zero two one zero", "10000": "ten thousand", "covid-19": "covid nineteen",
+    "1,234": "one thousand two hundred and thirty four", "the 3rd, 21st": "the third twenty first",
+    "1905, 2005, 2015": "nineteen oh five two thousand and five twenty fifteen",
+    "the 1960s": "the nineteen sixties", "1984's": "nineteen eighty four's",
+    "3.14": "three point one four", ".5": "point five", "$5.50": "five dollars and fifty cents",
+    "£0.99": "ninety nine pence", "-5": "minus five", "5 %": "five percent", "$1": "one dollar",
+    "$1,234": "one thousand two hundred and thirty four dollars",
+    "$1.5 million": "one point five million dollars",
+    "10:30, 10:05, 10:00": "ten thirty ten oh five ten o'clock"}
 TEXTS = {
-    "MISTER QUILTER'S APOSTLE\n": "mister quilter's apostle", "It’s the café—naïve!": "it's the cafe naive",
-    "  end-to-end\t'' ' ": "end to end", "‘tis Straße Łódź præ": "'tis strasse lodz prae", "ＡＢ ﬁn": "ab fin",
-    "and/or...what": "and or what", "dogs' a'b": "dogs' a'b", "Tom &amp; Jerry&#39;s AT&T": "tom and jerry's at and t",
-    "re\u200bcord\u00ad the\u00a0sound\ufeff": "record the sound", "two\tlines\nof text": "two lines of text",
-    "[laughter] well <sil> (coughs) *sighs* yes": "well yes", "<b>bold</b><br>move": "bold move",
-    "(he said) hello": "he said hello", "Lego™ 😀 ❤️ is ♪ fun": "lego is fun", "see example.com": "see example dot com",
-    "": "", " \n": ""}
+    "MISTER QUILTER'S APOSTLE\n": "mister quilter's apostle", "and/or...what": "and or what",
+    "It’s the café—naïve!": "it's the cafe naive", "  end-to-end\t'' ' ": "end to end",
+    "‘tis Straße Łódź præ": "'tis strasse lodz prae", "ＡＢ ﬁn": "ab fin", "dogs' a'b": "dogs' a'b",
+    "Tom &amp; Jerry&#39;s AT&T": "tom and jerry's at and t", "(he said) hello": "he said hello",
+    "re\u200bcord\u00ad the\u00a0sound\ufeff": "record the sound", "*move* it": "move it",
+    "two\tlines\nof text": "two lines of text", "Lego™ 😀 ❤️ is ♪ fun": "lego is fun",
+    "see example.com": "see example dot com", "#5": "number five", "": "", " \n": ""}
 REFUSED = {
     "letters of another script": ["你好世界", "привет мир", "你好 42", "٣"],
-    "a symbol without a spoken form": ["it costs $ a lot", "a < b", "caf\ufffd", "word¹"],
-    "words that the transcript does not give": ["[laughter] <unk> um (inaudible)", "so [unintelligible] went"],
-    "markup of unknown meaning": ["[sic] it", "wait (in silence) for her", "{x}", "so [1] it is"],
-    "a date in figures": ["on 3/4/2020", "2020-12-25"],
-    "no words left": ["...", "[laughter]", "\u200b\u200b", "😀"]}
+    "a symbol without a spoken form": ["it costs $ a lot", "a < b", "caf\ufffd", "word¹", "1½",
+                                       "5 °C", "[laughter] yes", "a <unk> b", "[sic] it", "{x}"],
+    "a mark of noise": ["(coughs) well", "*sighs* yes", "so (inaudible)", "wait (in silence)"],
+    "figures that can be read in several ways": ["on 3/4/2020", "2020-12-25", "24/7", "1914–1918",
+                                                 "555-1234", "192.168.0.1", "$5k"],
+    "no words left": ["...", "\u200b\u200b", "😀"]}
 
 
 @pytest.mark.case("B21")
 @pytest.mark.parametrize("text, spoken", [*NUMBERS.items(), *TEXTS.items()])
 def test_a_transcript_says_what_the_audio_says(text, spoken):
-    """Broken: a label lost its number or a letter, words are cut or joined, or marks are learnt as words."""
+    """Broken: a label lost its number or a letter, words are cut or joined, or marks are learnt."""
     assert normalize_transcript(text) == spoken
     assert normalize_transcript(spoken) == spoken
 
 
 @pytest.mark.case("B21")
-@pytest.mark.parametrize("reason, text", [(reason, text) for reason, texts in REFUSED.items() for text in texts])
-def test_what_cannot_be_said_is_refused(reason, text):
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_cannot_be_said_is_refused(reason):
     """Broken: half of a text becomes its label, or the reason can't be counted."""
-    with pytest.raises(NoSpokenForm, match=reason) as refused:
-        normalize_transcript(text)
-    assert refused.value.reason == reason and isinstance(refused.value, ValueError)
+    for text in REFUSED[reason]:
+        with pytest.raises(NoSpokenForm, match=reason) as refused:
+            normalize_transcript(text)
+        assert refused.value.reason == reason and isinstance(refused.value, ValueError)
 
 
 def test_a_number_has_several_readings():
     """Broken: a number that was read digit by digit, or as pairs, counts as an error."""
-    (readings,) = read_aloud("2648")
-    assert {"two thousand six hundred forty eight", "twenty six forty eight", "two six four eight"} < set(readings)
-    (readings,) = read_aloud("100")
-    assert readings[0] == "one hundred" and {"a hundred", "one zero zero"} < set(readings)
+    for number, others in (("2648", ["two thousand six hundred forty eight", "two six four eight",
+                                     "twenty six forty eight"]), ("100", ["a hundred"])):
+        (readings,) = read_aloud(number)
+        assert set(others) < set(readings)
+    assert read_aloud("$5.50") == [["five"], ["dollars", ""], ["and", ""], ["fifty", "five zero"],
+                                   ["cents", ""]]
 
 
 def test_answers_keep_their_numbers():
-    """Broken: "42" teaches to say nothing, an answer in another script vanishes, or a user's question is refused."""
+    """Broken: "42" teaches to say nothing, an answer in another script vanishes, or a user's
+    question is refused."""
     assert plain_text("How many?\n\n 42 \n3rd") == " how many\n forty two\n third"
-    dropped, turns = Counter(), [["a", "how many", "42"], ["b", "who", "你好"], ["c", "?", "x"], ["d", "who", ""]]
+    dropped, turns = Counter(), [["a", "how many", "42"], ["b", "who", "你好"], ["c", "?", "x"],
+                                 ["d", "who", ""]]
     assert spoken_turns(turns, dropped) == turns[:1]
-    assert dropped == {"letters of another script": 1, "no words left": 1, "an empty question or answer": 1}
+    assert dropped == {"letters of another script": 1, "no words left": 1,
+                       "an empty question or answer": 1}
     assert plain_text("what is 你好 $ 5?", strict=False) == " what is five dollars"
+    assert plain_text("7-7-8-6 [music] (laughs)", strict=False) == " seven seven eight six"
     assert plain_text("说 <b>", strict=False) == ""
 
 
 def test_options_that_are_read_alike_are_refused():
-    """Broken: two options of a question have the same ids, so that one of them can't be chosen."""
+    """Broken: two options of a question have the same ids, so that one can't be chosen."""
     require_distinct("how many", ["42", "43", "forty four", "1984"])
     for options in (["42", "forty-two"], ["a", "A."], ["yes", ""]):
         with pytest.raises(ValueError, match="how many"):

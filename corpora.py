@@ -1,0 +1,256 @@
+"""Readers of speech corpora: which recordings there are, what is said, and what can't be used.
+
+LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt, and
+             perhaps <source>/labels.jsonl ({"key": ..., any label} a line). Subsets train* are the
+             split train, val* and dev* val, test* test. A source of speakers is one subset.
+             LibriSpeech's own subsets are downloaded when missing.
+A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line, and perhaps
+             "split", "speaker", "key", any label. Without "split" a twentieth is val, by speaker
+             where one is named. With "question" and "answer", or "turns" [[task, question, answer],
+             ...], a line needs no text.
+speechocean  speechocean762's folder (Zhang et al., arXiv:2104.01378): a tenth of the training
+             speakers is val; its test is test_adults (18 years or more) and test_children.
+"""
+import os
+import re
+import shutil
+import tarfile
+import unicodedata
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from download import download
+from files import (check_row, find_audio, find_files, find_path, read_jsonl, read_lines, read_pairs,
+                   read_row)
+from recordings import SAMPLE_RATE, audio_header
+from transcripts import NoSpokenForm, normalize_transcript
+
+SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test",  # by a name's first letters
+          "valid": "val", "validation": "val"}                           # by a line's "split"
+SUBSETS = {  # bytes and MD5 of https://www.openslr.org/12
+    "dev-clean": (337_926_286, "42e2234ba48799c1f50f24a7926300a1"),
+    "dev-other": (314_305_928, "c8d0bcc9cca99d4f8b62fcc847357931"),
+    "test-clean": (346_663_984, "32fa31d27d2e1cad72775fee3f4849a9"),
+    "test-other": (328_757_843, "fb5a50374b501bb3bac4815ee91d3135"),
+    "train-clean-100": (6_387_309_499, "2a93770f6d5c6c964bc36631d331a522"),
+    "train-clean-360": (23_049_477_885, "c0e676e450a7ff2f54aeade5171606fa"),
+    "train-other-500": (30_593_501_606, "d1a0fd59409feb2c614ce4d30c387708")}
+MIRRORS = [f"https://{host}/resources/12" for host in (
+    "www.openslr.org", "openslr.trmal.net", "openslr.elda.org", "openslr.magicdatatech.com")]
+HUB = "datasets/k2-fsa/LibriSpeech/resolve/main"  # of Hugging Face, or where HF_ENDPOINT says
+
+
+class Clip(NamedTuple):
+    """A clip as its corpus names it."""
+    where: str  # the file and line that name it
+    key: str
+    path: str = ""
+    words: str = ""
+    labels: dict = {}  # split, speaker and what else the corpus knows
+    error: str = ""    # why it can't be used
+
+
+# ---- all of a corpus
+
+def read_corpus(source, subsets="", seen_voices=False):
+    """Read the lists of a corpus and the headers of its recordings.
+
+    source: folder or .jsonl; subsets: comma-separated folder names, "": all; seen_voices: val and
+    test may hold speakers of train. Returns (clips, failures, counts): clips are {"path", "bytes",
+    "seconds", "info": labels}, failures {"key", "reason"}; counts: what was dropped or
+    converted. ValueError, OSError: the corpus is missing or broken.
+    """
+    if source.endswith(".jsonl"):
+        found = read_list(source)
+    elif Path(source, "train", "wav.scp").exists():
+        found = read_speechocean(source)
+    else:
+        found = read_librispeech(source, subsets)
+    clips, failures, counts = [], [], Counter()
+    known, split_of = {}, {}  # {key: where it is named}, {speaker: split}
+    for clip in tqdm(found, desc="corpus", unit=" clips"):
+        try:
+            check_clip(clip, known, {} if seen_voices else split_of)
+            clips.append(describe(clip, counts))
+        except NoSpokenForm as e:
+            counts[f"dropped: {e.reason}"] += 1
+        except (ValueError, OSError) as e:
+            failures.append({"key": clip.key, "reason": f"{clip.where}: {e}"})
+        known.setdefault(clip.key, clip.where)
+    return clips, failures, counts
+
+
+def check_clip(clip, known, split_of):
+    """Raise ValueError if a clip can't be used. Notes its speaker's split in split_of."""
+    if clip.error or not clip.key:
+        raise ValueError(clip.error or "its key has no letters")
+    if clip.key in known:
+        raise ValueError(f"key there twice, at {known[clip.key]} too: rename one, or give each row "
+                         'its own "key"')
+    if not os.path.exists(clip.path):
+        missing = clip.path or f"{clip.key}.flac, .wav ..."
+        raise ValueError(f"transcript without audio (no {missing})")
+    speaker, split = clip.labels["speaker"], clip.labels["split"]
+    first = split_of.setdefault(speaker, split) if speaker else split
+    if split != first and not ("test" in split and "test" in first):
+        raise ValueError(f"speaker {speaker} is in {first} too (seen_voices=True allows that)")
+
+
+def describe(clip, counts):
+    """Return what read_corpus returns of a clip; ValueError, OSError: it can't be used."""
+    text = normalize_transcript(clip.words)
+    seconds, rate, n_channels = audio_header(clip.path)
+    if (rate, n_channels) != (SAMPLE_RATE, 1):
+        counts["converted to 16 kHz mono"] += 1
+    info = clip.labels | {"key": clip.key, "text": text, "seconds": round(seconds, 4)}
+    if any(char.isdigit() for char in clip.words):
+        info["written"] = clip.words  # scoring accepts other readings of the numbers too
+    return {"path": clip.path, "bytes": os.path.getsize(clip.path), "seconds": info["seconds"],
+            "info": info}
+
+
+def clean_key(name):
+    """Return a key without '.', '/' and '\\', at which WebDataset would split it."""
+    return re.sub(r"[./\\]+", "-", name).strip("-")
+
+
+# ---- the three kinds
+
+def read_librispeech(source, subsets):
+    """Yield the Clips of folders in LibriSpeech's layout."""
+    path, labels = Path(source, "labels.jsonl"), {}
+    if path.exists():
+        labels = {row["key"]: row for _, row in read_jsonl(path, key=str)}
+    for folder in find_subsets(Path(source), subsets):
+        name = folder.resolve().name
+        split = next((SPLITS[start] for start in SPLITS if name.startswith(start)), "train")
+        for transcripts in find_chapters(folder):
+            chapter, speaker = transcripts.parent, transcripts.parent.parent.name
+            paths = find_audio(chapter)
+            for where, key, words in read_pairs(transcripts):
+                path = paths.pop(unicodedata.normalize("NFC", key), "")
+                own = {"sex": ""} | labels.get(key, {}) | {"split": split, "speaker": speaker}
+                yield Clip(where, clean_key(key), path, words, own)
+            for key, path in paths.items():
+                yield Clip(str(chapter), key, path, error="audio without transcript")
+
+
+def find_subsets(root, names):
+    """Return the folders of subsets; downloads LibriSpeech's own. OSError: one is missing."""
+    folders = [root / name.strip() for name in names.split(",") if names]
+    for folder in folders:
+        if not folder.is_dir() and folder.name in SUBSETS:
+            fetch_subset(root, folder.name)
+    for folder in [root, *folders]:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; only LibriSpeech's own subsets are "
+                                    f"downloaded: {', '.join(SUBSETS)}")
+    found = sorted(f for f in root.iterdir() if f.is_dir() and f.name.startswith(tuple(SPLITS)))
+    return folders or found or [root]
+
+
+def find_chapters(folder):
+    """Return the transcripts of a subset; ValueError: there are none where they belong."""
+    found = [Path(path) for path in find_files(folder, (".trans.txt",))]
+    chapters = [path for path in found if len(path.relative_to(folder).parts) == 3]
+    if not chapters:
+        hint = f", but {found[0]}: point --source at the folder of the subsets" if found else ""
+        raise ValueError(f"{folder}: no <speaker>/<chapter>/<...>.trans.txt here{hint}")
+    return chapters
+
+
+def read_list(source):
+    """Yield the Clips of a .jsonl."""
+    audio_of = {}  # {key: audio} of the lines without a key of their own
+    for n, line in enumerate(read_lines(source), 1):
+        if not line.strip():
+            continue
+        where = f"{source}:{n}"
+        try:
+            row = read_clip_row(line)
+        except ValueError as e:
+            yield Clip(where, "", error=str(e))
+            continue
+        audio, words, speaker = row.pop("audio"), row.pop("text"), str(row.get("speaker") or "")
+        key = clean_key(str(row.get("key") or os.path.splitext(audio)[0]))
+        if not row.get("key") and audio_of.setdefault(key, audio) != audio:  # take.2 and take-2
+            key += f"-{zlib.crc32(audio.encode('utf-8', 'replace')):08x}"
+        is_val = zlib.crc32((speaker or key).encode()) % 20 == 0
+        split = str(row.get("split") or ("val" if is_val else "train"))
+        split = SPLITS.get(split.lower(), split)
+        labels = row | {"split": split, "speaker": speaker}
+        path = find_path(os.path.dirname(source), audio)
+        yield Clip(where, key, path, words.strip(), labels)
+
+
+def read_clip_row(line):
+    """Return the row (dict) of a line, with audio, text and perhaps turns; ValueError: none."""
+    row = read_row(line, audio=str)
+    if "question" in row:
+        check_row(row, answer=(str, int, float))
+        row["turns"] = [["own", str(row.pop("question")), str(row.pop("answer"))]]
+    row.setdefault("text", "" if "turns" in row else None)
+    check_row(row, text=str)
+    row.pop("subset", None)
+    return row
+
+
+def read_speechocean(source):
+    """Yield the Clips of speechocean762's own folder."""
+    for part in ("train", "test"):
+        names = ("wav.scp", "text", "utt2spk", "spk2gender", "spk2age")
+        wavs, texts, speakers, sexes, ages = (
+            {key: rest for _, key, rest in read_pairs(Path(source, part, name))} for name in names)
+        held_out = sorted(ages)[::10]
+        for key, words in texts.items():
+            speaker, path = speakers.get(key, ""), find_path(source, wavs.get(key, "missing"))
+            age = int(ages.get(speaker, 0))
+            if part == "train":
+                split = "val" if speaker in held_out else "train"
+            else:
+                split = "test_adults" if age >= 18 else "test_children"
+            sex = {"m": "male", "f": "female"}.get(sexes.get(speaker, ""), "")
+            labels = {"split": split, "speaker": speaker, "sex": sex, "age": age}
+            yield Clip(f"{source}/{part}/text", key, path, words, labels)
+
+
+# ---- LibriSpeech from the net
+
+def fetch_subset(root, name):
+    """Download <name>.tar.gz from the first source that works, verify it, unpack it into root."""
+    (size, md5), archive = SUBSETS[name], root / f"{name}.tar.gz"
+    root.mkdir(parents=True, exist_ok=True)
+    have = sum(path.stat().st_size for path in root.glob(f"{name}.tar.gz*"))
+    needed, free = max(size - have, 0) + size, shutil.disk_usage(root).free  # flac packs no further
+    if needed > free:
+        raise OSError(f"{root}: {name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+                      "make room or choose another source")
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    urls = [f"{base}/{name}.tar.gz" for base in [*MIRRORS, f"{hub.rstrip('/')}/{HUB}"]]
+    url = download(urls, str(archive), f"md5:{md5}")
+    print(f"{name}: from {url}")
+    unpack(archive, root, name)
+    archive.unlink()
+
+
+def unpack(archive, root, name):
+    """Unpack LibriSpeech/<name> of an archive to root/<name>, which is there when all of it is.
+
+    tarfile's data filter refuses absolute paths, '..', devices, and links that lead out.
+    """
+    tmp = root / f".{name}.part"
+    shutil.rmtree(tmp, ignore_errors=True)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tqdm(tar, desc=f"unpacking {archive.name}", unit=" files"):
+                tar.extract(member, tmp, filter="data")
+        os.replace(tmp / "LibriSpeech" / name, root / name)
+    except (tarfile.TarError, EOFError, zlib.error, FileNotFoundError) as e:
+        raise ValueError(f"{archive} holds no LibriSpeech/{name} that can be unpacked ({e}): "
+                         "delete it and run again") from None
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)

@@ -1,0 +1,228 @@
+"""corpora.py: lists, folders and archives as people have them, read without features."""
+import io
+import json
+import os
+import shutil
+import tarfile
+import unicodedata
+
+import numpy as np
+import pytest
+import soundfile
+
+import corpora
+
+
+@pytest.fixture(scope="session")
+def flac():
+    """The bytes of a recording of half a second."""
+    file = io.BytesIO()
+    soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 8000), 16000, format="FLAC")
+    return file.getvalue()
+
+
+def read(source, **settings):
+    """{key: info and path} and {key: reason} of the clips that can be used, and can't."""
+    clips, failures, _ = corpora.read_corpus(str(source), **settings)
+    good = {clip["info"]["key"]: clip["info"] | {"path": clip["path"]} for clip in clips}
+    return good, {failure["key"]: failure["reason"] for failure in failures}
+
+
+def write_list(folder, rows, flac, encoding="utf-8"):
+    """Write list.jsonl of rows (dicts, or lines as they are) and each row's audio."""
+    for row in rows:
+        if isinstance(row, dict):
+            (folder / row["audio"]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / row["audio"]).write_bytes(flac)
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "list.jsonl").write_bytes("\r\n".join([*lines, ""]).encode(encoding))
+    return folder / "list.jsonl"
+
+
+@pytest.mark.case("B15", "B16", "B17")
+def test_lists(flac, tmp_path):
+    """Broken: a byte order mark loses a clip, U+2028 makes two of one, a blank line is a failure,
+    Latin-1 is not named, or clips whose paths differ in / - or . alone become one."""
+    names = ("spk1/utt1.flac", "spk1-utt1.flac", "take.2.flac", "take-2.flac", "take.2.wav")
+    rows = [{"audio": name, "text": f"number\u2028{'abcde'[i]}"} for i, name in enumerate(names)]
+    good, bad = read(write_list(tmp_path, [*rows, "", "  "], flac, "utf-8-sig"))
+    assert not bad and len(good) == 5 and {"spk1-utt1", "take-2"} < set(good)
+    assert {info["text"]: os.path.basename(info["path"]) for info in good.values()} == {
+        row["text"].replace("\u2028", " "): os.path.basename(row["audio"]) for row in rows}
+    assert not any(set(key) & set("./\\") for key in good)
+    assert list(read(tmp_path / "list.jsonl")[0]) == list(good)
+    rows = [{"audio": f"{name}.flac", "text": "café", "key": "same"} for name in "ab"]
+    good, bad = read(write_list(tmp_path, rows, flac))
+    assert set(good) == {"same"} and "list.jsonl:2: key there twice, at " in bad["same"]
+    assert "list.jsonl:1 too: rename one, or give each row its own \"key\"" in bad["same"]
+    with pytest.raises(ValueError, match="list.jsonl:1: byte 0xe9 is no UTF-8"):
+        read(write_list(tmp_path, rows, flac, "latin-1"))
+
+
+@pytest.mark.case("B17", "B22")
+def test_names_of_other_systems(flac, tmp_path):
+    """Broken: dots, accents or quotes in a name, a Mac's decomposed accents or Windows' backslashes
+    lose a clip; what is missing is not named as it was looked for."""
+    names = ("2 Track 2.0 (Clean).flac", "UPPER.FLAC", "comma, quote' .flac", "ümlaut.flac",
+             "日本語 🎤.flac", "-a-dash.flac", "%41 percent.flac", "two  spaces.flac")
+    rows = [{"audio": f"n/{name}", "text": "a name"} for name in names]
+    good, bad = read(write_list(tmp_path, rows, flac))
+    assert len(good) == 8 and not bad
+    (tmp_path / "n" / unicodedata.normalize("NFD", "café.flac")).write_bytes(flac)
+    lines = [json.dumps({"audio": name, "text": "a name"}) for name in (
+        unicodedata.normalize("NFC", "n/café.flac"), "n\\UPPER.FLAC", "C:\\my\\none.wav")]
+    good, bad = read(write_list(tmp_path, lines, flac))
+    assert set(good) == {"n-café", "n-UPPER"}
+    assert bad["C:-my-none"].endswith(f"transcript without audio (no {tmp_path}/C:\\my\\none.wav)")
+
+
+@pytest.mark.case("B21")
+def test_rows_with_surprises(flac, tmp_path):
+    """Broken: a number, null or NaN in a row, or a field of our own name, spoils the index, moves a
+    clip to a split that nobody reads, or is refused without what is wrong; what can't be said is
+    not counted, or silence is a failure."""
+    odd = [{"key": "a", "speaker": 10**30}, {"key": 7, "speaker": None},
+           {"key": "c", "split": "TRAIN"}, {"key": "d", "split": "validation"},
+           {"key": "e", "seconds": "unknown", "subset": "x"}]
+    rows = [{"audio": f"{i}.flac", "text": "has 50 turns"} | more for i, more in enumerate(odd)]
+    rows += ['{"audio": "0.flac", "audio": "1.flac", "text": "first", "text": "second"}',
+             '{"audio": "2.flac", "text": "not a number", "snr": NaN, "gain": -Infinity}',
+             '{"audio": "3.flac", "question": "who", "answer": 3}']
+    good, bad = read(write_list(tmp_path, rows, flac))
+    assert not bad and [good[key]["split"] for key in "cd"] == ["train", "val"]
+    assert good["7"]["speaker"] == "" and good["1"]["text"] == "second" and good["2"]["snr"] is None
+    assert good["a"]["text"] == "has fifty turns" and good["a"]["written"] == "has 50 turns"
+    assert good["e"]["seconds"] == 0.5 and good["3"]["turns"] == [["own", "who", "3"]]
+    rows = [{"audio": f"{i}.flac", "text": text} for i, text in enumerate(("你好", "<unk>", "", " "))]
+    clips, failures, counts = corpora.read_corpus(str(write_list(tmp_path, rows, flac)))
+    assert [clip["info"]["text"] for clip in clips] == ["", ""] and not failures
+    assert sum(counts.values()) == 2 and counts["dropped: letters of another script"] == 1
+    for line, words in (('{"audio": "1.flac", "text": null}', '"text" is null, not a string'),
+                        ("[1]", "no JSON object"),
+                        ('{"file": "1.flac", "text": "a"}', '"audio" is missing among file, text'),
+                        ('{"audio": "1.flac", "question": "a"}', '"answer" is missing')):
+        reason = read(write_list(tmp_path, [line], flac))[1][""]
+        assert reason.startswith(f"{tmp_path}/list.jsonl:1: {words}")
+
+
+def make_layout(root, flac, ext="flac", sep=" ", start=""):
+    """Write a corpus of three speakers with 3 clips each, and what a Mac leaves beside them."""
+    for subset, speaker in (("train-a", 100), ("train-a", 101), ("dev-a", 200)):
+        chapter = root / subset / str(speaker) / "7"
+        chapter.mkdir(parents=True)
+        keys = [f"{speaker}-7-000{i}" for i in range(3)]
+        for key in keys:
+            (chapter / f"{key}.{ext}").write_bytes(flac)
+            (chapter / f"._{key}.{ext}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X\xff\xfe\x80")
+        lines = [f"{key}{sep}MY OLDER SISTER\r\n" for key in keys]
+        (chapter / f"{speaker}-7.trans.txt").write_bytes("".join([start, *lines]).encode())
+        shutil.copytree(chapter, chapter / ".ipynb_checkpoints")
+    return root
+
+
+def assert_all_nine(found):
+    good, bad = found
+    assert len(good) == 9 and not bad, bad
+    assert {info["text"] for info in good.values()} == {"my older sister"}
+
+
+@pytest.mark.case("B16", "B17", "B18", "B19", "B20", "B22")
+def test_layouts(flac, tmp_path):
+    """Broken: upper-case endings, tabs, a byte order mark, a system's own files, U+2028, or a dot
+    or the form of accents in a key lose clips; what doesn't fit or lies too deep is not told."""
+    root = make_layout(tmp_path / "upper", flac, "FLAC", "\t", "\ufeff")
+    assert_all_nine(read(root))
+    assert {info["split"] for info in read(root / "dev-a")[0].values()} == {"val"}
+    assert len(read(root, subsets="dev-a")[0]) == 3
+    root = make_layout(tmp_path / "some speech", flac, sep="  ")
+    chapter = root / "dev-a" / "200" / "7"
+    labels = '\ufeff{"key": "100-7-0000", "mood": "a\u2028b"}\n'
+    (root / "labels.jsonl").write_text(labels, encoding="utf-8")
+    decomposed = unicodedata.normalize("NFD", "200-7-é.v2")
+    (chapter / "200-7-0001.flac").rename(chapter / f"{decomposed}.flac")
+    (chapter / "200-7-0002.flac").rename(chapter / "200-7-ü.flac")
+    lines = ["200-7-0000 MY OLDER\u2028SISTER", "200-7-é.v2 MY OLDER SISTER",
+             unicodedata.normalize("NFD", "200-7-ü") + " MY OLDER SISTER"]
+    (chapter / "200-7.trans.txt").write_text("\n".join(lines), encoding="utf-8")
+    assert_all_nine(found := read(root))
+    assert found[0]["100-7-0000"]["mood"] == "a\u2028b"
+    assert found[0]["200-7-é-v2"]["path"] == str(chapter / f"{decomposed}.flac")
+    (chapter / "200-7-0000.flac").rename(chapter / "extra.flac")
+    bad = read(root)[1]
+    assert "transcript without audio" in bad["200-7-0000"] and "without trans" in bad["extra"]
+    (tmp_path / "outer").mkdir()
+    root.rename(tmp_path / "outer" / "in")
+    for name in ("outer", "outer/in/dev-a/200"):
+        with pytest.raises(ValueError, match="trans.txt here, but .*trans.txt: point --source at "):
+            read(tmp_path / name)
+
+
+def test_speechocean(flac, tmp_path):
+    """Broken: its speakers mix between the splits, or children count as adults."""
+    (tmp_path / "WAVE").mkdir()
+    tables = {"wav.scp": "9{s}\tWAVE/9{s}.WAV", "text": "9{s}\tCLIP {w}", "utt2spk": "9{s} {s}",
+              "spk2age": "{s} {age}", "spk2gender": "{s} {sex}"}
+    for part, first in (("train", 0), ("test", 100)):
+        (tmp_path / part).mkdir()
+        for name, line in tables.items():
+            rows = [line.format(s=s, w="ABCDEFGHIJKL"[s % 12], age=17 + s % 2, sex="mf"[s % 2])
+                    for s in range(first, first + 12)]
+            (tmp_path / part / name).write_text("\n".join([*rows, ""]))
+        for s in range(first, first + 12):
+            (tmp_path / "WAVE" / f"9{s}.WAV").write_bytes(flac)
+    good, bad = read(tmp_path)
+    splits = [info["split"] for info in good.values()]
+    assert not bad and {split: splits.count(split) for split in splits} == {
+        "train": 10, "val": 2, "test_adults": 6, "test_children": 6}
+    adults = {(i["sex"], i["age"]) for i in good.values() if i["split"] == "test_adults"}
+    assert adults == {("female", 18)}
+
+
+# ---- LibriSpeech from the net
+
+def write_archive(path, members):
+    """Write a tar.gz of {name: bytes, or '-> target' for a link}."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content[3:]
+                content = b""
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def test_downloads_a_subset(flac, tmp_path, monkeypatch):
+    """Broken: a missing subset is not fetched, comes unverified or twice; an archive that writes
+    outside is unpacked, or half of one stays; a full disk is met after the download."""
+    asked, source, root = [], tmp_path / "mirror.tar.gz", tmp_path / "LibriSpeech"
+
+    def fake(urls, path, checksum):
+        asked.append((urls, checksum))
+        shutil.copy(source, path)
+
+    monkeypatch.setattr(corpora, "download", fake)
+    monkeypatch.setenv("HF_ENDPOINT", "https://mine/")
+    chapter = "LibriSpeech/dev-clean/1/2"
+    files = {f"{chapter}/1-2.trans.txt": b"1-2-3 YES", f"{chapter}/1-2-3.flac": flac}
+    for bad in (files | {"../outside.txt": b"x"}, files | {"LibriSpeech/link": "-> ../../.."},
+                {"LibriSpeech/dev-other/x": b"x"}):
+        write_archive(source, bad)
+        with pytest.raises(ValueError, match="dev-clean.tar.gz .*can be unpacked"):
+            read(root, subsets="dev-clean")
+        assert os.listdir(root) == ["dev-clean.tar.gz"] and not (tmp_path / "outside.txt").exists()
+        os.remove(root / "dev-clean.tar.gz")
+    asked.clear()
+    write_archive(source, files)
+    for _ in range(2):
+        good, bad = read(root, subsets="dev-clean")
+        assert not bad and [info["text"] for info in good.values()] == ["yes"]
+    ((urls, checksum),) = asked
+    assert checksum == "md5:42e2234ba48799c1f50f24a7926300a1" and os.listdir(root) == ["dev-clean"]
+    assert urls[0] == "https://www.openslr.org/resources/12/dev-clean.tar.gz"
+    assert urls[-1] == f"https://mine/{corpora.HUB}/dev-clean.tar.gz"
+    usage = shutil._ntuple_diskusage(0, 0, 6 * 10**8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="dev-other needs 0.6 GB, .* make room"):
+        read(root, subsets="dev-other")
+    assert len(asked) == 1
