@@ -133,7 +133,7 @@ def begin_work(encoder, layers, kind, n_threads):
     """Begin a worker: it keeps the encoder, on a GPU of its own if kind is cuda."""
     torch.set_num_threads(1)
     if kind != "cpu":
-        own = f"cuda:{worker_number()}" if kind == "cuda" else kind
+        own = torch.device(kind, worker_number() if kind == "cuda" else None)
         encoder = build_encoder(encoder.config, encoder.half_weights, own)
         WORKER["pool"] = ThreadPoolExecutor(n_threads)  # they read audio while the GPU works
     WORKER.update(encoder=encoder, layers=layers)
