@@ -268,6 +268,8 @@ def main():
     torch.set_num_threads(1)  # workers are forked from here
     if clips_per_shard < 1 or workers < 0:
         fail("clips_per_shard starts at 1, workers at 0")
+    if source.endswith(".jsonl") and Path(HERE).resolve() == FINAL.resolve():
+        fail(f"{FINAL} is the folder of {source}, whose lists would be replaced: give another out_dir")
     if "WORLD_SIZE" in os.environ:
         fail("one run uses every GPU: start it with python, not with torchrun")
     with user_input():
