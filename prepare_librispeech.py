@@ -269,7 +269,7 @@ def main():
     if clips_per_shard < 1 or workers < 0:
         fail("clips_per_shard starts at 1, workers at 0")
     if source.endswith(".jsonl") and Path(HERE).resolve() == FINAL.resolve():
-        fail(f"{FINAL} is the folder of {source}, whose lists would be replaced: give another out_dir")
+        fail(f"{source} lies in out_dir, whose lists are replaced: give another out_dir")
     if "WORLD_SIZE" in os.environ:
         fail("one run uses every GPU: start it with python, not with torchrun")
     with user_input():
