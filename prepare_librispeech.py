@@ -133,7 +133,7 @@ def begin_work(encoder, layers, kind, n_threads):
     """Begin a worker: it keeps the encoder, on a GPU of its own if kind is cuda."""
     torch.set_num_threads(1)
     if kind != "cpu":
-        own = f"cuda:{worker_number()}" if kind == "cuda" else kind
+        own = torch.device(kind, worker_number() if kind == "cuda" else None)
         encoder = build_encoder(encoder.config, encoder.half_weights, own)
         WORKER["pool"] = ThreadPoolExecutor(n_threads)  # they read audio while the GPU works
     WORKER.update(encoder=encoder, layers=layers)
@@ -268,6 +268,8 @@ def main():
     torch.set_num_threads(1)  # workers are forked from here
     if clips_per_shard < 1 or workers < 0:
         fail("clips_per_shard starts at 1, workers at 0")
+    if source.endswith(".jsonl") and Path(HERE).resolve() == FINAL.resolve():
+        fail(f"{source} lies in out_dir, whose lists are replaced: give another out_dir")
     if "WORLD_SIZE" in os.environ:
         fail("one run uses every GPU: start it with python, not with torchrun")
     with user_input():

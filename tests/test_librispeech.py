@@ -226,10 +226,12 @@ def test_bad_input(prepare, tmp_path):
     for setting, *words in (
             ("--source=nowhere", "nowhere", "no such folder"), ("--subset=train-960", "train-960"),
             ("--taps=last", "taps=last"), (f"--source={tmp_path}/empty", "empty", "trans.txt"),
-            ("--workers=-1", "workers"), ("--min_words=9", "no clip", "20"), ("--taps=2", "random0"),
+            ("--workers=-1", "workers"), ("--min_words=9", "no clip"), ("--taps=2", "random0"),
             ("--speeds=0.9,9", "speeds=0.9,9", "0.5 to 2"), ("--subsets=x", "subset"),
             (f"--out_dir={tmp_path}/foreign", "foreign", "out_dir")):
         assert_fails(prepare(setting), *words)
+    own = prepare(f"--source={tmp_path}/train.jsonl", f"--out_dir={tmp_path}")
+    assert_fails(own, "train.jsonl", "another out_dir")
     assert_fails(prepare("--seen_voices=False"), "16 of 20", "speaker 10 is in val too")
     assert os.listdir(tmp_path / "foreign") == ["shard-000000.tar"]
     (prepare.speech / "labels.jsonl").write_text('{"key": "a"}\n{"kez": 1}\n')
