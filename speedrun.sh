@@ -66,7 +66,7 @@ train base train_base.py out/cpu_base "$root/config/cpu_base.py" ${quick:+--dept
     --eval_every=10 --save_every=10}
 
 # W1: five tones through every part; W2: the projector learns to be read by the frozen base
-run smoke train_align.py "$root/config/w1_smoke.py"
+[ -z "$quick" ] || run smoke train_align.py "$root/config/w1_smoke.py"  # a check, so at toy size
 train align train_align.py out/cpu_w2 "$root/config/cpu_w2.py" ${quick:+--hidden=128 \
     --batch_tokens=850 --max_steps=20 --lr_decay_steps=20 --eval_every=10 --save_every=10}
 run eval eval_bench.py --ckpt=out/cpu_w2 ${quick:+--max_clips=8}
