@@ -62,8 +62,8 @@ run speech prepare_synthetic.py ${quick:+--n_train=200 --n_val=24 --n_test=24}
 run features prepare_librispeech.py --seen_voices=True ${quick:+--clips_per_shard=64}
 run practice prepare_practice.py ${quick:+--n=200}
 train base train_base.py out/cpu_base "$root/config/cpu_base.py" ${quick:+--depth=2 \
-    --vocab_size=512 --practice_vocab=320 --chat_rows=8 --batch_size=16 --max_steps=20 --lr_decay_steps=20 \
-    --eval_every=10 --save_every=10}
+    --vocab_size=512 --practice_vocab=320 --chat_rows=8 --batch_size=16 --max_steps=20 \
+    --lr_decay_steps=20 --eval_every=10 --save_every=10}
 
 # W1: five tones through every part; W2: the projector learns to be read by the frozen base
 [ -z "$quick" ] || run smoke train_align.py "$root/config/w1_smoke.py"  # a check, so at toy size

@@ -38,4 +38,5 @@ $python prepare_librispeech.py --source=data/real_flite --taps=-1
 $python train_base.py config/real_base.py
 $python train_align.py config/real_w2.py
 sets="adults=$real/test_adults.jsonl,children=$real/test_children.jsonl"
-$python eval_bench.py --ckpt=out/real_w2 --max_clips=200 --data="$sets,piper=data/real_synthetic/test"
+$python eval_bench.py --ckpt=out/real_w2 --max_clips=200 \
+    --data="$sets,piper=data/real_synthetic/test"
