@@ -66,7 +66,8 @@ def read_folder(folder, max_clips=0):
         paths = find_files(folder, [".trans.txt"])
         found = list(chain.from_iterable(map(read_transcripts, paths)))
     if not found:
-        missing = "no *.trans.txt with clips" if os.path.isdir(folder) else "no such folder"
+        is_there = os.path.exists(folder)
+        missing = "no *.trans.txt or line with a clip" if is_there else "no such folder"
         raise ValueError(f"data: {folder}: {missing}")
     # something may be spoken in a clip with questions and no transcript
     known = [clip for clip in found if clip.words or "turns" not in clip.labels]
