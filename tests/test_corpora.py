@@ -42,7 +42,7 @@ def write_list(folder, rows, flac, encoding="utf-8"):
 @pytest.mark.case("B15", "B16", "B17")
 def test_lists(flac, tmp_path):
     """Broken: a byte order mark loses a clip, U+2028 makes two of one, a blank line is a failure,
-    Latin-1 is not named, or clips whose paths differ in / - or . alone become one."""
+    or clips whose paths differ in / - or . alone become one."""
     names = ("spk1/utt1.flac", "spk1-utt1.flac", "take.2.flac", "take-2.flac", "take.2.wav")
     rows = [{"audio": name, "text": f"number\u2028{'abcde'[i]}"} for i, name in enumerate(names)]
     good, bad = read(write_list(tmp_path, [*rows, "", "  "], flac, "utf-8-sig"))
@@ -54,7 +54,6 @@ def test_lists(flac, tmp_path):
     rows = [{"audio": f"{name}.flac", "text": "café", "key": "same"} for name in "ab"]
     good, bad = read(write_list(tmp_path, rows, flac))
     assert set(good) == {"same"} and "list.jsonl:2: key there twice, at " in bad["same"]
-    assert "list.jsonl:1 too: rename one, or give each row its own \"key\"" in bad["same"]
     with pytest.raises(ValueError, match="list.jsonl:1: byte 0xe9 is no UTF-8"):
         read(write_list(tmp_path, rows, flac, "latin-1"))
 
@@ -73,7 +72,7 @@ def test_names_of_other_systems(flac, tmp_path):
         unicodedata.normalize("NFC", "n/café.flac"), "n\\UPPER.FLAC", "C:\\my\\none.wav")]
     good, bad = read(write_list(tmp_path, lines, flac))
     assert set(good) == {"n-café", "n-UPPER"}
-    assert bad["C:-my-none"].endswith(f"transcript without audio (no {tmp_path}/C:\\my\\none.wav)")
+    assert bad["C:-my-none"].endswith(f"list.jsonl:3: no recording ({tmp_path}/C:\\my\\none.wav)")
 
 
 @pytest.mark.case("B21")
@@ -120,18 +119,13 @@ def make_layout(root, flac, ext="flac", sep=" ", start=""):
     return root
 
 
-def assert_all_nine(found):
-    good, bad = found
-    assert len(good) == 9 and not bad, bad
-    assert {info["text"] for info in good.values()} == {"my older sister"}
-
-
 @pytest.mark.case("B16", "B17", "B18", "B19", "B20", "B22")
 def test_layouts(flac, tmp_path):
     """Broken: upper-case endings, tabs, a byte order mark, a system's own files, U+2028, or a dot
     or the form of accents in a key lose clips; what doesn't fit or lies too deep is not told."""
     root = make_layout(tmp_path / "upper", flac, "FLAC", "\t", "\ufeff")
-    assert_all_nine(read(root))
+    good, bad = read(root)
+    assert [info["text"] for info in good.values()] == ["my older sister"] * 9 and not bad
     assert {info["split"] for info in read(root / "dev-a")[0].values()} == {"val"}
     assert len(read(root, subsets="dev-a")[0]) == 3
     root = make_layout(tmp_path / "some speech", flac, sep="  ")
@@ -144,17 +138,16 @@ def test_layouts(flac, tmp_path):
     lines = ["200-7-0000 MY OLDER\u2028SISTER", "200-7-é.v2 MY OLDER SISTER",
              unicodedata.normalize("NFD", "200-7-ü") + " MY OLDER SISTER"]
     (chapter / "200-7.trans.txt").write_text("\n".join(lines), encoding="utf-8")
-    assert_all_nine(found := read(root))
-    assert found[0]["100-7-0000"]["mood"] == "a\u2028b"
-    assert found[0]["200-7-é-v2"]["path"] == str(chapter / f"{decomposed}.flac")
+    good, bad = read(root)
+    assert [info["text"] for info in good.values()] == ["my older sister"] * 9 and not bad
+    assert good["100-7-0000"]["mood"] == "a\u2028b" and good["100-7-0000"]["speaker"] == "100"
+    assert good["200-7-é-v2"]["path"] == str(chapter / f"{decomposed}.flac")
     (chapter / "200-7-0000.flac").rename(chapter / "extra.flac")
     bad = read(root)[1]
-    assert "transcript without audio" in bad["200-7-0000"] and "without trans" in bad["extra"]
-    (tmp_path / "outer").mkdir()
-    root.rename(tmp_path / "outer" / "in")
-    for name in ("outer", "outer/in/dev-a/200"):
+    assert "no recording" in bad["200-7-0000"] and "extra.flac has no trans" in bad["extra"]
+    for folder in (tmp_path, root / "dev-a" / "200"):
         with pytest.raises(ValueError, match="trans.txt here, but .*trans.txt: point --source at "):
-            read(tmp_path / name)
+            read(folder)
 
 
 def test_speechocean(flac, tmp_path):
@@ -178,8 +171,6 @@ def test_speechocean(flac, tmp_path):
     assert adults == {("female", 18)}
 
 
-# ---- LibriSpeech from the net
-
 def write_archive(path, members):
     """Write a tar.gz of {name: bytes, or '-> target' for a link}."""
     with tarfile.open(path, "w:gz") as tar:
@@ -194,8 +185,9 @@ def write_archive(path, members):
 
 def test_downloads_a_subset(flac, tmp_path, monkeypatch):
     """Broken: a missing subset is not fetched, comes unverified or twice; an archive that writes
-    outside is unpacked, or half of one stays; a full disk is met after the download."""
+    outside is unpacked, or half of one stays."""
     asked, source, root = [], tmp_path / "mirror.tar.gz", tmp_path / "LibriSpeech"
+    root.mkdir()
 
     def fake(urls, path, checksum):
         asked.append((urls, checksum))
@@ -221,8 +213,3 @@ def test_downloads_a_subset(flac, tmp_path, monkeypatch):
     assert checksum == "md5:42e2234ba48799c1f50f24a7926300a1" and os.listdir(root) == ["dev-clean"]
     assert urls[0] == "https://www.openslr.org/resources/12/dev-clean.tar.gz"
     assert urls[-1] == f"https://mine/{corpora.HUB}/dev-clean.tar.gz"
-    usage = shutil._ntuple_diskusage(0, 0, 6 * 10**8)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match="dev-other needs 0.6 GB, .* make room"):
-        read(root, subsets="dev-other")
-    assert len(asked) == 1
