@@ -223,9 +223,11 @@ def make_shards(shards, failures, n_found, encoder, layers, kind):
             for failed, n in zip(made, seconds):
                 bar.update(n)
                 failures = failures + failed
-                check_failures(failures, n_found)
+                if len(failures) > MAX_BAD_SHARE * n_found:
+                    break
     except OSError as e:  # the disk is full, or a worker was killed
         fail(e)
+    check_failures(failures, n_found)
 
 
 def finish(clips, shards, failures, n_found, manifest):

@@ -84,32 +84,25 @@ def assert_fails(result, *words):
     assert "Traceback" not in result.err and all(word in line for word in words), result.err
 
 
-def assert_as_served(features, speech, encoder_file):
-    """The features are what encode makes of each clip alone, and stand under its name."""
-    encoder = load_encoder_file(str(encoder_file))
-    for i, info in enumerate(features.infos):
-        wav = read_audio(str(next(speech.glob(f"*/{info['speaker']}/7/{info['key']}.flac"))))
-        alone = encode(encoder, [wav], features.manifest["taps"])[0].astype(np.float32)
-        x = features[i][0].astype(np.float32)
-        assert x.shape == alone.shape and np.abs(x - alone).max() < 0.02 * np.abs(alone).max()
-        assert abs(info["seconds"] - len(wav) / 16000) < 1e-3
-
-
 def test_command_line(prepare, originals):
     """Broken: the features are not those that serving makes, or texts, splits, labels are lost."""
     done = subprocess.run([*prepare.command, "--workers=2"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "20 clips take" in done.stdout and "train 12 clips" in done.stdout
-    sha256 = load_encoder_file(str(originals / "encoder0.pt")).sha256
-    features = Features(str(prepare.out), "train", sha256, (0, -1))
+    encoder = load_encoder_file(str(originals / "encoder0.pt"))
+    features = Features(str(prepare.out), "train", encoder.sha256, (0, -1))
     assert (np.diff(features.lengths) >= 0).all() and len(files_of(prepare.out)) == 5
-    assert_as_served(features, prepare.speech, originals / "encoder0.pt")
+    for i, info in enumerate(features.infos):  # what encode makes of each clip alone
+        wav = read_audio(str(next(prepare.speech.glob(f"*/*/7/{info['key']}.flac"))))
+        alone = encode(encoder, [wav], (0, -1))[0].astype(np.float32)
+        x = features[i][0].astype(np.float32)
+        assert x.shape == alone.shape and np.abs(x - alone).max() < 0.02 * np.abs(alone).max()
+        assert abs(info["seconds"] - len(wav) / 16000) < 1e-3
     first = features.infos[features.keys.index("10-7-tr0000")]
     assert first["text"] == "that's number a" and first["pitch"] == 1.5 and first["sex"] == "female"
     manifest = features.manifest
-    assert manifest["encoder_sha256"] == sha256 and manifest["D"] == 32
+    assert manifest["encoder_sha256"] == encoder.sha256 and manifest["D"] == 32
     assert manifest["clips"] == {"train": 12, "val": 4, "test": 4} and not manifest["failures"]
-    assert abs(manifest["hours"] * 3600 - sum(manifest["seconds"].values())) < 1
     rows = [json.loads(line) for line in open(prepare.out / "train.jsonl")]
     assert {row["text"] for row in rows} == set(features.texts) and len(rows) == 12
     assert all((prepare.out / row["audio"]).exists() for row in [*rows, *features.rows])
@@ -202,9 +195,6 @@ def test_full_disk_and_dead_workers(prepare, monkeypatch):
     assert prepare().code == 0
     old = files_of(prepare.out)
 
-    def kill(path, clips):
-        os.kill(os.getpid(), signal.SIGKILL)
-
     def full(path, clips):
         raise OSError(28, "No space left on device", path)
 
@@ -212,10 +202,10 @@ def test_full_disk_and_dead_workers(prepare, monkeypatch):
         patch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=-10**9))
         assert_fails(prepare("--taps=0"), "no space", "features")
     assert files_of(prepare.out) == old
-    for broken, words in ((kill, ("killed", "memory")), (full, ("No space left", "shard-"))):
+    for broken, words in ((lambda *_: os.kill(os.getpid(), signal.SIGKILL), ("killed", "memory")),
+                          (full, ("No space left", "shard-"))):
         monkeypatch.setattr(data, "write_shard", broken)
         assert_fails(prepare("--taps=0"), *words)
-    monkeypatch.undo()
 
 
 def test_bad_input(prepare, tmp_path):
@@ -226,8 +216,8 @@ def test_bad_input(prepare, tmp_path):
     for setting, *words in (
             ("--source=nowhere", "nowhere", "no such folder"), ("--subset=train-960", "train-960"),
             ("--taps=last", "taps=last"), (f"--source={tmp_path}/empty", "empty", "trans.txt"),
-            ("--workers=-1", "workers"), ("--min_words=9", "no clip"), ("--taps=2", "random0"),
-            ("--speeds=0.9,9", "speeds=0.9,9", "0.5 to 2"), ("--subsets=x", "subset"),
+            ("--workers=-1", "workers"), ("--min_words=9", "no clip"), ("--taps=2", "-1 to 1"),
+            ("--speeds=0.9,9", "speeds=0.9,9", "0.5 to 2"),
             (f"--out_dir={tmp_path}/foreign", "foreign", "out_dir")):
         assert_fails(prepare(setting), *words)
     own = prepare(f"--source={tmp_path}/train.jsonl", f"--out_dir={tmp_path}")
@@ -252,7 +242,6 @@ def test_own_clips(prepare, tmp_path):
     assert done.code == 0 and "42 converted to 16 kHz mono" in done.out, done.err
     assert "1 too few words" in done.out and "1 without words" in done.out
     features, train = Features(f"{tmp_path}/features"), Features(f"{tmp_path}/features", "train")
-    assert 1 <= features.manifest["clips"]["val"] <= 6
     first = features.infos[features.keys.index("the-first")]
     assert (first["split"], first["mood"], first["speaker"]) == ("test", "calm", "me")
     rows = (tmp_path / "features/train.jsonl").read_text()
