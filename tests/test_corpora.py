@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -112,7 +113,8 @@ def make_layout(root, flac, ext="flac", sep=" ", start=""):
         keys = [f"{speaker}-7-000{i}" for i in range(3)]
         for key in keys:
             (chapter / f"{key}.{ext}").write_bytes(flac)
-            (chapter / f"._{key}.{ext}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X\xff\xfe\x80")
+            for name in (f"._{key}.{ext}", f"{key}.mp3"):  # the second: flac goes before it
+                (chapter / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X\xff\xfe\x80")
         lines = [f"{key}{sep}MY OLDER SISTER\r\n" for key in keys]
         (chapter / f"{speaker}-7.trans.txt").write_bytes("".join([start, *lines]).encode())
         shutil.copytree(chapter, chapter / ".ipynb_checkpoints")
@@ -133,8 +135,9 @@ def test_layouts(flac, tmp_path):
     labels = '\ufeff{"key": "100-7-0000", "mood": "a\u2028b"}\n'
     (root / "labels.jsonl").write_text(labels, encoding="utf-8")
     decomposed = unicodedata.normalize("NFD", "200-7-é.v2")
-    (chapter / "200-7-0001.flac").rename(chapter / f"{decomposed}.flac")
-    (chapter / "200-7-0002.flac").rename(chapter / "200-7-ü.flac")
+    for i, new in (1, decomposed), (2, "200-7-ü"):
+        (chapter / f"200-7-000{i}.flac").rename(chapter / f"{new}.flac")
+        (chapter / f"200-7-000{i}.mp3").unlink()
     lines = ["200-7-0000 MY OLDER\u2028SISTER", "200-7-é.v2 MY OLDER SISTER",
              unicodedata.normalize("NFD", "200-7-ü") + " MY OLDER SISTER"]
     (chapter / "200-7.trans.txt").write_text("\n".join(lines), encoding="utf-8")
@@ -142,6 +145,7 @@ def test_layouts(flac, tmp_path):
     assert [info["text"] for info in good.values()] == ["my older sister"] * 9 and not bad
     assert good["100-7-0000"]["mood"] == "a\u2028b" and good["100-7-0000"]["speaker"] == "100"
     assert good["200-7-é-v2"]["path"] == str(chapter / f"{decomposed}.flac")
+    (chapter / "200-7-0000.mp3").unlink()
     (chapter / "200-7-0000.flac").rename(chapter / "extra.flac")
     bad = read(root)[1]
     assert "no recording" in bad["200-7-0000"] and "extra.flac has no trans" in bad["extra"]
@@ -164,22 +168,20 @@ def test_speechocean(flac, tmp_path):
         for s in range(first, first + 12):
             (tmp_path / "WAVE" / f"9{s}.WAV").write_bytes(flac)
     good, bad = read(tmp_path)
-    splits = [info["split"] for info in good.values()]
-    assert not bad and {split: splits.count(split) for split in splits} == {
+    assert not bad and Counter(info["split"] for info in good.values()) == {
         "train": 10, "val": 2, "test_adults": 6, "test_children": 6}
     adults = {(i["sex"], i["age"]) for i in good.values() if i["split"] == "test_adults"}
     assert adults == {("female", 18)}
 
 
 def write_archive(path, members):
-    """Write a tar.gz of {name: bytes, or '-> target' for a link}."""
+    """Write a tar.gz of {name: bytes}; '.link' names a link to the folder above the archive's."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                member.type, member.linkname = tarfile.SYMTYPE, content[3:]
-                content = b""
             member.size = len(content)
+            if name.endswith(".link"):
+                member.type, member.linkname = tarfile.SYMTYPE, "../../.."
             tar.addfile(member, io.BytesIO(content))
 
 
@@ -197,7 +199,7 @@ def test_downloads_a_subset(flac, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://mine/")
     chapter = "LibriSpeech/dev-clean/1/2"
     files = {f"{chapter}/1-2.trans.txt": b"1-2-3 YES", f"{chapter}/1-2-3.flac": flac}
-    for bad in (files | {"../outside.txt": b"x"}, files | {"LibriSpeech/link": "-> ../../.."},
+    for bad in (files | {"../outside.txt": b"x"}, files | {"LibriSpeech/a.link": b""},
                 {"LibriSpeech/dev-other/x": b"x"}):
         write_archive(source, bad)
         with pytest.raises(ValueError, match="dev-clean.tar.gz .*can be unpacked"):
