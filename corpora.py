@@ -68,8 +68,8 @@ def read_corpus(source, subsets="", seen_voices=False):
 
     source: folder or .jsonl; subsets: comma-separated folder names, "": all; seen_voices: val and
     test may hold speakers of train. Returns (clips, failures, counts): clips are {"path", "bytes",
-    "seconds", "info": labels}, failures {"key", "reason"}; counts: what was dropped or
-    converted. ValueError, OSError: the corpus is missing or broken.
+    "info": labels with key, text, seconds}, failures {"key", "reason"}; counts: what was dropped
+    or converted. ValueError, OSError: the corpus is missing or broken.
     """
     if source.endswith(".jsonl"):
         found = read_list(source)
@@ -111,8 +111,7 @@ def describe(clip, counts):
     info = clip.labels | {"key": clip.key, "text": text, "seconds": round(seconds, 4)}
     if any(char.isdigit() for char in clip.words):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
-    return {"path": clip.path, "bytes": os.path.getsize(clip.path), "seconds": info["seconds"],
-            "info": info}
+    return {"path": clip.path, "bytes": os.path.getsize(clip.path), "info": info}
 
 
 def clean_key(name):

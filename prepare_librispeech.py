@@ -82,7 +82,7 @@ def find_clips():
 def reason_to_drop(clip, trained):
     """Return why the settings drop a clip, or ''. trained: the sentences of train."""
     info, n_words = clip["info"], len(clip["info"]["text"].split())
-    if clip["seconds"] > MAX_AUDIO_S:
+    if info["seconds"] > MAX_AUDIO_S:
         return "too long"
     if n_words < min_words and "turns" not in info:
         return "too few words" if n_words else "without words (min_words=0 takes them as silence)"
@@ -103,11 +103,14 @@ def at_speeds(clips):
     for clip in clips:
         for percent in percents if clip["info"]["split"] == "train" else ():
             own = {"key": f"{clip['info']['key']}-speed{percent}", "at_speed": percent / 100,
-                   "seconds": round(100 * clip["seconds"] / percent, 4)}
+                   "seconds": round(100 * seconds_of(clip) / percent, 4)}
             if own["seconds"] <= MAX_AUDIO_S:
-                changed.append(clip | {"seconds": own["seconds"], "info": clip["info"] | own,
-                                       "speed": percent / 100})
+                changed.append(clip | {"info": clip["info"] | own, "speed": percent / 100})
     return changed
+
+
+def seconds_of(clip):
+    return clip["info"]["seconds"]
 
 
 def check_failures(failures, n_clips):
@@ -182,7 +185,7 @@ def plan_shards(clips):
     shards = {}
     for split in sorted({clip["info"]["split"] for clip in clips}):
         ordered = [clip for clip in clips if clip["info"]["split"] == split]
-        ordered.sort(key=lambda clip: clip["seconds"])
+        ordered.sort(key=seconds_of)
         for i in range(0, len(ordered), clips_per_shard):
             shards[f"shard-{len(shards):06d}.tar"] = ordered[i:i + clips_per_shard]
     return shards
@@ -216,7 +219,7 @@ def make_shards(shards, failures, n_found, encoder, layers, kind):
     n_workers, start = (workers, "") if kind == "cpu" else (n_gpus, "spawn")
     set_up = encoder, layers, kind, max(1, os.cpu_count() // n_gpus)
     made = run_all(make_shard, jobs, n_workers, begin_work, set_up, start=start)
-    seconds = [round(sum(clip["seconds"] for clip in clips)) for _, clips in jobs]
+    seconds = [round(sum(map(seconds_of, clips))) for _, clips in jobs]
     bar = tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1)
     try:
         with closing(made), bar:
@@ -279,8 +282,8 @@ def main():
         print(f"{FINAL} is up to date")
         return
     if not is_made(FINAL, begun, inputs):
-        seconds = sum(clip["seconds"] for clip in clips)  # 50 frames each; float16; tar and json
-        clear(len(clips), int(seconds * 50 * 2 * len(layers) * encoder.n_embd) + 5000 * len(clips))
+        n_frames = 50 * sum(map(seconds_of, clips))  # float16; and 5000 bytes of tar and json
+        clear(len(clips), int(n_frames * 2 * len(layers) * encoder.n_embd) + 5000 * len(clips))
         note_made(FINAL, begun, inputs, [])
     n_found = len(clips) + len(failures)
     make_shards(shards, failures, n_found, encoder, layers, own.type)
