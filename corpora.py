@@ -249,7 +249,7 @@ def unpack(archive, root, name):
     shutil.rmtree(tmp, ignore_errors=True)
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(tmp, tqdm(tar, f"unpacking {archive.name}", unit=" files"), filter="data")
+            tar.extractall(tmp, tqdm(tar, f"unpacking {name}", unit=" files"), filter="data")
         os.replace(tmp / "LibriSpeech" / name, root / name)
     except (tarfile.TarError, EOFError, zlib.error, FileNotFoundError) as e:
         raise ValueError(f"{archive} holds no LibriSpeech/{name} that can be unpacked ({e}): "
