@@ -142,10 +142,7 @@ def count_words(slots):
 
 
 def word_graph(slots):
-    """Return the graph of slots: for each node, in order, its edges [(earlier node, word)].
-
-    The last node is the end. An empty reading is an edge whose word is None.
-    """
+    """Return a graph of slots: for each node, in order, its edges [(earlier node, word or None)]."""
     edges, start = [[]], 0
     for readings in slots:
         ends = []
@@ -183,9 +180,8 @@ def count_edits(references, hypotheses):
     """Return int64 (n, 4) of n pairs of raw texts: words, substitutions, deletions, insertions."""
     counts = []
     for reference, hypothesis in zip(references, hypotheses):
-        slots = spoken_slots(reference)
-        edits = align(word_graph(slots), word_graph(spoken_slots(hypothesis)))
-        counts.append([count_words(slots), *edits])
+        slots, heard = spoken_slots(reference), spoken_slots(hypothesis)
+        counts.append([count_words(slots), *align(word_graph(slots), word_graph(heard))])
     return np.array(counts, dtype=np.int64).reshape(-1, 4)
 
 

@@ -17,7 +17,7 @@ import re
 import unicodedata
 
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")  # words also hold the apostrophe
-NO_FORM = "\ufffd"  # stands for a character that no transcript may hold
+NO_FORM = "\ufffd"  # a character that no transcript may hold
 ORDINARY = re.compile("[a-zA-Z ',;:!?\"-]*[.]?")  # most texts: only words and punctuation
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 PLAIN = str.maketrans({  # before NFKC, which would write ™ and ² as plain letters and digits
@@ -88,8 +88,8 @@ def require_distinct(question, options, read=plain_text):
     for option in options:
         spoken = read(option)
         if spoken in known:
-            raise ValueError(f"question {question!r}: the options {known[spoken]!r} and {option!r} "
-                             "are read alike: change one")
+            raise ValueError(f"question {question!r}: its options {known[spoken]!r} and {option!r} "
+                             "are read alike")
         known[spoken] = option
 
 
@@ -117,9 +117,8 @@ def first_reading(slots):
 def read_aloud(text, strict=True):
     """Return text (str) as slots: lists of readings (str of words, or ""), the likeliest first.
 
-    A word has one reading, a number several: 2648 is a quantity or four digits. Characters outside
-    LETTERS stay where they carry a meaning. strict: raise NoSpokenForm for marks of noise and for
-    figures that can be read in several ways.
+    A word has one reading, a number several: 2648 is a quantity or four digits. Symbols and letters
+    without a spoken form stay. strict: raise NoSpokenForm for noise and for dates, ranges and such.
     """
     if ORDINARY.fullmatch(text):
         return [[word] for word in split_words(text.lower())]
