@@ -27,9 +27,8 @@ if max_tokens < 1 or temperature < 0:
 from recordings import SAMPLE_RATE, read_audio  # noqa: E402 (a wrong setting is told before)
 from talk import Batch, Row, Talker, Text, size  # noqa: E402
 
-CACHE_BYTES = 64 * 2**20  # of a chat's keys and values: a turn reads only what is new
-TOP_P = 0.9               # an answer is drawn from the likeliest tokens that sum up to it
-LONGEST_S = 30            # of the recordings in training
+TOP_P = 0.9     # an answer is drawn from the likeliest tokens that sum up to it
+LONGEST_S = 30  # of the recordings in training
 HELP = "/audio FILE adds a recording to your next question, /new begins anew, /quit ends"
 
 
@@ -44,7 +43,7 @@ def say(items, text, stop_ids):
         return None
     row = Row(items, max_tokens, temperature, TOP_P, stop_ids=stop_ids)
     try:
-        batch.add([row])
+        batch.add(row)
         while batch.rows:
             for _, token in batch.step():
                 print(text.add(token), end="", flush=True)
@@ -131,7 +130,7 @@ if audio and prompt and not talker.can_chat:
     fail(f"{ckpt} only transcribes: leave out --prompt")
 if not (audio or prompt or talker.can_chat):
     fail(f"{ckpt} holds no chat: give it --audio= to transcribe or --prompt= to continue")
-batch = Batch(talker.model, talker.hear, CACHE_BYTES)
+batch = Batch(talker.model, talker.hear)
 said = ""
 if audio and not prompt:
     transcribe(wav)

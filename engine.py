@@ -33,11 +33,10 @@ class Job:
 class Engine:
     """talker: a Talker. max_batch: answers decoded together. max_queue: Jobs that may wait."""
 
-    def __init__(self, talker, max_batch, max_queue, cache_bytes):
+    def __init__(self, talker, max_batch, max_queue):
         self.talker = talker
         self.max_batch = max_batch
         self.max_queue = max_queue
-        self.cache_bytes = cache_bytes
         self.n_threads = torch.get_num_threads()
         self.wake = asyncio.Event()  # there is work
         self.waiting = deque()
@@ -48,7 +47,7 @@ class Engine:
     def reset(self):
         """Begin without answers."""
         self.answers = {}  # row: Job
-        self.batch = Batch(self.talker.model, self.talker.hear, self.cache_bytes)
+        self.batch = Batch(self.talker.model, self.talker.hear)
 
     def submit(self, job):
         """Let a Job wait for its turn -> True; False: too many wait."""
@@ -102,7 +101,7 @@ class Engine:
             self.transcripts.append((job, self.talker.transcripts(job.wav)))
             return []
         try:
-            self.batch.add([job.row])
+            self.batch.add(job.row)
         except Exception as e:
             report(e)
             return [(job, e)]

@@ -34,7 +34,6 @@ max_body_mb = 25.0   # of a request
 request_timeout_s = 120.0
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
-CACHE_BYTES = 256 * 2**20  # of conversations' keys and values, kept for their next turn
 if min(max_batch, max_tokens, max_body_mb, request_timeout_s) <= 0 or not 0 <= port <= 65535:
     fail("max_batch, max_tokens, max_body_mb and request_timeout_s are more than 0, port is 0 to "
          "65535")
@@ -70,7 +69,7 @@ if not (talker.ears or talker.can_chat):
          "train_chat.py (chat.py --prompt= continues a text)")
 name = os.path.basename(os.path.normpath(ckpt))
 started = int(time.time())
-engine = Engine(talker, max_batch, 4 * max_batch, CACHE_BYTES)
+engine = Engine(talker, max_batch, 4 * max_batch)
 readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once
 paths = ["/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions",
          "/v1/audio/transcriptions"]

@@ -113,9 +113,14 @@ def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch, capsys):
         code, out, err = run(monkeypatch, capsys, "chat.py", *args)
         assert code == 0, err
         return [said(part) for part in out.split("> ")[1:]], err
+
     asked, add = [], Batch.add
-    monkeypatch.setattr(Batch, "add", lambda self, rows: (asked.append(rows[0].prompt),
-                                                          add(self, rows)))
+
+    def noted(batch, row):
+        asked.append(["sound" if isinstance(x, Recording) else x for x in row.prompt])
+        add(batch, row)
+
+    monkeypatch.setattr(Batch, "add", noted)
     question = "how high is it"
     turns, err = chat(question, f"/audio {clip}", question, "/audio no.wav", question, "/new",
                       question, "/quit", "red")
@@ -123,8 +128,7 @@ def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch, capsys):
     assert "no.wav" in err and err.count("\n") == 1
     first, second, third, anew = asked
     assert first == anew == second[:len(first)] and second == third[:len(second)]
-    n_sounds = [sum(isinstance(item, Recording) for item in items) for items in asked]
-    assert n_sounds == [0, 1, 1, 0]
+    assert [items.count("sound") for items in asked] == [0, 1, 1, 0]
     turns, err = chat(question, "/help", length="1000000")
     assert turns[0] == [] and "begin anew" in err and turns[1][0] == "/audio"
     monkeypatch.setattr(Batch, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
