@@ -25,7 +25,7 @@ PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [b for b in range(256) if b not in PRINTABLE]
 BYTE_CHARS = [chr(b if b in PRINTABLE else 256 + OTHERS.index(b)) for b in range(256)]
 CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
-# How a pickled tiktoken.Encoding begins; its dict, BUILD (b"b") and STOP (b".") follow
+# a pickled tiktoken.Encoding: this class, its dict, BUILD (b"b") and STOP (b".")
 PICKLE_CLASS = b"\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81"
 
 
@@ -55,7 +55,7 @@ class ByteTokenizer:
         return list(to_utf8(text))
 
     def decode(self, ids):
-        """Return the str of ids; bytes that are no UTF-8 become U+FFFD; ValueError: a wrong id."""
+        """Return the str of ids; bytes that are no UTF-8 become U+FFFD."""
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside this {self.kind} tokenizer's "
@@ -63,7 +63,7 @@ class ByteTokenizer:
         return b"".join(self.pieces[i] for i in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self):
-        """Return how many bytes of text each id stands for (0: special), for bits per byte."""
+        """Return how many bytes of text each id stands for; 0: special."""
         return [len(token) for token in self.tokens] + [0] * len(self.special_ids)
 
     def content(self):
@@ -113,7 +113,6 @@ def train_bpe(texts, vocab_size):
     """Train a BPETokenizer on an iterable of str; the same texts give the same tokenizer.
 
     vocab_size: number of ids, with 256 bytes and 9 special tokens. ValueError: too little text.
-    200 MB of books take 50 s and 0.3 GB.
     """
     n_merged = vocab_size - 256 - len(SPECIAL_TOKENS)
     if n_merged < 0:
@@ -144,12 +143,10 @@ def split_by_pattern(bpe):
 
 
 def to_chars(data):
-    """Return the printable characters that stand for bytes."""
     return "".join(BYTE_CHARS[b] for b in data)
 
 
 def to_bytes(chars):
-    """Return the bytes that characters stand for; KeyError: none."""
     return bytes(CHAR_BYTES[char] for char in chars)
 
 
@@ -175,14 +172,13 @@ def load_tokenizer(folder, vocab_size=0):
         with open(path, "rb") as f:
             data = f.read()
     except OSError as e:
-        raise ValueError(f"{path}: no tokenizer there ({e.strerror}): copy the run's own, that "
-                         "train_base.py wrote, or nanochat's, <its base folder>/tokenizer/"
-                         f"tokenizer.pkl, into {folder}") from e
+        raise ValueError(f"{path}: no tokenizer there ({e.strerror}): copy the run's own, or "
+                         f"nanochat's <base folder>/tokenizer/tokenizer.pkl, into {folder}") from e
     try:
         tok = from_pickle(data) if path == pickled else from_json(data)
     except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path}: corrupt or foreign tokenizer ({type(e).__name__}: {e}); copy it "
-                         "again, or train one") from e
+        raise ValueError(f"{path}: corrupt or foreign tokenizer ({type(e).__name__}: {e}): copy it "
+                         "again") from e
     if vocab_size and tok.vocab_size != vocab_size:
         raise ValueError(f"{path} has {tok.vocab_size} ids, its model {vocab_size}: "
                          "copy the run's own tokenizer")
@@ -228,15 +224,14 @@ def from_pickle(data):
     if tok.tokens != list(tokens):
         raise ValueError("its first 256 tokens are not the bytes in order")
     if tok.special_ids != state["special_tokens"]:
-        raise ValueError(f"its special tokens are not {SPECIAL_TOKENS[0]} to {SPECIAL_TOKENS[-1]}, "
-                         "after all others")
+        raise ValueError(f"its special tokens are not {', '.join(SPECIAL_TOKENS)}, after the others")
     return tok
 
 
 def export_nanochat(tok, folder):
-    """Write tokenizer.pkl and token_bytes.pt of a BPETokenizer, as nanochat's tok_train.py does.
+    """Write tokenizer.pkl (a pickled tiktoken.Encoding) and token_bytes.pt (int32 (V,)).
 
-    They hold a pickled tiktoken.Encoding and token_bytes() as int32 (V,).
+    tok: a BPETokenizer. nanochat's tok_train.py writes the same files.
     """
     import torch  # nothing else here needs it
     tok.special("<|user_start|>")  # a ByteTokenizer has none: the ValueError
@@ -288,14 +283,11 @@ def read_messages(conversation):
     """Return [(role, [(kind, text), ...]), ...] of a conversation; ValueError on a wrong one."""
     try:
         messages = [(m["role"], m["content"]) for m in conversation["messages"]]
-    except (KeyError, TypeError) as e:
-        raise ValueError(f"conversation: {e}; it is "
+        if messages and messages[0][0] == "system":
+            messages[:2] = [(messages[1][0], "\n\n".join([messages[0][1], messages[1][1]]))]
+    except (KeyError, TypeError, IndexError) as e:
+        raise ValueError(f"conversation: {type(e).__name__}: {e}; it is "
                          '{"messages": [{"role": ..., "content": ...}, ...]}') from e
-    if messages and messages[0][0] == "system":
-        texts = [content for _, content in messages[:2]]
-        if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-            raise ValueError("conversation: a system message is text, a user's text follows it")
-        messages[:2] = [(messages[1][0], "\n\n".join(texts))]
     if not messages:
         raise ValueError("conversation: no messages")
     rows = []
@@ -311,8 +303,8 @@ def read_messages(conversation):
         except (KeyError, TypeError):
             is_right = False
         if not is_right:
-            raise ValueError(f"conversation: message {i} ({role}) is neither text nor parts of "
-                             f"type {', '.join(kinds)}")
+            raise ValueError(f"conversation: message {i} ({role}) is no text or parts of type "
+                             f"{', '.join(kinds)}")
         rows.append((role, parts))
     return rows
 
