@@ -1,5 +1,5 @@
 """
-Talk to a checkpoint in the terminal: chat, ask about a recording, transcribe it, continue a text.
+Talk to a run in the terminal: chat, ask about a recording, transcribe it, continue a text.
 
     python chat.py --ckpt=out/cpu_w3                        # a chat; /audio clip.wav adds a sound
     python chat.py --ckpt=out/cpu_w3 --audio=clip.wav --prompt="who is speaking?"
@@ -38,8 +38,8 @@ def say(items, text, stop_ids):
     None where the prompt is too long.
     """
     if size(items) + max_tokens > talker.limit:
-        print(f"chat.py: {size(items)} tokens of audio and text and max_tokens={max_tokens} > the "
-              f"model's {talker.limit}: lower them, or begin anew", file=sys.stderr)
+        print(f"chat.py: {size(items)} tokens and max_tokens={max_tokens} > the model's "
+              f"{talker.limit}: lower them, or begin anew", file=sys.stderr)
         return None
     row = Row(items, max_tokens, temperature, TOP_P, stop_ids=stop_ids)
     try:
@@ -65,7 +65,7 @@ def answer(messages):
 
 
 def transcribe(wav):
-    """Print what was said in a wav (n,), each piece when it is heard."""
+    """Print what was said in a wav (n,), piece by piece."""
     between = ""
     n_cut = 0
     for piece, is_cut in talker.transcripts(wav):
@@ -81,10 +81,9 @@ def transcribe(wav):
 
 def hear(path):
     """Read a recording for /audio -> [wav (n,)]; [] where that is not possible."""
-    if not talker.ears:
-        print(f"{ckpt} has no ears: it reads and writes text", file=sys.stderr, flush=True)
-        return []
     try:
+        if not talker.ears:
+            raise ValueError(f"{ckpt} has no ears: it reads and writes text")
         wav = read_audio(path.strip("'\" "))
     except (ValueError, OSError) as e:
         print(e, file=sys.stderr, flush=True)

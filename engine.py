@@ -1,6 +1,6 @@
-"""Runs a model for many requests in a thread beside the server's event loop.
+"""Runs a model for many requests, in a thread beside the server's event loop.
 
-In a turn, each answer gets a token; in some turns, a transcript gets its next piece instead.
+In a turn, each answer gets a token, or a transcript gets its next piece.
 """
 import asyncio
 import sys
@@ -45,12 +45,11 @@ class Engine:
         self.reset()
 
     def reset(self):
-        """Begin without answers."""
         self.answers = {}  # row: Job
         self.batch = Batch(self.talker.model, self.talker.hear)
 
     def submit(self, job):
-        """Let a Job wait for its turn -> True; False: too many wait."""
+        """Queue a Job -> True; False: too many wait."""
         self.waiting = deque(job for job in self.waiting if not job.gone)
         if len(self.waiting) >= self.max_queue:
             return False
@@ -76,7 +75,7 @@ class Engine:
                 self.wake.clear()
 
     def take(self):
-        """Take the first Job that there is room for out of the queue -> Job or None."""
+        """Take the first Job that there is room for -> Job or None."""
         for job in self.waiting:
             has_room = len(self.transcripts) < MAX_TRANSCRIPTS
             if job.row:
@@ -117,7 +116,7 @@ class Engine:
         return events + [(job, None) for job, _, ended in said if ended]
 
     def transcribe(self, job, pieces):
-        """Make the next piece of a transcript."""
+        """Hear the next piece of a transcript."""
         try:
             piece = None if job.gone else next(pieces, None)
         except Exception as e:

@@ -77,7 +77,7 @@ class Text:
 
 
 class Talker:
-    """A run's model, tokenizer and ears; ValueError or OSError where its files are wrong."""
+    """A run's model, tokenizer and ears; ValueError or OSError: its files are wrong."""
 
     def __init__(self, ckpt, step=-1, device="auto"):
         model, meta = load_checkpoint(ckpt, step, pick_device(device))
@@ -115,7 +115,7 @@ class Talker:
         return [row[:n] for row, n in zip(audio, lens.tolist())]
 
     def transcripts(self, wav, beams=5):
-        """Cut float32 (n,) at pauses, as training's clips; yield (text, is_cut) of each piece.
+        """Cut float32 (n,) at pauses; yield (text, is_cut) of each piece.
 
         is_cut: the model wrote in a loop, and its text was cut off.
         """
@@ -127,7 +127,7 @@ class Talker:
             yield texts[0], bool(cut)
 
     def prompt(self, messages):
-        """Return the prompt that the next answer follows; ValueError: messages are wrong.
+        """Return the prompt of the next answer; ValueError: messages are wrong.
 
         messages: [(role, text, Recording or None)], user and assistant by turns.
         """

@@ -136,7 +136,7 @@ class Drill:
         return status == 200, f"status {status}: {body[:150]}"
 
     def broken(self, rng):
-        bodies = [b"", b"{", b"[1]", b'{"messages": []}', b"\xff\xfe",
+        bodies = [b"", b"[1]", b'{"messages": []}', b"\xff\xfe",
                   json.dumps({"messages": [user(sound(b"RIFF no wav"))]}).encode()]
         status, _ = post(self.port, rng.choice(bodies))
         return 400 <= status < 500, f"status {status}"
@@ -160,8 +160,7 @@ class Drill:
 
     def cut_off(self, rng):
         """A client that goes away in the middle of its body."""
-        body = rng.choice(self.bodies)
-        self.send(body, rng.randrange(len(body)))[0].close()
+        self.send(rng.choice(self.bodies), 100)[0].close()
         return ()
 
     def leave(self, rng):
@@ -187,8 +186,8 @@ def memory_kb(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
 
 
-def run_drill(ckpt, minutes, clients=16, settle_s=300.0):
-    """-> what was seen: counts by kind, what was wrong, memory, times; ok."""
+def run_drill(ckpt, minutes):
+    """-> what was seen: counts by kind, what was wrong, memory; ok."""
     server, port = start_server(ckpt, f"--max_body_mb={BODY_MB}",
                                 f"--request_timeout_s={TIMEOUT_S}")
     try:
@@ -196,12 +195,12 @@ def run_drill(ckpt, minutes, clients=16, settle_s=300.0):
         expected = [said(post(port, body)[1]) for body in bodies]
         drill, began = Drill(port, bodies, expected), time.time()
         end = began + 60 * minutes
-        threads = [threading.Thread(target=drill.client, args=(i, end)) for i in range(clients)]
+        threads = [threading.Thread(target=drill.client, args=(i, end)) for i in range(16)]
         for thread in threads:
             thread.start()
         while time.time() < end and server.poll() is None:
             time.sleep(min(2.0, max(end - time.time(), 0)))
-            if time.time() - began > min(settle_s, 30 * minutes):
+            if time.time() - began > min(300, 30 * minutes):
                 memory.append(memory_kb(server.pid))
         for thread in threads:
             thread.join()
@@ -214,17 +213,15 @@ def run_drill(ckpt, minutes, clients=16, settle_s=300.0):
         least = 1.0 if compute_dtype("cpu") == torch.float32 else 0.98
         errors = [line for line in server.lines if "Error" in line][:5]
         ok = is_well and not drill.wrong and not errors and growth < 0.05
-        return {"minutes": minutes, "clients": clients, "seen": dict(drill.seen),
-                "wrong": drill.wrong[:10], "answers_like_alone": round(like_alone, 5),
-                "memory_kb": memory[-1], "memory_growth": round(growth, 4),
-                "well_at_the_end": is_well, "errors": errors, "ok": ok and like_alone >= least}
+        return {"seen": dict(drill.seen), "wrong": drill.wrong[:10], "errors": errors,
+                "answers_like_alone": like_alone, "memory_kb": memory[-1],
+                "memory_growth": growth, "is_well": is_well, "ok": ok and like_alone >= least}
     finally:
         server.kill()
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser(description=__doc__,
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--ckpt", default="out/cpu_w3")
     options.add_argument("--minutes", type=float, default=1.0)
     given = options.parse_args()

@@ -86,7 +86,7 @@ def test_nanochat_numbers(nanochat):
 
 
 def write_nanochat(folder, drop=(), prefix="", **config):
-    """Write the nanochat checkpoint without weights of some names, with more settings -> folder."""
+    """Write the nanochat checkpoint without some weights, with other settings -> folder."""
     state = torch.load(os.path.join(NANOCHAT, "model_000010.pt"), weights_only=True)
     kept = {prefix + name: w for name, w in state.items() if not any(x in name for x in drop)}
     torch.save(kept, folder / "model_000010.pt")
@@ -106,13 +106,13 @@ def test_older_nanochat_checkpoints(tmp_path, nanochat, capsys):
     assert capsys.readouterr().out == ""
     model, _ = load_checkpoint(write_nanochat(tmp_path, ("smear", "backout")))
     assert "before its commit a825e63: smear and backout are off" in capsys.readouterr().out
-    plain = copy.deepcopy(nanochat[0])
+    idx = torch.arange(40)[None]
+    plain = nanochat[0]
+    assert not torch.equal(model(idx), plain(idx))
     with torch.no_grad():
         plain.smear_lambda.zero_()
         plain.backout_lambda.zero_()
-    idx = torch.arange(40)[None] % 300
     assert torch.equal(model(idx), plain(idx))
-    assert not torch.equal(model(idx), nanochat[0](idx))
 
 
 @pytest.mark.case("B38")
@@ -158,8 +158,6 @@ def test_a_folder_is_cut_back_to_a_step(tmp_path):
         (tmp_path / name).touch()
     lines = ['{"step": 3}\n', '{"step": 4, "lr": 1}\n', '{"step": 4, "val_loss": 1}\n']
     (tmp_path / "log.jsonl").write_text("".join(lines) + '{"step": 5}\n{"st')
-    with pytest.raises(ValueError, match="names no best step"):
-        read_meta(tmp_path, -2)
     cut_back(tmp_path, 4)
     assert read_meta(tmp_path, -2)["step"] == 2 and read_meta(tmp_path)["step"] == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == [
