@@ -1,4 +1,4 @@
-"""A load drill of serve.py: 16 clients send good, broken, huge, slow and cut-off requests.
+"""A load drill of serve.py: 16 clients send good, broken, huge and cut-off requests.
 
     python tests/drill.py --ckpt=out/cpu_w3 --minutes=30  # prints JSON; exit code 1: failed
 
@@ -32,7 +32,6 @@ QUESTIONS = ["what does the speaker say", "who is speaking", "how fast does the 
              "how high is it"]
 CHAT = "/v1/chat/completions"
 JSON = "application/json"
-BODY_MB, TIMEOUT_S = 2.0, 20.0  # small, so that huge and slow requests meet them
 
 
 def start_server(ckpt, *args):
@@ -112,74 +111,51 @@ class Drill:
     def client(self, seed, end):
         """Send requests of every kind until the time is over."""
         rng = random.Random(seed)
-        kinds = {self.good: 12, self.broken: 3, self.huge: 1, self.slow: 1, self.cut_off: 2,
-                 self.leave: 2}
+        kinds = {self.good: 12, self.broken: 3, self.huge: 1, self.leave: 4}
         while time.time() < end:
             kind = rng.choices(list(kinds), list(kinds.values()))[0]
             try:
-                self.note(kind.__name__, *kind(rng))
+                wrong = kind(rng)
             except Exception as e:  # seen and counted, not lost in a thread
-                self.note(kind.__name__, False, f"{type(e).__name__}: {e}")
+                wrong = f"{type(e).__name__}: {e}"
+            with self.lock:
+                self.seen[kind.__name__] += 1
+                self.wrong += [f"{kind.__name__}: {wrong}"] if wrong else []
             time.sleep(rng.uniform(0, 0.05))
-
-    def note(self, kind, is_right=True, what=""):
-        with self.lock:
-            self.seen[kind] += 1
-            if not is_right:
-                self.wrong.append(f"{kind}: {what}"[:200])
 
     def good(self, rng):
         i = rng.randrange(len(self.bodies))
         status, body = post(self.port, self.bodies[i])
         if status == 200 and said(body) != self.expected[i]:
-            self.note("other answer")
-        return status == 200, f"status {status}: {body[:150]}"
+            with self.lock:
+                self.seen["other answer"] += 1
+        return status != 200 and f"status {status}: {body[:150]}"
 
     def broken(self, rng):
         bodies = [b"", b"[1]", b'{"messages": []}', b"\xff\xfe",
                   json.dumps({"messages": [user(sound(b"RIFF no wav"))]}).encode()]
         status, _ = post(self.port, rng.choice(bodies))
-        return 400 <= status < 500, f"status {status}"
+        return status // 100 != 4 and f"status {status}"
 
     def huge(self, rng):
         try:
-            status, _ = post(self.port, b"x" * int(BODY_MB * 1e6 + 1000))
+            status, _ = post(self.port, b"x" * 2_001_000)
         except (ConnectionError, http.client.HTTPException):  # refused while it was being sent
-            status = 413
-        return status == 413, f"status {status}"
-
-    def slow(self, rng):
-        """A body in pieces: one that comes in the end, and one that never does."""
-        stalls = rng.random() < 0.3
-        connection, rest = self.send(self.bodies[0], 20)
-        time.sleep(0.3)
-        connection.send(b"" if stalls else rest)
-        status = connection.getresponse().status
-        connection.close()
-        return status == (408 if stalls else 200), f"status {status}"
-
-    def cut_off(self, rng):
-        """A client that goes away in the middle of its body."""
-        self.send(rng.choice(self.bodies), 100)[0].close()
-        return ()
+            return ""
+        return status != 413 and f"status {status}"
 
     def leave(self, rng):
-        """A client that goes away before or during its answer."""
+        """A client that goes away in its body, before its answer or in it."""
         body = rng.choice(self.bodies)
-        connection, _ = self.send(body, len(body))
-        if rng.random() < 0.5:
-            connection.getresponse().read(20)
-        connection.close()
-        return ()
-
-    def send(self, body, n):
-        """Announce a body and send its first n bytes -> the connection, and the rest."""
+        n = rng.choice([100, len(body), len(body)])
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.putrequest("POST", CHAT)
         connection.putheader("Content-Type", JSON)
         connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body[:n])
-        return connection, body[n:]
+        if n == len(body) and rng.random() < 0.5:
+            connection.getresponse().read(20)
+        connection.close()
 
 
 def memory_kb(pid):
@@ -188,8 +164,7 @@ def memory_kb(pid):
 
 def run_drill(ckpt, minutes):
     """-> what was seen: counts by kind, what was wrong, memory; ok."""
-    server, port = start_server(ckpt, f"--max_body_mb={BODY_MB}",
-                                f"--request_timeout_s={TIMEOUT_S}")
+    server, port = start_server(ckpt, "--max_body_mb=2")
     try:
         bodies, memory = good_requests(), []
         expected = [said(post(port, body)[1]) for body in bodies]
