@@ -21,12 +21,11 @@ def compute_dtype(device):
     as long as in fp32).
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    name, kind = os.environ.get("NANOCHAT_DTYPE", ""), torch.device(device).type
-    if name and name not in names:
-        raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}")
-    if name:
+    if name := os.environ.get("NANOCHAT_DTYPE"):
+        if name not in names:
+            raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}")
         return names[name]
-    has_bf16 = False
+    kind, has_bf16 = torch.device(device).type, False
     if kind == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
     elif kind == "cpu":

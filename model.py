@@ -31,7 +31,7 @@ class GPTConfig:
 
     @classmethod
     def of_depth(cls, depth, vocab_size, sequence_len=2048, head_dim=128, window_pattern="SSSL"):
-        """The one dial: n_embd is 64*depth rounded up to a multiple of head_dim."""
+        """n_embd is 64*depth rounded up to a multiple of head_dim."""
         n_embd = -(-64 * depth // head_dim) * head_dim
         n_head = n_embd // head_dim
         return cls(sequence_len, vocab_size, depth, n_head, n_head, n_embd, window_pattern)
@@ -72,7 +72,7 @@ def for_inference(model):
 
 
 def rotate(x, cos, sin):
-    """Apply rotary positions to x (B, T, H, D): in halves and by -theta, as nanochat does."""
+    """Apply rotary positions to x (B, T, H, D), in halves and by -theta as nanochat."""
     x1, x2 = x.chunk(2, dim=3)
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=3)
 
@@ -263,7 +263,7 @@ class GPT(nn.Module):
         return self.logits(x if logits_at is None else take(x, logits_at[:, None]))
 
     def embed(self, idx):
-        """Token ids (B, T) -> normed embeddings (B, T, C) in the compute dtype, before smear."""
+        """Token ids (B, T) -> normed embeddings (B, T, C), before smear."""
         return norm(self.transformer.wte(idx).to(self.cos.dtype))
 
     def smear(self, x, previous):
@@ -324,7 +324,7 @@ class GPT(nn.Module):
         return SOFTCAP * torch.tanh(z / SOFTCAP)
 
     def loss(self, x, place, targets, reduction):
-        """Cross entropy; logits are computed only where a target is. place: of insert()."""
+        """Cross entropy at the targets alone. place: of insert()."""
         row, at = (targets >= 0).nonzero(as_tuple=True)  # (N,) each
         x = x[row, at if place is None else place[row, at]]  # (N, C)
         wanted = targets[row, at]

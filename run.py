@@ -55,7 +55,7 @@ def sum_over_ranks(tensor):
 
 
 def leave_ranks():
-    """Wait for the other ranks, then leave the group: gloo aborts where one leaves early."""
+    """Leave the group when all ranks are done: gloo aborts where one leaves early."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -77,7 +77,7 @@ def is_due(step, every, max_steps):
 
 
 def read_ahead(read, numbers, workers):
-    """Yield read(n) for each number, in order; each of `workers` threads keeps 4 ready."""
+    """Yield read(n) for each number, in order; `workers` threads keep 4 each ready."""
     if not workers:
         yield from map(read, numbers)
         return

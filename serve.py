@@ -200,15 +200,12 @@ async def health():
 
 
 @app.get("/v1/models")
-async def models():
-    return {"object": "list", "data": [await one_model(name)]}
-
-
 @app.get("/v1/models/{model:path}")
-async def one_model(model: str):
-    if model != name:
+async def models(model: str = ""):
+    if model not in ("", name):
         raise Refused(404, f"the model here is {name}", "model", "model_not_found")
-    return {"id": name, "object": "model", "created": started, "owned_by": "nanochat-omni"}
+    one = {"id": name, "object": "model", "created": started, "owned_by": "nanochat-omni"}
+    return one if model else {"object": "list", "data": [one]}
 
 
 @app.post("/v1/chat/completions")

@@ -83,13 +83,12 @@ class BPETokenizer(ByteTokenizer):
     kind = "bpe"
 
     def __init__(self, tokens):
-        """tokens: bytes of the merged ones, by rank; ValueError: one isn't made of two earlier."""
+        """tokens: bytes of the merged ones, by rank; ValueError: they can't be merged so."""
         super().__init__(tokens, SPECIAL_TOKENS)
         vocab = {to_chars(token): i for i, token in enumerate(self.tokens)}
         merges = []
         for i, token in enumerate(self.tokens[256:], start=256):
             chars = to_chars(token)
-            # all splits into two tokens: a text may reach the token by any
             splits = [(chars[:n], chars[n:]) for n in range(1, len(chars))
                       if chars[:n] in vocab and chars[n:] in vocab]
             is_made = any(vocab[left] < i > vocab[right] for left, right in splits)
@@ -163,7 +162,7 @@ def to_utf8(text):
 def load_tokenizer(folder, vocab_size=0):
     """Return the tokenizer of folder/tokenizer.json, else of nanochat's tokenizer.pkl there.
 
-    vocab_size: of the model beside it; 0: not checked. ValueError says what is wrong.
+    vocab_size: of the model beside it; 0: not checked. ValueError: a missing or wrong file.
     """
     path, pickled = (os.path.join(folder, "tokenizer." + end) for end in ("json", "pkl"))
     if os.path.exists(pickled) and not os.path.exists(path):
@@ -269,12 +268,11 @@ def render_conversation(tok, conversation):
         is_assistant = role == "assistant"
         add([tok.special(f"<|{role}_start|>")], False)
         for kind, text in parts:
-            if kind == "text":
-                add(tok.encode(text), is_assistant)
-            else:  # what Python answers is not the model's to predict
-                name = "python" if kind == "python" else "output"
-                start, end = tok.special(f"<|{name}_start|>"), tok.special(f"<|{name}_end|>")
-                add([start, *tok.encode(text), end], kind == "python")
+            new_ids = tok.encode(text)
+            if kind != "text":
+                name = kind.removeprefix("python_")  # python, output
+                new_ids = [tok.special(f"<|{name}_start|>"), *new_ids, tok.special(f"<|{name}_end|>")]
+            add(new_ids, is_assistant and kind != "python_output")
         add([tok.special(f"<|{role}_end|>")], is_assistant)
     return ids, mask
 
@@ -310,7 +308,7 @@ def read_messages(conversation):
 
 
 def multiple_choice(question, options):
-    """Return a question with its options, one a line: an answer has the same token ids there."""
+    """Return a question with its options, one a line."""
     return "\n".join([question, *options, "answer with one of the options"])
 
 
