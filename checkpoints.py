@@ -82,8 +82,8 @@ def load_checkpoint(folder, step=-1, device="cpu"):
         reason = " ".join(str(e).split())[:160]
         raise ValueError(f"{path} is of another architecture ({TAKEN}): {reason}") from None
     if "backout_lambda" not in state:
-        print(f"{path}: of nanochat before its commit a825e63: smear and backout are off, attention "
-              "has today's scale (1.2, was 1.15) and short windows (a quarter, was a third)")
+        print(f"{path}: of nanochat before its commit a825e63: smear and backout are off, but "
+              "attention has today's scale (1.2, was 1.15) and windows (a quarter, was a third)")
     return model.eval(), meta
 
 

@@ -224,7 +224,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def start_from_pieces(self, token, pieces):
-        """Start a token as the mean of its pieces (ids), with the first's logit (arXiv:2402.09977)."""
+        """Start a token as its pieces' mean, with the first's logit (arXiv:2402.09977)."""
         for table in (self.transformer.wte, *self.value_embeds.values()):
             table.weight[token] = table.weight[pieces].mean(0)
         self.lm_head.weight[token] = self.lm_head.weight[pieces[0]]

@@ -223,7 +223,7 @@ def from_pickle(data):
     if tok.tokens != list(tokens):
         raise ValueError("its first 256 tokens are not the bytes in order")
     if tok.special_ids != state["special_tokens"]:
-        raise ValueError(f"its special tokens are not {', '.join(SPECIAL_TOKENS)}, after the others")
+        raise ValueError(f"its special tokens are not {', '.join(SPECIAL_TOKENS)}, as the last")
     return tok
 
 
@@ -271,7 +271,8 @@ def render_conversation(tok, conversation):
             new_ids = tok.encode(text)
             if kind != "text":
                 name = kind.removeprefix("python_")  # python, output
-                new_ids = [tok.special(f"<|{name}_start|>"), *new_ids, tok.special(f"<|{name}_end|>")]
+                start, end = tok.special(f"<|{name}_start|>"), tok.special(f"<|{name}_end|>")
+                new_ids = [start, *new_ids, end]
             add(new_ids, is_assistant and kind != "python_output")
         add([tok.special(f"<|{role}_end|>")], is_assistant)
     return ids, mask
