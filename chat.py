@@ -11,6 +11,8 @@ import sys
 from contextlib import suppress
 
 from configurator import configure, fail, user_input
+from recordings import SAMPLE_RATE, read_audio
+from talk import Batch, Row, Talker, Text, size
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w3"  # the run's folder
@@ -24,8 +26,6 @@ config = configure(globals())  # prints each change
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
 if max_tokens < 1 or temperature < 0:
     fail(f"max_tokens={max_tokens} must be 1 or more, temperature={temperature} 0 or more")
-from recordings import SAMPLE_RATE, read_audio  # noqa: E402 (a wrong setting is told before)
-from talk import Batch, Row, Talker, Text, size  # noqa: E402
 
 TOP_P = 0.9     # an answer is drawn from the likeliest tokens that sum up to it
 LONGEST_S = 30  # of the recordings in training

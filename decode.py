@@ -111,10 +111,11 @@ class Search:
         for clip, best in candidates.items():
             kept = []
             for rank, (total, row, ids) in enumerate(best):
+                n_bytes = sum(self.sizes[token] for token in ids)
                 if not self.sizes[ids[-1]]:
                     if rank < self.beams:
                         self.ended[clip].append((total / len(ids), ids[:-1]))
-                elif len(kept) < self.beams and self.n_bytes(ids) <= self.room[clip]:
+                elif len(kept) < self.beams and n_bytes <= self.room[clip]:
                     kept.append((row, (clip, total, ids)))
             if not kept and not self.ended[clip]:
                 self.ended[clip].append((0.0, best[0][2][:-1]))
@@ -134,9 +135,6 @@ class Search:
                 (total + p, row, [*ids, token]) for p, token in zip(best[row], tokens[row]))
         return {clip: sorted(each, key=lambda candidate: -candidate[0])[:2 * self.beams]
                 for clip, each in found.items()}
-
-    def n_bytes(self, ids):
-        return sum(self.sizes[token] for token in ids)
 
 
 @torch.inference_mode()

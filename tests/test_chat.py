@@ -51,7 +51,7 @@ def chat(monkeypatch, capsys):
 
 
 def test_the_command_hears_a_recording(ckpt, tmp_path):
-    """Broken: the README's command; a piece of a long recording is lost or heard otherwise."""
+    """Broken: a piece of a long recording is lost or heard otherwise."""
     clip = write_audio(tmp_path / "long.wav", seconds=20)
     command = [sys.executable, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
