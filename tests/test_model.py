@@ -178,9 +178,7 @@ def test_audio_rows(tiny, audio_at):
     texts = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15]]
     audio = [torch.randn(n, 48) for n in (5, 11, 0)]
     idx = padded(texts)
-    targets = torch.full_like(idx, -1)
-    for b, text in enumerate(texts):
-        targets[b, :len(text) - 1] = idx[b, 1:len(text)]
+    targets = pad_sequence([torch.tensor(text[1:] + [-1]) for text in texts], True, -1)
     args = dict(audio_features=pad_sequence(audio, batch_first=True), audio_at=audio_at,
                 audio_lens=torch.tensor([5, 11, 0]), text_lens=torch.tensor([8, 3, 4]))
     out = tiny(idx, **args)
