@@ -19,17 +19,7 @@ import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-
-from api import MAX_AUDIO_S, ChatRequest, Refused, make_row, read_upload
 from configurator import configure, fail, user_input
-from engine import Engine, Job, report
-from talk import Talker, Text, size
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w3"  # the run's folder
@@ -53,6 +43,19 @@ try:  # before the model is loaded
 except OSError as e:
     fail(f"host={host} port={port}: {e.strerror.partition(' (')[0]}: no address of this machine, "
          "or another server is there")
+try:
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+
+    from api import MAX_AUDIO_S, ChatRequest, Refused, make_row, read_upload
+except ImportError as e:
+    fail(f"{e}: source .venv/bin/activate")
+from engine import Engine, Job, report
+from talk import Talker, Text, size
 
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
           "'unsafe-inline'; img-src data:; media-src blob:; connect-src 'self'; frame-ancestors "
