@@ -1,7 +1,7 @@
 """Documents of text: read from files, or from a folder of tokens as rows of equal length.
 
-prepare_documents.py makes such a folder: tokenizer.json, meta.json, train.bin and val.bin. These
-two are token ids, uint16. <|bos|> begins every document and stands nowhere else.
+prepare_documents.py makes such a folder. Its train.bin and val.bin are token ids, uint16; <|bos|>
+begins every document and stands nowhere else.
 """
 import json
 import os
@@ -24,14 +24,14 @@ STRINGS = re.compile(r"(dictionary<values=)?(large_)?string(_view)?(, .*>)?")  #
 def list_documents(setting, paths):
     """Return the files (list of str) of comma-separated files and folders, in order, each once.
 
-    FileNotFoundError names the setting: no such file, or a folder without files of SUFFIXES.
+    FileNotFoundError names the setting.
     """
     files = []
     for path in filter(None, map(str.strip, paths.split(","))):
         found = find_files(path, SUFFIXES) if os.path.isdir(path) else [path]
         if not found or not os.path.isfile(found[0]):
             raise FileNotFoundError(f"{setting}={path}: no such file, or a folder without "
-                                    f"{' '.join(SUFFIXES)} (a comma stands between two paths)")
+                                    f"{' '.join(SUFFIXES)}")
         files += found
     return list(dict.fromkeys(files))
 
@@ -82,12 +82,12 @@ def read_parquet(path):
 # ---- rows of tokens
 
 def pack(starts, lengths, width, n_buffer=1000):
-    """Pack documents into rows of `width` tokens; each row is full and starts with a document.
+    """Pack documents into full rows of `width` tokens -> [[(start, end), ...] for each row].
 
     starts, lengths: int64 (n_docs,), in the stream of all tokens. Best fit, as in nanochat: a row
     takes the longest document that fits, from the next n_buffer; of equals the first. If none fits,
-    it takes the start of the shortest, of equals the last, whose end is lost. So is a last row that
-    isn't full. -> [[(start, end), ...] for each row]
+    it takes the start of the shortest, of equals the last; its end is lost, as is a last row that
+    isn't full.
     """
     waiting = zip(lengths.tolist(), (-starts).tolist())
     buffer = sorted(islice(waiting, n_buffer))
@@ -110,9 +110,8 @@ class Documents:
     """A split ("train", "val") of a folder, in rows of `width` tokens.
 
     n_docs, n_tokens: documents and their tokens; n_rows; n_cropped: tokens that are in no row;
-    share: of all tokens. The tokens stay on disk, mapped into memory. The same files give the same
-    rows on any rank; batch() shuffles them. tokenizer_sha256: of the run's tokenizer.json; "": any.
-    ValueError: no finished folder, a damaged file, another tokenizer, too few tokens for a row.
+    share: of all tokens. The tokens stay on disk. tokenizer_sha256: of the run's tokenizer.json;
+    "": any. ValueError: no finished folder, a damaged file, another tokenizer, or no full row.
     """
 
     def __init__(self, folder, split, width, tokenizer_sha256=""):
@@ -147,7 +146,7 @@ class Documents:
 
 def map_tokens(folder, split, tokenizer_sha256):
     """Map the tokens of a split into memory -> uint16 (n_tokens,)."""
-    path, again = os.path.join(folder, f"{split}.bin"), f"prepare_documents.py --out_dir={folder}"
+    path, again = f"{folder}/{split}.bin", f"prepare_documents.py --out_dir={folder}"
     try:
         meta = json.loads(Path(folder, "meta.json").read_bytes())
         made_with, n_bytes = meta["tokenizer_sha256"], meta["files"][f"{split}.bin"]

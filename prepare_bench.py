@@ -8,7 +8,7 @@ Reads  the split test of three folders of prepare_synthetic.py, or real recordin
 Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl, {"id", "cell", "task", "audio",
        "question", "options": four, "key": 0 to 3}; meta.json.
 Each label is right once for three times that it is wrong, and each place is right equally often:
-text alone can't answer. The same settings and clips give the same files.
+text alone can't answer.
 """
 from collections import Counter
 from pathlib import Path
@@ -17,8 +17,9 @@ import numpy as np
 
 from clip_makers import (MAKERS, is_clear, is_plain, make_voice, pair_up, read_clips,
                          voice_labels)
-from configurator import configure, fail
-from questions import make_folder, read_answers, read_tasks
+from configurator import configure
+from folders import make_folder, sums
+from questions import QUESTIONS, SPOKEN, read_answers, read_tasks, write_rows
 from recordings import SAMPLE_RATE
 from sources import read_sources
 from transcripts import require_distinct
@@ -181,20 +182,25 @@ def make_wav(clip, row):
                      f"{answer}: make other voices")
 
 
-def make_all():
-    """Write the recordings; return {file name: rows}."""
+def find_inputs():
+    if bench_items < 1:
+        raise ValueError(f"{bench_items=} questions are too few: at least 1")
+    paths = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
+    if sources:
+        paths = [clip["path"] for clip in read_sources(sources)]
+    return sums(*paths, QUESTIONS, SPOKEN)
+
+
+def make():
+    """Write the recordings and questions -> (file names, counts)."""
     import soundfile
     planned = plan()
     Path(out_dir, "wavs").mkdir()
     for clip, row in planned:
         wav = make_wav(clip, row)
         soundfile.write(f"{out_dir}/{row['audio']}", wav, SAMPLE_RATE, subtype="PCM_16")
-    return {"questions.jsonl": [row for _, row in planned]}
+    return write_rows(out_dir, {"questions.jsonl": [row for _, row in planned]})
 
 
 if __name__ == "__main__":
-    if bench_items < 1:
-        fail(f"{bench_items=} questions are too few: at least 1")
-    folders = () if sources else (voices, spoken, speech)
-    inputs = [f"{folder}/labels.jsonl" for folder in folders]
-    make_folder(out_dir, config, inputs, make_all, "questions.jsonl", "wavs")
+    make_folder(out_dir, config, find_inputs, make, "wavs")

@@ -9,8 +9,7 @@ Writes <out_dir>/clips/*.flac (16 kHz mono); items.jsonl, {"audio", "key", "spli
        "labels": {task: answer}, "turns": [[task, question, answer], ...]}, for
        prepare_librispeech.py; turns.jsonl, {"key", "turns"} about the clips of `speech`;
        text.jsonl, {"question", "answer"} without audio; meta.json.
-Labels come from how a clip was made, never from a model. The same settings and clips give the same
-files.
+Labels come from how a clip was made, never from a model.
 """
 from pathlib import Path
 
@@ -18,10 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_makers import MAKERS, is_clear, pair_up, read_clips, voice_labels
-from configurator import configure, fail
+from configurator import configure
+from folders import make_folder, sums
 from processes import run_all
-from questions import (NOBODY, ask, make_folder, read_answers, read_sentences, read_tasks,
-                       said_in, some_of, word_labels)
+from questions import (NOBODY, QUESTIONS, SPOKEN, ask, read_answers, read_sentences, read_tasks,
+                       said_in, some_of, word_labels, write_rows)
 from recordings import SAMPLE_RATE
 
 # config: every value here can be set from a config file or as --name=value
@@ -126,8 +126,15 @@ def make_text_chats(count):
     return chats
 
 
-def make_all():
-    """Write the clips; return {file name: rows}."""
+def find_inputs():
+    if n < 1:
+        raise ValueError(f"{n=} questions are too few: at least 1")
+    labels = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
+    return sums(*labels, f"{text_dir}/train.txt", QUESTIONS, SPOKEN)
+
+
+def make():
+    """Write the clips and what is asked about them -> (file names, counts)."""
     jobs, overlay = [], []
     n_clips = max(8, round(n / CLIP_TURNS))
     counts = {"train": n_clips, "val": max(8, round(VAL_SHARE * n_clips))}
@@ -140,12 +147,9 @@ def make_all():
     Path(out_dir, "clips").mkdir()
     made = run_all(make_item, jobs, 0, chunksize=32)
     items = list(tqdm(made, total=len(jobs), unit=" clips", desc="instructions"))
-    return {"items.jsonl": items, "turns.jsonl": overlay, "text.jsonl": chats}
+    return write_rows(out_dir, {"items.jsonl": items, "turns.jsonl": overlay,
+                                "text.jsonl": chats})
 
 
 if __name__ == "__main__":
-    if n < 1:
-        fail(f"{n=} questions are too few: at least 1")
-    inputs = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
-    make_folder(out_dir, config, [*inputs, f"{text_dir}/train.txt"], make_all,
-                "items.jsonl", "turns.jsonl", "text.jsonl", "clips")
+    make_folder(out_dir, config, find_inputs, make, "clips")

@@ -5,13 +5,14 @@
 
 Reads  <text_dir>/train.txt and val.txt of prepare_text.py; assets/questions.txt, assets/spoken.txt.
 Writes <out_dir>/chats.jsonl, {"split", "text", "turns": [[task, question, answer], ...]} a line;
-       meta.json. The same settings and texts give the same files.
+       meta.json.
 """
 import numpy as np
 
-from configurator import configure, fail
-from questions import (ask, make_folder, read_answers, read_sentences, said_in, some_of,
-                       spoken_task, word_labels)
+from configurator import configure
+from folders import make_folder, sums
+from questions import (QUESTIONS, SPOKEN, ask, read_answers, read_sentences, said_in, some_of,
+                       spoken_task, word_labels, write_rows)
 
 # config: every value here can be set from a config file or as --name=value
 text_dir = "data/text"
@@ -57,14 +58,16 @@ def make_chats(split, count, salt):
     return rows
 
 
-def make_all():
-    """Return {file name: rows}."""
-    n_val = max(8, round(VAL_SHARE * n))
-    return {"chats.jsonl": make_chats("train", n, 60) + make_chats("val", n_val, 61)}
+def find_inputs():
+    if n < 1:
+        raise ValueError(f"{n=} chats are too few: at least 1")
+    return sums(f"{text_dir}/train.txt", f"{text_dir}/val.txt", QUESTIONS, SPOKEN)
+
+
+def make():
+    chats = make_chats("train", n, 60) + make_chats("val", max(8, round(VAL_SHARE * n)), 61)
+    return write_rows(out_dir, {"chats.jsonl": chats})
 
 
 if __name__ == "__main__":
-    if n < 1:
-        fail(f"{n=} chats are too few: at least 1")
-    inputs = [f"{text_dir}/train.txt", f"{text_dir}/val.txt"]
-    make_folder(out_dir, config, inputs, make_all, "chats.jsonl")
+    make_folder(out_dir, config, find_inputs, make)

@@ -1,17 +1,13 @@
 """Questions about a recording: tasks, how each is asked, and options to choose from.
 
-A task asks for one property of a recording. Its label in a recording is the answer, as in
+A task asks for one property of a recording. A recording's labels are {task: answer}, as in
 {"pitch": "low", "sentence": "the bird sings"}. assets/questions.txt lists the tasks.
 """
 import re
-import shutil
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-from configurator import user_input
-from files import own_file, read_lines, sha256_file, write_json, write_jsonl
-from record import is_made, note_made
+from files import own_file, read_lines, write_jsonl
 from tokenizer import multiple_choice
 from transcripts import require_distinct
 
@@ -59,7 +55,7 @@ def read_answers():
 
 def read_sentences(text_dir, split):
     """Return the lines (str) of <text_dir>/<split>.txt. ValueError: there is none."""
-    path = Path(text_dir, split + ".txt")
+    path = f"{text_dir}/{split}.txt"
     lines = [line.strip() for line in read_lines(path) if line.strip()]
     if not lines:
         raise ValueError(f"{path} holds no sentence: run prepare_text.py again")
@@ -89,7 +85,7 @@ def word_labels(text, rng):
 def said_in(texts):
     """Return {"sentences": the texts, "words": their longer words, repeated}, for wrong options.
 
-    So a wrong option is as frequent a word as a right one, and text alone can't tell them apart.
+    A wrong option is as frequent a word as a right one: text alone can't tell them apart.
     """
     sentences = sorted(set(texts))
     words = [word for text in sentences for word in text.split() if len(word) > 3]
@@ -132,34 +128,8 @@ def ask(task, answer, rng, said):
     return [task, question, answer]
 
 
-# ---- the folder that a script makes
-
-def make_folder(out_dir, config, inputs, make, *names):
-    """Make a folder's rows of JSON, unless an earlier run made the same of the same.
-
-    inputs: paths of what is read beside questions.txt and spoken.txt; make: function that returns
-    {file name: rows}; names: files and folders of an earlier run, removed first. ValueError and
-    OSError of make() end in one line.
-    """
-    with user_input():
-        sums = {path: sha256_file(own_file(path)) for path in (*inputs, QUESTIONS, SPOKEN)}
-        if is_made(out_dir, config, sums) and not config.get("sources"):  # they may have changed
-            return print(f"{out_dir} is up to date")
-        begin_folder(Path(out_dir), names)
-        files = make()
+def write_rows(out_dir, files):
+    """Write {file name: rows of JSON} -> (file names, counts), as make_folder() wants them."""
     for name, rows in files.items():
         write_jsonl(f"{out_dir}/{name}", rows)
-    note_made(out_dir, config, sums, files)
-    counts = [f"{len(rows):,} rows of {name}" for name, rows in files.items()]
-    print(f"{out_dir}: {', '.join(counts)}")
-
-
-def begin_folder(folder, names):
-    """Remove files and folders. ValueError: no script of ours made the folder (Path)."""
-    if any(folder.glob("*")) and not (folder / "meta.json").exists():
-        raise ValueError(f"{folder} was not made by this script: set another out_dir, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "meta.json", {})  # ours, and not whole yet
-    for name in names:
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).unlink(missing_ok=True)
+    return list(files), {name: len(rows) for name, rows in files.items()}
