@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from clip_makers import (MAKERS, is_clear, is_plain, make_voice, pair_up, read_clips,
-                         voice_labels)
+                         voice_labels, write_clip)
 from configurator import configure
 from folders import make_folder, sums
 from questions import QUESTIONS, SPOKEN, read_answers, read_tasks, write_rows
-from recordings import SAMPLE_RATE
 from sources import read_sources
 from transcripts import require_distinct
 
@@ -81,7 +80,7 @@ def by_length(clips):
 
 
 def label_sets(task, count, clips, rng):
-    """Return [(clip, answer, options)] about labels, each as often wrong as any other."""
+    """Return [(clip, answer, options)] about labels; each is wrong equally often."""
     labels, left_out, rows = labels_of(task, clips), Counter(), []
     for i in rng.permutation(np.arange(count) % len(labels)):
         others = [label for label in labels if label != labels[i]]
@@ -93,7 +92,7 @@ def label_sets(task, count, clips, rng):
 
 
 def choose_clip(task, answer, clips, rng):
-    """Return a clip that can show an answer; two for the task pair, None for an event."""
+    """Return a clip that can show an answer; two for a pair, None for an event."""
     if task == "event":
         return None
     if task == "pair":
@@ -106,10 +105,7 @@ def choose_clip(task, answer, clips, rng):
 
 
 def content_sets(task, count, clips, rng):
-    """Return [(clip, answer, options)] about sentences, or about a word of each.
-
-    The options are the answers of the clip and of the next three.
-    """
+    """Return [(clip, answer, options)] about sentences or a word; options: the next three's."""
     chosen, keys, seen, n_sets = [], [], set(), max(count, 4)
     clips = by_length(clips)
     for i in rng.permutation(len(clips)):
@@ -120,8 +116,8 @@ def content_sets(task, count, clips, rng):
             keys.append(long[rng.integers(len(long))])
             seen.update(words)
     if len(chosen) < n_sets:
-        raise ValueError(f"{len(chosen)} clear sentences of test for {n_sets} questions: raise "
-                         f"n_test of {speech}")
+        raise ValueError(f"{len(chosen)} clear sentences for {n_sets} questions: raise n_test of "
+                         f"{speech}")
     if task == "sentence":
         keys = [clip["text"] for clip in chosen]
     keys += keys[:3]
@@ -144,7 +140,7 @@ def plan():
 
 
 def plan_task(cell, task, size, clips, seed):
-    """Return plan()'s rows of one task; "key" is the answer's text yet, not its place."""
+    """Return plan()'s rows of one task; "key" is still the answer's text, not its place."""
     rng = np.random.default_rng([SEED, 77, *seed])
     phrase = np.random.default_rng([SEED, 81, *seed])  # not moved by the draws of clips
     ways, planned = read_tasks()[task].bench, []
@@ -160,7 +156,7 @@ def plan_task(cell, task, size, clips, seed):
 
 
 def place_answer(row, place):
-    """Put a row's answer at a place, 0 to 3, of its options, the others in random order."""
+    """Put a row's answer at a place (0 to 3) among its options, shuffled."""
     others = [option for option in row["options"] if option != row["key"]]
     order = np.random.default_rng([SEED, 79, int(row["id"])]).permutation(3)
     row["options"] = [others[i] for i in order]
@@ -169,7 +165,7 @@ def place_answer(row, place):
 
 
 def make_wav(clip, row):
-    """Return a question's wav. ValueError: what was made does not show the answer."""
+    """Return a question's wav; ValueError: none shows the answer."""
     task, answer = row["task"], row["options"][row["key"]]
     kind = "real" if sources else {"digit": "spoken"}.get(task, task)
     make = MAKERS.get(kind, make_voice)
@@ -177,9 +173,9 @@ def make_wav(clip, row):
         rng = np.random.default_rng([SEED, 80, int(row["id"]), attempt])
         wav, labels = make(clip, rng, task, answer)
         if task == "word" or labels.get(task) == answer:
-            return np.clip(wav, -1, 1)
-    raise ValueError(f"question {row['id']}: its recording shows {task} = {labels.get(task)}, not "
-                     f"{answer}: make other voices")
+            return wav
+    raise ValueError(f"question {row['id']}: no recording shows {task} = {answer}: make other "
+                     "voices")
 
 
 def find_inputs():
@@ -193,12 +189,10 @@ def find_inputs():
 
 def make():
     """Write the recordings and questions -> (file names, counts)."""
-    import soundfile
     planned = plan()
     Path(out_dir, "wavs").mkdir()
     for clip, row in planned:
-        wav = make_wav(clip, row)
-        soundfile.write(f"{out_dir}/{row['audio']}", wav, SAMPLE_RATE, subtype="PCM_16")
+        write_clip(f"{out_dir}/{row['audio']}", make_wav(clip, row))
     return write_rows(out_dir, {"questions.jsonl": [row for _, row in planned]})
 
 

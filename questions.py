@@ -1,6 +1,6 @@
 """Questions about a recording: tasks, how each is asked, and options to choose from.
 
-A task asks for one property of a recording. A recording's labels are {task: answer}, as in
+A task asks for one property of a recording, whose labels are {task: answer}, as in
 {"pitch": "low", "sentence": "the bird sings"}. assets/questions.txt lists the tasks.
 """
 import re
@@ -15,7 +15,7 @@ QUESTIONS = "assets/questions.txt"
 SPOKEN = "assets/spoken.txt"
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NOBODY = "nobody is speaking"
-CHOICE_SHARE = 0.6  # share of the questions that list options, of those that have some
+CHOICE_SHARE = 0.6  # share of the questions with options that list them
 
 
 class Task(NamedTuple):
@@ -29,7 +29,7 @@ class Task(NamedTuple):
 
 @cache
 def read_tasks(path=QUESTIONS):
-    """Return {name: Task}. ValueError names the line that is wrong."""
+    """Return {name: Task}. ValueError names the wrong line."""
     tasks, texts = {}, {}
     for number, line in enumerate(read_lines(own_file(path)), 1):
         mark, _, rest = line.strip().partition(" ")
@@ -63,7 +63,7 @@ def read_sentences(text_dir, split):
 
 
 def spoken_task(text):
-    """Return the task that asks about a line of spoken.txt."""
+    """Return the task of a line of spoken.txt."""
     if text in NUMBERS:
         return "digit"
     return "command" if text in read_tasks()["command"].labels else "answer"
