@@ -53,14 +53,14 @@ SENTENCE_END = re.compile(r"\n\s*\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bS
 class Grammar:
     """A phrase grammar in the format of assets/grammar.txt; ValueError: "file:line: what is wrong".
 
-    rules: {name: [(weight or None, parts, "file:line"), ...]}. The frames are the rule "sentence".
-    A part is a word, or a slot (rule, form, tail). A bracket is a rule that is called #<number>.
+    rules: {name: [(weight or None, phrase, "file:line"), ...]}. The frames are the rule "sentence",
+    and a bracket is a rule that is called #<number>.
     """
 
     def __init__(self, path):
         self.rules = {"sentence": []}
         self.irregular = {}  # {(word, form): inflected word}
-        self.options = {}    # {(rule, form): [parts, ...]}, each as often as its weight
+        self.options = {}    # {(rule, form): [phrase, ...]}, each as often as its weight
         self.random = Random(SEED).random
         self.name = ""       # of the rule that is read
         for number, line in enumerate(read_lines(path), 1):
@@ -88,80 +88,68 @@ class Grammar:
             self.rules[self.name] += self.read_alternatives(text, where)
 
     def read_alternatives(self, text, where):
-        """Read alternatives -> [(weight or None, parts, where), ...]; brackets become rules."""
+        """Return the rule's entries of a text with |; its brackets become rules."""
         while bracket := BRACKET.search(text):
             inner = self.read_alternatives(bracket[1] or bracket[2] or "", where)
-            inner = [(weight or 1, parts, where) for weight, parts, _ in inner]
+            inner = [(weight or 1, phrase, where) for weight, phrase, _ in inner]
             if bracket[0][0] == "[":  # left out half of the time
-                inner.append((sum(weight for weight, _, _ in inner), (), where))
+                inner.append((sum(weight for weight, _, _ in inner), "", where))
             name = f"#{len(self.rules)}"
             self.rules[name] = inner
             text = text.replace(bracket[0], f" ${name} ", 1)
-        return [self.read_alternative(each.split(), where) for each in text.split("|")]
-
-    @staticmethod
-    def read_alternative(words, where):
-        """Return (weight or None, parts, where) of an alternative's words."""
-        weight, parts = None, []
-        if len(words) > 1 and re.fullmatch(r"\*[1-9]\d*", words[-1]):
-            weight = int(words.pop()[1:])
-        for word in words:
-            slot = SLOT.fullmatch(word)
-            if not slot and not re.fullmatch("[a-z']+", word):
-                raise ValueError(f"{where}: '{word}' is no word in a-z, $slot, $slot.form, (a | b), "
-                                 "[a], or *weight at the end")
-            parts.append((slot[1], slot[2] or "", slot[3] or "") if slot else word)
-        if not parts:
-            raise ValueError(f"{where}: an empty alternative")
-        return weight, tuple(parts), where
+        found = []
+        for words in map(str.split, text.split("|")):
+            has_weight = len(words) > 1 and re.fullmatch(r"\*[1-9]\d*", words[-1])
+            weight = int(words.pop()[1:]) if has_weight else None
+            for word in words or [""]:
+                if not re.fullmatch(rf"[a-z']+|{SLOT.pattern}", word):
+                    raise ValueError(f"{where}: '{word}' is no word in a-z, $slot, $slot.form, "
+                                     "(a | b), [a], or *weight at the end")
+            found.append((weight, " ".join(words), where))
+        return found
 
     def expand(self, name, form, where):
-        """List the alternatives of a rule in a form; a bare $slot stands for all of its rule's."""
+        """List the phrases of a rule in a form; a bare $slot stands for all of its rule's."""
         if not self.rules.get(name):
             raise ValueError(f"{where}: the file has no rule '{name}' with alternatives")
         if (name, form) not in self.options:
             self.options[name, form] = None  # it is being made
             table = Counter()
-            for weight, parts, where in self.rules[name]:
-                parts = self.inflect_parts(parts, form, where)
-                slots = [part for part in parts if isinstance(part, tuple)]
-                expanded = [self.expand(*slot[:2], where) for slot in slots]
-                is_bare = weight is None and len(parts) == len(slots) == 1 and not slots[0][2]
-                table.update(expanded[0] if is_bare else {parts: weight or 1})
+            for weight, phrase, where in self.rules[name]:
+                phrase = self.inflect_phrase(phrase, form, where)
+                slots = list(SLOT.finditer(phrase))
+                expanded = [self.expand(slot[1], slot[2] or "", where) for slot in slots]
+                is_bare = weight is None and slots and slots[0][0] == phrase and not slots[0][3]
+                table.update(expanded[0] if is_bare else {phrase: weight or 1})
             self.options[name, form] = list(table.elements())
-        if not self.options[name, form]:
+        if self.options[name, form] is None:
             raise ValueError(f"{where}: the rule '{name}' contains itself")
         return self.options[name, form]
 
-    def inflect_parts(self, parts, form, where):
-        """Inflect the last word of parts (pl), or the first (a verb's forms); slots take it on."""
+    def inflect_phrase(self, phrase, form, where):
+        """Inflect the last word (pl) or the first (a verb's forms); a $slot takes the form on."""
+        words, at = phrase.split(" "), -1 if form == "pl" else 0
+        slot = SLOT.fullmatch(words[at])
         if not form:
-            return parts
-        at = len(parts) - 1 if form == "pl" else 0
-        if parts and isinstance(parts[at], str):
-            part = inflect(parts[at], form, self.irregular)
-        elif parts and parts[at][1] in ("", form):
-            part = (parts[at][0], form, parts[at][2])
-        else:
+            return phrase
+        if not phrase or slot and slot[2] not in (None, form):
             raise ValueError(f"{where}: .{form} needs a word here, or a $slot without a form")
-        return (*parts[:at], part, *parts[at + 1:])
+        words[at] = inflect(words[at], form, self.irregular)
+        if slot:
+            words[at] = f"${slot[1]}.{form}{slot[3] or ''}"
+        return " ".join(words)
 
-    def draw(self, name, form, words):
-        """Draw an alternative of a rule and append its words to the list `words`."""
+    def draw(self, name, form=""):
+        """Draw a phrase of a rule, and one for each of its slots, from left to right."""
         options = self.options[name, form]
-        for part in options[int(self.random() * len(options))]:
-            if isinstance(part, str):
-                words.append(part)
-            else:
-                self.draw(part[0], part[1], words)
-                words[-1:] = [word + part[2] for word in words[-1:]]  # kim + 's
+        phrase = options[int(self.random() * len(options))]
+        drawn = SLOT.sub(lambda slot: self.draw(slot[1], slot[2] or "") + (slot[3] or ""), phrase)
+        return " ".join(drawn.split())
 
     def sentences(self):
         """Yield sentences (str) without end."""
         while True:
-            words = []
-            self.draw("sentence", "", words)
-            yield AN.sub("an ", " ".join(words))
+            yield AN.sub("an ", self.draw("sentence"))
 
 
 def inflect(word, form, irregular):
