@@ -8,7 +8,7 @@ import numpy as np
 
 import sounds
 from files import read_jsonl
-from questions import NOBODY, NUMBERS, read_answers, read_tasks, spoken_task, word_labels
+from questions import NOBODY, NUMBERS, pick, read_answers, read_tasks, spoken_task, word_labels
 from recordings import SAMPLE_RATE, read_audio
 
 # from the least to the most of a label; between two labels nobody is asked
@@ -98,7 +98,7 @@ def is_plain(clip):
 
 def at_loudness(wav, rng, name=""):
     """Return (wav at a loudness, drawn if not named; its label, {} where peaks forbid it)."""
-    name = name or list(LOUDNESS_DB)[rng.integers(4)]
+    name = name or pick(list(LOUDNESS_DB), rng)
     wav = sounds.level(wav, rng.uniform(*LOUDNESS_DB[name]))
     peak = np.abs(wav).max()
     wav = wav * (0.98 / peak) if peak > 0.98 else wav
@@ -119,13 +119,13 @@ def on_its_way(wav, rng, way, label):
 
 def make_voice(clip, rng, task, label):
     """One voice on its way to the microphone; in the bench only what `task` asks is not clean."""
-    way = task if task in WAYS else WAYS[rng.integers(3)]
+    way = task if task in WAYS else pick(WAYS, rng)
     labels = read_tasks()[way].labels  # the first one is clean
     if task:
         how = label if task == way else labels[0]
         wanted = label if task == "loudness" else "loud"
     else:
-        how, wanted = labels[rng.integers(4)], ""
+        how, wanted = pick(labels, rng), ""
     wav, loudness = at_loudness(on_its_way(read_voice(clip), rng, way, how), rng, wanted)
     if how == "more noise than speech":
         return wav, {way: how}
@@ -138,7 +138,7 @@ def make_voice(clip, rng, task, label):
 def make_spoken(clip, rng, *_):
     """A line of spoken.txt: a number, an order or a question."""
     text = clip["text"]
-    wav, loudness = at_loudness(read_voice(clip), rng, ("loud", "very loud")[rng.integers(2)])
+    wav, loudness = at_loudness(read_voice(clip), rng, pick(("loud", "very loud"), rng))
     return wav, {spoken_task(text): read_answers()[text], "sentence": text} | loudness
 
 
@@ -154,7 +154,7 @@ def make_pair(clips, rng, *_):
 
 def make_scene(clip, rng, task, label):
     """Speech with a place around it."""
-    label = label or list(sounds.SCENES)[rng.integers(len(sounds.SCENES))]
+    label = label or pick(list(sounds.SCENES), rng)
     wav = sounds.level(read_voice(clip))
     wav = wav + 10 ** (-rng.uniform(3, 9) / 20) * sounds.SCENES[label](len(wav), rng)
     found = {"scene": label} | ({} if task else voice_labels(clip))
@@ -163,7 +163,7 @@ def make_scene(clip, rng, task, label):
 
 def make_event(_, rng, task, label):
     """One sound event of 2 to 3 s."""
-    label = label or list(sounds.EVENTS)[rng.integers(len(sounds.EVENTS))]
+    label = label or pick(list(sounds.EVENTS), rng)
     wav = sounds.EVENTS[label](int(rng.uniform(2, 3) * SAMPLE_RATE), rng)
     found = {"event": label, "sentence": NOBODY}
     if label in ("rain", "wind", "waves"):
@@ -173,8 +173,8 @@ def make_event(_, rng, task, label):
 
 def make_music(_, rng, *__):
     """A melody of three notes."""
-    instrument = list(sounds.INSTRUMENTS)[rng.integers(4)]
-    way = list(sounds.MELODIES)[rng.integers(4)]
+    instrument = pick(list(sounds.INSTRUMENTS), rng)
+    way = pick(list(sounds.MELODIES), rng)
     n = int(rng.uniform(1.5, 2.5) * SAMPLE_RATE)
     wav = sounds.melody(n, rng, instrument, sounds.MELODIES[way])
     found = {"instrument": instrument, "melody": way, "kind": "music", "sentence": NOBODY}
@@ -216,7 +216,7 @@ def pair_up(clips, rng, label=""):
     plain = [clip for clip in clips if is_plain(clip) and clip["seconds"] < 4 and clip["pitch_hz"]]
     wanted = [label]
     if not label:
-        first = list(PAIRS)[rng.integers(5)]
+        first = pick(list(PAIRS), rng)
         wanted = [first, *(name for name in PAIRS if name != first)]
     for name in wanted:
         sex, is_one = PAIRS[name]
@@ -224,7 +224,7 @@ def pair_up(clips, rng, label=""):
         for i in rng.permutation(len(firsts)):
             seconds = [clip for clip in plain if are_pair(firsts[i], clip, sex, is_one)]
             if seconds:
-                return [firsts[i], seconds[rng.integers(len(seconds))]]
+                return [firsts[i], pick(seconds, rng)]
     raise ValueError(f"{clips[0]['root']}: no two clips of {wanted[0]}: make more there")
 
 

@@ -37,10 +37,10 @@ def list_documents(setting, paths):
 
 
 def read_documents(path, doc_chars):
-    """Yield the documents (str) of a file of SUFFIXES; null in .jsonl or .parquet is an empty one.
+    """Yield the documents (str) of a file of SUFFIXES; null is an empty one.
 
     doc_chars: .txt and .md are cut at the first empty line after so many characters, or anywhere
-    after twice as many. ValueError names the file, and the line where there are lines.
+    after twice as many. ValueError names file and line.
     """
     if path.lower().endswith(".parquet"):
         yield from read_parquet(path)
@@ -63,7 +63,7 @@ def read_documents(path, doc_chars):
 
 
 def read_parquet(path):
-    """Yield the strings of the column "text"; pandas' categories and polars' views are strings."""
+    """Yield the strings, categories or views of strings of the column "text"."""
     need("pyarrow")
     import pyarrow.parquet as parquet
     try:
@@ -128,7 +128,7 @@ class Documents:
         self.order, self.order_of = None, None
 
     def batch(self, n, batch_size, seed):
-        """Return microbatch n, int64 (B, width); an epoch's microbatches hold no row twice."""
+        """Return microbatch n, int64 (B, width); an epoch has no row twice."""
         batch_size = min(batch_size, self.n_rows)
         epoch, i = divmod(n, self.n_rows // batch_size)
         if self.order_of != (seed, epoch):

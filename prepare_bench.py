@@ -19,7 +19,7 @@ from clip_makers import (MAKERS, is_clear, is_plain, make_voice, pair_up, read_c
                          voice_labels, write_clip)
 from configurator import configure
 from folders import make_folder, sums
-from questions import QUESTIONS, SPOKEN, read_answers, read_tasks, write_rows
+from questions import QUESTIONS, SPOKEN, pick, read_answers, read_tasks, write_rows
 from sources import read_sources
 from transcripts import require_distinct
 
@@ -101,7 +101,7 @@ def choose_clip(task, answer, clips, rng):
             or task in ON_PLAIN and is_plain(clip)]
     if not fits:
         raise ValueError(f"no clip of test shows {task} = {answer}: raise n_test of {voices}")
-    return fits[rng.integers(len(fits))]
+    return pick(fits, rng)
 
 
 def content_sets(task, count, clips, rng):
@@ -113,7 +113,7 @@ def content_sets(task, count, clips, rng):
         long = [word for word in words if 5 <= len(word) <= 7 and word not in seen]
         if long and not set(words) & set(keys) and len(chosen) < n_sets:
             chosen.append(clips[i])
-            keys.append(long[rng.integers(len(long))])
+            keys.append(pick(long, rng))
             seen.update(words)
     if len(chosen) < n_sets:
         raise ValueError(f"{len(chosen)} clear sentences for {n_sets} questions: raise n_test of "
@@ -148,9 +148,8 @@ def plan_task(cell, task, size, clips, seed):
     for number, (clip, key, options) in enumerate(make_sets(task, size, clips, rng), seed[0]):
         name = f"{number:03d}"
         require_distinct(f"{name} ({task})", options)
-        question = ways[phrase.integers(len(ways))]
         row = {"id": name, "cell": cell, "task": task, "audio": f"wavs/{name}.wav",
-               "question": question, "options": options, "key": key}
+               "question": pick(ways, phrase), "options": options, "key": key}
         planned.append((clip, row))
     return planned
 

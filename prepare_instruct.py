@@ -20,8 +20,8 @@ from clip_makers import MAKERS, is_clear, pair_up, read_clips, voice_labels, wri
 from configurator import configure
 from folders import make_folder, sums
 from processes import run_all
-from questions import (NOBODY, QUESTIONS, SPOKEN, ask, read_answers, read_sentences, read_tasks,
-                       said_in, some_of, word_labels, write_rows)
+from questions import (NOBODY, QUESTIONS, SPOKEN, ask, pick, read_answers, read_sentences,
+                       read_tasks, said_in, some_of, word_labels, write_rows)
 
 # config: every value here can be set from a config file or as --name=value
 voices = "data/voices"     # many voices, paces, pitches and styles
@@ -90,8 +90,7 @@ def plan_clips(split, count, said, salt):
         if kind == "pair":
             clip = pair_up(clips, rng)
         else:
-            pool = lines if kind == "spoken" else clips
-            clip = pool[rng.integers(len(pool))]
+            clip = pick(lines if kind == "spoken" else clips, rng)
         wrong = some_of(said, rng, clip["text"] if kind in ("voice", "spoken") else "")
         jobs.append((f"{split}-{i:06d}", kind, clip, split, wrong, [SEED, salt, i]))
     return jobs
@@ -113,12 +112,11 @@ def make_text_chats(count):
     lines, answers = read_sentences(text_dir, "train"), list(read_answers().items())
     rng, chats = np.random.default_rng([SEED, 9]), []
     for _ in range(count):
-        line = lines[rng.integers(len(lines))]
-        spoken_line = answers[rng.integers(len(answers))]
-        question, answer = [(f"say this\n{line}", line),
-                            (f"what is the last word\n{line}", line.split()[-1]),
-                            (f"what is the first word\n{line}", line.split()[0]),
-                            spoken_line][rng.integers(4)]
+        line, spoken_line = pick(lines, rng), pick(answers, rng)
+        question, answer = pick([(f"say this\n{line}", line),
+                                 (f"what is the last word\n{line}", line.split()[-1]),
+                                 (f"what is the first word\n{line}", line.split()[0]),
+                                 spoken_line], rng)
         chats.append({"question": question, "answer": answer})
     return chats
 

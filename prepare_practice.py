@@ -11,8 +11,8 @@ import numpy as np
 
 from configurator import configure
 from folders import make_folder, sums
-from questions import (QUESTIONS, SPOKEN, ask, read_answers, read_sentences, said_in, some_of,
-                       spoken_task, word_labels, write_rows)
+from questions import (QUESTIONS, SPOKEN, ask, pick, read_answers, read_sentences, said_in,
+                       some_of, spoken_task, word_labels, write_rows)
 
 # config: every value here can be set from a config file or as --name=value
 text_dir = "data/text"
@@ -42,7 +42,7 @@ def make_turns(text, rng, said):
         turn = ask(task, labels[task], rng, some_of(said, rng, text))
         if turn and rng.uniform() < SHORT_SHARE:
             turn[1] = turn[1].removesuffix("\nanswer with one of the options")
-        turns += [turn] if turn else []
+        turns += filter(None, [turn])
     return turns
 
 
@@ -52,8 +52,7 @@ def make_chats(split, count, salt):
     said, spoken, rows = said_in(texts), list(read_answers()), []
     for _ in range(count):
         is_spoken = split == "train" and rng.uniform() < SPOKEN_SHARE
-        pool = spoken if is_spoken else texts
-        text = pool[rng.integers(len(pool))]
+        text = pick(spoken if is_spoken else texts, rng)
         rows.append({"split": split, "text": text, "turns": make_turns(text, rng, said)})
     return rows
 

@@ -46,12 +46,12 @@ CORPORA = {  # engines of train and test, shares of clips with a style and noise
     "many": ("espeak_many", "espeak_new", 0.3, 0.0, {"rate_set": (85, 265), "pitch": (5, 95)}),
     "spoken": ("espeak", "piper", 0.0, 0.0, {"rate_set": (140, 195)}),
     "flite": ("flite", "piper", 0.0, 0.3, {})}
-RANGES = {  # what is drawn for each clip, evenly; 50 is normal for espeak, 1 for the others
+RANGES = {  # drawn evenly for each clip; 50 is normal for espeak, 1 for the others
     "espeak": {"rate_set": (135, 175), "pitch": (15, 65), "pitch_range": (30, 70),
                "word_gap": (1, 3)},
     "piper": {"length_scale": (0.95, 1.25)},
     "flite": {"duration_stretch": (0.85, 1.25), "f0_shift": (0.85, 1.2),
-              "playback_speed": (0.88, 1.12)}}  # as of voices of other sizes than its four
+              "playback_speed": (0.88, 1.12)}}
 STYLES = {"excited": {"rate_set": (205, 235), "pitch": (60, 85), "pitch_range": (88, 99)},
           "sad": {"rate_set": (95, 115), "pitch": (15, 35), "pitch_range": (12, 25)},
           "bored": {"rate_set": (140, 160), "pitch": (30, 50), "pitch_range": (0, 3)},
@@ -92,11 +92,9 @@ def plan_clip(split, i, speakers, text):
 def make_clip(clip):
     """Speak a planned clip -> (int16 (n,) at 16 kHz, its labels, dict); ValueError: it is silent.
 
-    Labels: key, split, text, seconds; engine, voice, accent, sex, quality; pitch_hz (median,
-    measured; None for a whisper), rate (words a minute, measured), loudness (RMS of the speech, dB
-    of full scale), silence_s (before and after), noise ('' or its kind), with noise snr_db and
-    noise_db (dB of full scale); style, and what is drawn from RANGES: rate_set in words a minute,
-    pitch and pitch_range 0-99, word_gap in 10 ms, the others as shares of the normal.
+    Labels: what plan_clip() drew (rate_set in words a minute, pitch and pitch_range 0-99, word_gap
+    in 10 ms, other RANGES as shares of the normal); seconds; measured: pitch_hz (median; None for a
+    whisper), rate (words a minute), loudness and noise_db (RMS, dB of full scale).
     """
     import soxr
     wav, rate = voices.speak(clip["engine"], clip["text"], clip)
@@ -106,7 +104,7 @@ def make_clip(clip):
     rate *= clip.get("playback_speed", 1)
     wav = soxr.resample(wav[loud[0]:loud[-1] + 1], rate, SAMPLE_RATE, quality="HQ")
     gain = 10 ** (clip["loudness"] / 20) / np.sqrt(np.mean(wav**2))
-    wav *= min(gain, 0.9 / np.abs(wav).max())  # no clipping: a peaky voice stays softer
+    wav *= min(gain, 0.9 / np.abs(wav).max())  # a peaky voice stays softer: no clipping
     loudness = 10 * np.log10(np.mean(wav**2))
     out = np.pad(wav, [round(s * SAMPLE_RATE) for s in clip["silence_s"]])
     labels = clip | {
@@ -122,7 +120,7 @@ def make_clip(clip):
 
 def make_noise(kind, n, noise_seed):
     """Return noise, float32 (n,) of RMS 1: white, or above 50 Hz falling by 3 (pink) or 6 dB."""
-    size = 1 << n.bit_length()  # a power of 2: other lengths can cost ten times as much
+    size = 1 << n.bit_length()  # a power of 2: other lengths can be ten times slower
     noise = np.random.default_rng(noise_seed).standard_normal(size, dtype=np.float32)
     hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50.0).astype(np.float32)
     noise = np.fft.irfft(np.fft.rfft(noise) * hertz ** (-NOISES[kind] / 2))[:n]
@@ -130,9 +128,9 @@ def make_noise(kind, n, noise_seed):
 
 
 def measure_pitch(wav):
-    """Return the median pitch in Hz (60 to 400) of the voiced frames of wav, by autocorrelation.
+    """Return the median pitch of wav, float32 (n,) at 16 kHz, by autocorrelation: 60 to 400 Hz.
 
-    wav: float32 (n,) at 16 kHz, in frames of 64 ms; None with under five voiced frames.
+    None: under five of its frames of 64 ms are voiced.
     """
     window = np.hanning(1024).astype(np.float32)
     lags = np.arange(SAMPLE_RATE // 400, SAMPLE_RATE // 60)
@@ -184,8 +182,7 @@ def choose_texts(split, n):
     path = f"{text_dir}/{split}.txt"
     lines = [" ".join(line.split()) for line in read_lines(path) if line.strip()]
     if n > len(lines) and (split != "train" or not lines):
-        raise ValueError(f"{path}: {len(lines)} sentences for n_{split}={n}: lower it, or make "
-                         "more with prepare_text.py")
+        raise ValueError(f"{path}: {len(lines)} sentences for n_{split}={n}: lower it")
     order = np.random.default_rng(key).permutation(len(lines))
     return [lines[order[i % len(lines)]] for i in range(n)]
 

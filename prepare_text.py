@@ -82,8 +82,8 @@ class Grammar:
         elif text.startswith("- "):
             self.name, text = "sentence", text[2:]
         elif text and (text[0] != " " or self.name in ("", "sentence")):
-            raise ValueError(f"{where}: write '- a frame', 'rule: a | b', an indented line of more "
-                             "alternatives, or '~ word .form inflected' (.pl .s .ed .en .ing)")
+            raise ValueError(f"{where}: write '- a frame', 'rule: a | b', more of it on an indented "
+                             "line, or '~ word .form inflected'")
         if text.strip():
             self.rules[self.name] += self.read_alternatives(text, where)
 
@@ -194,8 +194,7 @@ def text_sentences(paths, dropped):
 def deal(sentences, excluded, dropped):
     """Deal sentences by their hash until each split is full, or none is left -> {split: [str]}.
 
-    `dropped` (Counter) counts sentences of another length, seen before, or in `excluded` (set). A
-    sentence whose split is full is left out.
+    `dropped` (Counter) counts sentences of another length, seen before, or in `excluded` (set).
     """
     sizes = {"train": n_train, "val": n_val, "test": n_test}
     splits = {split: [] for split in sizes}

@@ -53,6 +53,11 @@ def read_answers():
     return dict(line.split(" | ", 1) for line in lines if " | " in line)
 
 
+def pick(values, rng):
+    """Draw one of a list."""
+    return values[rng.integers(len(values))]
+
+
 def read_sentences(text_dir, split):
     """Return the lines (str) of <text_dir>/<split>.txt. ValueError: there is none."""
     path = f"{text_dir}/{split}.txt"
@@ -74,7 +79,7 @@ def word_labels(text, rng):
     words = text.split()
     labels = {"sentence": text, "first": words[0], "last": words[-1]}
     if long := [word for word in words if len(word) > 3 and words.count(word) == 1]:
-        labels["word"] = long[rng.integers(len(long))]
+        labels["word"] = pick(long, rng)
     if 3 <= len(words) <= 12:
         labels["n_words"] = NUMBERS[len(words)]
     return labels
@@ -118,7 +123,7 @@ def options_for(task, answer, rng, said):
 def ask(task, answer, rng, said):
     """Return [task, question, answer]; None where a word's question has no options."""
     ways = read_tasks()[task].train
-    question = ways[rng.integers(len(ways))]
+    question = pick(ways, rng)
     options = options_for(task, answer, rng, said)
     if task == "word" and not options:
         return None
