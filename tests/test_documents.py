@@ -37,8 +37,7 @@ def write_rows(path, texts):
 def made(tmp_path_factory):
     """300 documents of a .jsonl, two thirds of them twice, and two text files: (folder, texts)."""
     root, texts = tmp_path_factory.mktemp("documents"), make_texts(300)
-    texts += texts[:200]
-    texts += ["x" + char * 100_000 + "x" for char in "^ a\n\U0001f468"]
+    texts += texts[:200] + ["x" + char * 100_000 + "x" for char in "^ a\n\U0001f468"]
     texts += ["\u4f60\u597d" * 30_000, "e\u0301" * 500, "<|user_start|>hi<|assistant_end|>"]
     (root / "in").mkdir()
     write_rows(root / "in" / "a.jsonl", [*texts, "", None])
@@ -85,15 +84,12 @@ def test_run_again(made, tmp_path):
     assert "up to date" in prepare(out, source)
     whole = (out / "val.bin").read_bytes()
     (out / "val.bin").write_bytes(whole + b"x")
-    with pytest.raises(ValueError, match="val.bin is missing, or not of .* bytes: run prepare"):
-        Documents(out, "val", 9)
-    assert "up to date" not in prepare(out, source) and (out / "val.bin").read_bytes() == whole
-    (out / "meta.json").write_text("{}")  # as of a killed run
-    for folder, sha256, width, said in ((out, "", 8, "holds no finished documents: run prepare_"),
-                                        (made[0], "cd" * 32, 8, "has another tokenizer: run"),
-                                        (made[0], "", 10**6, "fill no row of 1000000")):
+    for args, said in (((out, "val", 9), "val.bin is missing, or not of .* bytes: run prepare"),
+                       ((made[0], "val", 9, "cd" * 32), "has another tokenizer: run"),
+                       ((made[0], "val", 10**6), "fill no row of 1000000")):
         with pytest.raises(ValueError, match=said):
-            Documents(folder, "val", width, sha256)
+            Documents(*args)
+    assert "up to date" not in prepare(out, source) and (out / "val.bin").read_bytes() == whole
 
 
 def test_text_is_cut_at_empty_lines(tmp_path):
@@ -127,15 +123,14 @@ def pack_slowly(docs, width, n_buffer=1000):
     return rows
 
 
-@pytest.mark.parametrize("n, width, n_buffer", [(500, 40, 50), (0, 9, 5)])
-def test_packing(n, width, n_buffer):
+def test_packing():
     """Broken: a document that fits is cropped, a shorter one is taken, or a row is not full."""
-    lengths = np.random.default_rng(n + width).geometric(0.04, n)
+    lengths = np.random.default_rng(0).geometric(0.04, 500)
     starts = np.cumsum(lengths) - lengths
     docs = [list(range(start, start + size)) for start, size in zip(starts, lengths)]
     rows = [sum((list(range(*piece)) for piece in row), [])
-            for row in pack(starts, lengths, width, n_buffer)]
-    assert rows == pack_slowly(docs, width, n_buffer)
+            for row in pack(starts, lengths, 40, 50)]
+    assert rows == pack_slowly(docs, 40, 50)
 
 
 def test_rows(made):
@@ -220,12 +215,12 @@ def test_bad_input_is_one_line(made, tmp_path):
     one = tmp_path / "one.txt"
     one.write_text("one text")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n["text"]\n')
-    for source, arg, said in (
-            ("nowhere", "", "documents=nowhere: no such file"), ("", "", "documents names files"),
-            (one, f"--tokenizer={made[0]}", "fewer than two documents"),
-            (one, "--tokenizer=nowhere", "nowhere"), (one, "", "lower vocab_size"),
-            (tmp_path / "bad.jsonl", "", 'bad.jsonl:2: no JSON object, but ["text"]'),
-            ("climbmix", "--n_files=0", "n_files 1 to 6543")):
-        assert said in prepare(tmp_path / "out", source, *filter(None, [arg]), ok=False)
+    for said, source, *args in (
+            ("documents=nowhere: no such file", "nowhere"), ("documents names files", ""),
+            ("fewer than two documents", one, f"--tokenizer={made[0]}"),
+            ("nowhere", one, "--tokenizer=nowhere"), ("lower vocab_size", one),
+            ('bad.jsonl:2: no JSON object, but ["text"]', tmp_path / "bad.jsonl"),
+            ("n_files 1 to 6543", "climbmix", "--n_files=0")):
+        assert said in prepare(tmp_path / "out", source, *args, ok=False)
     with pytest.raises(ValueError, match="holds no finished documents"):
         Documents(tmp_path / "out", "val", 9)

@@ -27,7 +27,7 @@ def make(folder, script, out, *args, **kwargs):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with text, three folders of speech, and a mix and a bench made of them."""
+    """A folder with text, three folders of speech, and a mix and a bench of them."""
     folder = tmp_path_factory.mktemp("instruct")
     run("prepare_text.py", f"--out_dir={folder}/text", "--n_train=700", "--n_val=700",
         "--n_test=700")

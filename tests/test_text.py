@@ -94,27 +94,23 @@ verb: go | stop | try
 - is it a $any
 any: $thing *4 | $verb.ing thing | $animal
 animal: cat | dog
-- $who's (old | new) $thing.pl saw a uniform
-- $verb $verb.s $verb.ed $verb.en $verb.ing *2
+- $who's box was a uniform
+- $verb $verb.s $verb.ed $verb.en *2
 who: $name
 name: kim
 """)
     texts, _ = prepare(tmp_path / "out", f"--grammar={tmp_path}/small.txt")
-    forms = [("go", "goes", "went", "gone", "going"),
-             ("stop", "stops", "stopped", "stopped", "stopping"),
-             ("try", "tries", "tried", "tried", "trying")]
-    plural = ["apples", "boxes", "children"]
-    expected = {f"see {' '.join(pair)}" for pair in product(("the", "big", "very big"), plural)}
+    forms = [("go", "stop", "try"), ("goes", "stops", "tries"), ("went", "stopped", "tried"),
+             ("gone", "stopped", "tried")]
+    expected = {" ".join(words) for words in product(*forms)} | {"kim's box was a uniform"}
+    expected |= {f"see {how} {what}" for how in ("the", "big", "very big")
+                 for what in ("apples", "boxes", "children")}
     expected |= {f"is it {what}" for what in ("an apple", "a box", "a child", "a going thing",
                                               "a stopping thing", "a trying thing", "a cat",
                                               "a dog")}
-    expected |= {f"kim's {age} {thing} saw a uniform"
-                 for age, thing in product(("old", "new"), plural)}
-    for chosen in product(forms, repeat=5):
-        expected.add(" ".join(verb[i] for i, verb in enumerate(chosen)))
     assert sorted(sum(texts.values(), [])) == sorted(expected)
     drawn = [line.split()[-1] for line in texts["train"] if line[:5] == "is it"]
-    assert drawn[:5] == ["cat", "box", "thing", "child", "apple"]  # what the seed draws
+    assert drawn[:5] == ["box", "apple", "thing", "child", "dog"]  # what the seed draws
 
 
 @pytest.mark.parametrize("line, message", [
@@ -133,8 +129,7 @@ def test_bad_grammar_names_the_line(tmp_path, line, message):
     assert not list(tmp_path.glob("out/*.txt"))
 
 
-@pytest.mark.parametrize("arg", ["--grammar=nowhere", "--text_file=nowhere", "--exclude=nowhere",
-                                 "--n_val=-1"])
+@pytest.mark.parametrize("arg", ["--grammar=nowhere", "--exclude=nowhere", "--n_val=-1"])
 def test_bad_settings_are_one_line(tmp_path, arg):
     """Broken: a user's mistake ends in a traceback or in a half-written folder."""
     said = prepare(tmp_path / "out", arg, ok=False)
