@@ -3,6 +3,7 @@
 prepare_documents.py makes such a folder. Its train.bin and val.bin are token ids, uint16; <|bos|>
 begins every document and stands nowhere else.
 """
+import hashlib
 import json
 import os
 import re
@@ -60,6 +61,11 @@ def read_documents(path, doc_chars):
                 yield "".join(pieces).strip("\n")
                 pieces, n_chars = [], 0
     yield "".join(pieces).strip("\n")
+
+
+def hash_of(text):
+    """Return a number below 2**64 that depends on a text alone."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def read_parquet(path):

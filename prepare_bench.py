@@ -24,9 +24,9 @@ from sources import read_sources
 from transcripts import require_distinct
 
 # config: every value here can be set from a config file or as --name=value
-voices = "data/voices"     # many voices, paces, pitches and styles
-spoken = "data/spoken"     # the lines of spoken.txt
-speech = "data/synthetic"  # sentences, said clearly
+voices = "data/voices"     # prepare_synthetic.py --corpus=many
+spoken = "data/spoken"     # --corpus=spoken
+speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/audiobench_mini"
 bench_items = 25           # questions in each cell
 sources = ""               # real recordings instead: name=folder, ... (sources.py)
@@ -34,7 +34,7 @@ config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SEED = 0
 ON_PLAIN = ("room", "noise", "channel", "loudness", "scene")  # shown on any ordinary voice
-ATTEMPTS = 20  # at a recording that shows its answer: a peaky voice may not get as loud
+ATTEMPTS = 20  # to show the answer: a peaky voice may not get as loud
 
 
 def read_synthetic():
@@ -55,7 +55,7 @@ def read_synthetic():
 
 
 def read_real():
-    """Return the same of real recordings, for tasks with four answers or more."""
+    """Return the same of real recordings."""
     clips, cells = read_sources(sources), {}
     for task in ("emotion", "thing", "digit", "command"):
         if len(labels_of(task, clips)) >= 4:
@@ -68,7 +68,7 @@ def read_real():
 
 
 def labels_of(task, clips):
-    """Return all answers of a task: of questions.txt, or those that real recordings have."""
+    """Return all answers of a task: those of questions.txt, or of real recordings."""
     if sources:
         return sorted({clip["labels"][task] for clip in clips if task in clip["labels"]})
     return read_tasks()[task].labels

@@ -13,16 +13,16 @@ Writes into out_dir: tokenizer.json, train.bin and val.bin (see documents.py), m
 A document's hash decides whether it is val's (1%); a book that is cut is in both splits. About 2 MB
 of text a second and core.
 """
-import hashlib
 import os
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from configurator import configure
-from documents import list_documents, read_documents
+from documents import hash_of, list_documents, read_documents
 from download import download
 from files import sha256_file
 from folders import make_folder, sums
@@ -63,7 +63,7 @@ def read_chunks(paths, left_out):
     chunk, n_bytes = [], 0
     for path in paths:
         for text in read_documents(path, doc_chars):
-            if not text or text.isspace():
+            if not text.strip():
                 left_out["empty"] += 1
                 continue
             chunk.append(text)
@@ -79,8 +79,7 @@ def deal(paths, left_out):
     """Yield [(split, document), ...] for each chunk; val has the lowest hash of the first one."""
     bound = 0
     for chunk in read_chunks(paths, left_out):
-        digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in chunk]
-        keys = [int.from_bytes(digest, "little") for digest in digests]
+        keys = list(map(hash_of, chunk))
         bound = bound or max(int(VAL_SHARE * 2**64), min(keys) + 1)
         yield [("val" if key < bound else "train", text) for key, text in zip(keys, chunk)]
 
@@ -88,13 +87,12 @@ def deal(paths, left_out):
 def train_texts(paths):
     """Yield tokenizer_mb of train's documents (str)."""
     n_bytes = 0
-    for chunk in deal(paths, Counter()):
-        for split, text in chunk:
-            if split == "train" and n_bytes < 1e6 * tokenizer_mb:
-                n_bytes += len(text.encode())
-                yield text
+    for split, text in chain.from_iterable(deal(paths, Counter())):
         if n_bytes >= 1e6 * tokenizer_mb:
             return
+        if split == "train":
+            n_bytes += len(text.encode())
+            yield text
 
 
 def make_tokenizer(paths):
@@ -108,8 +106,7 @@ def make_tokenizer(paths):
 def write_tokens(paths, tok):
     """Write train.bin and val.bin -> {split: Counter, "left_out": Counter}."""
     counts = {"train": Counter(), "val": Counter(), "left_out": Counter()}
-    with (open(os.path.join(out_dir, "train.bin"), "wb") as train,
-          open(os.path.join(out_dir, "val.bin"), "wb") as val,
+    with (open(f"{out_dir}/train.bin", "wb") as train, open(f"{out_dir}/val.bin", "wb") as val,
           tqdm(unit="B", unit_scale=True, disable=None) as bar):
         for chunk in deal(paths, counts["left_out"]):
             encoded = tok.bpe.encode_batch_fast([text for _, text in chunk])
@@ -134,10 +131,9 @@ def make():
     paths = find_documents()
     tok = make_tokenizer(paths)
     tok.save(out_dir)
-    counts = write_tokens(paths, tok)
-    sha256 = sha256_file(f"{out_dir}/tokenizer.json")
-    counts = {name: dict(count) for name, count in counts.items()}
-    return ["tokenizer.json", "train.bin", "val.bin"], counts | {"tokenizer_sha256": sha256}
+    counts = {name: dict(count) for name, count in write_tokens(paths, tok).items()}
+    counts["tokenizer_sha256"] = sha256_file(f"{out_dir}/tokenizer.json")
+    return ["tokenizer.json", "train.bin", "val.bin"], counts
 
 
 if __name__ == "__main__":

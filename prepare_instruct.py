@@ -24,9 +24,9 @@ from questions import (NOBODY, QUESTIONS, SPOKEN, ask, pick, read_answers, read_
                        read_tasks, said_in, some_of, word_labels, write_rows)
 
 # config: every value here can be set from a config file or as --name=value
-voices = "data/voices"     # many voices, paces, pitches and styles
-spoken = "data/spoken"     # the lines of spoken.txt
-speech = "data/synthetic"  # sentences, said clearly
+voices = "data/voices"     # prepare_synthetic.py --corpus=many
+spoken = "data/spoken"     # --corpus=spoken
+speech = "data/synthetic"  # --corpus=plain
 text_dir = "data/text"
 out_dir = "data/instruct"
 n = 12_000                 # questions about the clips made here, roughly

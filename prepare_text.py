@@ -12,7 +12,6 @@ Writes into out_dir: train.txt, val.txt and test.txt, a sentence on each line as
 No sentence stands twice. The hash of a sentence decides its split, so that no run trains on what
 another run holds out.
 """
-import hashlib
 import re
 from collections import Counter
 from random import Random
@@ -20,7 +19,7 @@ from random import Random
 from tqdm import tqdm
 
 from configurator import configure
-from documents import list_documents, read_documents
+from documents import hash_of, list_documents, read_documents
 from files import own_file, read_lines, write_text
 from folders import make_folder, sums
 from transcripts import NoSpokenForm, normalize_transcript
@@ -202,8 +201,7 @@ def deal(sentences, excluded, dropped):
     for sentence in tqdm(sentences, unit=" sentences", disable=None):
         if not n_missing or n_misses > MAX_MISSES and not text_file:
             break
-        digest = hashlib.blake2b(sentence.encode(), digest_size=8).digest()
-        key = int.from_bytes(digest, "little")
+        key = hash_of(sentence)
         split = {0: "val", 1: "test"}.get(key % 100 // 2, "train")  # 2% are val's, 2% test's
         n_misses += 1
         if not MIN_WORDS <= len(sentence.split()) <= MAX_WORDS:
