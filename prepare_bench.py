@@ -100,7 +100,7 @@ def choose_clip(task, answer, clips, rng):
     fits = [clip for clip in clips if clip["labels"].get(task) == answer
             or task in ON_PLAIN and is_plain(clip)]
     if not fits:
-        raise ValueError(f"no clip of test shows {task} = {answer}: raise n_test of {voices}")
+        raise ValueError(f"no clip shows {task} = {answer}: raise n_test of {voices}")
     return pick(fits, rng)
 
 

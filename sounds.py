@@ -244,7 +244,7 @@ def beeps(n, rng, count):
 
 # ---- what happens to speech on its way ----
 def room(wav, rng, seconds_60, wet):
-    """Add reverberation that falls by 60 dB in seconds_60, with `wet` times the direct energy."""
+    """Add an echo of `wet` times the direct energy that falls by 60 dB in seconds_60."""
     n = int(seconds_60 * SAMPLE_RATE)
     tail = rng.standard_normal(n) * 10 ** (-3 * np.arange(n) / n)
     tail[:int(0.005 * SAMPLE_RATE)] = 0

@@ -15,25 +15,27 @@ from functools import cache
 import numpy as np
 
 
-def espeak_voices(accents, variants):
-    """Return [(voice, accent, sex or '', quality)] of espeak's variants, each in each accent."""
+ACCENTS = {"en-us": "american", "en-gb-x-rp": "british",
+           "en-gb-scotland": "scottish", "en-029": "caribbean"}
+
+
+def espeak_voices(languages, variants):
+    """Return [(voice, accent, sex or '', quality)] of espeak's variants in each language."""
     found = []
     for kind, names in variants.items():
         for name in names.split():
-            found += [(f"{language}+{name}", accents[language], *kind) for language in accents]
+            found += [(f"{language}+{name}", ACCENTS[language], *kind) for language in languages]
     return found
 
 
-ACCENTS = {"en-us": "american", "en-gb-x-rp": "british",
-           "en-gb-scotland": "scottish", "en-029": "caribbean"}
 MALE, FEMALE = ("male", "plain"), ("female", "plain")
 CROAK, WHISPER = ("male", "croak"), ("male", "whisper")
 VOICES = {  # engine: [(voice, accent, sex or '', quality)]; its place here is a speaker's number
     # of 105 variants and 7 accents those that Whisper-base heard best, and a whisper
-    "espeak": espeak_voices({"en-us": "american"}, {
+    "espeak": espeak_voices(["en-us"], {
         MALE: "m1 m2 m3 m6 m7", CROAK: "croak", WHISPER: "whisper", FEMALE: "f1 f2 f5",
         ("", "plain"): "klatt klatt2 klatt4 Reed benjamin edward john"})
-    + espeak_voices({"en-gb-x-rp": "british"}, {
+    + espeak_voices(["en-gb-x-rp"], {
         MALE: "m3 m7", FEMALE: "f2 f5", ("", "plain"): "klatt Reed"}),
     "piper": [("en_US-joe-medium", "american", *MALE)],
     # of real people

@@ -62,8 +62,8 @@ def read(folder, *splits):
 
 @pytest.mark.case("B24")
 def test_all_documents_come_back(made, tmp_path):
-    """Broken: text is lost or changed, a special token's name is taken for one, runs of a character
-    take minutes, a document is in both splits, val is empty, or --tokenizer is not used."""
+    """Broken: text is lost or changed, a special token's name is taken for one, long runs take
+    minutes, a document is in both splits, val is empty, or --tokenizer is not used."""
     folder, texts = made
     train, val = read(folder, "train"), read(folder, "val")
     assert Counter(train + val) == Counter(texts)

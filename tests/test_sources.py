@@ -66,7 +66,7 @@ def test_a_set_is_read(name, tmp_path):
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_folder_without_the_set_is_one_line(name, tmp_path):
-    """Broken: an empty or other folder is not named, with what is expected and where it is from."""
+    """Broken: an empty or other folder is not named, or what is expected and where it is from."""
     for folder in (write(tmp_path, {"a/talk.wav": "", "utt2spk": "x y\n"}), tmp_path / "missing"):
         with pytest.raises(ValueError) as e:
             list_clips(name, str(folder))

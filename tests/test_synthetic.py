@@ -151,44 +151,36 @@ def test_labels_are_what_is_heard(monkeypatch):
     assert 0.2 < np.mean([clip["noise"] != "" for clip in plan(n=400)]) < 0.4
 
 
-FLITE = """#!{python}
-import sys
-import numpy, soundfile
-if sys.argv[1] == "-lv":
-    sys.exit(print("Voices available: {voices}"))
-_, _, _, _, text, _, out, _, stretch, _, shift = sys.argv
-if "refused" in text:
-    sys.exit("can't say that")
-stretch, shift = (float(each.partition("=")[2]) for each in (stretch, shift))
-seconds = numpy.arange(int(800 * len(text) * stretch)) / 16000
-soundfile.write(out, 0.5 * numpy.sin(900 * shift * seconds) ** 15, 16000)
-"""
+def flite(command, **_):
+    """A stand-in for the program flite."""
+    said = subprocess.CompletedProcess(command, 0, "Voices available: awb rms slt", "")
+    if "-lv" not in command:
+        _, _, _, _, text, _, out, _, stretch, _, shift = command
+        stretch, shift = (float(each.partition("=")[2]) for each in (stretch, shift))
+        seconds = np.arange(int(800 * len(text) * stretch)) / 16000
+        soundfile.write(out, 0.5 * np.sin(900 * shift * seconds) ** 15, 16000)
+        said.returncode, said.stderr = text == "refused", "can't say that"
+    return said
 
 
-def test_flite_speaks(prepare, tmp_path):
+def test_flite_speaks(monkeypatch):
     """Broken: the program's settings are not those of the labels, or its absence, its refusal or a
     missing voice is a traceback or another voice."""
-    program = tmp_path / "flite"
-    args = "--corpus=flite", "--n_train=9", "--n_val=0", "--n_test=0"
-
-    def speak(names, **options):
-        if names:
-            program.write_text(FLITE.format(python=sys.executable, voices=names))
-            program.chmod(0o755)
-        return prepare("out", *args, PATH=str(tmp_path), **options)
-
-    assert "flite is not installed: apt install flite" in speak("", ok=False)
-    assert "flite has no voice kal16, rms" in speak("awb slt", ok=False)
-    labels = read_labels(speak("awb rms slt kal16")).values()
-    assert len(labels) == 9 and len({row["voice"] for row in labels}) == 4
-    for row in labels:
+    monkeypatch.setattr(voices.shutil, "which", lambda name: "")
+    with pytest.raises(OSError, match="flite is not installed: apt install flite"):
+        voices.version("flite")
+    monkeypatch.setattr(voices.shutil, "which", lambda name: name)
+    monkeypatch.setattr(voices.subprocess, "run", flite)
+    with pytest.raises(OSError, match="flite has no voice kal16"):
+        voices.version("flite")
+    for clip in plan("flite", 8):
+        row = synthetic.make_clip(clip)[1]
         hertz = 900 / 2 / np.pi * row["f0_shift"] * row["playback_speed"]
         seconds = len(row["text"]) / 20 * row["duration_stretch"] / row["playback_speed"]
         assert abs(row["pitch_hz"] / hertz - 1) < 0.03
         assert abs(row["seconds"] - sum(row["silence_s"]) - seconds) < 0.03
-    (tmp_path / "train.txt").write_text("this is refused\n")
-    said = speak("", ok=False)
-    assert "flite refuses clip" in said and "can't say that" in said
+    with pytest.raises(ValueError, match="flite refuses clip .*can't say that"):
+        synthetic.make_clip(clip | {"text": "refused"})
 
 
 @needs_espeak
