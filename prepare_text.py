@@ -81,8 +81,8 @@ class Grammar:
         elif text.startswith("- "):
             self.name, text = "sentence", text[2:]
         elif text and (text[0] != " " or self.name in ("", "sentence")):
-            raise ValueError(f"{where}: write '- a frame', 'rule: a | b', more of it on an indented "
-                             "line, or '~ word .form inflected'")
+            raise ValueError(f"{where}: write '- a frame', 'rule: a | b', an indented line of "
+                             "more alternatives, or '~ word .form inflected'")
         if text.strip():
             self.rules[self.name] += self.read_alternatives(text, where)
 
