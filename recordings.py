@@ -11,7 +11,7 @@ import numpy as np
 
 SAMPLE_RATE = 16000
 MAX_CHANNELS = 16
-SLACK_S = 0.25   # encoders add up to so many seconds at the ends; headers count them or don't
+SLACK_S = 0.25   # encoders add up to 0.25 s at the ends; headers count them or don't
 MOST_S = 36_000  # the packets of longer recordings are not counted to the end
 READABLE = "wav, flac, mp3, ogg, opus, m4a, mp4, aac, webm, mkv, amr, wma, aiff, au, caf"
 FFMPEG_FORMATS = ("wav,w64,aiff,au,caf,voc,flac,mp3,ogg,aac,mov,matroska,asf,amr,wv,"
@@ -23,10 +23,9 @@ class TooLong(ValueError):
 
 
 def audio_header(path):
-    """Find out a recording's (seconds, sample rate in Hz, channels) without decoding it.
+    """Return a recording's (seconds, Hz, channels) without decoding it; errors as in read_audio.
 
-    seconds: exact for wav and flac, else within SLACK_S of what read_audio decodes, joined parts
-    too. Errors as in read_audio.
+    seconds: exact for wav and flac, else within SLACK_S of what read_audio decodes.
     """
     with open(path, "rb") as f:
         (seconds, rate, n_channels), _ = open_sound(f, os.fspath(path))
@@ -36,13 +35,11 @@ def audio_header(path):
 def read_audio(path_or_bytes, max_s=600.0):
     """Decode a sound file, a path or its bytes, of at most max_s -> float32 mono (n,) at 16 kHz.
 
-    Channels: their mean. Where they cancel (the mean is 12 dB or more below the loudest channel),
-    the loudest. Levels: float samples over 64 are integers that nobody divided. They are divided
-    by 2^15, 2^23 or 2^31, the least that is not below their peak. Ends: joined ogg or mp3 files
-    are read to the end of the last. A file that declares its length and ends early is refused.
-    Where a recorder was stopped, ogg, webm and mp3 files declare none: what is there is read.
-    Raises OSError, or a ValueError that names the file and says: empty, corrupt, ends early,
-    NaN or infinite samples, too long (TooLong).
+    Channels: their mean; where they cancel (the mean is 12 dB below the loudest channel), the
+    loudest. Levels: float samples over 64 are integers that nobody divided, of 16, 24 or 32 bits by
+    their peak. Ends: joined ogg or mp3 files are read to the end of the last. A file shorter than
+    it declares is refused. ogg, webm and mp3 files of a stopped recorder declare no length: what is
+    there is read. Raises OSError, or a ValueError (TooLong) that names the file and the fault.
     """
     is_path = not isinstance(path_or_bytes, (bytes, bytearray))
     name = os.fspath(path_or_bytes) if is_path else "audio"
@@ -71,8 +68,8 @@ def read_audio(path_or_bytes, max_s=600.0):
 def mix(blocks, name, max_s, channel=None):
     """Join blocks of (rate, float32 (n, channels)), each as its channels' mean or one `channel`.
 
-    Returns ([(rate, [float32 (n,), ...]), ...], one for each change of the rate; seconds; peak of
-    all channels; the channel to take in place of the mean, or None).
+    Returns [(rate, [float32 (n,), ...]), ...], one for each change of the rate; seconds; peak of
+    all channels; the channel to take in place of the mean, or None.
     """
     runs, sums, n, seconds, peak = [], np.zeros((2, 1 + MAX_CHANNELS)), 0, 0, 0.0
     for rate, x in blocks:
@@ -119,11 +116,10 @@ def cut_short(name, seconds, declared):
 
 
 def open_sound(f, name):
-    """Open the sound in a binary file that stands at its beginning; ValueError names it.
+    """Open a binary file -> ((seconds, Hz, channels), generator of (Hz, float32 (n, channels))).
 
-    Returns ((seconds, Hz, channels), generator of (Hz, float32 (n, channels))). soundfile reads
-    wav and flac: it knows all their sample formats and checks their checksums. ffmpeg reads the
-    rest, and what soundfile can't open.
+    soundfile reads wav and flac: it knows all their sample formats and checks their checksums.
+    ffmpeg reads the rest, and what soundfile can't open.
     """
     kind = f.read(4)
     if not kind:
@@ -151,28 +147,22 @@ def riff_chunks(f):
 def check_riff(f, name):
     """ValueError where a wav file's samples are cut short, or followed by samples without a header.
 
-    A size of 0 or of 2 GB and more was written before the length was known: the samples go on to
-    the file's end, and nothing can be checked.
+    A size of 0 or of 2 GB and more means: to the file's end.
     """
-    end, n_data, last, has_format = f.seek(0, os.SEEK_END), 0, 0, False
+    end, n_data, last = f.seek(0, os.SEEK_END), 0, 0
     for kind, start, n_bytes in riff_chunks(f):
-        has_format |= kind == b"fmt "
         if n_data and (kind == b"RIFF" or not kind.isascii() or start + n_bytes > end):
             break
         if kind == b"data":
-            there, n_data = end - start, n_bytes
-            if not has_format:
-                raise ValueError(f"{name} is corrupt: its samples stand before their format")
+            n_data = n_bytes
             if not 0 < n_bytes < 2_000_000_000:
                 return
-            if there < 0.99 * n_bytes:  # some writers count their own header of 44 bytes
-                raise ValueError(f"{name} ends early: {there:,} of {n_bytes:,} bytes of samples "
-                                 "are there")
+            if end - start < 0.99 * n_bytes:  # some writers count their own header of 44 bytes
+                raise ValueError(f"{name} ends early, at {end - start:,} of {n_bytes:,} bytes")
         last = start + n_bytes
     if n_data and (kind == b"RIFF" or end - last > n_data / 10):
-        raise ValueError(f"{name} goes on for {end - last:,} bytes after the {n_data:,} bytes of "
-                         "samples that it declares (joined files, or a recorder that lost power): "
-                         "save it anew with a sound editor")
+        raise ValueError(f"{name} goes on for {end - last:,} bytes after the {n_data:,} that it "
+                         "declares (joined files, a power cut?): save it anew with an editor")
 
 
 def open_with_soundfile(f, name):
@@ -194,8 +184,8 @@ def open_with_soundfile(f, name):
                 n += len(x)
                 yield rate, x
         except soundfile.LibsndfileError as e:
-            reason = e.error_string.strip()
-            raise ValueError(f"{name} is corrupt after {n / rate:.2f} s ({reason})") from None
+            raise ValueError(f"{name} is corrupt after {n / rate:.2f} s: {e.error_string.strip()}"
+                             ) from None
         if n < sound.frames:
             raise cut_short(name, n / rate, declared)
         f.seek(4)
@@ -207,9 +197,9 @@ def open_with_soundfile(f, name):
 # --- everything else
 @contextlib.contextmanager
 def ffmpeg(f, name):
-    """Open a binary file with ffmpeg -> (container, its first audio stream); errors: ValueErrors.
+    """Open a binary file with ffmpeg -> (container, its first audio stream); ValueError: none.
 
-    FFMPEG_FORMATS are opened, from f alone: no playlist that names other files or addresses.
+    Of FFMPEG_FORMATS, from f alone: no playlist that names other files or addresses.
     """
     import av
     f.seek(0)
@@ -267,9 +257,9 @@ def to_float(frame):
 
 
 def count_seconds(f, name, container, stream):
-    """Add up the seconds of all packets; where the header declares about the same, return that.
+    """Return the seconds of all packets, or those of the header if they are about the same.
 
-    A header may know of the first of joined files only, or be guessed from the bit rate.
+    A header may know of the first of joined files only, or be a guess from the bit rate.
     ValueError where it declares more, and does not guess.
     """
     counted, reached, n_packets, first = Fraction(0), 0, 0, 0
@@ -304,7 +294,7 @@ def count_seconds(f, name, container, stream):
 
 
 def xing_frames(f, first):
-    """The number of frames that an mp3's Xing or Info header before byte `first` declares, or 0."""
+    """Return how many frames an mp3's Xing or Info header before byte `first` declares, or 0."""
     f.seek(max(first - 2000, 0))
     head = f.read(min(first, 2000))
     at = max(head.rfind(b"Xing"), head.rfind(b"Info"))
@@ -319,7 +309,7 @@ def check_last_page(f, name):
     page = tail[tail.rfind(b"OggS"):]
     n_segments = sum(page[26:27])
     if len(page) < 27 + n_segments + sum(page[27:27 + n_segments]):
-        raise ValueError(f"{name} ends early, within a page of ogg: copy it again")
+        raise ValueError(f"{name} ends early, within a page: copy it again")
 
 
 def check_segment(f, name):
@@ -330,8 +320,7 @@ def check_segment(f, name):
     is_segment = f.read(4) == b"\x18\x53\x80\x67"
     missing = ebml_size(f) + f.tell() - end
     if is_segment and missing > 0:
-        raise ValueError(f"{name} ends early, {missing:,} bytes before its declared end: "
-                         "copy it again")
+        raise ValueError(f"{name} ends early, {missing:,} bytes are missing: copy it again")
 
 
 def ebml_size(f):
