@@ -43,7 +43,7 @@ def reference(encoder):
             num_mel_bins=encoder.n_mels,
             encoder_layers=encoder.n_layer,
             d_model=encoder.n_embd,
-            encoder_attention_heads=encoder.n_head,
+            encoder_attention_heads=encoder.config["n_head"],
             encoder_ffn_dim=4 * encoder.n_embd,
         )
     ).eval()
