@@ -132,10 +132,9 @@ class WhisperEncoder(nn.Module):
         """
         lens = torch.full(mel.shape[:1], mel.shape[2]) if lens is None else lens
         is_real = torch.arange(mel.shape[2]) < lens[:, None]  # (B, T_mel)
-        mask = None
-        if not is_real.all():
-            mask = is_real[:, None, None, ::2].to(mel.device)  # (B, 1, 1, T)
+        needs_mask = not is_real.all()
         is_real = is_real[:, None].to(mel.device)
+        mask = is_real[:, :, None, ::2] if needs_mask else None  # (B, 1, 1, T)
         x = (mel * is_real).to(self.conv1.weight.dtype)
         x = F.gelu(self.conv1(x)) * is_real  # padding is zero, as after the end of a clip
         x = F.gelu(self.conv2(x)).transpose(1, 2).contiguous()  # (B, T, D)
@@ -295,12 +294,11 @@ class Projector(nn.Module):
         if not set(other_taps) <= set(taps) or any(mine[k] != theirs[k] for k in alike):
             raise ValueError(f"a projector of taps {other_taps}, {theirs} is no start for one of "
                              f"taps {taps}, {mine}: {', '.join(alike)} have to be alike")
-        copied = ["fc", "gain"]
+        names = ("fc", "gain")
         if all(mine[k] == theirs.get(k) for k in ("n_taps", "texture", "texture_hidden")):
-            copied.append("texture")
-        state = other.state_dict()
-        kept = [name for name in state if name.startswith(tuple(copied))]
-        self.load_state_dict({name: state[name] for name in kept}, strict=False)
+            names += ("texture",)
+        state = {name: w for name, w in other.state_dict().items() if name.startswith(names)}
+        self.load_state_dict(state, strict=False)
         self.mix.fill_(-9.0)
         for k, tap in enumerate(other_taps):
             at = taps.index(tap)
@@ -383,9 +381,9 @@ def load_ears(run_dir, meta, device="cpu"):
     encoder = load_encoder_file(os.path.join(run_dir, "encoder.pt"), device)
     if encoder.sha256 != audio["encoder_sha256"]:
         raise ValueError(f"{run_dir}: encoder.pt is not the one in meta")
-    known = {k: v for k, v in audio["projector"].items() if k != "mask_frames"}  # until 2026-11
+    sizes = {k: v for k, v in audio["projector"].items() if k != "mask_frames"}  # of older runs
     try:
-        projector = Projector(**known)
+        projector = Projector(**sizes)
         projector.load_state_dict(load_saved(run_dir, meta, "projector"))
     except (RuntimeError, TypeError) as e:
         raise ValueError(f"{run_dir}: projector_{meta['step']:06d}.pt and meta don't fit: "

@@ -206,8 +206,8 @@ def ffmpeg(f, name):
     start = f.read(16)
     f.seek(0)
     options = {"format_whitelist": FFMPEG_FORMATS}
-    is_19 = int(av.__version__.split(".")[0]) >= 19  # it decodes tags only when asked for them
-    tags = {} if is_19 else {"metadata_errors": "ignore"}
+    decodes_tags = int(av.__version__.split(".")[0]) < 19
+    tags = {"metadata_errors": "ignore"} if decodes_tags else {}
     try:
         with av.open(f, options=options, **tags) as container:
             stream = next(iter(container.streams.audio), None)
@@ -217,10 +217,8 @@ def ffmpeg(f, name):
                 stream.codec_context.options = {"err_detect": "crccheck+explode"}
             yield container, stream
     except av.FFmpegError as e:
-        is_text = start.isascii() and start.decode().isprintable()
-        hint = f"it begins with {start.decode()!r}" if is_text else e.strerror
-        raise ValueError(f"{name} is corrupt or no sound file ({hint}): "
-                         f"{READABLE} can be read") from None
+        raise ValueError(f"{name} is corrupt or no sound file ({e.strerror}; it begins with "
+                         f"{str(start)[1:]}): {READABLE} can be read") from None
 
 
 def open_with_ffmpeg(f, name):

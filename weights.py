@@ -110,11 +110,11 @@ def read_config(folder, name):
         raise ValueError(f"no config.json there, but {', '.join(sorted(os.listdir(folder)))[:80]} "
                          "(merge an adapter into its model)")
     found = read_json(path)
-    missing = [key for key in KEYS.values() if key not in found]
-    if missing:
-        raise ValueError(f"{path} is not of a transformers Whisper, it has no {missing[0]} "
-                         "(faster-whisper's can't be read)")
-    return {"name": name} | {ours: found[theirs] for ours, theirs in KEYS.items()}
+    try:
+        return {"name": name} | {ours: found[theirs] for ours, theirs in KEYS.items()}
+    except KeyError as e:
+        raise ValueError(f"{path} is not of a transformers Whisper, it has no {e} "
+                         "(faster-whisper's can't be read)") from None
 
 
 def read_json(path):
@@ -133,7 +133,10 @@ def weight_files(folder):
         if os.path.isfile(path):
             return [path]
         if os.path.isfile(f"{path}.index.json"):
-            return [os.path.join(folder, part) for part in parts_of(f"{path}.index.json")]
+            parts = [os.path.join(folder, part) for part in parts_of(f"{path}.index.json")]
+            for part in parts:
+                os.stat(part)  # OSError: one is missing
+            return parts
     raise ValueError(f"there is no {' or '.join(WHOLE)}, whole or in parts")
 
 
@@ -145,16 +148,14 @@ def parts_of(index):
 
 def read_tensors(path):
     """Return {name: tensor} of a .safetensors or .bin file; ValueError names the file."""
-    with open(path, "rb") as f:
-        if f.read(20) == b"version https://git-":
-            raise ValueError(f"{path} is a pointer of git LFS: run git lfs pull there")
     if not path.endswith(".safetensors"):
         return load_tensors(path)
     import safetensors.torch
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as e:
-        raise ValueError(f"{path} is corrupt or cut short ({e}): copy it again") from None
+        raise ValueError(f"{path} is corrupt, cut short or a pointer of git LFS ({e}): "
+                         "copy it again") from None
 
 
 def to_fp16(key, w):
@@ -162,7 +163,7 @@ def to_fp16(key, w):
     half = w.half()
     if half.isinf().any() and w.isfinite().all():
         raise ValueError(f"{key} goes up to {w.abs().max():.3g}, beyond the 65504 of fp16, in "
-                         "which encoders are kept: give another model")
+                         "which encoders are kept")
     return half
 
 
@@ -185,23 +186,15 @@ def read_hub(url, tmp, name):
 # ---- one file
 
 def read_encoder_file(path):
-    """Read what audio.save_encoder wrote, a sha256 in its config; ValueError names other files."""
-    kind, saved = "no encoder.pt of a run", None
+    """Read what audio.save_encoder wrote, a sha256 in its config; ValueError: another file."""
     with open(path, "rb") as f:
-        head = f.read(4)
-    if head in (b"lmgg", b"tjgg", b"GGUF"):
-        kind = "whisper.cpp's (ggml)"
-    elif path.endswith(".safetensors"):
-        kind = "one file of a model"
-    else:
-        saved = load_tensors(path)
-    if isinstance(saved, dict):
-        config = saved.get("config")
-        if isinstance(config, dict) and "sha256" in config:
-            return config, saved["state_dict"]
-        if "dims" in saved:
-            kind = "of openai/whisper itself"
-    raise ValueError(f"{path} is {kind}, which can't be read: {GIVE}")
+        is_zip = f.read(2) == b"PK"
+    saved = load_tensors(path) if is_zip else None
+    config = saved.get("config") if isinstance(saved, dict) else None
+    if not isinstance(config, dict) or "sha256" not in config:
+        raise ValueError(f"{path} is no encoder.pt of a run (files of whisper.cpp, openai/whisper "
+                         f"and single files of a model can't be read): {GIVE}")
+    return config, saved["state_dict"]
 
 
 # ---- the PyPI wheels
