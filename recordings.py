@@ -104,13 +104,13 @@ def resample(wav, rate):
 
 
 def too_long(name, seconds, max_s):
-    """Make the error of a recording over its limit."""
+    """Return the error of a recording over its limit."""
     shown = math.ceil(seconds * 100) / 100  # not down, to "30.00 s, over the limit of 30 s"
     return TooLong(f"{name} is {shown:.2f} s long, over the limit of {max_s:g} s")
 
 
 def cut_short(name, seconds, declared):
-    """Make the error of a recording of which less is there than it declares."""
+    """Return the error of a recording of which less is there than it declares."""
     return ValueError(f"{name} ends early or is corrupt: {float(seconds):.2f} of "
                       f"{float(declared):.2f} s can be read")
 
@@ -199,11 +199,9 @@ def open_with_soundfile(f, name):
 def ffmpeg(f, name):
     """Open a binary file with ffmpeg -> (container, its first audio stream); ValueError: none.
 
-    Of FFMPEG_FORMATS, from f alone: no playlist that names other files or addresses.
+    Only FFMPEG_FORMATS, from f alone: no playlist that names other files or addresses.
     """
     import av
-    f.seek(0)
-    start = f.read(16)
     f.seek(0)
     options = {"format_whitelist": FFMPEG_FORMATS}
     decodes_tags = int(av.__version__.split(".")[0]) < 19
@@ -217,15 +215,15 @@ def ffmpeg(f, name):
                 stream.codec_context.options = {"err_detect": "crccheck+explode"}
             yield container, stream
     except av.FFmpegError as e:
+        f.seek(0)
         raise ValueError(f"{name} is corrupt or no sound file ({e.strerror}; it begins with "
-                         f"{str(start)[1:]}): {READABLE} can be read") from None
+                         f"{f.read(16)}): {READABLE} can be read") from None
 
 
 def open_with_ffmpeg(f, name):
     """As open_sound."""
     with ffmpeg(f, name) as (container, stream):
-        seconds = count_seconds(f, name, container, stream)
-        codec = stream.codec_context
+        seconds, codec = count_seconds(f, name, container, stream), stream.codec_context
         header = seconds, codec.sample_rate, codec.layout.nb_channels
 
     def place(numbered_frame):
@@ -257,8 +255,7 @@ def to_float(frame):
 def count_seconds(f, name, container, stream):
     """Return the seconds of all packets, or those of the header if they are about the same.
 
-    A header may know of the first of joined files only, or be a guess from the bit rate.
-    ValueError where it declares more, and does not guess.
+    A header may know the first of joined files only, or guess. ValueError: it declares more.
     """
     counted, reached, n_packets, first = Fraction(0), 0, 0, 0
     for packet in container.demux(stream):
@@ -279,7 +276,7 @@ def count_seconds(f, name, container, stream):
     is_guess = kind in ("mp3", "aac", "amr", "wav") and not codec.startswith("pcm_")
     n_frames = xing_frames(f, first) if kind == "mp3" else 0
     if n_packets < n_frames - 2:
-        raise cut_short(name, counted, counted * n_frames / max(n_packets, 1))
+        raise cut_short(name, counted, counted * n_frames / n_packets)
     if kind == "flac" and reached > counted:  # its frames are numbered; damaged ones were skipped
         raise cut_short(name, counted, reached)
     if not is_guess and declared > counted + SLACK_S:
