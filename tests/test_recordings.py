@@ -309,7 +309,7 @@ def test_faulty_recorders():
     ("empty", b""),
     ("empty", file_bytes([])),
     ("empty", file_bytes([0.5], 48000)),
-    ("empty", b"RIFF"),
+    ("(empty|corrupt)", b"RIFF"),
     ("corrupt", file_bytes(WAV, kind="FLAC")[:20000]),
     ("goes on", file_bytes(WAV[:9000]) + b"\xab" * 9000),
     ("NaN", file_bytes([0, float("nan")] * 99, subtype="FLOAT")),
@@ -357,14 +357,14 @@ def test_what_is_no_sound_is_not_heard(tmp_path, data):
 
 
 @pytest.mark.case("B13")
-@pytest.mark.parametrize("text", ["#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{}\n",
-                                  "ffconcat version 1.0\nfile {}\n"])
-def test_a_list_of_other_files_is_refused(tmp_path, text):
-    """Broken: a playlist makes ffmpeg read another file of this machine."""
+def test_a_list_of_other_files_is_refused(tmp_path):
+    """Broken: a playlist makes ffmpeg read another file of this machine, or an address."""
     (tmp_path / "secret.wav").write_bytes(file_bytes(WAV))
-    (tmp_path / "list.m3u8").write_text(text.format(tmp_path / "secret.wav"))
-    with pytest.raises(ValueError, match="no sound file"):
-        read_audio(tmp_path / "list.m3u8")
+    for text in ("ffconcat version 1.0\nfile secret.wav\n",
+                 "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nhttp://127.0.0.1:9/a.wav\n"):
+        (tmp_path / "list.m3u8").write_text(text)
+        with pytest.raises(ValueError, match="no sound file"):
+            read_audio(tmp_path / "list.m3u8")
 
 
 @pytest.mark.case("B12")

@@ -23,10 +23,9 @@ def offline(monkeypatch, tmp_path):
     """No source of weights works, all fail at once; the cache is an empty folder of the test."""
     for key in ("WHISPER_DIR", "WHISPER_MS_ID", "WHISPER_HF_ID", "HF_ENDPOINT"):
         monkeypatch.delenv(key, raising=False)
-    for key in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.setenv(key, "http://127.0.0.1:9")  # nothing listens there
-    for key, value in {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PIP_NO_INDEX": "1",
-                       "PIP_CONFIG_FILE": os.devnull,
+    nowhere = "http://127.0.0.1:9"  # nothing listens there
+    for key, value in {"http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": "127.0.0.1",
+                       "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull,
                        "NANOCHAT_OMNI_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(key, value)
 
