@@ -60,8 +60,7 @@ def log_mel(wav, n_mels=80):
 # ---- Whisper's encoder; parameters are named as in Hugging Face's checkpoints
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP on fp32 x (B, T, C); mask: bool (B, 1, 1, T), True: a real frame.
-    """
+    """Pre-norm attention and MLP on fp32 x (B, T, C). mask: bool (B, 1, 1, T), True: attend."""
 
     def __init__(self, n_embd, n_head):
         super().__init__()
@@ -150,8 +149,8 @@ class WhisperEncoder(nn.Module):
 def build_encoder(config, weights, device="cpu", dtype=None):
     """Make a WhisperEncoder of {name: fp16 tensor}.
 
-    config: as in WhisperEncoder; "sha256" in it is what the weights should have. ValueError: a
-    weight is missing, misshapen, not finite or changed.
+    config: as in WhisperEncoder, perhaps with the "sha256" of the weights. ValueError: a weight is
+    missing, misshapen, not finite or changed.
     """
     keep_freed_memory()  # in worker processes too
     with torch.device("meta"):
@@ -161,10 +160,10 @@ def build_encoder(config, weights, device="cpu", dtype=None):
         if found != tuple(empty.shape):
             raise ValueError(f"encoder weight {name} is {found}, it should be {tuple(empty.shape)}")
         if not weights[name].isfinite().all():
-            raise ValueError(f"encoder weight {name} is not finite: get the model anew")
+            raise ValueError(f"encoder weight {name} is not finite")
     encoder.half_weights = {name: weights[name] for name in encoder.state_dict()}
     if config.get("sha256", encoder.sha256) != encoder.sha256:
-        raise ValueError("the weights do not have the sha256 they were saved with: get them anew")
+        raise ValueError("the weights' sha256 is not the one they were saved with: get them anew")
     state = {name: weights[name].to(device, w.dtype) for name, w in encoder.state_dict().items()}
     encoder.load_state_dict(state, assign=True)
     return encoder.requires_grad_(False)
@@ -366,15 +365,14 @@ class Projector(nn.Module):
 
 
 def drop_(x, n):
-    """Drop n of 256 elements of x in place, by a random byte each: F.dropout takes 5 times as long.
-    """
+    """Drop n of 256 elements of x in place, by a random byte each (F.dropout is 5x slower)."""
     words = torch.randint(-2**63, 2**63 - 1, (x.numel() // 8 + 1,), device=x.device)
     drawn = words.view(torch.uint8)[:x.numel()].view_as(x)
     x.mul_(drawn >= n).mul_(256 / (256 - n))
 
 
 def load_ears(run_dir, meta, device="cpu"):
-    """Load a run's (WhisperEncoder, Projector) in eval mode; OSError, ValueError: a wrong file."""
+    """Load a run's (WhisperEncoder, Projector) in eval mode; OSError, ValueError: a bad file."""
     audio = meta.get("audio")
     if not audio:
         raise ValueError(f"{run_dir}: a model without ears")

@@ -92,8 +92,7 @@ def test_encoder_on_30_s(n_mels, n_layer, n_embd, n_head):
 
 
 def test_features_end_with_the_clip():
-    """Broken: positions or attention go beyond the clip's frames, which transformers' layers get.
-    """
+    """Broken: positions or attention go beyond the clip's frames."""
     encoder, wav = make_encoder(), make_wav(2.5)
     theirs = reference(encoder)
     theirs.config.max_source_positions = theirs.max_source_positions = 125
@@ -150,8 +149,7 @@ def test_long_clips(seconds, n_windows):
 # --- projector and ears
 @pytest.mark.parametrize("stack, texture", [(1, 0), (4, 0), (5, 3)])
 def test_projector(stack, texture):
-    """Broken: a clip alone is not the clip in a batch: a last token of fewer frames sees padding.
-    """
+    """Broken: a clip alone is not the clip in a batch: its last token sees padding."""
     torch.manual_seed(0)
     feats, lens = torch.randn(4, 23, 2, 16).half(), torch.tensor([23, 1, 5, 12])
     projector = Projector(16, 2, stack, 24, hidden=32, texture=texture).eval()
