@@ -5,7 +5,6 @@
     python train_sft.py config/cpu_w3.py --init_from=resume  # go on from the last checkpoint
 """
 import itertools
-import math
 import os
 from collections import Counter
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 
 from audio import Projector, load_ears, n_audio_tokens
 from checkpoints import load_checkpoint, load_saved, read_meta, run_sums
+from clips import MAX_AUDIO_S, ClipTrainer, Split
 from configurator import configure, fail, user_input
 from decode import pad
 from files import read_jsonl, read_lines, sha256_file
@@ -22,9 +22,9 @@ from model import add_lora, lora_state, merged_state
 from optim import Muon
 from practice import count_right
 from record import need
-from run import join_ranks, last_step, leave_ranks, stop_if_done, sum_over_ranks
+from run import join_ranks, last_step, leave_ranks, stop_if_done
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
-from trainer import MAX_AUDIO_S, Split, Trainer, check_settings
+from trainer import check_settings
 from transcripts import plain_text, spoken_turns
 
 # config: every value here can be set from a config file or as --name=value
@@ -223,7 +223,7 @@ def free_chat_tokens():
 
 
 def make_optimizers():
-    """Return [AdamW, Muon for the texture's matrices]; each group has its own peak_lr."""
+    """Return [AdamW, Muon for the texture's matrices]."""
     kept, texture, matrices = [], [], []
     for name, p in projector.named_parameters():
         if not name.startswith("texture"):
@@ -232,11 +232,11 @@ def make_optimizers():
             texture.append(p)
         else:
             matrices.append(p)
-    groups = [(kept, PROJECTOR_LR), (texture, TEXTURE_LR), (lora, learning_rate),
-              (list(tables.values()), learning_rate)]
-    groups = [dict(params=params, peak_lr=peak) for params, peak in groups]
+    groups = [(lora, learning_rate), (list(tables.values()), learning_rate), (kept, PROJECTOR_LR),
+              (texture, TEXTURE_LR)]
+    groups = [dict(params=params, lr=peak) for params, peak in groups]
     return [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-            Muon([dict(params=matrices, peak_lr=TEXTURE_MUON_LR)])]
+            Muon(matrices, lr=TEXTURE_MUON_LR)]
 
 
 def adapters():
@@ -247,23 +247,23 @@ def adapters():
 
 @torch.no_grad()
 def load_adapters():
-    """Load what adapters() gave at this run's last step."""
+    """Load the projector and what adapters() gave at this run's last step."""
     with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
-        saved = load_saved(out_dir, read_meta(out_dir), "lora", device)
+        last = read_meta(out_dir)
+        projector.load_state_dict(load_saved(out_dir, last, "projector", device))
+        saved = load_saved(out_dir, last, "lora", device)
         model.load_state_dict({k: v for k, v in saved.items() if "lora" in k}, strict=False)
         for name, p in tables.items():
             p[new_ids] = saved[f"{name}.rows"]
 
 
-def checkpoint():
-    """Return the files of a checkpoint beside projector and optimizers, and its meta."""
-    audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
-                    "plain": True}  # it reads and writes transcripts.plain_text()
-    return {"model": merged_state(model), "lora": adapters()}, {"audio": audio}
+def files():
+    """Return the files of a checkpoint."""
+    return {"model": merged_state(model), "lora": adapters(), "projector": projector.state_dict()}
 
 
 ranks = rank, world_size, device = join_ranks(device, seed)
-check_settings(config, world_size)
+check_settings(config, world_size, "batch_tokens", "text_rows", "lora_rank")
 need("jiwer")
 left_out = Counter()  # questions, chats and sentences, by reason
 with user_input():
@@ -315,11 +315,17 @@ def score(at, feats, lens, is_own):
 # ---- loop
 
 spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
-trainer = Trainer(config, inputs, ranks, first_step, data, spoken, model, projector, tok,
-                  ears["audio_at"], optimizers, read_microbatch, score, checkpoint, "val_right")
-n_trained = sum(p.numel() for p in lora) + len(new_ids) * sum(p.shape[1] for p in tables.values())
-about = [f"left out: {n:,} texts, {reason}" for reason, n in left_out.items() if n]
-trainer.begin(encoder, n_trained, about, evaluate_first=eval_every > 0)
+audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
+                "plain": True}  # it reads and writes transcripts.plain_text()
+trainer = ClipTrainer(
+    config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
+    projector=projector, optimizers=optimizers, losses=["loss", "text_loss"], data=data,
+    spoken=spoken, audio_at=ears["audio_at"], read=read_microbatch, score=score,
+    right="val_right", files=files, meta={"audio": audio})
+sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]
+about = [f"projector {sizes[0]:,}, LoRA {sizes[1]:,} parameters; {len(new_ids)} tokens are new"]
+about += [*data.values(), *(f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n)]
+trainer.begin(trainer.evaluate_clips, about, evaluate_first=eval_every > 0, encoder=encoder)
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):
@@ -330,11 +336,8 @@ for step in range(first_step, max_steps):
                 loss.backward()
                 sums[k] += torch.stack([loss.detach(), weight])
                 trainer.count(row_lens)
-    sum_over_ranks(sums)
-    loss, text_loss = (sums[:, 0] / sums[:, 1]).tolist()
-    more = {"text_loss": text_loss} if math.isfinite(text_loss) else {}  # 0 / 0: no text
     names = [data["train"].keys[i] for i in at]
-    trainer.update(step, loss, sums[:, 1].sum(), names, **more)
+    trainer.update(step, sums, trainer.lr_share(step), clips=names)
 
 # ---- closing line
 

@@ -165,7 +165,7 @@ class Trainer:
         rate = float(self.meter["places"]) * self.world_size / seconds
         log(self.c.out_dir, {
             "step": step, **shown, "lr": self.groups[0]["lr"], "norm": norm,
-            "ms": 1e3 * seconds / n_steps, **self.speed(rate, seconds), "tok/s": rate,
+            "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds),
             "eta_min": eta_min}, self.c.wandb_log)
         self.meter.clear()
         self.window = torch.zeros_like(self.window)
