@@ -74,8 +74,6 @@ class ClipTrainer(Trainer):
     score: object       # clips of val (B,), features, frames, is_own -> as evaluate_clips() says
     right: str          # name of the share that score counts
     best: str = "val_loss"
-    dynamic: bool = True
-    project = "nanochat-omni-audio"
     is_mean = False
 
     def __post_init__(self):

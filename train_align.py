@@ -23,9 +23,9 @@ from model import GPT, GPTConfig
 from optim import Muon
 from plot import plot_pca
 from record import need
-from run import join_ranks, last_step, leave_ranks, stop_if_done
+from run import join_ranks, leave_ranks
 from tokenizer import ByteTokenizer, load_tokenizer
-from trainer import check_settings
+from trainer import check_settings, first_step_of
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/align"
@@ -57,7 +57,7 @@ save_every = 250
 log_every = 10
 device = "auto"
 use_compile = True
-wandb_log = False       # project nanochat-omni-audio; WANDB_MODE=offline works
+wandb_log = False       # WANDB_MODE=offline works
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def read_microbatch(n):
 
 
 def forward_clips(split, at, feats, lens, with_logits=False):
-    """Let the GPT read clips -> summed loss of their texts, targets (B, T), row lengths, logits."""
+    """Read clips -> summed loss of their texts, targets (B, T), row lengths (B,), logits."""
     ids, n_ids = pad([[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at], "cpu", -1)
     ids, text_lens = ids.to(device), n_ids.to(device) - 1
     targets = ids[:, 1:]
@@ -195,9 +195,7 @@ with user_input():
     data = {name: Split(features_dir, name, sha256, layers) for name in ("train", "val")}
     inputs = {"lm": run_sums(lm) if lm else "", "features": data["train"].sums()}
 manifest = data["train"].manifest
-os.makedirs(out_dir, exist_ok=True)
-first_step = last_step(out_dir, init_from, config, inputs)
-stop_if_done(out_dir, first_step, max_steps, "pca.png")
+first_step = first_step_of(config, inputs, "pca.png")
 model, tok, meta = make_model()
 for split in data.values():
     choose_clips(split)

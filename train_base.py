@@ -21,9 +21,9 @@ from optim import gpt_optimizers
 from practice import (count_right, ease_at, imitate_audio, make_speller, practice_features,
                       read_chats, render_chats, slip)
 from rows import Sentences, to_tensor
-from run import join_ranks, last_step, leave_ranks, lr_share, stop_if_done, sum_over_ranks
+from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
 from tokenizer import load_tokenizer, train_bpe
-from trainer import Trainer, check_settings
+from trainer import Trainer, check_settings, first_step_of
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/base_d4"
@@ -57,7 +57,7 @@ save_every = 250
 log_every = 10
 device = "auto"
 use_compile = True
-wandb_log = False       # project nanochat-omni-base; WANDB_MODE=offline works
+wandb_log = False       # WANDB_MODE=offline works
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
@@ -80,11 +80,9 @@ if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
 def read_sentences(split):
     """Return the lines of data_dir/<split>.txt."""
     path = os.path.join(data_dir, split + ".txt")
-    if not os.path.isfile(path):
-        fail(f"{path}: no such file: run prepare_text.py first")
     with user_input():
-        found = [line for line in read_lines(path) if line]
-    return found or fail(f"{path} holds no sentence: run prepare_text.py again")
+        found = [line for line in read_lines(path) if line] if os.path.isfile(path) else []
+    return found or fail(f"{path}: no sentence there: run prepare_text.py")
 
 
 def load_documents(source):
@@ -123,7 +121,7 @@ def get_text(step, microbatch):
 
 
 def hear(sentences, rng, ease=1.0):
-    """Imitate sentences (arrays of pieces) -> the model's arguments about audio."""
+    """Imitate sentences (arrays of pieces): the model's arguments about audio."""
     imitation = imitate_audio(sentences, spelling, rng, ease)
     return {"audio_features": practice_features(model, blank, imitation, rng, ease),
             "audio_lens": imitation.lens.to(dev)}
@@ -154,7 +152,6 @@ rank, world_size, dev = join_ranks(device, seed)
 check_settings(config, world_size, "depth", "head_dim", "batch_size", "text_len", "chat_rows")
 if documents and not os.path.isfile(os.path.join(documents, "meta.json")):  # written last
     fail(f"{documents} holds no documents and tokenizer: run prepare_documents.py")
-os.makedirs(out_dir, exist_ok=True)
 splits = ("train", "val") if practice or not documents else ()  # of the sentences
 lines = {split: read_sentences(split) for split in splits}
 with user_input():
@@ -162,8 +159,7 @@ with user_input():
               "chats": sha256_file(chats) if chats else "",
               "shards": sha256_file(os.path.join(documents, "meta.json")) if documents else "",
               "first_model": read_meta(lm).get("sha256", {}) if lm else ""}
-first_step = last_step(out_dir, init_from, config, inputs)
-stop_if_done(out_dir, first_step, max_steps, "tokenizer.json")
+first_step = first_step_of(config, inputs)
 source = out_dir if first_step else lm  # of model and tokenizer; '': new ones
 with user_input():
     docs = load_documents(source)
@@ -198,7 +194,7 @@ optimizers = gpt_optimizers(model, matrix_lr, *rates, weight_decay, more=[blank]
 trainer = Trainer(
     config=config, inputs=inputs, ranks=(rank, world_size, dev), first_step=first_step, model=model,
     tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"], best="val_bpb",
-    files=lambda: {"model": model.state_dict()}, row_len=text_len, dynamic=bool(practice) or None,
+    files=lambda: {"model": model.state_dict()}, row_len=text_len,
     meta={"max_seq_len": text_len, "device_batch_size": batch_size, "chats": bool(talks)})
 if first_step:
     with user_input(KeyError):
@@ -226,7 +222,7 @@ def evaluate(step):
 
 
 def evaluate_sentences(step):
-    """Return bits per byte and perplexity per word of the text alone, and the loss of listening."""
+    """Return bits per byte and perplexity per word of text alone, and the loss of listening."""
     sentences = (pieces if step <= spell_steps else words)["val"]
     nats = torch.zeros(4, device=dev)  # of the text, of listening; targets, words
     order = np.argsort(sentences.lens, kind="stable")

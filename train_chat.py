@@ -3,8 +3,6 @@
     python train_chat.py config/cpu_chat.py      # then: python chat.py --ckpt=out/cpu_chat
     torchrun --standalone --nproc_per_node=8 train_chat.py --lm=out/base_d12 --batch_size=64
 """
-import os
-
 import numpy as np
 import torch
 
@@ -14,9 +12,9 @@ from conversations import Conversations, chat_sums
 from data import batch_indices
 from optim import gpt_optimizers
 from rows import to_tensor
-from run import join_ranks, last_step, leave_ranks, lr_share, stop_if_done
+from run import join_ranks, leave_ranks, lr_share
 from tokenizer import load_tokenizer
-from trainer import Trainer, check_settings
+from trainer import Trainer, check_settings, first_step_of
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/chat"
@@ -43,7 +41,7 @@ def get_batch(step):
     """Return this rank's rows of a step, (idx, targets): a function of (seed, step)."""
     n = len(talks["train"].rows)
     at = batch_indices(np.ones(n), SEED, "train", step, 0, min(batch_size, n))[rank::world_size]
-    return (to_tensor(array, dev) for array in talks["train"].batch(at))
+    return [to_tensor(array, dev) for array in talks["train"].batch(at)]
 
 
 rank, world_size, dev = join_ranks(device, SEED)
@@ -53,9 +51,7 @@ if batch_size % world_size:
 with user_input():
     inputs = {"conversations": chat_sums(data_dir), "schedule": max_steps,
               "first_model": read_meta(lm).get("sha256", {})}
-os.makedirs(out_dir, exist_ok=True)
-first_step = last_step(out_dir, init_from, config, inputs)
-stop_if_done(out_dir, first_step, max_steps, "tokenizer.json")
+first_step = first_step_of(config, inputs)
 source = out_dir if first_step else lm
 with user_input():
     tok = load_tokenizer(source)

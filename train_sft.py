@@ -5,7 +5,6 @@
     python train_sft.py config/cpu_w3.py --init_from=resume  # go on from the last checkpoint
 """
 import itertools
-import os
 from collections import Counter
 
 import numpy as np
@@ -22,9 +21,9 @@ from model import add_lora, lora_state, merged_state
 from optim import Muon
 from practice import count_right
 from record import need
-from run import join_ranks, last_step, leave_ranks, stop_if_done
+from run import join_ranks, leave_ranks
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
-from trainer import check_settings
+from trainer import check_settings, first_step_of
 from transcripts import plain_text, spoken_turns
 
 # config: every value here can be set from a config file or as --name=value
@@ -52,7 +51,7 @@ save_every = 250
 log_every = 10
 device = "auto"
 use_compile = True
-wandb_log = False       # project nanochat-omni-audio; WANDB_MODE=offline works
+wandb_log = False       # WANDB_MODE=offline works
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
@@ -123,8 +122,8 @@ def read_microbatch(n):
 def forward_rows(rows, feats=None, lens=None, with_logits=False):
     """Let the GPT read rows, with their clips' features if given.
 
-    Returns the weighted loss, the sum of weights, row lengths (B,); with_logits: the logits and
-    targets (B, T) too.
+    Returns the weighted loss, the sum of weights, row lengths (B,), with_logits the logits (else
+    the losses), targets (B, T).
     """
     idx, text_lens = pad([ids[:-1] for ids, _ in rows], "cpu")
     following, _ = pad([ids[1:] for ids, _ in rows], "cpu")
@@ -138,8 +137,7 @@ def forward_rows(rows, feats=None, lens=None, with_logits=False):
         row_lens = audio_lens + text_lens
         heard = dict(audio_features=audio, audio_lens=audio_lens, text_lens=text_lens,
                      audio_at=ears["audio_at"])
-    out = model(idx, None if with_logits else targets, loss_reduction="none", **heard)
-    nats = out
+    out = nats = model(idx, None if with_logits else targets, loss_reduction="none", **heard)
     if with_logits:
         nats = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
                                reduction="none")
@@ -152,10 +150,9 @@ def add_turns():
     """Give each clip its questions, and those of the file `turns`, that have a spoken form."""
     more = {}
     for where, row in read_jsonl(turns, key=str, turns=list) if turns else ():
-        try:
-            more[row["key"]] = [[str(part) for part in (task, q, a)] for task, q, a in row["turns"]]
-        except (ValueError, TypeError):
-            raise ValueError(f'{where}: "turns" are lists of [task, question, answer]') from None
+        if not all(isinstance(turn, list) and len(turn) == 3 for turn in row["turns"]):
+            raise ValueError(f'{where}: "turns" are lists of [task, question, answer]')
+        more[row["key"]] = [list(map(str, turn)) for turn in row["turns"]]
     infos = {id(info): info for info in data["train"].infos + data["val"].infos}  # once a clip
     for info in infos.values():
         if asked := info.get("turns", []) + more.get(info["key"], []):
@@ -164,8 +161,8 @@ def add_turns():
 
 def read_text():
     """Return the chats [(task, question, answer), ...] that have a spoken form, and sentences."""
-    rows = (row for _, row in read_jsonl(chats, question=str, answer=str)) if chats else ()
-    talks = [["text", row["question"], row["answer"]] for row in rows]
+    rows = read_jsonl(chats, question=str, answer=str) if chats else ()
+    talks = [["text", row["question"], row["answer"]] for _, row in rows]
     lines = map(str.strip, read_lines(sentences)) if sentences else ()
     return spoken_turns(talks, left_out), [line for line in lines if line]
 
@@ -205,7 +202,7 @@ def make_projector():
 
 @torch.no_grad()
 def start_chat_tokens():
-    """Start the chat's tokens as bos, the end of text, with which alignment ended."""
+    """Start the chat's tokens as bos, with which alignment's texts end."""
     for table in (model.transformer.wte, *model.value_embeds.values()):
         table.weight[new_ids] = table.weight[tok.bos_id].clone()
     model.lm_head.weight[tok.special("<|assistant_end|>")] = model.lm_head.weight[tok.bos_id]
@@ -277,9 +274,7 @@ with user_input():
     sums = [path and sha256_file(path) for path in (turns, chats, sentences)]
     inputs = {"lm": run_sums(lm), "features": data["train"].sums(), "texts": sums}
 manifest = data["train"].manifest
-os.makedirs(out_dir, exist_ok=True)
-first_step = last_step(out_dir, init_from, config, inputs)
-stop_if_done(out_dir, first_step, max_steps, "tokenizer.json")
+first_step = first_step_of(config, inputs)
 with user_input():
     model, _ = load_checkpoint(lm, device=device)
     tok = load_tokenizer(lm, model.config.vocab_size)
@@ -339,9 +334,6 @@ for step in range(first_step, max_steps):
     names = [data["train"].keys[i] for i in at]
     trainer.update(step, sums, trainer.lr_share(step), clips=names)
 
-# ---- closing line
-
 if rank == 0:
-    size = sum(t.numel() * t.element_size() for t in adapters().values()) / 1e6
-    print(f"{trainer.clock.closing_line(trainer.result, out_dir)}; adapters alone {size:.1f} MB")
+    print(trainer.clock.closing_line(trainer.result, out_dir))
 leave_ranks()

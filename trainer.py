@@ -15,7 +15,7 @@ from device import compute_dtype, peak_flops
 from optim import load_optimizers
 from record import provenance
 from rows import to_tensor
-from run import Clock, is_due, log, start_wandb, sum_over_ranks
+from run import Clock, is_due, last_step, log, start_wandb, stop_if_done, sum_over_ranks
 from tokenizer import export_nanochat
 
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
@@ -37,6 +37,15 @@ def check_settings(config, world_size, *from_one):
         fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
 
 
+def first_step_of(config, inputs, last_file="tokenizer.json"):
+    """Make out_dir; return the step that its run goes on from, or end the script if it is done."""
+    out_dir, max_steps = config["out_dir"], config["max_steps"]
+    os.makedirs(out_dir, exist_ok=True)
+    step = last_step(out_dir, config["init_from"], config, inputs)
+    stop_if_done(out_dir, step, max_steps, last_file)
+    return step
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """All around a run's forward passes."""
@@ -52,8 +61,6 @@ class Trainer:
     best: str           # the figure that is lowest in the best checkpoint
     meta: dict          # more of a checkpoint's meta
     row_len: int = 0    # tokens of a row, for the mfu
-    dynamic: bool | None = None  # True: torch.compile expects many shapes
-    project = "nanochat-omni-base"
     is_mean = True      # losses in the log are means since the line before; False: the step's
 
     def __post_init__(self):
@@ -61,7 +68,7 @@ class Trainer:
         self.rank, self.world_size, self.device = self.ranks
         self.plain_trunk = self.fast_trunk = self.model.trunk
         if c.use_compile:  # not evaluation, which has other shapes
-            self.fast_trunk = torch.compile(self.plain_trunk, dynamic=self.dynamic)
+            self.fast_trunk = torch.compile(self.plain_trunk)
         self.meta = {"model_config": vars(self.model.config), "user_config": self.config,
                      "inputs": self.inputs, "versions": provenance(self.device), **self.meta}
         self.meter, self.result = Counter(), {}
@@ -75,7 +82,7 @@ class Trainer:
         self.trained = sum((group["params"] for group in self.groups), [])
 
     def resume(self):
-        """Load the last step; a kill may have kept its evaluation from being noted."""
+        """Load the last step's optimizers; a kill may have kept its evaluation from meta."""
         with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
             meta = read_meta(self.c.out_dir)
             self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
@@ -93,10 +100,10 @@ class Trainer:
         self.model.trunk = self.fast_trunk if on else self.plain_trunk
 
     def begin(self, evaluate, about, evaluate_first=False, encoder=None):
-        """Clear out_dir, now that all inputs have been read; print `about`; start the clock.
+        """Clear out_dir, now that all inputs have been read; print lines `about`; start the clock.
 
-        evaluate: function of the step that returns {figure: value}; about: lines; evaluate_first:
-        before a new run's first step too; encoder: is saved, so that the folder loads by itself.
+        evaluate: step -> {figure: value}; evaluate_first: before a new run's first step too;
+        encoder: is saved, so that the folder loads by itself.
         """
         self.evaluate, out_dir = evaluate, self.c.out_dir
         is_evaluated = self.is_evaluated if self.first_step else not evaluate_first
@@ -109,7 +116,7 @@ class Trainer:
                 export_nanochat(self.tok, out_dir)
             print(*about, f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
                   f"starting at step {self.first_step}", sep="\n")
-        start_wandb(self.project, out_dir, self.config)
+        start_wandb("nanochat-omni", out_dir, vars(self.c))
         self.train(True)
         if not is_evaluated:
             self.note(self.first_step)
