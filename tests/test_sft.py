@@ -7,11 +7,13 @@ import torch
 
 import test_train
 from audio import Projector
-from checkpoints import load_checkpoint
+from checkpoints import load_checkpoint, read_meta
 from decode import score_answers
 from model import GPT, GPTConfig, add_lora, lora_state, merged_state
-from test_train import (BOTH, align, base, log_of, losses, run_in_process, same_state,
+from test_train import (BOTH, align, base, log_of, losses, run_here, same_state,
                         world, write_features)  # noqa: F401 (world is a fixture)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tokenizer import chat_prompt, load_tokenizer, multiple_choice
 from transcripts import plain_text
 
@@ -112,20 +114,31 @@ def test_options_have_one_spelling(school):
     """Broken: an option is tokenized otherwise in the question than as an answer."""
     tok, options = load_tokenizer(school / "w2"), ["The man", "a girl", "a cat", "old dog"]
     ids = chat_prompt(tok, [], plain_text(multiple_choice("Who sees it?", options)))
-    for option in options:
-        own = tok.encode(plain_text(option))
-        assert any(ids[i:i + len(own)] == own for i in range(len(ids))), option
-    assert ids[0] == tok.bos_id and ids[-1] == tok.special("<|assistant_start|>")
+    for own in (tok.encode(plain_text(option)) for option in options):
+        assert any(ids[i:i + len(own)] == own for i in range(len(ids))), own
+
+
+class Bf16Operations(TorchDispatchMode):
+    """Records every operation that reads or makes a bf16 tensor."""
+    n, found = 0, frozenset()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.n += 1
+        for x in tree_leaves((args, kwargs, out)):
+            if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16:
+                self.found |= {str(func)}
+        return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [base, align, sft])
 def test_fp32_means_no_bf16(school, tmp_path, train, monkeypatch):
     """Broken: a CPU without bf16 instructions is 55 times slower in one operation in bf16."""
-    seen = []
-    monkeypatch.setattr(test_train, "run", lambda *command: seen.append(run_in_process(*command)))
-    train(school, tmp_path / "run", "--max_steps=2")
-    assert seen[0].n > 1000 and not seen[0].found
+    monkeypatch.setattr(test_train, "run", lambda script, *args: run_here(script, args))
+    with Bf16Operations() as seen:
+        train(school, tmp_path / "run", "--max_steps=2")
+    assert seen.n > 1000 and not seen.found
     assert (tmp_path / "run" / "meta_000002.json").exists()  # it ran to its end
 
 
@@ -136,7 +149,7 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
     out = sft(school, folder, "--max_steps=2", "--learning_rate=0.05",
               f"--data_dir={school}/items*2")
     assert "train: 80 clips" in out and "val: 8 clips" in out  # of val each once
-    assert "adapters alone" in out and "left out: 1 texts, letters of another script" in out
+    assert "left out: 1 texts, letters of another script" in out
     rows = log_of(folder)
     assert rows[0]["step"] == 0 and "val_loss" in rows[0]  # what alignment alone answers
     assert all(row["text_loss"] > 0 for row in rows if "lr" in row)
@@ -144,18 +157,17 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
     saved = torch.load(folder / "lora_000002.pt", weights_only=True)
     assert len([name for name, p in saved.items() if name.endswith("lora_b") and p.any()]) == 12
     before, after = (load_checkpoint(path)[0].state_dict() for path in (school / "w2", folder))
-    tok = load_tokenizer(folder)
-    is_new = torch.zeros(len(after["lm_head.weight"]), dtype=torch.bool)
-    is_new[[10, *(i for name, i in tok.special_ids.items() if name != "<|bos|>")]] = True
+    new_ids = [10, *(i for name, i in load_tokenizer(folder).special_ids.items()
+                     if name != "<|bos|>")]
     for name in before:
         same = before[name] == after[name]
-        if name.endswith(("c_q.weight", "c_fc.weight", "c_proj.weight")):
-            assert not same.all(), name
-        elif name.startswith(("transformer.wte", "lm_head", "value_embeds")):
-            assert same[~is_new].all() and not same[is_new].all(), name
-        elif "c_" not in name:
-            assert same.all(), name
-    audio = load_checkpoint(folder)[1]["audio"]
+        if name.startswith(("transformer.wte", "lm_head", "value_embeds")):
+            assert not same[new_ids].all(), name
+            same[new_ids] = True
+        adapted = name.endswith(("c_q.weight", "c_fc.weight", "c_proj.weight"))
+        assert adapted or "c_" in name or same.all(), name
+        assert not adapted or not same.all(), name
+    audio = read_meta(folder)["audio"]
     assert audio["prompt"] == "chat" and audio["taps"] == [0, -1] and audio["plain"]
     assert (folder / "encoder.pt").exists()
 
