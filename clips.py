@@ -69,7 +69,6 @@ class ClipTrainer(Trainer):
     data: dict          # {"train": Split, "val": Split}
     spoken: np.ndarray  # clips of val that have words
     projector: torch.nn.Module
-    audio_at: int       # text tokens before the audio
     read: object        # n -> clips (B,), features, frames of the run's n-th microbatch
     score: object       # clips of val (B,), features, frames, is_own -> as evaluate_clips() says
     right: str          # name of the share that score counts
@@ -110,10 +109,11 @@ class ClipTrainer(Trainer):
         self.meter["places"] += places
         self.meter["padding"] += places - int(row_lens.sum())
 
-    def lr_share(self, step):
-        """Return the share of the peak rates at a step."""
-        c = self.c
-        return lr_share(step, c.warmup_steps, c.lr_decay_steps, c.warmdown_share, FINAL_LR_SHARE)
+    def update(self, step, sums, at):
+        """Finish a step; sums as Trainer.update has them; at: the last clips, (B,)."""
+        c, clips = self.c, [self.data["train"].keys[i] for i in at]
+        share = lr_share(step, c.warmup_steps, c.lr_decay_steps, c.warmdown_share, FINAL_LR_SHARE)
+        super().update(step, sums, share, clips=clips)
 
     def clip(self):
         """Clip each parameter group's gradient apart, and return the norm of all."""
@@ -159,11 +159,11 @@ class ClipTrainer(Trainer):
         "val_cut" counts transcripts that did not end and were cut off.
         """
         import jiwer
-        split = self.data["val"]
+        split, audio_at = self.data["val"], self.meta["audio"]["audio_at"]
         at = at[np.linspace(0, len(at) - 1, min(EVAL_CLIPS, len(at))).astype(int)]
         texts, heard, cut = [split.texts[i] for i in at], [], []
         for k in range(0, len(at), 32):
             feats = [clip[:n] for clip, n in zip(*split.read(at[k:k + 32]))]
-            heard += transcribe(self.model, self.projector, self.tok, feats, self.audio_at, cut=cut)
+            heard += transcribe(self.model, self.projector, self.tok, feats, audio_at, cut=cut)
         result = {"val_wer": jiwer.wer(texts, heard)} | ({"val_cut": len(cut)} if cut else {})
         return result, list(zip(texts, heard))

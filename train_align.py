@@ -135,8 +135,8 @@ def make_model():
 def choose_clips(split):
     """Use the clips that are not too long."""
     at = np.flatnonzero(np.array(split.seconds) <= MAX_AUDIO_S)
-    n_text = [len(tok.encode(split.texts[i])) + 1 for i in at]
-    split.use(at, n_audio_tokens(split.lengths[at], stack) + np.array(n_text, dtype=int), config)
+    n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
+    split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text, config)
 
 
 def make_projector():
@@ -219,7 +219,7 @@ by_length = val_at[np.argsort(data["val"].lengths[val_at], kind="stable")]
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=optimizers, losses=["loss"], data=data, spoken=by_length,
-    audio_at=AUDIO_AT, read=read_microbatch, score=score, right="val_acc",
+    read=read_microbatch, score=score, right="val_acc",
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
     meta={"audio": about_audio(), "chats": meta.get("chats", False)})
 sizes = [sum(p.numel() for p in params) for params in (trainer.trained, model.parameters())]
@@ -233,8 +233,7 @@ for step in range(first_step, max_steps):
         loss.backward()
         sums[0] += torch.stack([loss.detach(), (targets >= 0).sum()])
         trainer.count(row_lens)
-    names = [data["train"].keys[i] for i in at]
-    trainer.update(step, sums, trainer.lr_share(step), clips=names)
+    trainer.update(step, sums, at)
     losses.append((sums[0, 0] / sums[0, 1]).item())
 
 # ---- closing line

@@ -185,7 +185,7 @@ talks, left_out = {}, {}
 if chats and practice:
     with user_input():
         talks, left_out = read_chats(chats, speller, len(model.cos))
-    talk_sizes = [sum(len(m["content"]) for m in messages) for _, messages in talks["train"]]
+    talk_sizes = [sum(len(m["content"]) for m in chat["messages"]) for _, chat in talks["train"]]
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=dev))  # no part of the model
 rates, weight_decay = (0.2, 0.004, 0.01), 0.0  # embeddings, lm_head, scalars
 if model.config.n_layer >= 12:  # nanochat's values for its d12

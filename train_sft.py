@@ -19,12 +19,12 @@ from decode import pad
 from files import read_jsonl, read_lines, sha256_file
 from model import add_lora, lora_state, merged_state
 from optim import Muon
-from practice import count_right
+from practice import as_messages, count_right
 from record import need
 from run import join_ranks, leave_ranks
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
 from trainer import check_settings, first_step_of
-from transcripts import plain_text, spoken_turns
+from transcripts import spoken_turns
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/w3"
@@ -76,11 +76,7 @@ def transcript_row(text):
 
 def chat_row(turns):
     """Return the row of a chat [(task, question, answer), ...]."""
-    messages = []
-    for _, question, answer in turns:
-        messages += [{"role": "user", "content": plain_text(question)},
-                     {"role": "assistant", "content": plain_text(answer)}]
-    ids, mask = render_conversation(tok, {"messages": messages})
+    ids, mask = render_conversation(tok, as_messages(turns))
     weights = []
     for is_answer, part in itertools.groupby(mask):
         n = len(list(part))
@@ -315,8 +311,8 @@ audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "pro
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=optimizers, losses=["loss", "text_loss"], data=data,
-    spoken=spoken, audio_at=ears["audio_at"], read=read_microbatch, score=score,
-    right="val_right", files=files, meta={"audio": audio})
+    spoken=spoken, read=read_microbatch, score=score, right="val_right", files=files,
+    meta={"audio": audio})
 sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]
 about = [f"projector {sizes[0]:,}, LoRA {sizes[1]:,} parameters; {len(new_ids)} tokens are new"]
 about += [*data.values(), *(f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n)]
@@ -331,8 +327,7 @@ for step in range(first_step, max_steps):
                 loss.backward()
                 sums[k] += torch.stack([loss.detach(), weight])
                 trainer.count(row_lens)
-    names = [data["train"].keys[i] for i in at]
-    trainer.update(step, sums, trainer.lr_share(step), clips=names)
+    trainer.update(step, sums, at)
 
 if rank == 0:
     print(trainer.clock.closing_line(trainer.result, out_dir))

@@ -134,8 +134,8 @@ class Trainer:
     def update(self, step, sums, share, decay_share=1.0, clips=()):
         """Average the gradients, step the optimizers; log, save and evaluate where it is due.
 
-        sums: float32 (n_losses, 2), this rank's nats and targets; shares: of the peak values;
-        clips: for the error that ends the run where a loss or gradient is not finite.
+        sums: float32 (n_losses, 2), this rank's nats and targets; shares: of the peaks; clips: for
+        the error where a loss or gradient is not finite.
         """
         sum_over_ranks(sums)
         self.window = self.window + sums if self.is_mean else sums
