@@ -1,8 +1,7 @@
-"""What train_align.py and train_sft.py share: clips in batches, and an evaluation of what is heard."""
+"""What train_align.py and train_sft.py share: clips in batches, and what of them is heard."""
 import math
 import time
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -18,21 +17,19 @@ EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluatio
 GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
 FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
 WORKERS = {"cuda": 4}  # threads that read ahead; on a CPU the step reads for itself
-DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6}  # where a script has no such setting
 
 
 class Split(Features):
     """The features of a split, and the clips `at` (N,) that a run uses, in batches."""
 
-    def use(self, at, n_tokens, config):
+    def use(self, at, n_tokens):
         """Use the clips `at`, whose rows in the GPT have n_tokens places each; of val each once."""
         if not len(at):
-            fail(f"{config['data_dir']}: no {self.split} clip with words, {MAX_AUDIO_S} s at most")
+            fail(f"{self.folders}: no {self.split} clip with words, {MAX_AUDIO_S} s at most")
         rows = slice(None)
         if self.split == "val":  # a folder may count several times
             rows = list({self.keys[i]: k for k, i in enumerate(at)}.values())
         self.at, self.n_tokens = np.array(at)[rows], np.array(n_tokens, dtype=np.int32)[rows]
-        self.config = SimpleNamespace(**DEFAULTS | config)
 
     def read(self, at):
         """Read clips: float16 (B, T, n_taps, D), frames (B,)."""
@@ -46,15 +43,15 @@ class Split(Features):
 
     def microbatch(self, n, jitter=0.03):
         """Return the clips of the run's n-th microbatch (B,), and each one's stretch (B,)."""
-        c = self.config
+        c = self.c
         at, stretch = stretched_batch(self.n_tokens, c.seed, "train", *divmod(n, c.grad_accum),
                                       c.batch_size, c.grad_accum, jitter, c.batch_tokens)
         return self.at[at], stretch
 
     def batches(self):
         """Return batches of similar lengths that hold each clip once: [int64 (B,), ...]."""
-        c, lengths = self.config, self.n_tokens.tobytes()
-        batches, _ = epoch_batches(lengths, c.seed, "val", 0, 0, 0.0, c.batch_tokens)
+        batches, _ = epoch_batches(self.n_tokens.tobytes(), self.c.seed, "val", 0, 0, 0.0,
+                                   self.c.batch_tokens)
         return [self.at[batch] for batch in batches]
 
     def __str__(self):
@@ -77,7 +74,8 @@ class ClipTrainer(Trainer):
 
     def __post_init__(self):
         super().__post_init__()
-        self.c = SimpleNamespace(**DEFAULTS | vars(self.c))
+        for split in self.data.values():
+            split.c = self.c
         numbers = range(self.first_step * self.c.grad_accum + self.rank,
                         self.c.max_steps * self.c.grad_accum, self.world_size)
         self.reader = read_ahead(self.read_tensors, numbers, WORKERS.get(self.device.type, 0))

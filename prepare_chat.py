@@ -14,7 +14,7 @@ import os
 from itertools import chain, islice, product
 from pathlib import Path
 
-from configurator import configure, fail, user_input
+from configurator import configure, user_input
 from files import find_files, own_file, read_jsonl, read_lines, sha256_file, write_jsonl
 from record import is_made, note_made
 from tokenizer import read_messages
@@ -22,9 +22,9 @@ from tokenizer import read_messages
 # config: every value here can be set from a config file or as --name=value
 out_dir = "data/chat"
 sources = "data/dstc8"  # comma-separated .jsonl files and folders of DSTC8's dialogues
-limit = 4000            # conversations of each source; 0: all
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
+LIMIT = 4000            # conversations of each source
 VAL_SHARE = 0.05
 FORMS = tuple(product(("", "Hello. ", "Hi, ", "Tell me, "), ("", "?", ".")))  # of a question
 IDENTITY = own_file("assets/identity.txt")
@@ -100,15 +100,13 @@ def deal(rows):
 
 
 def main():
-    if limit < 0:
-        fail(f"{limit=} must be 0 or more")
     with user_input():
         paths = [find_source(source) for source in sources.split(",") if source]
         inputs = {path: sha256_file(path) for path in chain([IDENTITY], *paths)}
     if is_made(out_dir, config, inputs):
         print(f"{out_dir} is up to date")
         return
-    rows = [islice(chain.from_iterable(map(read_conversations, files)), limit or None)
+    rows = [islice(chain.from_iterable(map(read_conversations, files)), LIMIT)
             for files in paths]
     with user_input():
         splits, n_twice = deal(chain(read_identity(), *rows))

@@ -136,7 +136,7 @@ def choose_clips(split):
     """Use the clips that are not too long."""
     at = np.flatnonzero(np.array(split.seconds) <= MAX_AUDIO_S)
     n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
-    split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text, config)
+    split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text)
 
 
 def make_projector():

@@ -173,7 +173,7 @@ def choose_clips(split):
         if has_words and split.seconds[i] <= MAX_AUDIO_S and n <= model.cos.size(0):
             at.append(i)
             n_tokens.append(n)
-    split.use(at, n_tokens, config)
+    split.use(at, n_tokens)
 
 
 def keep_short(texts, row_of):

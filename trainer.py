@@ -19,13 +19,14 @@ from run import Clock, is_due, last_step, log, start_wandb, stop_if_done, sum_ov
 from tokenizer import export_nanochat
 
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
-DEFAULTS = {"log_every": 10, "grad_clip": 1.0, "wandb_log": False}  # of scripts without them
+DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6, "grad_clip": 1.0, "log_every": 10,
+            "wandb_log": False}  # where a script has no such setting
 
 
 def check_settings(config, world_size, *from_one):
     """Stop in one line where a setting is out of range; those of from_one are 1 or more."""
     for name, value in config.items():
-        least = int(name in FROM_ONE or name in from_one)
+        least = int(name in {*FROM_ONE, *from_one})
         if not isinstance(value, str) and value < least:
             fail(f"{name}={value}: give {least} or more")
     init_from, lm, grad_accum = config["init_from"], config["lm"], config.get("grad_accum", 0)

@@ -9,7 +9,8 @@ import test_train
 from audio import Projector
 from checkpoints import load_checkpoint, read_meta
 from decode import score_answers
-from model import GPT, GPTConfig, add_lora, lora_state, merged_state
+from model import GPT, add_lora, lora_state, merged_state
+from test_model import tiny  # noqa: F401
 from test_train import (BOTH, align, base, log_of, losses, run_here, same_state,
                         world, write_features)  # noqa: F401 (world is a fixture)
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,8 +38,7 @@ def school(world):  # noqa: F811
     (world / "text.jsonl").write_text('{"question": "Say this: a cat", "answer": "a cat"}\n' * 3)
     turns = [["own", "who sees", "the dog"], ["number", "how many", "42"],
              ["own", "who", "\u4f60\u597d"]]
-    row = {"key": "item000", "turns": turns}
-    (world / "turns.jsonl").write_text(json.dumps(row) + "\n")
+    (world / "turns.jsonl").write_text(json.dumps({"key": "item000", "turns": turns}) + "\n")
     return world
 
 
@@ -49,35 +49,25 @@ def sft(school, out, *args, **kwargs):
                           **kwargs)
 
 
-@pytest.fixture
-def tiny():
-    """A GPT whose every part matters: no zeros."""
-    torch.manual_seed(0)
-    config = GPTConfig(sequence_len=64, vocab_size=64, n_layer=2, n_head=2, n_kv_head=2, n_embd=64)
-    model = GPT(config).eval()
-    for p in model.parameters():
-        p.data.add_(0.1 * torch.randn_like(p))
-    return model
-
-
-def test_lora_changes_nothing_at_first_and_merges(tiny):
+def test_lora_changes_nothing_at_first_and_merges(tiny):  # noqa: F811
     """Broken: LoRA isn't zero at its start, or a merged checkpoint answers otherwise."""
-    idx = torch.randint(0, 64, (2, 9))
+    idx = torch.randint(0, 50, (2, 9))
     before = tiny(idx)
     lora = add_lora(tiny, 4, 8.0)
-    assert len(lora) == 2 * 2 * 6 and torch.equal(tiny(idx), before)
+    assert len(lora) == 2 * 4 * 6 and torch.equal(tiny(idx), before)
     assert [n for n, p in tiny.named_parameters() if p.requires_grad] == [*lora_state(tiny)]
     for p in lora:
         p.data.normal_(std=0.3)
     after, plain = tiny(idx), GPT(tiny.config).eval()
+    plain.windows = tiny.windows
     plain.load_state_dict(merged_state(tiny))
     assert (after - before).abs().max() > 0.1
     torch.testing.assert_close(plain(idx), after, atol=2e-4, rtol=1e-4)
 
 
-def test_score_answers_are_the_forward_pass(tiny):
+def test_score_answers_are_the_forward_pass(tiny):  # noqa: F811
     """Broken: options are scored with another prompt's cache, or a neighbour's padding."""
-    prompts, audio = [[5, 6, 7, 8], [9, 10]], [torch.randn(3, 64), torch.randn(5, 64)]
+    prompts, audio = [[5, 6, 7, 8], [9, 10]], [torch.randn(3, 48), torch.randn(5, 48)]
     answers = [[[1, 2, 3], [4]], [[3, 3], [2, 1, 1, 4]]]
     got = score_answers(tiny, prompts, answers, audio)
     for b in range(2):
@@ -92,20 +82,19 @@ def test_score_answers_are_the_forward_pass(tiny):
 def test_texture_tokens_ignore_padding_and_know_the_level():
     """Broken: a clip alone sounds otherwise than in a batch, or its level is lost."""
     torch.manual_seed(0)
-    projector = Projector(8, 2, 4, 16, texture=3).eval()
-    short, long = torch.randn(1, 9, 2, 8), torch.randn(1, 20, 2, 8)
-    both = torch.cat([torch.nn.functional.pad(short, (0, 0, 0, 0, 0, 11)), long])
-    together, lens = projector(both, torch.tensor([9, 20]))
-    alone, n = projector(short, torch.tensor([9]))
-    assert lens.tolist() == [3 + 3, 3 + 5] and n.tolist() == [6]
+    projector, start = Projector(8, 2, 4, 16, texture=3).eval(), Projector(8, 1, 4, 16)
+    lens = torch.tensor([9, 20])
+    both = torch.randn(2, 20, 2, 8)
+    both[0, 9:] = 0
+    together, n_tokens = projector(both, lens)
+    alone, _ = projector(both[:1, :9], lens[:1])
+    assert n_tokens.tolist() == [3 + 3, 3 + 5]
     torch.testing.assert_close(together[0, :6], alone[0], atol=1e-5, rtol=1e-4)
-    louder, _ = projector(short + 1.0, torch.tensor([9]))
+    louder, _ = projector(both[:1, :9] + 1.0, lens[:1])
     assert (louder[0, :3] - alone[0, :3]).abs().max() > 0.01
-    start = Projector(8, 1, 4, 16)
     projector.start_from(start, [0, -1], [-1])
-    content, _ = projector(both, torch.tensor([9, 20]))
-    expected, _ = start(both[:, :, 1:], torch.tensor([9, 20]))
-    torch.testing.assert_close(content[:, 3:], expected, atol=1e-2, rtol=1e-2)
+    content, expected = projector(both, lens)[0][:, 3:], start(both[:, :, 1:], lens)[0]
+    torch.testing.assert_close(content, expected, atol=1e-2, rtol=1e-2)
     with pytest.raises(ValueError, match="alike"):
         projector.start_from(Projector(8, 1, 5, 16), [0, -1], [-1])
 
