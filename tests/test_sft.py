@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-import test_train
 from audio import Projector
 from checkpoints import load_checkpoint, read_meta
 from decode import score_answers
 from model import GPT, add_lora, lora_state, merged_state
 from test_model import tiny  # noqa: F401
-from test_train import (BOTH, align, base, log_of, losses, run_here, same_state,
+from test_train import (BOTH, align, base, log_of, losses, run, same_state,
                         world, write_features)  # noqa: F401 (world is a fixture)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -43,10 +42,9 @@ def school(world):  # noqa: F811
 
 
 def sft(school, out, *args, **kwargs):
-    return test_train.run("train_sft.py", f"--data_dir={school}/items", f"--lm={school}/w2",
-                          f"--chats={school}/text.jsonl", f"--turns={school}/turns.jsonl",
-                          f"--sentences={school}/text/train.txt", f"--out_dir={out}", *SFT, *args,
-                          **kwargs)
+    return run("train_sft.py", f"--data_dir={school}/items", f"--lm={school}/w2",
+               f"--chats={school}/text.jsonl", f"--turns={school}/turns.jsonl",
+               f"--sentences={school}/text/train.txt", f"--out_dir={out}", *SFT, *args, **kwargs)
 
 
 def test_lora_changes_nothing_at_first_and_merges(tiny):  # noqa: F811
@@ -122,9 +120,8 @@ class Bf16Operations(TorchDispatchMode):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [base, align, sft])
-def test_fp32_means_no_bf16(school, tmp_path, train, monkeypatch):
+def test_fp32_means_no_bf16(school, tmp_path, train):
     """Broken: a CPU without bf16 instructions is 55 times slower in one operation in bf16."""
-    monkeypatch.setattr(test_train, "run", lambda script, *args: run_here(script, args))
     with Bf16Operations() as seen:
         train(school, tmp_path / "run", "--max_steps=2")
     assert seen.n > 1000 and not seen.found
