@@ -41,7 +41,7 @@ class Split(Features):
         some = np.random.default_rng(seed).permutation(len(self))[:300]
         return mean_std(self.read([i])[0][0] for i in some)
 
-    def microbatch(self, n, jitter=0.03):
+    def microbatch(self, n, jitter):
         """Return the clips of the run's n-th microbatch (B,), and each one's stretch (B,)."""
         c = self.c
         at, stretch = stretched_batch(self.n_tokens, c.seed, "train", *divmod(n, c.grad_accum),
@@ -66,9 +66,10 @@ class ClipTrainer(Trainer):
     data: dict          # {"train": Split, "val": Split}
     spoken: np.ndarray  # clips of val that have words
     projector: torch.nn.Module
-    read: object        # n -> clips (B,), features, frames of the run's n-th microbatch
     score: object       # clips of val (B,), features, frames, is_own -> as evaluate_clips() says
     right: str          # name of the share that score counts
+    warp: object = None  # features, frames, stretch (B,), rng -> other features, frames
+    jitter: float = 0.03  # share of its length by which a clip is stretched
     best: str = "val_loss"
     is_mean = False
 
@@ -78,7 +79,7 @@ class ClipTrainer(Trainer):
             split.c = self.c
         numbers = range(self.first_step * self.c.grad_accum + self.rank,
                         self.c.max_steps * self.c.grad_accum, self.world_size)
-        self.reader = read_ahead(self.read_tensors, numbers, WORKERS.get(self.device.type, 0))
+        self.reader = read_ahead(self.read, numbers, WORKERS.get(self.device.type, 0))
 
     def train(self, on):
         super().train(on)
@@ -86,9 +87,13 @@ class ClipTrainer(Trainer):
 
     # ---- the step
 
-    def read_tensors(self, n):
-        """Read the n-th microbatch -> clips (B,), tensors of its features and frames."""
-        at, *arrays = self.read(n)
+    def read(self, n):
+        """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
+        at, stretch = self.data["train"].microbatch(n, self.jitter)
+        arrays = self.data["train"].read(at)
+        if self.warp:
+            rng = np.random.default_rng([self.c.seed, *divmod(n, self.c.grad_accum)])
+            arrays = self.warp(*arrays, stretch, rng)
         tensors = map(torch.from_numpy, arrays)
         return at, *[t.pin_memory() if self.device.type == "cuda" else t for t in tensors]
 

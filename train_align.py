@@ -79,16 +79,6 @@ def warp(feats, lens, stretch, rng):
     return feats, new_lens
 
 
-def read_microbatch(n):
-    """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
-    at, stretch = data["train"].microbatch(n, TIME_WARP if augment else 0.03)
-    feats, lens = data["train"].read(at)
-    if augment:
-        rng = np.random.default_rng([seed, *divmod(n, grad_accum)])
-        feats, lens = warp(feats, lens, stretch, rng)
-    return at, feats, lens
-
-
 def forward_clips(split, at, feats, lens, with_logits=False):
     """Read clips -> summed loss of their texts, targets (B, T), row lengths (B,), logits."""
     ids, n_ids = pad([[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at], "cpu", -1)
@@ -219,7 +209,8 @@ by_length = val_at[np.argsort(data["val"].lengths[val_at], kind="stable")]
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=optimizers, losses=["loss"], data=data, spoken=by_length,
-    read=read_microbatch, score=score, right="val_acc",
+    score=score, right="val_acc", warp=warp if augment else None,
+    jitter=TIME_WARP if augment else 0.03,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
     meta={"audio": about_audio(), "chats": meta.get("chats", False)})
 sizes = [sum(p.numel() for p in params) for params in (trainer.trained, model.parameters())]

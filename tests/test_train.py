@@ -140,7 +140,7 @@ def world(tmp_path_factory):
 
 @pytest.mark.slow
 def test_documents(tmp_path):
-    """Broken: documents are not learnt, a stopped run goes on otherwise, or ranks differ."""
+    """Broken: documents are not learnt, or a cut file costs the run that is there."""
     rng, made = np.random.default_rng(1), tmp_path / "made"
     texts = [" ".join(rng.choice(WORDS, rng.integers(5, 40))) for _ in range(400)]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": x}) + "\n" for x in texts))
@@ -149,15 +149,9 @@ def test_documents(tmp_path):
 
     def train(name, *args, **more):
         return run("train_base.py", f"--documents={made}", "--data_dir=", *BASE, *BOTH, *args,
-                   f"--out_dir={tmp_path / name}", "--practice=0", "--save_every=2", **more)
+                   f"--out_dir={tmp_path / name}", "--practice=0", **more)
     said = train("straight", "--max_steps=4")
     assert "documents" in said and "cropped" in said and "practice_loss" not in said
-    train("stopped", "--max_steps=2")
-    train("stopped", "--max_steps=4")
-    assert same_state(*(tmp_path / a / "model_000004.pt" for a in ("straight", "stopped")))
-    train("ranks", "--max_steps=4", n_ranks=2)
-    for one, two in zip(log_of(tmp_path / "straight"), log_of(tmp_path / "ranks"), strict=True):
-        assert two == pytest.approx(one, rel=1e-4)
     train("next", "--max_steps=1", f"--lm={tmp_path / 'straight'}")
     assert losses(tmp_path / "next")[1] < losses(tmp_path / "straight")[1] - 0.02
     before = (tmp_path / "straight" / "log.jsonl").read_text()
