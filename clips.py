@@ -133,7 +133,7 @@ class ClipTrainer(Trainer):
         """Return losses with each clip's own audio and with its neighbour's, what is right, WER.
 
         score returns tensors (): loss, its divisor, how many are right, of how many. A clip alone
-        in its batch has no neighbour: it counts in val_loss only.
+        in its batch counts in val_loss only.
         """
         split = self.data["val"]
         sums = torch.zeros(7, device=self.device)  # score's; of pairs: loss, swapped, divisor
@@ -159,7 +159,7 @@ class ClipTrainer(Trainer):
     def hear(self, at):
         """Transcribe EVAL_CLIPS of the clips `at` -> {"val_wer": ..}, [(text, heard), ...].
 
-        "val_cut" counts transcripts that did not end and were cut off.
+        "val_cut" counts transcripts that did not end.
         """
         import jiwer
         split, audio_at = self.data["val"], self.meta["audio"]["audio_at"]

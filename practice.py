@@ -83,7 +83,7 @@ def imitate(ids, spelling, rng, ease):
 def imitate_audio(sentences, spelling, rng, ease=1.0):
     """Imitate recordings of sentences (B arrays of pieces) -> Imitation.
 
-    spelling: (n,), the pieces that random ones are drawn from; rng: a numpy Generator.
+    spelling: (n,), the pieces that random ones are drawn from.
     """
     pairs, weights = zip(*(imitate(ids, spelling, rng, ease) for ids in sentences))
     return Imitation(pad_sequence(pairs, True), pad_sequence(weights, True).float(),

@@ -107,7 +107,7 @@ def kind_of(n):
 
 
 def pick(lengths, step, microbatch, n):
-    """Draw n rows of similar length: a function of (seed, step, microbatch)."""
+    """Draw n rows of similar length."""
     n = min(n, len(lengths))
     return batch_indices(lengths, seed, "train", step, microbatch, n, grad_accum)
 
@@ -121,7 +121,7 @@ def get_text(step, microbatch):
 
 
 def hear(sentences, rng, ease=1.0):
-    """Imitate sentences (arrays of pieces): the model's arguments about audio."""
+    """Return the model's arguments about imitated audio of sentences (arrays of pieces)."""
     imitation = imitate_audio(sentences, spelling, rng, ease)
     return {"audio_features": practice_features(model, blank, imitation, rng, ease),
             "audio_lens": imitation.lens.to(dev)}
