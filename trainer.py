@@ -87,7 +87,7 @@ class Trainer:
         with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
             meta = read_meta(self.c.out_dir)
             self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
-            self.window.copy_(self.state.pop("window").view_as(self.window))
+            self.window.copy_(self.state.pop("window", self.window).view_as(self.window))
             load_optimizers(self.optimizers, self.state.pop("optimizers"))
             self.is_evaluated = meta["evaluated"] or not self.is_due("eval", self.first_step)
 
