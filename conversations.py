@@ -13,8 +13,7 @@ def chat_sums(folder):
     """Return {file name: sha256} of a whole folder of prepare_chat.py; ValueError: it is none."""
     if not os.path.isfile(os.path.join(folder, "meta.json")):  # written last
         raise ValueError(f"{folder} holds no conversations: run prepare_chat.py --out_dir={folder}")
-    names = ("train.jsonl", "val.jsonl")
-    return {name: sha256_file(os.path.join(folder, name)) for name in names}
+    return {name: sha256_file(os.path.join(folder, name)) for name in ("train.jsonl", "val.jsonl")}
 
 
 def pack_whole(lengths, width, n_buffer=1000):
@@ -42,8 +41,8 @@ class Conversations:
     """A split ("train", "val") of a folder of prepare_chat.py in rows of `width` tokens.
 
     A longer conversation loses its end (n_cropped: tokens); it is left out (n_dropped) if no answer
-    stays. each: [(ids, targets)] of a conversation, targets -1 but in answers; n_tokens, n_answers:
-    tokens of all, of answers. ValueError: a wrong line, or no answer at all.
+    stays. each: [(ids, targets)], targets -1 but in answers; n_answers: tokens of answers.
+    ValueError: a wrong line, or no answer at all.
     """
 
     def __init__(self, folder, split, tok, width):

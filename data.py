@@ -1,8 +1,8 @@
 """Features on disk (write, index, read), and batches of clips of similar length.
 
 A folder of features holds shard-000000.tar ... (WebDataset: <key>.npy, float16 (T, n_taps, D), and
-<key>.json of each clip), index.json (of each clip: shard, byte offset of its numbers, frames, info)
-and manifest.json, written last (encoder and its sha256, taps, D, counts, hours, sizes of shards).
+<key>.json of each clip), index.json (where each clip's numbers stand) and manifest.json, written
+last (encoder and its sha256, taps, D, counts, hours, sizes of shards).
 """
 import hashlib
 import io
@@ -23,16 +23,16 @@ AGAIN = "run prepare_librispeech.py"
 # ---- shards
 
 def write_shard(path, clips):
-    """Write one tar of clips as .tmp, rename it, and return its rows of the index.
+    """Write a tar of clips (key, float16 (T, n_taps, D), info dict); return its rows of the index.
 
-    clips: (key, float16 (T, n_taps, D), info dict) each. ValueError: a key with a dot or a slash.
+    ValueError: a key with a dot or a slash.
     """
     rows = []
     with tarfile.open(path + ".tmp", "w", format=tarfile.GNU_FORMAT) as tar:
         for key, features, info in clips:
             if not key or "." in key or "/" in key:
-                raise ValueError(f"{path}: key {key!r} must not be empty or hold '.' or '/' "
-                                 "(WebDataset splits there)")
+                raise ValueError(f"{path}: key {key!r} is empty or holds '.' or '/', where "
+                                 "WebDataset splits it")
             info, npy = {"key": key} | info, io.BytesIO()
             np.save(npy, np.ascontiguousarray(features, dtype=np.float16))
             parts = (f"{key}.json", json.dumps(info).encode()), (f"{key}.npy", npy.getvalue())
@@ -50,8 +50,7 @@ def write_shard(path, clips):
 def write_index(folder, rows, shards, manifest):
     """Write index.json (rows of all shards), then manifest.json; return it with totals added.
 
-    shards: {name: {"bytes": int, "sha256": hex}}.
-    manifest: dict of at least encoder, encoder_sha256, taps, D.
+    shards: {name: {"bytes": int, "sha256": hex}}; manifest: encoder, encoder_sha256, taps, D.
     """
     seconds = {}
     for row in rows:
@@ -66,34 +65,29 @@ def write_index(folder, rows, shards, manifest):
 
 
 def read_index(folder, encoder_sha256, taps):
-    """Read a folder of features -> (manifest, rows with the paths of their shards).
-
-    encoder_sha256, taps: what the run needs ("", None: any). ValueError: others, or not whole.
-    """
+    """Return a folder's (manifest, rows with the paths of their shards); errors as of Features."""
     try:
         texts = [Path(folder, name).read_bytes() for name in ("manifest.json", "index.json")]
         manifest, rows = map(json.loads, texts)
     except (FileNotFoundError, ValueError):
-        raise ValueError(
-            f"{folder}: no whole manifest.json and index.json there: {AGAIN}") from None
+        raise ValueError(f"{folder}: no whole manifest.json and index.json: {AGAIN}") from None
     found, stored = manifest["encoder_sha256"], manifest["taps"]
     if encoder_sha256 not in ("", found) or not set(taps or []) <= set(stored):
-        raise ValueError(f"{folder}: features of encoder_sha256 {found}, taps {stored}, but the "
-                         f"run needs {encoder_sha256 or 'any'}, {taps or 'any'}: {AGAIN}")
+        raise ValueError(f"{folder}: encoder_sha256 {found}, taps {stored}, but the run needs "
+                         f"{encoder_sha256 or 'any'}, {taps or 'any'}: {AGAIN}")
     for name, shard in manifest["shards"].items():
         path = Path(folder, name)
-        n = path.stat().st_size if path.exists() else 0
-        if n != shard["bytes"]:
-            raise ValueError(
-                f"{path}: {n:,} bytes instead of {shard['bytes']:,}: delete it and {AGAIN}")
+        n, whole = path.stat().st_size if path.exists() else 0, shard["bytes"]
+        if n != whole:
+            raise ValueError(f"{path}: {n:,} bytes instead of {whole:,}: delete it and {AGAIN}")
     return manifest, [row | {"shard": os.path.join(folder, row["shard"])} for row in rows]
 
 
 class Features:
-    """Random access to the clips of a split ('' for all). It holds no open file.
+    """Random access to the clips of a split ('' for all); no file stays open.
 
     folder: one, or several of one encoder and the same taps: "a,b*3" counts each clip of b three
-    times. encoder_sha256, taps: what the run needs; only those taps are given out.
+    times. encoder_sha256, taps: what the run needs ("", None: any); only those taps are given out.
     infos: a dict for each clip; keys, texts, seconds: of it; lengths: frames, int32 (N,).
     ValueError: no features, of another encoder or other taps, or a shard cut short.
     """
@@ -103,18 +97,17 @@ class Features:
         for part in folder.split(","):
             part, _, times = part.strip().partition("*")
             if not (times or "1").isdigit():
-                raise ValueError(f"{folder}: write a folder that counts three times as {part}*3")
+                raise ValueError(f"{folder}: a folder that counts three times is {part}*3")
             manifest, rows = read_index(part, encoder_sha256, taps)
             if stored not in (None, manifest["taps"]):
-                raise ValueError(
-                    f"{folder}: of taps {stored} and {manifest['taps']}: make them alike")
+                raise ValueError(f"{folder}: taps {stored} and {manifest['taps']} don't mix")
             encoder_sha256, stored = manifest["encoder_sha256"], manifest["taps"]
             self.folders.append(part)
             rows = [row for row in rows if split in ("", row["info"]["split"])]
             self.rows += rows * int(times or 1)
         if not self.rows:
             raise ValueError(f"{folder}: no {split!r} clip, only {sorted(manifest['clips'])}: "
-                             "name two folders, as a,b")
+                             "add a folder, as a,b")
         taps = list(taps or stored)
         self.keep = None if taps == stored else [stored.index(tap) for tap in taps]
         self.manifest = manifest | {"taps": taps}
@@ -133,7 +126,7 @@ class Features:
         return load_batch(self, [i])[0][0], self.infos[i]
 
     def sums(self):
-        """Return a checksum for each folder: of its index, its shards and its encoder."""
+        """Return a checksum for each folder."""
         found = []
         for folder in self.folders:
             manifest = json.loads(Path(folder, "manifest.json").read_bytes())
@@ -148,24 +141,21 @@ def load_batch(features, indices):
 
     ValueError: a shard ends early.
     """
-    lens, by_shard = features.lengths[indices].astype(np.int64), {}
+    lens = features.lengths[indices].astype(np.int64)
     x = np.zeros((len(indices), lens.max(), *features.shape), dtype=np.float16)
     for b, i in enumerate(indices):
-        row = features.rows[i]
-        by_shard.setdefault(row["shard"], []).append((row["offset"], x[b, :lens[b]]))
-    for path, reads in by_shard.items():
-        with open(path, "rb", buffering=0) as f:
-            for offset, clip in reads:  # from the page cache into the batch, without a copy
-                if os.preadv(f.fileno(), [clip], offset) != clip.nbytes:
-                    raise ValueError(f"{path}: ends before byte {offset + clip.nbytes:,}: "
-                                     "make the features again")
+        clip, path = x[b, :lens[b]], features.rows[i]["shard"]
+        numbers = np.fromfile(path, np.float16, clip.size, offset=features.rows[i]["offset"])
+        if len(numbers) < clip.size:
+            raise ValueError(f"{path}: ends within clip {features.keys[i]}: {AGAIN}")
+        clip[:] = numbers.reshape(clip.shape)
     if features.keep is not None:
         x = np.ascontiguousarray(x[:, :, features.keep])
     return x, lens
 
 
 def mean_std(clips):
-    """Mean and standard deviation over frames of clips (T, n_taps, D): two float32 (n_taps, D)."""
+    """Return mean and deviation over frames of clips (T, n_taps, D): float32 (n_taps, D) each."""
     n, total, squares = 0, 0.0, 0.0
     for x in clips:
         x = x.astype(np.float64)
@@ -194,10 +184,10 @@ def cut_points(lengths, batch_size, batch_tokens):
 
 @lru_cache(maxsize=8)
 def epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens=0):
-    """Return an epoch's batches, a list of int64 (B,), and each clip's stretch, float64 (N,).
+    """Return an epoch's batches [int64 (B,), ...] and each clip's stretch, float64 (N,).
 
-    lengths: bytes of int32 (N,). Each clip is in one batch, sorted as if it were `stretch` times
-    as long, 1 - jitter to 1 + jitter.
+    lengths: bytes of int32 (N,). Clips are sorted as if each were `stretch` times as long: 1 -
+    jitter to 1 + jitter.
     """
     cuts = cut_points(lengths, batch_size, batch_tokens)
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), epoch])
@@ -211,9 +201,8 @@ def epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens=
 
 def stretched_batch(lengths, seed, split, step, microbatch, batch_size, grad_accum=1, jitter=0.03,
                     batch_tokens=0):
-    """Return a microbatch's clips, int64 (B,), and how much longer each is taken to be, (B,).
+    """Return a microbatch's clips, int64 (B,), and their stretch (B,): a function of its arguments.
 
-    A function of its arguments alone: any rank may ask for any step, and resume needs no state.
     lengths: tokens of each clip (N,); microbatch: 0..grad_accum-1. A batch has at most batch_size
     clips and batch_tokens tokens, padding included and up to `jitter` over it (0: any number), or
     is one longer clip. An epoch holds each clip once, its batches in random order.

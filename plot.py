@@ -8,9 +8,9 @@ from kernels import norm
 
 @torch.no_grad()
 def plot_pca(out_dir, model, projector, vocab_size, feats, lens):
-    """Write out_dir/pca.png: projected audio tokens on the two main axes of the token embeddings.
+    """Write out_dir/pca.png: audio tokens of clips on the two main axes of the token embeddings.
 
-    feats, lens: of some clips, numpy (B, T, n_taps, D) and (B,).
+    feats, lens: numpy (B, T, n_taps, D), (B,).
     """
     import matplotlib
     matplotlib.use("Agg")

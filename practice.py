@@ -52,7 +52,7 @@ def ease_at(step):
 
 
 def make_speller(tok, n_tokens):
-    """Return a BPETokenizer of tok's first n_tokens tokens, 256 or more; special ids are tok's."""
+    """Return a BPETokenizer of tok's first n_tokens tokens; special ids are tok's."""
     speller = BPETokenizer(tok.tokens[256:n_tokens])
     speller.special_ids, speller.bos_id = tok.special_ids, tok.bos_id
     return speller
@@ -83,7 +83,7 @@ def imitate(ids, spelling, rng, ease):
 def imitate_audio(sentences, spelling, rng, ease=1.0):
     """Imitate recordings of sentences (B arrays of pieces) -> Imitation.
 
-    spelling: (n,), the pieces that random ones are drawn from; rng: a numpy Generator.
+    spelling: (n,), the pieces that random ones are drawn from.
     """
     pairs, weights = zip(*(imitate(ids, spelling, rng, ease) for ids in sentences))
     return Imitation(pad_sequence(pairs, True), pad_sequence(weights, True).float(),
@@ -117,29 +117,35 @@ def slip(idx, ids, bos_id, rng, ease):
 
 # ---- chats about imitated recordings
 
-def read_chats(path, speller, limit):
-    """Read chats.jsonl -> {"train": [(heard, messages), ...], "val": ...}, Counter of left-outs.
+def as_messages(turns):
+    """Return {"messages": [...]} of turns [(task, question, answer), ...] in plain text."""
+    messages = []
+    for _, question, answer in turns:
+        messages += [{"role": "user", "content": plain_text(question)},
+                     {"role": "assistant", "content": plain_text(answer)}]
+    return {"messages": messages}
 
-    heard: int (n,), the sentence in pieces. A chat that could take over `limit` positions is left
-    out. ValueError: a wrong line, or a split without a chat.
+
+def read_chats(path, speller, limit):
+    """Read chats.jsonl -> {"train": [(heard, chat), ...], "val": ...}, Counter of left-outs.
+
+    heard: int (n,), the sentence in pieces; chat: as_messages() of it. A chat that could take over
+    `limit` positions is left out. ValueError: a wrong line, or a split without a chat.
     """
     chats, left_out = {"train": [], "val": []}, Counter()
     for where, row in read_jsonl(path, split=str, text=str, turns=list):
-        kinds = [list(map(type, turn)) for turn in row["turns"]]
-        if row["split"] not in chats or any(kind != [str] * 3 for kind in kinds):
+        is_right = all(list(map(type, turn)) == [str] * 3 for turn in row["turns"])
+        if row["split"] not in chats or not is_right:
             raise ValueError(f'{where}: "split" is train or val, "turns" are three strings each')
-        messages = []
-        for _, question, answer in spoken_turns(row["turns"], left_out):
-            messages += [{"role": "user", "content": plain_text(question)},
-                         {"role": "assistant", "content": plain_text(answer)}]
-        if not messages:
+        turns = spoken_turns(row["turns"], left_out)
+        if not turns:
             continue
-        heard = np.array(speller.encode(row["text"]))
-        n_text = len(render_conversation(speller, {"messages": messages})[0])
+        chat, heard = as_messages(turns), np.array(speller.encode(row["text"]))
+        n_text = len(render_conversation(speller, chat)[0])
         if (STRETCH + 2) * len(heard) + 4 + n_text > limit:
             left_out[f"over {limit} positions"] += 1
         else:
-            chats[row["split"]].append((heard, messages))
+            chats[row["split"]].append((heard, chat))
     if not all(chats.values()):
         raise ValueError(f"{path} has no chat for train or val: run prepare_practice.py again")
     return chats, left_out
@@ -148,8 +154,8 @@ def read_chats(path, speller, limit):
 def render_chats(chats, tokenizer):
     """Render B chats -> idx, targets, int64 (B, T); targets are -1 outside answers."""
     rows, targets = [], []
-    for _, messages in chats:
-        ids, mask = map(np.array, render_conversation(tokenizer, {"messages": messages}))
+    for _, chat in chats:
+        ids, mask = map(np.array, render_conversation(tokenizer, chat))
         rows.append(ids)
         targets.append(np.where(mask, ids, -1))
     return pad_rows(rows, targets, tokenizer.bos_id)

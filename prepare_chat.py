@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 from itertools import chain, islice, product
+from pathlib import Path
 
-from configurator import configure, fail, user_input
+from configurator import configure, user_input
 from files import find_files, own_file, read_jsonl, read_lines, sha256_file, write_jsonl
 from record import is_made, note_made
 from tokenizer import read_messages
@@ -21,9 +22,9 @@ from tokenizer import read_messages
 # config: every value here can be set from a config file or as --name=value
 out_dir = "data/chat"
 sources = "data/dstc8"  # comma-separated .jsonl files and folders of DSTC8's dialogues
-limit = 4000            # conversations of each source; 0: all
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
+LIMIT = 4000            # conversations of each source
 VAL_SHARE = 0.05
 FORMS = tuple(product(("", "Hello. ", "Hi, ", "Tell me, "), ("", "?", ".")))  # of a question
 IDENTITY = own_file("assets/identity.txt")
@@ -53,21 +54,21 @@ def find_source(source):
 
 
 def read_rows(path):
-    """Yield ('<path>:<line>', messages) of a .jsonl, or of DSTC8's dialogues."""
+    """Yield ('<path>: <place>', messages) of a .jsonl, or of DSTC8's dialogues."""
     if path.endswith(".jsonl"):
         yield from ((where, row["messages"]) for where, row in read_jsonl(path, messages=list))
         return
     try:
         for n, row in enumerate(json.loads("\n".join(read_lines(path))), 1):
-            messages = [{"role": ROLES[turn["speaker"]], "content": turn["utterance"]}
-                        for turn in row["turns"]]
-            yield f"{path}: dialogue {n}", messages
+            yield f"{path}: dialogue {n}", [
+                {"role": ROLES[turn["speaker"]], "content": turn["utterance"]}
+                for turn in row["turns"]]
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path} holds no dialogues of DSTC8 ({type(e).__name__}: {e})") from None
 
 
 def read_conversations(path):
-    """Yield (text, messages), without a question at the end; ValueError names file and line."""
+    """Yield (text, messages), without a question at the end; ValueError names the place."""
     for where, messages in read_rows(path):
         try:
             turns = read_messages({"messages": messages})
@@ -80,15 +81,14 @@ def read_conversations(path):
 
 def hash_of(text):
     """Return a number below 2**64 that depends on a text alone."""
-    data = text.encode(errors="replace")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+    digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def deal(rows):
-    """Deal (text, messages) by the text's hash -> ({split: {hash: messages}}, number left out).
+    """Deal (text, messages) by the text's hash -> ({split: {hash: messages}}, number twice there).
 
-    A conversation that was there before is left out. val asks nothing about the model that train
-    asks in another form: the text is the plain question.
+    The text is the plain question: val asks nothing that train asks in another form.
     """
     splits, n_twice = {"train": {}, "val": {}}, 0
     for text, messages in rows:
@@ -100,21 +100,18 @@ def deal(rows):
 
 
 def main():
-    if limit < 0:
-        fail(f"{limit=} must be 0 or more")
     with user_input():
         paths = [find_source(source) for source in sources.split(",") if source]
         inputs = {path: sha256_file(path) for path in chain([IDENTITY], *paths)}
     if is_made(out_dir, config, inputs):
         print(f"{out_dir} is up to date")
         return
-    rows = [islice(chain.from_iterable(map(read_conversations, files)), limit or None)
+    rows = [islice(chain.from_iterable(map(read_conversations, files)), LIMIT)
             for files in paths]
     with user_input():
         splits, n_twice = deal(chain(read_identity(), *rows))
     os.makedirs(out_dir, exist_ok=True)
-    if os.path.exists(os.path.join(out_dir, "meta.json")):
-        os.remove(os.path.join(out_dir, "meta.json"))  # the folder is not whole from here on
+    Path(out_dir, "meta.json").unlink(missing_ok=True)  # the folder is not whole from here on
     for split, found in splits.items():  # by hash: in random order
         write_jsonl(os.path.join(out_dir, f"{split}.jsonl"),
                     [{"messages": found[digest]} for digest in sorted(found)])

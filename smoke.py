@@ -39,10 +39,10 @@ def write_tones(folder, encoder, seed):
 
 
 def judge(out_dir, losses, pairs, result):
-    """Write out_dir/smoke.json, print the verdict, and return True for PASS.
+    """Write out_dir/smoke.json, print the verdict, and return True for PASS: the loss decides.
 
     losses: of each step, nats; pairs: each tone's name and what was heard; result: the last
-    evaluation. The loss decides. The other figures show whether the GPT listens.
+    evaluation.
     """
     n_right = sum(name == heard for name, heard in pairs)
     passed = losses[0] - losses[-1] >= LEAST_FALL

@@ -15,16 +15,17 @@ import torch.nn.functional as F
 
 import smoke
 from audio import Projector, load_ears, load_encoder, load_encoder_file, n_audio_tokens
-from checkpoints import load_checkpoint, run_sums
+from checkpoints import load_checkpoint, load_saved, run_sums
+from clips import MAX_AUDIO_S, ClipTrainer, Split
 from configurator import configure, fail, user_input
 from decode import pad
 from model import GPT, GPTConfig
 from optim import Muon
 from plot import plot_pca
 from record import need
-from run import join_ranks, last_step, leave_ranks, stop_if_done, sum_over_ranks
+from run import join_ranks, leave_ranks
 from tokenizer import ByteTokenizer, load_tokenizer
-from trainer import MAX_AUDIO_S, Split, Trainer, check_settings
+from trainer import check_settings, first_step_of
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/align"
@@ -56,7 +57,7 @@ save_every = 250
 log_every = 10
 device = "auto"
 use_compile = True
-wandb_log = False       # project nanochat-omni-audio; WANDB_MODE=offline works
+wandb_log = False       # WANDB_MODE=offline works
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
@@ -78,18 +79,8 @@ def warp(feats, lens, stretch, rng):
     return feats, new_lens
 
 
-def read_microbatch(n):
-    """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
-    at, stretch = data["train"].microbatch(n, TIME_WARP if augment else 0.03)
-    feats, lens = data["train"].read(at)
-    if augment:
-        rng = np.random.default_rng([seed, *divmod(n, grad_accum)])
-        feats, lens = warp(feats, lens, stretch, rng)
-    return at, feats, lens
-
-
 def forward_clips(split, at, feats, lens, with_logits=False):
-    """Let the GPT read clips -> summed loss of their texts, targets (B, T), row lengths, logits."""
+    """Read clips -> summed loss of their texts, targets (B, T), row lengths (B,), logits."""
     ids, n_ids = pad([[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at], "cpu", -1)
     ids, text_lens = ids.to(device), n_ids.to(device) - 1
     targets = ids[:, 1:]
@@ -134,55 +125,56 @@ def make_model():
 def choose_clips(split):
     """Use the clips that are not too long."""
     at = np.flatnonzero(np.array(split.seconds) <= MAX_AUDIO_S)
-    n_text = [len(tok.encode(split.texts[i])) + 1 for i in at]
-    split.use(at, n_audio_tokens(split.lengths[at], stack) + np.array(n_text, dtype=int), config)
+    n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
+    split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text)
 
 
 def make_projector():
-    """Return a projector with the data's statistics, or one that goes on from that of lm."""
+    """Return a projector: this run's, or one that goes on from that of lm, or a new one."""
     projector = Projector(
         manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
         dropout=DROPOUT * augment, voice_mix=VOICE_MIX * augment).to(device)
-    if not first_step and "audio" in meta:
-        with user_input():
+    with user_input(RuntimeError):  # files cut short, or of another kind of run
+        if first_step:
+            projector.load_state_dict(load_saved(out_dir, meta, "projector", device))
+        elif "audio" in meta:
             encoder, aligned = load_ears(lm, meta, device)
             if encoder.sha256 != manifest["encoder_sha256"]:
                 fail(f"{lm} was aligned with another encoder: give the base model as lm")
             projector.start_from(aligned, manifest["taps"], meta["audio"]["taps"])
-    elif not first_step:
-        projector.set_stats(*data["train"].stats(seed))
+        else:
+            projector.set_stats(*data["train"].stats(seed))
     return projector
 
 
 def make_optimizers():
-    """Return [AdamW, and Muon for the projector's matrices]; each group has its own peak_lr."""
+    """Return [AdamW, and Muon for the projector's matrices]."""
     model.requires_grad_(lm_learning_rate > 0)
     matrices = {"fc1.weight": stack, "fc2.weight": 1}  # `stack` matrices lie side by side in fc1
     by_adamw, by_muon = [], []
     for name, p in projector.named_parameters():
         if muon_lr and name in matrices:
-            by_muon.append(dict(params=[p], peak_lr=muon_lr, blocks=matrices[name]))
+            by_muon.append(dict(params=[p], lr=muon_lr, blocks=matrices[name]))
         elif p.requires_grad:
             by_adamw.append(p)
-    groups = [dict(params=by_adamw, peak_lr=learning_rate)]
+    groups = [dict(params=by_adamw, lr=learning_rate)]
     if lm_learning_rate:
-        groups.append(dict(params=list(model.parameters()), peak_lr=lm_learning_rate))
+        groups.append(dict(params=list(model.parameters()), lr=lm_learning_rate))
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     return [adamw, Muon(by_muon)] if muon_lr else [adamw]
 
 
-def checkpoint():
-    """Return the files of a checkpoint beside projector and optimizers, and its meta."""
+def about_audio():
+    """Return what a checkpoint's meta says of the ears."""
     seconds = np.array(data["train"].seconds)[data["train"].at]
     piece_s = min(15.0, 1.1 * np.percentile(seconds, 99))  # long recordings are cut so
     audio = {"projector": projector.arguments, "stack": stack, "prompt": "transcript",
              "audio_at": AUDIO_AT, "piece_s": float(piece_s)}
-    audio |= {name: manifest[name] for name in ("encoder", "encoder_sha256", "taps")}
-    return {"model": model.state_dict()}, {"audio": audio, "chats": meta.get("chats", False)}
+    return audio | {name: manifest[name] for name in ("encoder", "encoder_sha256", "taps")}
 
 
 ranks = rank, world_size, device = join_ranks(device, seed)
-check_settings(config, world_size)
+check_settings(config, world_size, "stack", "batch_tokens")
 need("jiwer", "matplotlib")
 is_smoke = data_dir == "tones"
 features_dir = os.path.join(out_dir, "features") if is_smoke else data_dir
@@ -193,9 +185,7 @@ with user_input():
     data = {name: Split(features_dir, name, sha256, layers) for name in ("train", "val")}
     inputs = {"lm": run_sums(lm) if lm else "", "features": data["train"].sums()}
 manifest = data["train"].manifest
-os.makedirs(out_dir, exist_ok=True)
-first_step = last_step(out_dir, init_from, config, inputs)
-stop_if_done(out_dir, first_step, max_steps, "pca.png")
+first_step = first_step_of(config, inputs, "pca.png")
 model, tok, meta = make_model()
 for split in data.values():
     choose_clips(split)
@@ -216,19 +206,26 @@ def score(at, feats, lens, is_own):
 
 val_at = data["val"].at
 by_length = val_at[np.argsort(data["val"].lengths[val_at], kind="stable")]
-trainer = Trainer(config, inputs, ranks, first_step, data, by_length, model, projector, tok,
-                  AUDIO_AT, optimizers, read_microbatch, score, checkpoint, "val_acc")
-trainer.begin(encoder, sum(p.numel() for p in model.parameters() if p.requires_grad))
+trainer = ClipTrainer(
+    config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
+    projector=projector, optimizers=optimizers, losses=["loss"], data=data, spoken=by_length,
+    score=score, right="val_acc", warp=warp if augment else None,
+    jitter=TIME_WARP if augment else 0.03,
+    files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
+    meta={"audio": about_audio(), "chats": meta.get("chats", False)})
+sizes = [sum(p.numel() for p in params) for params in (trainer.trained, model.parameters())]
+about = f"{sizes[0]:,} parameters are trained, the LM has {sizes[1]:,}"
+trainer.begin(trainer.evaluate_clips, [about, *data.values()], encoder=encoder)
+losses = []
 for step in range(first_step, max_steps):
-    sums = torch.zeros(2, device=device)  # nats, targets
+    sums = torch.zeros(1, 2, device=device)  # nats, targets
     for _, at, feats, lens in trainer.microbatches(step):
         loss, targets, row_lens, _ = forward_clips(data["train"], at, feats, lens)
         loss.backward()
-        sums += torch.stack([loss.detach(), (targets >= 0).sum()])
+        sums[0] += torch.stack([loss.detach(), (targets >= 0).sum()])
         trainer.count(row_lens)
-    sum_over_ranks(sums)
-    names = [data["train"].keys[i] for i in at]
-    trainer.update(step, (sums[0] / sums[1]).item(), sums[1], names)
+    trainer.update(step, sums, at)
+    losses.append((sums[0, 0] / sums[0, 1]).item())
 
 # ---- closing line
 
@@ -237,8 +234,8 @@ if rank == 0:
     trainer.train(False)
     plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
     print(trainer.clock.closing_line(trainer.result, out_dir))
-    if is_smoke and trainer.losses:
+    if is_smoke and losses:
         _, pairs = trainer.hear(val_at)
-        passed = smoke.judge(out_dir, trainer.losses, pairs, trainer.result)
+        passed = smoke.judge(out_dir, losses, pairs, trainer.result)
 leave_ranks()
 sys.exit(not passed)

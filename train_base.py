@@ -20,10 +20,10 @@ from model import GPT, GPTConfig
 from optim import gpt_optimizers
 from practice import (count_right, ease_at, imitate_audio, make_speller, practice_features,
                       read_chats, render_chats, slip)
-from pretrain import Loop, check_settings
 from rows import Sentences, to_tensor
-from run import join_ranks, last_step, leave_ranks, lr_share, stop_if_done, sum_over_ranks
+from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
 from tokenizer import load_tokenizer, train_bpe
+from trainer import Trainer, check_settings, first_step_of
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/base_d4"
@@ -57,7 +57,7 @@ save_every = 250
 log_every = 10
 device = "auto"
 use_compile = True
-wandb_log = False       # project nanochat-omni-base; WANDB_MODE=offline works
+wandb_log = False       # WANDB_MODE=offline works
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
@@ -70,7 +70,6 @@ WINDOW_PATTERN = "SSSL" if text_len >= 1024 else "L"  # nanochat's; short rows n
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 
 spell_steps = round(spell_share * lr_decay_steps) if practice and not lm else 0
-check_settings(config)
 if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
     fail(f"{practice=} is at most 1, {practice_vocab=} at least 256, and spelling ends before "
          f"{max_steps=} (spell_share: now at step {spell_steps})")
@@ -81,11 +80,9 @@ if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
 def read_sentences(split):
     """Return the lines of data_dir/<split>.txt."""
     path = os.path.join(data_dir, split + ".txt")
-    if not os.path.isfile(path):
-        fail(f"{path}: no such file: run prepare_text.py first")
     with user_input():
-        found = [line for line in read_lines(path) if line]
-    return found or fail(f"{path} holds no sentence: run prepare_text.py again")
+        found = [line for line in read_lines(path) if line] if os.path.isfile(path) else []
+    return found or fail(f"{path}: no sentence there: run prepare_text.py")
 
 
 def load_documents(source):
@@ -110,7 +107,7 @@ def kind_of(n):
 
 
 def pick(lengths, step, microbatch, n):
-    """Draw n rows of similar length: a function of (seed, step, microbatch)."""
+    """Draw n rows of similar length."""
     n = min(n, len(lengths))
     return batch_indices(lengths, seed, "train", step, microbatch, n, grad_accum)
 
@@ -124,7 +121,7 @@ def get_text(step, microbatch):
 
 
 def hear(sentences, rng, ease=1.0):
-    """Imitate sentences (arrays of pieces) -> the model's arguments about audio."""
+    """Return the model's arguments about imitated audio of sentences (arrays of pieces)."""
     imitation = imitate_audio(sentences, spelling, rng, ease)
     return {"audio_features": practice_features(model, blank, imitation, rng, ease),
             "audio_lens": imitation.lens.to(dev)}
@@ -152,11 +149,9 @@ def get_batch(step, microbatch, kind):
 
 
 rank, world_size, dev = join_ranks(device, seed)
-if grad_accum % world_size:
-    fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
+check_settings(config, world_size, "depth", "head_dim", "batch_size", "text_len", "chat_rows")
 if documents and not os.path.isfile(os.path.join(documents, "meta.json")):  # written last
     fail(f"{documents} holds no documents and tokenizer: run prepare_documents.py")
-os.makedirs(out_dir, exist_ok=True)
 splits = ("train", "val") if practice or not documents else ()  # of the sentences
 lines = {split: read_sentences(split) for split in splits}
 with user_input():
@@ -164,8 +159,7 @@ with user_input():
               "chats": sha256_file(chats) if chats else "",
               "shards": sha256_file(os.path.join(documents, "meta.json")) if documents else "",
               "first_model": read_meta(lm).get("sha256", {}) if lm else ""}
-first_step = last_step(out_dir, init_from, config, inputs)
-stop_if_done(out_dir, first_step, max_steps, "tokenizer.json")
+first_step = first_step_of(config, inputs)
 source = out_dir if first_step else lm  # of model and tokenizer; '': new ones
 with user_input():
     docs = load_documents(source)
@@ -183,33 +177,31 @@ spelling = np.unique(pieces["train"].ids) if splits else []  # the pieces that o
 
 if source:
     with user_input():
-        model, meta = load_checkpoint(source, device=dev)
+        model, _ = load_checkpoint(source, device=dev)
 else:
     with torch.device(dev):
         model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, WINDOW, head_dim, WINDOW_PATTERN))
-    meta = {}
 talks, left_out = {}, {}
 if chats and practice:
     with user_input():
         talks, left_out = read_chats(chats, speller, len(model.cos))
-    talk_sizes = [sum(len(m["content"]) for m in messages) for _, messages in talks["train"]]
+    talk_sizes = [sum(len(m["content"]) for m in chat["messages"]) for _, chat in talks["train"]]
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=dev))  # no part of the model
 rates, weight_decay = (0.2, 0.004, 0.01), 0.0  # embeddings, lm_head, scalars
 if model.config.n_layer >= 12:  # nanochat's values for its d12
     rates, weight_decay = (0.3, 0.008, 0.01), 0.28
 optimizers = gpt_optimizers(model, matrix_lr, *rates, weight_decay, more=[blank])
-losses = ["loss", "practice_loss" if practice else "", "chat_loss" if talks else ""]
-loop = Loop(config, inputs, (rank, world_size, dev), first_step, meta, model, tok, optimizers,
-            losses, text_len, "val_bpb")
+trainer = Trainer(
+    config=config, inputs=inputs, ranks=(rank, world_size, dev), first_step=first_step, model=model,
+    tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"], best="val_bpb",
+    files=lambda: {"model": model.state_dict()}, row_len=text_len,
+    meta={"max_seq_len": text_len, "device_batch_size": batch_size, "chats": bool(talks)})
 if first_step:
     with user_input(KeyError):
-        blank.data.copy_(loop.state["blank"])
-        spell_steps = loop.state["spell_steps"]  # as planned when the run began
-loop.state = {"blank": blank.data, "spell_steps": spell_steps}
-loop.meta["chats"] = bool(talks)
-plain_trunk = fast_trunk = model.trunk
-if use_compile:  # but not for sentences in evaluation, whose rows have many shapes
-    model.trunk = fast_trunk = torch.compile(model.trunk, dynamic=True if practice else None)
+        blank.data.copy_(trainer.state["blank"])
+        spell_steps = trainer.state["spell_steps"]  # as planned when the run began
+trainer.state = {"blank": blank.data, "spell_steps": spell_steps}
+if use_compile:
     model.nll = torch.compile(model.nll)
 
 
@@ -221,19 +213,16 @@ def evaluate(step):
         rows = docs["val"].rows(at)
         return rows[:, :-1], rows[:, 1:]
 
-    bpb = {}
+    result = evaluate_sentences(step) if splits else {}
     if docs:
-        bpb["val_bpb"] = loop.bits_per_byte(read, min(EVAL_ROWS, docs["val"].n_rows))
-    model.trunk = plain_trunk
-    result = (evaluate_sentences(step) if splits else {}) | bpb
+        result["val_bpb"] = trainer.bits_per_byte(read, min(EVAL_ROWS, docs["val"].n_rows))
     if talks:
         result["val_right"] = evaluate_chats(step)
-    model.trunk = fast_trunk
     return result
 
 
 def evaluate_sentences(step):
-    """Return bits per byte and perplexity per word of the text alone, and the loss of listening."""
+    """Return bits per byte and perplexity per word of text alone, and the loss of listening."""
     sentences = (pieces if step <= spell_steps else words)["val"]
     nats = torch.zeros(4, device=dev)  # of the text, of listening; targets, words
     order = np.argsort(sentences.lens, kind="stable")
@@ -269,37 +258,35 @@ def evaluate_chats(step):
 
 # ---- loop
 
-about = [f"{max_steps} steps, each {grad_accum} x {batch_size} rows"]
+n_parameters = sum(p.numel() for p in model.parameters())
+about = [f"{n_parameters:,} parameters; {max_steps} steps, each {grad_accum} x {batch_size} rows"]
 for split, rows in docs.items():
     about.append(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} "
                  f"rows, {rows.n_cropped:,} ({rows.share:.1%}) cropped")
 for split in splits:
     about.append(f"{split}: {len(lines[split]):,} sentences, {len(words[split].ids):,} tokens")
-for reason, n in left_out.items():
-    about.append(f"{chats}: left out: {n:,}, {reason}")
+about += [f"{chats}: left out: {n:,}, {reason}" for reason, n in left_out.items()]
 if first_step < spell_steps:
     about.append(f"text in pieces until step {spell_steps}, where losses jump")
-loop.start(evaluate, about)
+trainer.begin(evaluate, about)
 for step in range(first_step, max_steps):
     if step == spell_steps > 0:  # from here on losses are nats per whole token
         for i in range(practice_vocab, len(tok.tokens)):
             model.start_from_pieces(i, speller.spell(tok.tokens[i]))
-    sums = torch.zeros(6, device=dev)  # nats and targets of each kind
+    sums = torch.zeros(3, 2, device=dev)  # nats and targets of each kind
     for microbatch in range(rank, grad_accum, world_size):
         kind = kind_of(step * grad_accum + microbatch)
         batch = get_batch(step, microbatch, kind)
         loss = model(**batch, loss_reduction="sum")
         loss.backward()
-        sums[2 * kind] += loss.detach()
-        sums[2 * kind + 1] += (batch["targets"] >= 0).sum()
-        loop.n_places += batch["idx"].numel()
+        sums[kind] += torch.stack([loss.detach(), (batch["targets"] >= 0).sum()])
+        trainer.meter["places"] += batch["idx"].numel()
         if kind != TEXT:
-            loop.n_places += batch["audio_lens"].sum()
+            trainer.meter["places"] += batch["audio_lens"].sum()
     share = lr_share(step, warmup_steps, lr_decay_steps, WARMDOWN_SHARE, FINAL_LR_SHARE)
     decay_share = (1 + math.cos(math.pi * min(step / lr_decay_steps, 1))) / 2
-    loop.update(step, sums, share, decay_share)
-    loop.finish(step + 1)
+    trainer.update(step, sums, share, decay_share)
 
 if rank == 0:
-    print(loop.clock.closing_line(loop.result, out_dir))
+    print(trainer.clock.closing_line(trainer.result, out_dir))
 leave_ranks()

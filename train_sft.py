@@ -5,8 +5,6 @@
     python train_sft.py config/cpu_w3.py --init_from=resume  # go on from the last checkpoint
 """
 import itertools
-import math
-import os
 from collections import Counter
 
 import numpy as np
@@ -15,17 +13,18 @@ import torch.nn.functional as F
 
 from audio import Projector, load_ears, n_audio_tokens
 from checkpoints import load_checkpoint, load_saved, read_meta, run_sums
+from clips import MAX_AUDIO_S, ClipTrainer, Split
 from configurator import configure, fail, user_input
 from decode import pad
 from files import read_jsonl, read_lines, sha256_file
 from model import add_lora, lora_state, merged_state
 from optim import Muon
-from practice import count_right
+from practice import as_messages, count_right
 from record import need
-from run import join_ranks, last_step, leave_ranks, stop_if_done, sum_over_ranks
+from run import join_ranks, leave_ranks
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
-from trainer import MAX_AUDIO_S, Split, Trainer, check_settings
-from transcripts import plain_text, spoken_turns
+from trainer import check_settings, first_step_of
+from transcripts import spoken_turns
 
 # config: every value here can be set from a config file or as --name=value
 out_dir = "out/w3"
@@ -52,7 +51,7 @@ save_every = 250
 log_every = 10
 device = "auto"
 use_compile = True
-wandb_log = False       # project nanochat-omni-audio; WANDB_MODE=offline works
+wandb_log = False       # WANDB_MODE=offline works
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
@@ -77,11 +76,7 @@ def transcript_row(text):
 
 def chat_row(turns):
     """Return the row of a chat [(task, question, answer), ...]."""
-    messages = []
-    for _, question, answer in turns:
-        messages += [{"role": "user", "content": plain_text(question)},
-                     {"role": "assistant", "content": plain_text(answer)}]
-    ids, mask = render_conversation(tok, {"messages": messages})
+    ids, mask = render_conversation(tok, as_messages(turns))
     weights = []
     for is_answer, part in itertools.groupby(mask):
         n = len(list(part))
@@ -114,17 +109,11 @@ def draw_text(rng):
     return rows
 
 
-def read_microbatch(n):
-    """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
-    at, _ = data["train"].microbatch(n)
-    return at, *data["train"].read(at)
-
-
 def forward_rows(rows, feats=None, lens=None, with_logits=False):
     """Let the GPT read rows, with their clips' features if given.
 
-    Returns the weighted loss, the sum of weights, row lengths (B,); with_logits: the logits and
-    targets (B, T) too.
+    Returns the weighted loss, the sum of weights, row lengths (B,), with_logits the logits (else
+    the losses), targets (B, T).
     """
     idx, text_lens = pad([ids[:-1] for ids, _ in rows], "cpu")
     following, _ = pad([ids[1:] for ids, _ in rows], "cpu")
@@ -138,8 +127,7 @@ def forward_rows(rows, feats=None, lens=None, with_logits=False):
         row_lens = audio_lens + text_lens
         heard = dict(audio_features=audio, audio_lens=audio_lens, text_lens=text_lens,
                      audio_at=ears["audio_at"])
-    out = model(idx, None if with_logits else targets, loss_reduction="none", **heard)
-    nats = out
+    out = nats = model(idx, None if with_logits else targets, loss_reduction="none", **heard)
     if with_logits:
         nats = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
                                reduction="none")
@@ -152,10 +140,9 @@ def add_turns():
     """Give each clip its questions, and those of the file `turns`, that have a spoken form."""
     more = {}
     for where, row in read_jsonl(turns, key=str, turns=list) if turns else ():
-        try:
-            more[row["key"]] = [[str(part) for part in (task, q, a)] for task, q, a in row["turns"]]
-        except (ValueError, TypeError):
-            raise ValueError(f'{where}: "turns" are lists of [task, question, answer]') from None
+        if not all(isinstance(turn, list) and len(turn) == 3 for turn in row["turns"]):
+            raise ValueError(f'{where}: "turns" are lists of [task, question, answer]')
+        more[row["key"]] = [list(map(str, turn)) for turn in row["turns"]]
     infos = {id(info): info for info in data["train"].infos + data["val"].infos}  # once a clip
     for info in infos.values():
         if asked := info.get("turns", []) + more.get(info["key"], []):
@@ -164,8 +151,8 @@ def add_turns():
 
 def read_text():
     """Return the chats [(task, question, answer), ...] that have a spoken form, and sentences."""
-    rows = (row for _, row in read_jsonl(chats, question=str, answer=str)) if chats else ()
-    talks = [["text", row["question"], row["answer"]] for row in rows]
+    rows = read_jsonl(chats, question=str, answer=str) if chats else ()
+    talks = [["text", row["question"], row["answer"]] for _, row in rows]
     lines = map(str.strip, read_lines(sentences)) if sentences else ()
     return spoken_turns(talks, left_out), [line for line in lines if line]
 
@@ -180,7 +167,7 @@ def choose_clips(split):
         if has_words and split.seconds[i] <= MAX_AUDIO_S and n <= model.cos.size(0):
             at.append(i)
             n_tokens.append(n)
-    split.use(at, n_tokens, config)
+    split.use(at, n_tokens)
 
 
 def keep_short(texts, row_of):
@@ -205,7 +192,7 @@ def make_projector():
 
 @torch.no_grad()
 def start_chat_tokens():
-    """Start the chat's tokens as bos, the end of text, with which alignment ended."""
+    """Start the chat's tokens as bos, with which alignment's texts end."""
     for table in (model.transformer.wte, *model.value_embeds.values()):
         table.weight[new_ids] = table.weight[tok.bos_id].clone()
     model.lm_head.weight[tok.special("<|assistant_end|>")] = model.lm_head.weight[tok.bos_id]
@@ -223,7 +210,7 @@ def free_chat_tokens():
 
 
 def make_optimizers():
-    """Return [AdamW, Muon for the texture's matrices]; each group has its own peak_lr."""
+    """Return [AdamW, Muon for the texture's matrices]."""
     kept, texture, matrices = [], [], []
     for name, p in projector.named_parameters():
         if not name.startswith("texture"):
@@ -232,11 +219,11 @@ def make_optimizers():
             texture.append(p)
         else:
             matrices.append(p)
-    groups = [(kept, PROJECTOR_LR), (texture, TEXTURE_LR), (lora, learning_rate),
-              (list(tables.values()), learning_rate)]
-    groups = [dict(params=params, peak_lr=peak) for params, peak in groups]
+    groups = [(lora, learning_rate), (list(tables.values()), learning_rate), (kept, PROJECTOR_LR),
+              (texture, TEXTURE_LR)]
+    groups = [dict(params=params, lr=peak) for params, peak in groups]
     return [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-            Muon([dict(params=matrices, peak_lr=TEXTURE_MUON_LR)])]
+            Muon(matrices, lr=TEXTURE_MUON_LR)]
 
 
 def adapters():
@@ -247,23 +234,18 @@ def adapters():
 
 @torch.no_grad()
 def load_adapters():
-    """Load what adapters() gave at this run's last step."""
+    """Load the projector and what adapters() gave at this run's last step."""
     with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
-        saved = load_saved(out_dir, read_meta(out_dir), "lora", device)
+        last = read_meta(out_dir)
+        projector.load_state_dict(load_saved(out_dir, last, "projector", device))
+        saved = load_saved(out_dir, last, "lora", device)
         model.load_state_dict({k: v for k, v in saved.items() if "lora" in k}, strict=False)
         for name, p in tables.items():
             p[new_ids] = saved[f"{name}.rows"]
 
 
-def checkpoint():
-    """Return the files of a checkpoint beside projector and optimizers, and its meta."""
-    audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
-                    "plain": True}  # it reads and writes transcripts.plain_text()
-    return {"model": merged_state(model), "lora": adapters()}, {"audio": audio}
-
-
 ranks = rank, world_size, device = join_ranks(device, seed)
-check_settings(config, world_size)
+check_settings(config, world_size, "batch_tokens", "text_rows", "lora_rank")
 need("jiwer")
 left_out = Counter()  # questions, chats and sentences, by reason
 with user_input():
@@ -277,9 +259,7 @@ with user_input():
     sums = [path and sha256_file(path) for path in (turns, chats, sentences)]
     inputs = {"lm": run_sums(lm), "features": data["train"].sums(), "texts": sums}
 manifest = data["train"].manifest
-os.makedirs(out_dir, exist_ok=True)
-first_step = last_step(out_dir, init_from, config, inputs)
-stop_if_done(out_dir, first_step, max_steps, "tokenizer.json")
+first_step = first_step_of(config, inputs)
 with user_input():
     model, _ = load_checkpoint(lm, device=device)
     tok = load_tokenizer(lm, model.config.vocab_size)
@@ -315,11 +295,18 @@ def score(at, feats, lens, is_own):
 # ---- loop
 
 spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
-trainer = Trainer(config, inputs, ranks, first_step, data, spoken, model, projector, tok,
-                  ears["audio_at"], optimizers, read_microbatch, score, checkpoint, "val_right")
-n_trained = sum(p.numel() for p in lora) + len(new_ids) * sum(p.shape[1] for p in tables.values())
-about = [f"left out: {n:,} texts, {reason}" for reason, n in left_out.items() if n]
-trainer.begin(encoder, n_trained, about, evaluate_first=eval_every > 0)
+audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
+                "plain": True}  # it reads and writes transcripts.plain_text()
+trainer = ClipTrainer(
+    config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
+    projector=projector, optimizers=optimizers, losses=["loss", "text_loss"], data=data,
+    spoken=spoken, score=score, right="val_right", meta={"audio": audio},
+    files=lambda: {"model": merged_state(model), "lora": adapters(),
+                   "projector": projector.state_dict()})
+sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]
+about = [f"projector {sizes[0]:,}, LoRA {sizes[1]:,} parameters; {len(new_ids)} tokens are new"]
+about += [*data.values(), *(f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n)]
+trainer.begin(trainer.evaluate_clips, about, evaluate_first=eval_every > 0, encoder=encoder)
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):
@@ -330,15 +317,8 @@ for step in range(first_step, max_steps):
                 loss.backward()
                 sums[k] += torch.stack([loss.detach(), weight])
                 trainer.count(row_lens)
-    sum_over_ranks(sums)
-    loss, text_loss = (sums[:, 0] / sums[:, 1]).tolist()
-    more = {"text_loss": text_loss} if math.isfinite(text_loss) else {}  # 0 / 0: no text
-    names = [data["train"].keys[i] for i in at]
-    trainer.update(step, loss, sums[:, 1].sum(), names, **more)
-
-# ---- closing line
+    trainer.update(step, sums, at)
 
 if rank == 0:
-    size = sum(t.numel() * t.element_size() for t in adapters().values()) / 1e6
-    print(f"{trainer.clock.closing_line(trainer.result, out_dir)}; adapters alone {size:.1f} MB")
+    print(trainer.clock.closing_line(trainer.result, out_dir))
 leave_ranks()

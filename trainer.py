@@ -1,11 +1,9 @@
-"""What train_align.py and train_sft.py share: clips in batches, and all but the forward passes."""
+"""What all training scripts share around their forward passes: resume, update, log, checkpoints."""
 import math
 import os
-import time
 from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Callable
 
 import numpy as np
 import torch
@@ -13,272 +11,210 @@ import torch
 from audio import save_encoder
 from checkpoints import cut_back, load_saved, note_evaluation, read_meta, save_checkpoint
 from configurator import fail, user_input
-from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
-from decode import transcribe
-from device import compute_dtype
+from device import compute_dtype, peak_flops
 from optim import load_optimizers
 from record import provenance
-from run import Clock, is_due, log, lr_share, read_ahead, start_wandb, sum_over_ranks
+from rows import to_tensor
+from run import Clock, is_due, last_step, log, start_wandb, stop_if_done, sum_over_ranks
+from tokenizer import export_nanochat
 
-MAX_AUDIO_S = 30.0     # longer clips are left out, and counted
-EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluation
-GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
-FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
-WORKERS = {"cuda": 4}  # threads that read ahead; on a CPU the step reads for itself
-DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6}  # where a script has no such setting
-FROM_ONE = {"stack", "max_steps", "batch_tokens", "grad_accum", "save_every", "log_every",
-            "text_rows", "lora_rank"}  # settings of 1 or more; all other numbers: 0 or more
+FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
+DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6, "grad_clip": 1.0, "log_every": 10,
+            "wandb_log": False}  # where a script has no such setting
 
 
-def check_settings(config, world_size):
-    """Stop with one line where a setting is out of range."""
+def check_settings(config, world_size, *from_one):
+    """Stop in one line where a setting is out of range; those of from_one are 1 or more."""
     for name, value in config.items():
-        lowest = int(name in FROM_ONE)
-        if not isinstance(value, str) and value < lowest:
-            fail(f"{name}={value}: give {lowest} or more")
-    init_from, lm, grad_accum = (config[name] for name in ("init_from", "lm", "grad_accum"))
+        least = int(name in {*FROM_ONE, *from_one})
+        if not isinstance(value, str) and value < least:
+            fail(f"{name}={value}: give {least} or more")
+    init_from, lm, grad_accum = config["init_from"], config["lm"], config.get("grad_accum", 0)
     if init_from not in ("scratch", "resume", "auto"):
-        fail(f"{init_from=}: use scratch, resume or auto")
+        fail(f"{init_from=}: use scratch, resume or auto (--lm=<folder> begins with its model)")
     if lm and os.path.realpath(lm) == os.path.realpath(config["out_dir"]):
         fail(f"lm={lm} is out_dir too, whose steps this run would replace: give another --out_dir")
     if grad_accum % world_size:
         fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
 
 
-class Split(Features):
-    """The features of a split, and the clips `at` (N,) that a run uses, in batches."""
-
-    def use(self, at, n_tokens, config):
-        """Use the clips `at`, whose rows in the GPT have n_tokens places each; of val each once."""
-        if not len(at):
-            fail(f"{config['data_dir']}: no {self.split} clip with words, {MAX_AUDIO_S} s at most")
-        rows = slice(None)
-        if self.split == "val":  # a folder may count several times
-            rows = list({self.keys[i]: k for k, i in enumerate(at)}.values())
-        self.at, self.n_tokens = np.array(at)[rows], np.array(n_tokens, dtype=np.int32)[rows]
-        self.config = SimpleNamespace(**DEFAULTS | config)
-
-    def read(self, at):
-        """Read clips: float16 (B, T, n_taps, D), frames (B,)."""
-        with user_input():  # a file that is gone or broken
-            return load_batch(self, at)
-
-    def stats(self, seed):
-        """Return mean and standard deviation over 300 clips: float32 (n_taps, D) each."""
-        some = np.random.default_rng(seed).permutation(len(self))[:300]
-        return mean_std(self.read([i])[0][0] for i in some)
-
-    def microbatch(self, n, jitter=0.03):
-        """Return the clips of the run's n-th microbatch (B,), and each one's stretch (B,)."""
-        c = self.config
-        at, stretch = stretched_batch(self.n_tokens, c.seed, "train", *divmod(n, c.grad_accum),
-                                      c.batch_size, c.grad_accum, jitter, c.batch_tokens)
-        return self.at[at], stretch
-
-    def batches(self):
-        """Return batches of similar lengths that hold each clip once: [int64 (B,), ...]."""
-        c, lengths = self.config, self.n_tokens.tobytes()
-        batches, _ = epoch_batches(lengths, c.seed, "val", 0, 0, 0.0, c.batch_tokens)
-        return [self.at[batch] for batch in batches]
-
-    def __str__(self):
-        hours = sum(self.seconds[i] for i in self.at) / 3600
-        n_left = len(set(self.keys)) - len({self.keys[i] for i in self.at})
-        return f"{self.split}: {len(self.at):,} clips, {hours:.2f} h; left out: {n_left}"
+def first_step_of(config, inputs, last_file="tokenizer.json"):
+    """Make out_dir; return the step that its run goes on from, or end the script if it is done."""
+    out_dir, max_steps = config["out_dir"], config["max_steps"]
+    os.makedirs(out_dir, exist_ok=True)
+    step = last_step(out_dir, config["init_from"], config, inputs)
+    stop_if_done(out_dir, step, max_steps, last_file)
+    return step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trainer:
-    """All but a run's forward passes: resume, reading, update, log, checkpoints, evaluation."""
+    """All around a run's forward passes."""
     config: dict
     inputs: dict        # checksums of what the run reads
     ranks: tuple        # rank, world_size, device
     first_step: int
-    data: dict          # {"train": Split, "val": Split}
-    spoken: np.ndarray  # clips of val that have words
     model: torch.nn.Module
-    projector: torch.nn.Module
     tok: object
-    audio_at: int       # text tokens before the audio
-    optimizers: list    # each parameter group has its peak_lr
-    read: Callable      # n -> clips (B,), features, frames of the run's n-th microbatch
-    score: Callable     # clips of val (B,), features, frames, is_own -> as evaluate() says
-    state: Callable     # () -> {name: state_dict} beside projector and optimizers, and meta
-    right: str          # name of the share that score counts
+    optimizers: list    # each group's lr and weight_decay are its peaks
+    losses: list        # names in the log of the kinds of loss
+    files: object       # () -> {name: state_dict} of a checkpoint
+    best: str           # the figure that is lowest in the best checkpoint
+    meta: dict          # more of a checkpoint's meta
+    row_len: int = 0    # tokens of a row, for the mfu
+    is_mean = True      # losses in the log are means since the line before; False: the step's
 
-    def begin(self, encoder, n_trained, about=(), evaluate_first=False):
-        """Resume, make out_dir a folder that loads by itself, and print what is trained.
-
-        n_trained: weights of the LM that move. about: more lines to print. evaluate_first: before
-        a new run's first step too.
-        """
+    def __post_init__(self):
         self.c = c = SimpleNamespace(**DEFAULTS | self.config)
         self.rank, self.world_size, self.device = self.ranks
-        self.made_by, self.meter = provenance(self.device), Counter()
-        self.losses, self.result = [], {}
         self.plain_trunk = self.fast_trunk = self.model.trunk
-        if c.use_compile:  # not evaluation, which has other shapes and a cache
-            self.fast_trunk = torch.compile(self.plain_trunk, dynamic=True)
-        is_evaluated = self.resume() if self.first_step else not evaluate_first
-        if self.rank == 0:
-            start_wandb("nanochat-omni-audio", c.out_dir, self.config)
-            cut_back(c.out_dir, self.first_step, is_evaluated)
-            self.tok.save(c.out_dir)
-            save_encoder(encoder, os.path.join(c.out_dir, "encoder.pt"))
-            n_projector, n_lm = (sum(p.numel() for p in module.parameters())
-                                 for module in (self.projector, self.model))
-            print(f"trained: projector {n_projector:,}, LM {n_trained:,} of {n_lm:,}; "
-                  f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
-                  f"starting at step {self.first_step}", *self.data.values(), *about, sep="\n")
-        self.train(True)
-        if not is_evaluated:
-            self.evaluate_at(self.first_step)
-        numbers = range(self.first_step * c.grad_accum + self.rank, c.max_steps * c.grad_accum,
-                        self.world_size)
-        self.reader = read_ahead(self.read_tensors, numbers, WORKERS.get(self.device.type, 0))
-        self.clock = Clock(self.first_step, c.max_steps)
+        if c.use_compile:  # not evaluation, which has other shapes
+            self.fast_trunk = torch.compile(self.plain_trunk)
+        self.meta = {"model_config": vars(self.model.config), "user_config": self.config,
+                     "inputs": self.inputs, "versions": provenance(self.device), **self.meta}
+        self.meter, self.result = Counter(), {}
+        self.window = torch.zeros(len(self.losses), 2, device=self.device)  # nats, targets
+        self.state, self.is_evaluated = {}, True  # state: more that the optimizers' file holds
+        if self.first_step:
+            self.resume()
+        self.groups = sum((optimizer.param_groups for optimizer in self.optimizers), [])
+        for group in self.groups:
+            group["peak_lr"], group["peak_decay"] = group["lr"], group["weight_decay"]
+        self.trained = sum((group["params"] for group in self.groups), [])
 
     def resume(self):
-        """Load the last step; return False if a kill kept its evaluation from being noted."""
-        out_dir = self.c.out_dir
-        with user_input(RuntimeError, KeyError):  # files cut short, or of another kind of run
-            meta = read_meta(out_dir)
-            self.projector.load_state_dict(load_saved(out_dir, meta, "projector", self.device))
-            saved = load_saved(out_dir, meta, "optim", self.device)
-            load_optimizers(self.optimizers, saved["optimizers"])
-        return meta.get("evaluated", True) or not self.is_due(self.first_step, "eval_every")
+        """Load the last step's optimizers; a kill may have kept its evaluation from meta."""
+        with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
+            meta = read_meta(self.c.out_dir)
+            self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
+            self.window.copy_(self.state.pop("window", self.window).view_as(self.window))
+            load_optimizers(self.optimizers, self.state.pop("optimizers"))
+            self.is_evaluated = meta["evaluated"] or not self.is_due("eval", self.first_step)
 
-    def is_due(self, step, setting):
-        """Return whether what a setting counts in steps is done after `step`."""
-        return is_due(step, getattr(self.c, setting), self.c.max_steps)
+    def is_due(self, what, step):
+        """Return True where "log", "eval" or "save" is due after `step` steps."""
+        return is_due(step, getattr(self.c, f"{what}_every"), self.c.max_steps)
 
     def train(self, on):
         """Turn dropout and the compiled trunk on or off."""
         self.model.train(on)
-        self.projector.train(on)
         self.model.trunk = self.fast_trunk if on else self.plain_trunk
+
+    def begin(self, evaluate, about, evaluate_first=False, encoder=None):
+        """Clear out_dir, now that all inputs have been read; print lines `about`; start the clock.
+
+        evaluate: step -> {figure: value}; evaluate_first: before a new run's first step too;
+        encoder: is saved, so that the folder loads by itself.
+        """
+        self.evaluate, out_dir = evaluate, self.c.out_dir
+        is_evaluated = self.is_evaluated if self.first_step else not evaluate_first
+        if self.rank == 0:
+            cut_back(out_dir, self.first_step, is_evaluated)
+            self.tok.save(out_dir)
+            if encoder:
+                save_encoder(encoder, os.path.join(out_dir, "encoder.pt"))
+            else:  # nanochat loads what is trained here
+                export_nanochat(self.tok, out_dir)
+            print(*about, f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
+                  f"starting at step {self.first_step}", sep="\n")
+        start_wandb("nanochat-omni", out_dir, vars(self.c))
+        self.train(True)
+        if not is_evaluated:
+            self.note(self.first_step)
+        if self.row_len:  # peak_flops may take a second
+            self.mfu = self.model.flops_per_token(self.row_len) / peak_flops(self.device)
+        self.clock = Clock(self.first_step, self.c.max_steps)
 
     # ---- the step
 
-    def read_tensors(self, n):
-        """Read the n-th microbatch -> clips (B,), tensors of its features and frames."""
-        at, *arrays = self.read(n)
-        tensors = map(torch.from_numpy, arrays)
-        return at, *[t.pin_memory() if self.device.type == "cuda" else t for t in tensors]
+    def clip(self):
+        """Clip the gradients' norm, and return it."""
+        limit = self.c.grad_clip or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.trained, limit).item()
 
-    def microbatches(self, step):
-        """Yield (rng, clips, features, frames) of a step; a resumed run draws the same."""
-        for microbatch in range(self.rank, self.c.grad_accum, self.world_size):
-            began = time.time()
-            batch = next(self.reader)
-            self.meter["wait"] += time.time() - began
-            torch.manual_seed(hash((self.c.seed, step, microbatch)))  # of dropout
-            yield np.random.default_rng([self.c.seed, step, microbatch]), *batch
+    def update(self, step, sums, share, decay_share=1.0, clips=()):
+        """Average the gradients, step the optimizers; log, save and evaluate where it is due.
 
-    def count(self, row_lens):
-        """Count the places of a padded batch of rows of row_lens (B,) tokens."""
-        places = len(row_lens) * int(row_lens.max())
-        self.meter["places"] += places
-        self.meter["padding"] += places - int(row_lens.sum())
-
-    def update(self, step, loss, divisor, clips, **more):
-        """Step the optimizers with the ranks' summed gradients over `divisor`; log, save, evaluate.
-
-        loss: of the log, and `more` of its fields; clips: their names, for the error that ends the
-        run where a loss or gradient is not finite. Each parameter group is clipped apart.
+        sums: float32 (n_losses, 2), this rank's nats and targets; shares: of the peaks; clips: for
+        the error where a loss or gradient is not finite.
         """
-        c, norms = self.c, []
-        self.losses.append(loss)
-        share = lr_share(step, c.warmup_steps, c.lr_decay_steps, c.warmdown_share, FINAL_LR_SHARE)
-        for group in sum((optimizer.param_groups for optimizer in self.optimizers), []):
-            for p in group["params"]:
+        sum_over_ranks(sums)
+        self.window = self.window + sums if self.is_mean else sums
+        n_targets = sums[:, 1].sum()
+        has_grad = torch.tensor([float(p.grad is not None) for p in self.trained]).to(self.device)
+        sum_over_ranks(has_grad)
+        for p, n_ranks in zip(self.trained, has_grad.tolist()):
+            if n_ranks:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 sum_over_ranks(p.grad)
-                p.grad /= divisor
-            norms.append(torch.nn.utils.clip_grad_norm_(group["params"], GRAD_CLIP).item())
+                p.grad /= n_targets
+        norm = self.clip()
+        if not math.isfinite(norm + sums.sum().item()):
+            fail(f"step {step}: the loss or its gradient is not finite; clips {[*clips]}; "
+                 f"the last good checkpoint stays in {self.c.out_dir}")
+        for group in self.groups:
             group["lr"] = share * group["peak_lr"]
-        if not math.isfinite(loss + sum(norms)):
-            fail(f"step {step}: the loss or its gradient is not finite; clips {clips}; "
-                 f"the last good checkpoint stays in {c.out_dir}")
+            group["weight_decay"] = decay_share * group["peak_decay"]
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if self.is_due(step + 1, "log_every"):
-            self.log({"step": step + 1, "loss": loss, "lr": share * c.learning_rate,
-                      "norm": math.hypot(*norms)}, more)
+        if self.is_due("log", step + 1):
+            self.log(step + 1, norm)
         with self.clock.pause():
-            if self.is_due(step + 1, "save_every"):
+            if self.is_due("save", step + 1):
                 self.save(step + 1)
-            if self.is_due(step + 1, "eval_every"):
-                self.evaluate_at(step + 1)
+            self.result = self.note(step + 1) if self.is_due("eval", step + 1) else {}
 
-    def log(self, record, more):
-        """Log a step's record with the figures of speed."""
-        seconds, n_steps, eta_min = self.clock.lap(record["step"])
-        meter, self.meter = self.meter, Counter()
+    def log(self, step, norm):
+        """Write a line of the log: the losses and the speed since the last one."""
+        seconds, n_steps, eta_min = self.clock.lap(step)
+        losses = (self.window[:, 0] / self.window[:, 1]).tolist()
+        shown = {name: x for name, x in zip(self.losses, losses) if math.isfinite(x)}  # 0/0: none
+        rate = float(self.meter["places"]) * self.world_size / seconds
         log(self.c.out_dir, {
-            **record, "ms": 1e3 * seconds / n_steps, "wait": meter["wait"] / seconds,
-            "pad": meter["padding"] / meter["places"],
-            "tok/s": meter["places"] * self.world_size / seconds, "eta_min": eta_min,
-            **more}, self.c.wandb_log)
+            "step": step, **shown, "lr": self.groups[0]["lr"], "norm": norm,
+            "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds),
+            "eta_min": eta_min}, self.c.wandb_log)
+        self.meter.clear()
+        self.window = torch.zeros_like(self.window)
+
+    def speed(self, rate, seconds):
+        """Return more fields of speed; rate: tokens a second over all ranks."""
+        return {"mfu": rate / self.world_size * self.mfu}
 
     def save(self, step):
         """Write the checkpoint of a step."""
-        files, meta = self.state()
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        files |= {"projector": self.projector.state_dict(), "optim": {"optimizers": optimizers}}
-        save_checkpoint(self.c.out_dir, step, files, {
-            "model_config": vars(self.model.config), **meta, "user_config": self.config,
-            "inputs": self.inputs, "versions": self.made_by})
+        state = {"window": self.window, "optimizers": [
+            optimizer.state_dict() for optimizer in self.optimizers]}
+        files = self.files() | {"optim": self.state | state}
+        save_checkpoint(self.c.out_dir, step, files, self.meta)
 
-    # ---- validation
+    # ---- evaluation
 
-    def evaluate_at(self, step):
-        """Evaluate, log it, and note it in the step's checkpoint."""
+    def note(self, step):
+        """Evaluate, log it, note it in the step's checkpoint; returns {figure: value}."""
         self.train(False)
         with torch.no_grad():
-            self.result = self.evaluate()
+            result = self.evaluate(step)
         self.train(True)
-        log(self.c.out_dir, {"step": step, **self.result}, self.c.wandb_log)
-        note_evaluation(self.c.out_dir, step, self.result, "val_loss")
-
-    def evaluate(self):
-        """Return losses with each clip's own audio and with its neighbour's, what is right, WER.
-
-        score returns tensors (): loss, its divisor, how many are right, of how many. A clip alone
-        in its batch has no neighbour: it counts in val_loss only.
-        """
-        split = self.data["val"]
-        sums = torch.zeros(7, device=self.device)  # score's; of pairs: loss, swapped, divisor
-        for at in split.batches()[self.rank::self.world_size]:
-            feats, lens = map(torch.from_numpy, split.read(at))
-            own = torch.stack(self.score(at, feats, lens, True))
-            sums[:4] += own
-            if len(at) > 1:
-                swapped = self.score(at, feats.roll(1, dims=0), lens.roll(1), False)[0]
-                sums[4:] += torch.stack([own[0], swapped, own[1]])
-        sum_over_ranks(sums)
-        loss, n, n_right, n_all, own, swapped, n_paired = sums.tolist()
-        result = {"val_loss": loss / n, self.right: n_right / max(n_all, 1)}
-        if n_paired:
-            result |= {"val_shuffled": swapped / n_paired, "gap": (swapped - own) / n_paired}
-        if self.rank == 0 and len(self.spoken):
-            words, pairs = self.hear(self.spoken)
-            result |= words
-            for text, heard in pairs[::max(len(pairs) // 3, 1)]:
-                print(f"    {text}  ->  {heard}")
+        log(self.c.out_dir, {"step": step, **result}, self.c.wandb_log)
+        note_evaluation(self.c.out_dir, step, result, self.best)
         return result
 
-    def hear(self, at):
-        """Transcribe EVAL_CLIPS of the clips `at` -> {"val_wer": ..}, [(text, heard), ...].
+    def bits_per_byte(self, get_rows, n_rows):
+        """Return the bits per byte of the targets of n_rows rows; special tokens don't count.
 
-        "val_cut" counts transcripts that did not end and were cut off.
+        get_rows: function of row numbers (B,) that returns idx, targets, int arrays (B, T).
         """
-        import jiwer
-        split = self.data["val"]
-        at = at[np.linspace(0, len(at) - 1, min(EVAL_CLIPS, len(at))).astype(int)]
-        texts, heard, cut = [split.texts[i] for i in at], [], []
-        for k in range(0, len(at), 32):
-            feats = [clip[:n] for clip, n in zip(*split.read(at[k:k + 32]))]
-            heard += transcribe(self.model, self.projector, self.tok, feats, self.audio_at, cut=cut)
-        result = {"val_wer": jiwer.wer(texts, heard)} | ({"val_cut": len(cut)} if cut else {})
-        return result, list(zip(texts, heard))
+        sums, n = np.zeros(2), self.c.batch_size  # nats, bytes
+        token_bytes = torch.tensor(self.tok.token_bytes(), device=self.device)
+        for i in range(self.rank * n, n_rows, self.world_size * n):
+            at = np.arange(i, min(i + n, n_rows))
+            idx, targets = (to_tensor(array, self.device) for array in get_rows(at))
+            n_bytes = token_bytes[targets.clamp(min=0).flatten()] * (targets.flatten() >= 0)
+            nats = self.model(idx, targets, loss_reduction="none") * (n_bytes > 0)
+            sums += nats.sum().item(), n_bytes.sum().item()
+        sums = torch.from_numpy(sums).to(self.device if self.world_size > 1 else "cpu")
+        sum_over_ranks(sums)
+        nats, total_bytes = sums.tolist()
+        return nats / max(total_bytes, 1) / math.log(2)

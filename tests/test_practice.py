@@ -95,11 +95,11 @@ def test_chats(tok, tmp_path):
     chats, left_out = practice.read_chats(path, speller, 200)
     assert [len(chats[split]) for split in ("train", "val")] == [1, 1]
     assert left_out["over 200 positions"] == 1 and sum(left_out.values()) == 4
-    heard, messages = chats["train"][0]
+    heard, chat = chats["train"][0]
     assert heard.tolist() == speller.encode("the red dog") and max(heard) < 270
     for tokenizer in (tok, speller):
         idx, targets = practice.render_chats(chats["train"], tokenizer)
-        ids, mask = render_conversation(tokenizer, {"messages": messages})
+        ids, mask = render_conversation(tokenizer, chat)
         wanted = [i if is_on else -1 for i, is_on in zip(ids, mask)]
         assert idx[0].tolist() == ids[:-1] and targets[0].tolist() == wanted[1:]
         assert idx[0, 0] == tok.bos_id and targets[0, -1] == tok.special("<|assistant_end|>")

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-import test_train
 from audio import Projector
-from checkpoints import load_checkpoint
+from checkpoints import load_checkpoint, read_meta
 from decode import score_answers
-from model import GPT, GPTConfig, add_lora, lora_state, merged_state
-from test_train import (BOTH, align, base, log_of, losses, run_in_process, same_state,
+from model import GPT, add_lora, lora_state, merged_state
+from test_model import tiny  # noqa: F401
+from test_train import (BOTH, align, base, log_of, losses, run, same_state,
                         world, write_features)  # noqa: F401 (world is a fixture)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tokenizer import chat_prompt, load_tokenizer, multiple_choice
 from transcripts import plain_text
 
@@ -35,47 +37,35 @@ def school(world):  # noqa: F811
     (world / "text.jsonl").write_text('{"question": "Say this: a cat", "answer": "a cat"}\n' * 3)
     turns = [["own", "who sees", "the dog"], ["number", "how many", "42"],
              ["own", "who", "\u4f60\u597d"]]
-    row = {"key": "item000", "turns": turns}
-    (world / "turns.jsonl").write_text(json.dumps(row) + "\n")
+    (world / "turns.jsonl").write_text(json.dumps({"key": "item000", "turns": turns}) + "\n")
     return world
 
 
 def sft(school, out, *args, **kwargs):
-    return test_train.run("train_sft.py", f"--data_dir={school}/items", f"--lm={school}/w2",
-                          f"--chats={school}/text.jsonl", f"--turns={school}/turns.jsonl",
-                          f"--sentences={school}/text/train.txt", f"--out_dir={out}", *SFT, *args,
-                          **kwargs)
+    return run("train_sft.py", f"--data_dir={school}/items", f"--lm={school}/w2",
+               f"--chats={school}/text.jsonl", f"--turns={school}/turns.jsonl",
+               f"--sentences={school}/text/train.txt", f"--out_dir={out}", *SFT, *args, **kwargs)
 
 
-@pytest.fixture
-def tiny():
-    """A GPT whose every part matters: no zeros."""
-    torch.manual_seed(0)
-    config = GPTConfig(sequence_len=64, vocab_size=64, n_layer=2, n_head=2, n_kv_head=2, n_embd=64)
-    model = GPT(config).eval()
-    for p in model.parameters():
-        p.data.add_(0.1 * torch.randn_like(p))
-    return model
-
-
-def test_lora_changes_nothing_at_first_and_merges(tiny):
+def test_lora_changes_nothing_at_first_and_merges(tiny):  # noqa: F811
     """Broken: LoRA isn't zero at its start, or a merged checkpoint answers otherwise."""
-    idx = torch.randint(0, 64, (2, 9))
+    idx = torch.randint(0, 50, (2, 9))
     before = tiny(idx)
     lora = add_lora(tiny, 4, 8.0)
-    assert len(lora) == 2 * 2 * 6 and torch.equal(tiny(idx), before)
+    assert len(lora) == 2 * 4 * 6 and torch.equal(tiny(idx), before)
     assert [n for n, p in tiny.named_parameters() if p.requires_grad] == [*lora_state(tiny)]
     for p in lora:
         p.data.normal_(std=0.3)
     after, plain = tiny(idx), GPT(tiny.config).eval()
+    plain.windows = tiny.windows
     plain.load_state_dict(merged_state(tiny))
     assert (after - before).abs().max() > 0.1
     torch.testing.assert_close(plain(idx), after, atol=2e-4, rtol=1e-4)
 
 
-def test_score_answers_are_the_forward_pass(tiny):
+def test_score_answers_are_the_forward_pass(tiny):  # noqa: F811
     """Broken: options are scored with another prompt's cache, or a neighbour's padding."""
-    prompts, audio = [[5, 6, 7, 8], [9, 10]], [torch.randn(3, 64), torch.randn(5, 64)]
+    prompts, audio = [[5, 6, 7, 8], [9, 10]], [torch.randn(3, 48), torch.randn(5, 48)]
     answers = [[[1, 2, 3], [4]], [[3, 3], [2, 1, 1, 4]]]
     got = score_answers(tiny, prompts, answers, audio)
     for b in range(2):
@@ -90,20 +80,19 @@ def test_score_answers_are_the_forward_pass(tiny):
 def test_texture_tokens_ignore_padding_and_know_the_level():
     """Broken: a clip alone sounds otherwise than in a batch, or its level is lost."""
     torch.manual_seed(0)
-    projector = Projector(8, 2, 4, 16, texture=3).eval()
-    short, long = torch.randn(1, 9, 2, 8), torch.randn(1, 20, 2, 8)
-    both = torch.cat([torch.nn.functional.pad(short, (0, 0, 0, 0, 0, 11)), long])
-    together, lens = projector(both, torch.tensor([9, 20]))
-    alone, n = projector(short, torch.tensor([9]))
-    assert lens.tolist() == [3 + 3, 3 + 5] and n.tolist() == [6]
+    projector, start = Projector(8, 2, 4, 16, texture=3).eval(), Projector(8, 1, 4, 16)
+    lens = torch.tensor([9, 20])
+    both = torch.randn(2, 20, 2, 8)
+    both[0, 9:] = 0
+    together, n_tokens = projector(both, lens)
+    alone, _ = projector(both[:1, :9], lens[:1])
+    assert n_tokens.tolist() == [3 + 3, 3 + 5]
     torch.testing.assert_close(together[0, :6], alone[0], atol=1e-5, rtol=1e-4)
-    louder, _ = projector(short + 1.0, torch.tensor([9]))
+    louder, _ = projector(both[:1, :9] + 1.0, lens[:1])
     assert (louder[0, :3] - alone[0, :3]).abs().max() > 0.01
-    start = Projector(8, 1, 4, 16)
     projector.start_from(start, [0, -1], [-1])
-    content, _ = projector(both, torch.tensor([9, 20]))
-    expected, _ = start(both[:, :, 1:], torch.tensor([9, 20]))
-    torch.testing.assert_close(content[:, 3:], expected, atol=1e-2, rtol=1e-2)
+    content, expected = projector(both, lens)[0][:, 3:], start(both[:, :, 1:], lens)[0]
+    torch.testing.assert_close(content, expected, atol=1e-2, rtol=1e-2)
     with pytest.raises(ValueError, match="alike"):
         projector.start_from(Projector(8, 1, 5, 16), [0, -1], [-1])
 
@@ -112,20 +101,30 @@ def test_options_have_one_spelling(school):
     """Broken: an option is tokenized otherwise in the question than as an answer."""
     tok, options = load_tokenizer(school / "w2"), ["The man", "a girl", "a cat", "old dog"]
     ids = chat_prompt(tok, [], plain_text(multiple_choice("Who sees it?", options)))
-    for option in options:
-        own = tok.encode(plain_text(option))
-        assert any(ids[i:i + len(own)] == own for i in range(len(ids))), option
-    assert ids[0] == tok.bos_id and ids[-1] == tok.special("<|assistant_start|>")
+    for own in (tok.encode(plain_text(option)) for option in options):
+        assert any(ids[i:i + len(own)] == own for i in range(len(ids))), own
+
+
+class Bf16Operations(TorchDispatchMode):
+    """Records every operation that reads or makes a bf16 tensor."""
+    n, found = 0, frozenset()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.n += 1
+        for x in tree_leaves((args, kwargs, out)):
+            if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16:
+                self.found |= {str(func)}
+        return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [base, align, sft])
-def test_fp32_means_no_bf16(school, tmp_path, train, monkeypatch):
+def test_fp32_means_no_bf16(school, tmp_path, train):
     """Broken: a CPU without bf16 instructions is 55 times slower in one operation in bf16."""
-    seen = []
-    monkeypatch.setattr(test_train, "run", lambda *command: seen.append(run_in_process(*command)))
-    train(school, tmp_path / "run", "--max_steps=2")
-    assert seen[0].n > 1000 and not seen[0].found
+    with Bf16Operations() as seen:
+        train(school, tmp_path / "run", "--max_steps=2")
+    assert seen.n > 1000 and not seen.found
     assert (tmp_path / "run" / "meta_000002.json").exists()  # it ran to its end
 
 
@@ -136,7 +135,7 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
     out = sft(school, folder, "--max_steps=2", "--learning_rate=0.05",
               f"--data_dir={school}/items*2")
     assert "train: 80 clips" in out and "val: 8 clips" in out  # of val each once
-    assert "adapters alone" in out and "left out: 1 texts, letters of another script" in out
+    assert "left out: 1 texts, letters of another script" in out
     rows = log_of(folder)
     assert rows[0]["step"] == 0 and "val_loss" in rows[0]  # what alignment alone answers
     assert all(row["text_loss"] > 0 for row in rows if "lr" in row)
@@ -144,18 +143,17 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
     saved = torch.load(folder / "lora_000002.pt", weights_only=True)
     assert len([name for name, p in saved.items() if name.endswith("lora_b") and p.any()]) == 12
     before, after = (load_checkpoint(path)[0].state_dict() for path in (school / "w2", folder))
-    tok = load_tokenizer(folder)
-    is_new = torch.zeros(len(after["lm_head.weight"]), dtype=torch.bool)
-    is_new[[10, *(i for name, i in tok.special_ids.items() if name != "<|bos|>")]] = True
+    new_ids = [10, *(i for name, i in load_tokenizer(folder).special_ids.items()
+                     if name != "<|bos|>")]
     for name in before:
         same = before[name] == after[name]
-        if name.endswith(("c_q.weight", "c_fc.weight", "c_proj.weight")):
-            assert not same.all(), name
-        elif name.startswith(("transformer.wte", "lm_head", "value_embeds")):
-            assert same[~is_new].all() and not same[is_new].all(), name
-        elif "c_" not in name:
-            assert same.all(), name
-    audio = load_checkpoint(folder)[1]["audio"]
+        if name.startswith(("transformer.wte", "lm_head", "value_embeds")):
+            assert not same[new_ids].all(), name
+            same[new_ids] = True
+        adapted = name.endswith(("c_q.weight", "c_fc.weight", "c_proj.weight"))
+        assert adapted or "c_" in name or same.all(), name
+        assert not adapted or not same.all(), name
+    audio = read_meta(folder)["audio"]
     assert audio["prompt"] == "chat" and audio["taps"] == [0, -1] and audio["plain"]
     assert (folder / "encoder.pt").exists()
 

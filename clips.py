@@ -1,0 +1,172 @@
+"""What train_align.py and train_sft.py share: clips in batches, and what of them is heard."""
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from configurator import fail, user_input
+from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
+from decode import transcribe
+from run import lr_share, read_ahead, sum_over_ranks
+from trainer import Trainer
+
+MAX_AUDIO_S = 30.0     # longer clips are left out, and counted
+EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluation
+GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
+FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
+WORKERS = {"cuda": 4}  # threads that read ahead; on a CPU the step reads for itself
+
+
+class Split(Features):
+    """The features of a split, and the clips `at` (N,) that a run uses, in batches."""
+
+    def use(self, at, n_tokens):
+        """Use the clips `at`, whose rows in the GPT have n_tokens places each; of val each once."""
+        if not len(at):
+            fail(f"{self.folders}: no {self.split} clip with words, {MAX_AUDIO_S} s at most")
+        rows = slice(None)
+        if self.split == "val":  # a folder may count several times
+            rows = list({self.keys[i]: k for k, i in enumerate(at)}.values())
+        self.at, self.n_tokens = np.array(at)[rows], np.array(n_tokens, dtype=np.int32)[rows]
+
+    def read(self, at):
+        """Read clips: float16 (B, T, n_taps, D), frames (B,)."""
+        with user_input():  # a file that is gone or broken
+            return load_batch(self, at)
+
+    def stats(self, seed):
+        """Return mean and standard deviation over 300 clips: float32 (n_taps, D) each."""
+        some = np.random.default_rng(seed).permutation(len(self))[:300]
+        return mean_std(self.read([i])[0][0] for i in some)
+
+    def microbatch(self, n, jitter):
+        """Return the clips of the run's n-th microbatch (B,), and each one's stretch (B,)."""
+        c = self.c
+        at, stretch = stretched_batch(self.n_tokens, c.seed, "train", *divmod(n, c.grad_accum),
+                                      c.batch_size, c.grad_accum, jitter, c.batch_tokens)
+        return self.at[at], stretch
+
+    def batches(self):
+        """Return batches of similar lengths that hold each clip once: [int64 (B,), ...]."""
+        batches, _ = epoch_batches(self.n_tokens.tobytes(), self.c.seed, "val", 0, 0, 0.0,
+                                   self.c.batch_tokens)
+        return [self.at[batch] for batch in batches]
+
+    def __str__(self):
+        hours = sum(self.seconds[i] for i in self.at) / 3600
+        n_left = len(set(self.keys)) - len({self.keys[i] for i in self.at})
+        return f"{self.split}: {len(self.at):,} clips, {hours:.2f} h; left out: {n_left}"
+
+
+@dataclass(kw_only=True)
+class ClipTrainer(Trainer):
+    """Trainer of a GPT and a projector on clips."""
+    data: dict          # {"train": Split, "val": Split}
+    spoken: np.ndarray  # clips of val that have words
+    projector: torch.nn.Module
+    score: object       # clips of val (B,), features, frames, is_own -> as evaluate_clips() says
+    right: str          # name of the share that score counts
+    warp: object = None  # features, frames, stretch (B,), rng -> other features, frames
+    jitter: float = 0.03  # share of its length by which a clip is stretched
+    best: str = "val_loss"
+    is_mean = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        for split in self.data.values():
+            split.c = self.c
+        numbers = range(self.first_step * self.c.grad_accum + self.rank,
+                        self.c.max_steps * self.c.grad_accum, self.world_size)
+        self.reader = read_ahead(self.read, numbers, WORKERS.get(self.device.type, 0))
+
+    def train(self, on):
+        super().train(on)
+        self.projector.train(on)
+
+    # ---- the step
+
+    def read(self, n):
+        """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
+        at, stretch = self.data["train"].microbatch(n, self.jitter)
+        arrays = self.data["train"].read(at)
+        if self.warp:
+            rng = np.random.default_rng([self.c.seed, *divmod(n, self.c.grad_accum)])
+            arrays = self.warp(*arrays, stretch, rng)
+        tensors = map(torch.from_numpy, arrays)
+        return at, *[t.pin_memory() if self.device.type == "cuda" else t for t in tensors]
+
+    def microbatches(self, step):
+        """Yield (rng, clips, features, frames) of a step; a resumed run draws the same."""
+        for microbatch in range(self.rank, self.c.grad_accum, self.world_size):
+            began = time.time()
+            batch = next(self.reader)
+            self.meter["wait"] += time.time() - began
+            torch.manual_seed(hash((self.c.seed, step, microbatch)))  # of dropout
+            yield np.random.default_rng([self.c.seed, step, microbatch]), *batch
+
+    def count(self, row_lens):
+        """Count the places of a padded batch of rows of row_lens (B,) tokens."""
+        places = len(row_lens) * int(row_lens.max())
+        self.meter["places"] += places
+        self.meter["padding"] += places - int(row_lens.sum())
+
+    def update(self, step, sums, at):
+        """Finish a step; sums as Trainer.update has them; at: the last clips, (B,)."""
+        c, clips = self.c, [self.data["train"].keys[i] for i in at]
+        share = lr_share(step, c.warmup_steps, c.lr_decay_steps, c.warmdown_share, FINAL_LR_SHARE)
+        super().update(step, sums, share, clips=clips)
+
+    def clip(self):
+        """Clip each parameter group's gradient apart, and return the norm of all."""
+        return math.hypot(*[torch.nn.utils.clip_grad_norm_(group["params"], GRAD_CLIP).item()
+                            for group in self.groups])
+
+    def speed(self, rate, seconds):
+        return {"wait": self.meter["wait"] / seconds,
+                "pad": self.meter["padding"] / self.meter["places"]}
+
+    # ---- evaluation
+
+    def evaluate_clips(self, step):
+        """Return losses with each clip's own audio and with its neighbour's, what is right, WER.
+
+        score returns tensors (): loss, its divisor, how many are right, of how many. A clip alone
+        in its batch counts in val_loss only.
+        """
+        split = self.data["val"]
+        sums = torch.zeros(7, device=self.device)  # score's; of pairs: loss, swapped, divisor
+        for at in split.batches()[self.rank::self.world_size]:
+            feats, lens = map(torch.from_numpy, split.read(at))
+            own = torch.stack(self.score(at, feats, lens, True))
+            sums[:4] += own
+            if len(at) > 1:
+                swapped = self.score(at, feats.roll(1, dims=0), lens.roll(1), False)[0]
+                sums[4:] += torch.stack([own[0], swapped, own[1]])
+        sum_over_ranks(sums)
+        loss, n, n_right, n_all, own, swapped, n_paired = sums.tolist()
+        result = {"val_loss": loss / n, self.right: n_right / max(n_all, 1)}
+        if n_paired:
+            result |= {"val_shuffled": swapped / n_paired, "gap": (swapped - own) / n_paired}
+        if self.rank == 0 and len(self.spoken):
+            words, pairs = self.hear(self.spoken)
+            result |= words
+            for text, heard in pairs[::max(len(pairs) // 3, 1)]:
+                print(f"    {text}  ->  {heard}")
+        return result
+
+    def hear(self, at):
+        """Transcribe EVAL_CLIPS of the clips `at` -> {"val_wer": ..}, [(text, heard), ...].
+
+        "val_cut" counts transcripts that did not end.
+        """
+        import jiwer
+        split, audio_at = self.data["val"], self.meta["audio"]["audio_at"]
+        at = at[np.linspace(0, len(at) - 1, min(EVAL_CLIPS, len(at))).astype(int)]
+        texts, heard, cut = [split.texts[i] for i in at], [], []
+        for k in range(0, len(at), 32):
+            feats = [clip[:n] for clip, n in zip(*split.read(at[k:k + 32]))]
+            heard += transcribe(self.model, self.projector, self.tok, feats, audio_at, cut=cut)
+        result = {"val_wer": jiwer.wer(texts, heard)} | ({"val_cut": len(cut)} if cut else {})
+        return result, list(zip(texts, heard))
