@@ -2,8 +2,8 @@
 
     python estimate.py
 
-Times a training step (a d4 GPT, 64 rows of 72 positions) and Whisper-base's encoder (clips of 3 s),
-both with random weights. STEPS and CLIPS were fitted to all stages, timed in bf16 and in fp32.
+Times a training step (a d4 GPT, 64 rows of 72 positions) and Whisper-base's encoder (clips of 3 s).
+STEPS and CLIPS were fitted to all stages, timed in bf16 and in fp32.
 """
 import time
 
