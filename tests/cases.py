@@ -12,27 +12,47 @@ from collections import defaultdict
 
 import pytest
 
-KINDS = {
-    "B01": "FLAC of unknown length", "B02": "Ogg without its end, or cut",
-    "B03": "WAV of size 0 or unknown", "B04": "odd chunks and headers of WAV",
-    "B05": "mp3 without Xing header", "B06": "cover art and tags",
-    "B07": "joined ogg and mp3 files", "B08": "channels that cancel",
-    "B09": "float files in integer range", "B10": "silence (hiss and music: a known limit)",
-    "B11": "quiet, clipped and offset recordings", "B12": "limits at their edge",
-    "B13": "webm, m4a and other containers", "B14": "content other than the extension says",
-    "B15": "byte order marks, UTF-16", "B16": "rows with U+2028 and U+0085",
-    "B17": "keys that collide, dots in names", "B18": "._files and .DS_Store",
-    "B19": "upper-case extensions", "B20": "tabs, CRLF and Latin-1 in transcripts",
-    "B21": "numbers, tags and empty transcripts", "B22": "accents composed or decomposed",
-    "B23": "parquet columns and folders", "B24": "special tokens and long runs in text",
-    "B25": "two system messages, or a later one", "B26": "base64 with line ends, data URIs",
-    "B27": "format labels of sound", "B28": "null and unsupported fields of a chat",
-    "B29": "transcription formats and empty fields", "B30": "a form's part without a filename",
-    "B31": "bearer in any case", "B32": "an unknown Host", "B33": "two servers on one port",
-    "B34": "~ in paths", "B35": "no HOME, no user name",
-    "B36": "settings files with a byte order mark, another folder",
-    "B37": "shards and other files of Whisper", "B38": "older nanochat checkpoints",
-    "B39": "ranks and accumulation, resume elsewhere", "B40": "slashes, HEAD and addresses"}
+KINDS = dict(line.split(" ", 1) for line in """\
+B01 FLAC of unknown length
+B02 Ogg without its end, or cut
+B03 WAV of size 0 or unknown
+B04 odd chunks and headers of WAV
+B05 mp3 without Xing header
+B06 cover art and tags
+B07 joined ogg and mp3 files
+B08 channels that cancel
+B09 float files in integer range
+B10 silence (hiss and music: a known limit)
+B11 quiet, clipped and offset recordings
+B12 limits at their edge
+B13 webm, m4a and other containers
+B14 content other than the extension says
+B15 byte order marks, UTF-16
+B16 rows with U+2028 and U+0085
+B17 keys that collide, dots in names
+B18 ._files and .DS_Store
+B19 upper-case extensions
+B20 tabs, CRLF and Latin-1 in transcripts
+B21 numbers, tags and empty transcripts
+B22 accents composed or decomposed
+B23 parquet columns and folders
+B24 special tokens and long runs in text
+B25 two system messages, or a later one
+B26 base64 with line ends, data URIs
+B27 format labels of sound
+B28 null and unsupported fields of a chat
+B29 transcription formats and empty fields
+B30 a form's part without a filename
+B31 bearer in any case
+B32 an unknown Host
+B33 two servers on one port
+B34 ~ in paths
+B35 no HOME, no user name
+B36 settings files with a byte order mark, another folder
+B37 shards and other files of Whisper
+B38 older nanochat checkpoints
+B39 ranks and accumulation, resume elsewhere
+B40 slashes, HEAD and addresses""".splitlines())
 
 
 class Table:
@@ -58,16 +78,16 @@ class Table:
                 self.outcomes[kind].append(report.outcome)
 
     def pytest_terminal_summary(self, terminalreporter):
-        n_right = 0
+        self.n_wrong = 0
         for kind in self.kinds:
             outcomes = self.outcomes[kind]
-            verdict = "WRONG" if outcomes else "NO TEST"
-            if "passed" in outcomes and not set(outcomes) - {"passed", "skipped"}:
-                verdict, n_right = "right", n_right + 1
-            counts = f"{outcomes.count('passed'):3} of {len(outcomes):2} tests"
-            terminalreporter.write_line(f"{kind}  {verdict:8}{counts}  {KINDS[kind]}")
-        terminalreporter.write_line(f"{n_right} of {len(self.kinds)} kinds are right")
-        self.n_wrong = len(self.kinds) - n_right
+            is_right = "passed" in outcomes and set(outcomes) <= {"passed", "skipped"}
+            self.n_wrong += not is_right
+            terminalreporter.write_line(f"{kind}  {'right' if is_right else 'WRONG':7}"
+                                        f"{outcomes.count('passed'):3} of {len(outcomes):2} tests  "
+                                        f"{KINDS[kind]}")
+        n = len(self.kinds)
+        terminalreporter.write_line(f"{n - self.n_wrong} of {n} kinds are right")
 
     def pytest_sessionfinish(self, session):
         if not all(self.outcomes[kind] for kind in self.kinds) and not session.exitstatus:
