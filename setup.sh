@@ -1,12 +1,14 @@
-# Sourced by test.sh and speedrun.sh, in the repository's folder: `setup requirements.txt ...` makes .venv and installs
-# the named requirement files, when they changed since the last time. It can be interrupted and run again.
+# Sourced by test.sh and speedrun.sh, in the repository's folder. `setup requirements.txt ...` makes
+# .venv and installs the named requirement files, if they changed since the last time. It can be
+# interrupted and run again.
 
 setup() {
-    local is_good='import sys, pip; sys.exit(sys.version_info < (3, 11))'  # pip missing: interrupted while it was made
+    local is_new='import sys; sys.exit(sys.version_info < (3, 11))'
+    local is_good="import pip; $is_new"  # without pip: interrupted while it was made
     if ! .venv/bin/python -c "$is_good" 2> /dev/null; then
         local python=""
         for name in python3.11 python3; do
-            if [ -z "$python" ] && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+            if [ -z "$python" ] && "$name" -c "$is_new" 2> /dev/null; then
                 python=$name
             fi
         done
@@ -20,7 +22,7 @@ setup() {
     local changed="" all=() file
     for file in "$@"; do
         all+=(-r "$file")
-        cmp -s "$file" ".venv/installed-$file" || changed+=" $file"  # a copy is left there once it is installed
+        cmp -s "$file" ".venv/installed-$file" || changed+=" $file"  # a copy of what is installed
     done
     [ -n "$changed" ] || return 0
     echo "installing$changed into .venv (minutes the first time)"

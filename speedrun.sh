@@ -61,12 +61,12 @@ run text prepare_text.py ${quick:+--n_train=20000 --n_val=200 --n_test=400}
 run speech prepare_synthetic.py ${quick:+--n_train=200 --n_val=24 --n_test=24}
 run features prepare_librispeech.py --seen_voices=True ${quick:+--clips_per_shard=64}
 run practice prepare_practice.py ${quick:+--n=200}
-train base train_base.py out/cpu_base "$root/config/cpu_base.py" ${quick:+--depth=2 --vocab_size=512 \
-    --practice_vocab=320 --chat_rows=8 --batch_size=16 --max_steps=20 --lr_decay_steps=20 \
-    --eval_every=10 --save_every=10}
+train base train_base.py out/cpu_base "$root/config/cpu_base.py" ${quick:+--depth=2 \
+    --vocab_size=512 --practice_vocab=320 --chat_rows=8 --batch_size=16 --max_steps=20 \
+    --lr_decay_steps=20 --eval_every=10 --save_every=10}
 
 # W1: five tones through every part; W2: the projector learns to be read by the frozen base
-run smoke train_align.py "$root/config/w1_smoke.py"
+[ -z "$quick" ] || run smoke train_align.py "$root/config/w1_smoke.py"  # a check, so at toy size
 train align train_align.py out/cpu_w2 "$root/config/cpu_w2.py" ${quick:+--hidden=128 \
     --batch_tokens=850 --max_steps=20 --lr_decay_steps=20 --eval_every=10 --save_every=10}
 run eval eval_bench.py --ckpt=out/cpu_w2 ${quick:+--max_clips=8}
@@ -86,4 +86,4 @@ run score eval_bench.py --ckpt=out/cpu_w3 --bench=data/audiobench_mini
 
 printf '=== %d seconds in all\n%s' "$SECONDS" "$table" | tee "$logs/seconds.txt"
 here=${quick:+quick/}
-echo "talk to it:  .venv/bin/python serve.py --ckpt=${here}out/cpu_w3   and open http://127.0.0.1:8000"
+echo "talk to it:  .venv/bin/python serve.py --ckpt=${here}out/cpu_w3"

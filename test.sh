@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets itself up (.venv, requirements) and runs the tests: bash test.sh [what pytest takes, such as -m "not slow"]
+# Sets itself up (.venv, requirements) and runs the tests: bash test.sh [arguments of pytest]
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./setup.sh

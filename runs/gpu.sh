@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A d12 base on web text, W2 on LibriSpeech, W3 on 50,000 questions: one node with GPUs.
-# UNTESTED: no GPU has run it. Data alone are 36 files of 250 MB, 6.7 GB of speech, 20 GB of features.
+# UNTESTED: no GPU has run it. It needs 36 files of 250 MB, 6.7 GB of speech, 20 GB of features.
 #     bash speedrun.sh --quick        # once: makes .venv, and the voices that W3's questions need
 #     GPUS=8 bash runs/gpu.sh
 set -euo pipefail
@@ -21,7 +21,8 @@ $python prepare_text.py
 $python prepare_synthetic.py
 $python prepare_librispeech.py --seen_voices=True
 $python prepare_synthetic.py --corpus=many --out_dir=data/voices --n_train=3200 --n_test=600
-$python prepare_synthetic.py --corpus=spoken --out_dir=data/spoken --n_train=600 --n_val=60 --n_test=300
+$python prepare_synthetic.py --corpus=spoken --out_dir=data/spoken --n_train=600 --n_val=60 \
+    --n_test=300
 $python prepare_instruct.py --n=50000
 $python prepare_librispeech.py --source=data/instruct/items.jsonl
 $torchrun train_sft.py config/w3_lora.py

@@ -15,7 +15,8 @@ clone() {
 
 clone jimbozhang/speechocean762 data/speechocean762
 clone mlschmitt/classic-books-markdown data/books
-for name in sunlanchang/Seq2Seq-for-NMT DarrenCarvalho/Language-Translation sezan92/attention_sezan; do
+for name in sunlanchang/Seq2Seq-for-NMT DarrenCarvalho/Language-Translation \
+            sezan92/attention_sezan; do
     clone "$name" "data/pairs/$name"
 done
 # Tatoeba's English sentences (CC BY 2.0 FR), a blank line after each
@@ -36,5 +37,6 @@ $python prepare_synthetic.py --corpus=flite --text_dir=data/real_text --out_dir=
 $python prepare_librispeech.py --source=data/real_flite --taps=-1
 $python train_base.py config/real_base.py
 $python train_align.py config/real_w2.py
+sets="adults=$real/test_adults.jsonl,children=$real/test_children.jsonl"
 $python eval_bench.py --ckpt=out/real_w2 --max_clips=200 \
-    --data="adults=$real/test_adults.jsonl,children=$real/test_children.jsonl,piper=data/real_synthetic/test"
+    --data="$sets,piper=data/real_synthetic/test"

@@ -1,4 +1,4 @@
-"""Tests run in fp32 whatever the machine, on one thread: at toy size two wait for each other; before torch is there."""
+"""Tests run in fp32 on every machine, and on one thread: at toy size two wait for each other."""
 import os
 
 os.environ["NANOCHAT_DTYPE"] = "float32"
@@ -6,7 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--cases", action="store_true", help="print the table of tests/cases.py after the tests")
+    parser.addoption("--cases", action="store_true", help="print the table of tests/cases.py")
 
 
 def pytest_configure(config):
