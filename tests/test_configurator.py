@@ -9,17 +9,6 @@ import pytest
 import configurator
 
 ROOT = os.path.dirname(configurator.__file__)
-SCRIPT = '''"""A script to be configured."""
-import math
-from configurator import configure, fail
-LIMIT = 3
-# config: every value here can be set
-batch_size = 8         # clips per microbatch
-out_dir = "out/a"      # folder
-config = configure(globals())
-after = 5
-print(sorted(config.items()), LIMIT)
-'''
 
 
 def settings():
@@ -90,23 +79,16 @@ def test_wrong_config_file(tmp_path, capsys, text, said):
     assert said in refuse(capsys, [write(tmp_path, text)])
 
 
-def test_real_script(tmp_path):
+@pytest.mark.parametrize("arg, code, said", [
+    ("--help", 0, "Make data/text/"), ("--help", 0, "\n\n# config: every value"),
+    ("--help", 0, "# sentences; of text files"),
+    ("--X=2", 2, "prepare_text.py: command line: unknown setting 'X' (--help lists them)\n")])
+def test_real_script(arg, code, said):
     """Broken: --help omits docstring or config block, or a wrong use isn't one line and exit 2."""
-    path, env = write(tmp_path, SCRIPT, "train_x.py"), {**os.environ, "PYTHONPATH": ROOT}
-
-    def run(*args):
-        command = [sys.executable, path, *args]
-        return subprocess.run(command, capture_output=True, text=True, env=env)
-
-    shown = run("--help")
-    assert shown.returncode == 0 and shown.stderr == ""
-    assert shown.stdout.startswith("A script to be configured.\n\n# config: every")
-    assert "# folder" in shown.stdout and "after" not in shown.stdout
-    done = run("--batch_size=2")
-    assert done.returncode == 0 and "('batch_size', 2)" in done.stdout
-    wrong = run("--after=2")
-    said = "train_x.py: command line: unknown setting 'after' (--help lists them)\n"
-    assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", said)
+    command = [sys.executable, os.path.join(ROOT, "prepare_text.py"), arg]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code and said in (done.stderr or done.stdout)
+    assert done.stderr in ("", said) and "MIN_WORDS" not in done.stdout
 
 
 @pytest.mark.case("B34")
