@@ -29,7 +29,6 @@ RIDGE = 300.0         # strength of the probe's regression
 PROBE_CLIPS = 1500    # training clips that teach the probe a task, at most
 PROBE_LABELS = 50     # a task with more labels is an open set (words): not probed
 N_ON_PAGE = 20
-STYLE = "body{font:16px system-ui;max-width:44rem;margin:2rem auto} .key{color:#080}"
 
 
 # ---- the questions
@@ -268,8 +267,8 @@ def table(result):
 def page(rows, choices):
     """Return an html page of random questions, to be checked by ear: player, options, choice."""
     drawn = sorted(np.random.default_rng(SEED).permutation(len(rows))[:N_ON_PAGE])
-    parts = [f"<!doctype html><meta charset=utf-8><title>AudioBench-mini</title><style>{STYLE}"
-             f"</style><h1>{len(drawn)} questions by ear</h1><p>Green is the key.</p>"]
+    parts = ["<!doctype html><meta charset=utf-8><title>AudioBench-mini</title>"
+             f"<h1>{len(drawn)} questions by ear</h1><p>Bold is the right option."]
     for i in drawn:
         row = rows[i]
         with open(row["audio"], "rb") as f:
@@ -279,8 +278,8 @@ def page(rows, choices):
                      f'src="data:audio/{kind};base64,{data}"></audio><p>{escape(row["question"])}'
                      "<ol type=A>")
         for k, option in enumerate(row["options"]):
-            key = " class=key" if k == row["key"] else ""
+            text = f"<b>{escape(option)}</b>" if k == row["key"] else escape(option)
             mark = " &larr; chosen" if option == choices[i]["chosen"] else ""
-            parts.append(f"<li{key}>{escape(option)}{mark}</li>")
+            parts.append(f"<li>{text}{mark}")
         parts.append("</ol>")
     return "".join(parts)
