@@ -260,8 +260,8 @@ def table(result):
         texts = ["" if share is None else f"{100 * share:.1f}%" for share in shares]
         lines.append(f"| {name} | {cell['of']} | {' | '.join(texts)} |")
     low, high = result["interval"]
-    return lines + [f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%; McNemar's p against "
-                    f"shuffled {result['mcnemar_p']:.1e}; {result['probed']} probed"]
+    return lines + [f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%; McNemar's p "
+                    f"against shuffled {result['mcnemar_p']:.1e}; {result['probed']} probed"]
 
 
 def page(rows, choices):
