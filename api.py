@@ -1,6 +1,6 @@
-"""What requests to OpenAI's API may say, and what they are read into: Rows and recordings.
+"""Requests to OpenAI's API, read into Rows and recordings.
 
-A field that would change the answer and that this server can't do is refused. Others are ignored.
+A field that would change the answer and that this server can't do is refused; others are ignored.
 """
 import base64
 import logging
@@ -83,8 +83,7 @@ class ChatRequest(BaseModel):
 def make_row(ask, talker, max_tokens):
     """Make the Row of a ChatRequest, of max_tokens at most; or Refused."""
     if not talker.can_chat:
-        raise Refused(400, "this model only transcribes: use /v1/audio/transcriptions, or serve a "
-                      "run of train_sft.py")
+        raise Refused(400, "this model only transcribes: use /v1/audio/transcriptions")
     messages = read_messages(ask.messages, talker)
     too_long = Refused(400, f"more than the model's {talker.limit} tokens: begin a new "
                        "conversation", "messages", "context_length_exceeded")
@@ -133,15 +132,13 @@ def read_turn(numbered, most_s, has_ears):
         for k, part in enumerate(parts):
             at = f"messages.{i}.content.{k}"
             is_sound = part.type == "input_audio"
-            is_users = message.role == "user"
-            if is_sound != bool(part.input_audio) or (is_sound and not is_users):
+            if is_sound != bool(part.input_audio) or (is_sound and message.role != "user"):
                 raise Refused(400, "input_audio belongs to a user's part of type input_audio", at)
             if is_sound and not has_ears:
                 raise Refused(400, "this model takes no audio", at)
             if is_sound:
-                left_s = most_s - seconds(wavs)
-                at += ".input_audio.data"
-                wavs.append(decode_base64(part.input_audio.data, left_s, at))
+                wavs.append(decode_base64(part.input_audio.data, most_s - seconds(wavs),
+                                          f"{at}.input_audio.data"))
         texts.append("\n".join(part.text for part in parts if part.text))
         roles.add(message.role)
         has_question |= message.role == "user" and texts[-1] != ""
@@ -152,7 +149,6 @@ def read_turn(numbered, most_s, has_ears):
 
 
 def seconds(wavs):
-    """Add up the lengths of recordings."""
     return sum(map(len, wavs)) / SAMPLE_RATE
 
 

@@ -1,5 +1,5 @@
 """
-Talk to a checkpoint in the terminal: chat, ask about a recording, transcribe it, continue a text.
+Talk to a run in the terminal: chat, ask about a recording, transcribe it, continue a text.
 
     python chat.py --ckpt=out/cpu_w3                        # a chat; /audio clip.wav adds a sound
     python chat.py --ckpt=out/cpu_w3 --audio=clip.wav --prompt="who is speaking?"
@@ -11,6 +11,8 @@ import sys
 from contextlib import suppress
 
 from configurator import configure, fail, user_input
+from recordings import SAMPLE_RATE, read_audio
+from talk import Batch, Row, Talker, Text, size
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w3"  # the run's folder
@@ -24,12 +26,9 @@ config = configure(globals())  # prints each change
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
 if max_tokens < 1 or temperature < 0:
     fail(f"max_tokens={max_tokens} must be 1 or more, temperature={temperature} 0 or more")
-from recordings import SAMPLE_RATE, read_audio  # noqa: E402 (a wrong setting is told before)
-from talk import Batch, Row, Talker, Text, size  # noqa: E402
 
-CACHE_BYTES = 64 * 2**20  # of a chat's keys and values: a turn reads only what is new
-TOP_P = 0.9               # an answer is drawn from the likeliest tokens that sum up to it
-LONGEST_S = 30            # of the recordings in training
+TOP_P = 0.9     # an answer is drawn from the likeliest tokens that sum up to it
+LONGEST_S = 30  # of the recordings in training
 HELP = "/audio FILE adds a recording to your next question, /new begins anew, /quit ends"
 
 
@@ -39,12 +38,12 @@ def say(items, text, stop_ids):
     None where the prompt is too long.
     """
     if size(items) + max_tokens > talker.limit:
-        print(f"chat.py: {size(items)} tokens of audio and text and max_tokens={max_tokens} > the "
-              f"model's {talker.limit}: lower them, or begin anew", file=sys.stderr)
+        print(f"chat.py: {size(items)} tokens and max_tokens={max_tokens} > the model's "
+              f"{talker.limit}: lower them, or begin anew", file=sys.stderr)
         return None
     row = Row(items, max_tokens, temperature, TOP_P, stop_ids=stop_ids)
     try:
-        batch.add([row])
+        batch.add(row)
         while batch.rows:
             for _, token in batch.step():
                 print(text.add(token), end="", flush=True)
@@ -66,7 +65,7 @@ def answer(messages):
 
 
 def transcribe(wav):
-    """Print what was said in a wav (n,), each piece when it is heard."""
+    """Print what was said in a wav (n,), piece by piece."""
     between = ""
     n_cut = 0
     for piece, is_cut in talker.transcripts(wav):
@@ -82,10 +81,9 @@ def transcribe(wav):
 
 def hear(path):
     """Read a recording for /audio -> [wav (n,)]; [] where that is not possible."""
-    if not talker.ears:
-        print(f"{ckpt} has no ears: it reads and writes text", file=sys.stderr, flush=True)
-        return []
     try:
+        if not talker.ears:
+            raise ValueError(f"{ckpt} has no ears: it reads and writes text")
         wav = read_audio(path.strip("'\" "))
     except (ValueError, OSError) as e:
         print(e, file=sys.stderr, flush=True)
@@ -131,7 +129,7 @@ if audio and prompt and not talker.can_chat:
     fail(f"{ckpt} only transcribes: leave out --prompt")
 if not (audio or prompt or talker.can_chat):
     fail(f"{ckpt} holds no chat: give it --audio= to transcribe or --prompt= to continue")
-batch = Batch(talker.model, talker.hear, CACHE_BYTES)
+batch = Batch(talker.model, talker.hear)
 said = ""
 if audio and not prompt:
     transcribe(wav)

@@ -1,60 +1,64 @@
 """Clips with exact labels: voices of prepare_synthetic.py in rooms, noise and channels; sounds.
 
-A maker takes (clip, rng, task, label): a row of read_clips(), numpy's Generator, and for the bench
-the task and the answer that the recording must show, else "". It returns (wav float32 (n,) at
-16 kHz, {task: answer}).
+A maker takes (clip, rng, task, label): a row of read_clips(), numpy's Generator, and the bench's
+task and the answer that the recording must show, or "". It returns (wav float32 (n,) at 16 kHz,
+{task: answer}).
 """
-from pathlib import Path
-
 import numpy as np
 
 import sounds
 from files import read_jsonl
-from questions import NOBODY, NUMBERS, read_answers, read_tasks, spoken_task, word_labels
+from questions import NOBODY, NUMBERS, pick, read_answers, read_tasks, spoken_task, word_labels
 from recordings import SAMPLE_RATE, read_audio
 
-# the least and the most of a label; between two labels nobody is asked
+# from the least to the most of a label; between two labels nobody is asked
 PITCH_HZ = {"very low": (0, 85), "low": (105, 132), "high": (158, 190), "very high": (220, 500)}
 VOICE_HZ = {"male": {"low": (0, 90), "high": (133, 200)},
             "female": {"low": (100, 150), "high": (215, 400)}}
 RATE_WPM = {"very slow": (0, 105), "slow": (130, 150), "fast": (185, 205), "very fast": (242, 999)}
 LOUDNESS_DB = {"very quiet": (-52, -48), "quiet": (-41, -37), "loud": (-30, -26),
                "very loud": (-19, -16)}
-CLEAR_WPM, CLEAR_PITCH = 205, 65  # espeak's; of faster or higher voices no words are asked
+CLEAR_WPM, CLEAR_PITCH = 205, 65  # espeak's; no words of faster or higher voices are asked
 QUALITIES = {"plain": "clear", "whisper": "whispering", "croak": "creaky", "klatt": "buzzing"}
 PEOPLE = {"male": "a man", "female": "a woman"}
 PAIRS = {"one man": ("male", True), "one woman": ("female", True), "two men": ("male", False),
          "two women": ("female", False), "a man and a woman": ("", False)}  # (sex, is one voice)
-WAYS = ("room", "noise", "channel")  # tasks: what lies between a speaker and the microphone
+WAYS = ("room", "noise", "channel")  # between speaker and microphone
 
 
 def read_clips(folder, split, texts=(), **fields):
-    """Return the rows of a split in a folder's labels.jsonl, with "root", the folder, in each.
+    """Return the rows of a split in <folder>/labels.jsonl, each with "root", the folder.
 
     texts: all that a clip may say, if not empty; fields: name=type of what a row must have.
-    OSError or ValueError: no file, a wrong row, or no clip of the split.
+    ValueError: a wrong row, or no clip of the split.
     """
-    path, clips = Path(folder, "labels.jsonl"), []
+    path, clips = f"{folder}/labels.jsonl", []
     for where, row in read_jsonl(path, key=str, text=str, split=str, **fields):
         if texts and row["text"] not in texts:
             raise ValueError(f"{where}: {row['text']!r} is no line of assets/spoken.txt")
         if row["split"] == split:
-            clips.append(row | {"root": str(folder)})
+            clips.append(row | {"root": folder})
     if not clips:
         raise ValueError(f"{path}: no clips of {split} there")
     return clips
 
 
 def read_voice(clip):
-    """Return the wav of a clip of read_clips()."""
+    """Return the wav of a row of read_clips()."""
     speaker, chapter, _ = clip["key"].split("-")
     return read_audio(f"{clip['root']}/{clip['split']}/{speaker}/{chapter}/{clip['key']}.flac")
+
+
+def write_clip(path, wav):
+    """Write a wav (n,) as 16-bit sound."""
+    import soundfile
+    soundfile.write(path, np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
 
 
 # ---- labels of a voice
 
 def band(bands, value):
-    """Return the name of the band that value, a number or None, lies in; "" if none."""
+    """Return the name of the band that value (None: unknown) lies in, or ""."""
     for name, (low, high) in bands.items():
         if value is not None and low <= value <= high:
             return name
@@ -62,7 +66,7 @@ def band(bands, value):
 
 
 def voice_labels(clip):
-    """Return {task: answer} of who speaks in a clip and how."""
+    """Return {task: answer}: who speaks in a clip, and how."""
     quality, sex, style = clip["quality"], clip["sex"], clip.get("style")
     labels = {}
     if quality != "whisper":  # it has no pitch, which tells bored from calm
@@ -80,7 +84,7 @@ def voice_labels(clip):
 
 
 def is_clear(clip):
-    """Return whether a model that was aligned on such speech can hear a clip's words."""
+    """Return whether a model that was aligned on plain speech can hear a clip's words."""
     return (clip["quality"] == "plain" and clip["accent"] in ("american", "british")
             and clip.get("rate_set", 0) <= CLEAR_WPM and clip.get("pitch", 0) <= CLEAR_PITCH)
 
@@ -93,8 +97,8 @@ def is_plain(clip):
 # ---- makers
 
 def at_loudness(wav, rng, name=""):
-    """Return (wav at a loudness, random without a name, its label, or {} if peaks forbid it)."""
-    name = name or list(LOUDNESS_DB)[rng.integers(4)]
+    """Return (wav at a loudness, drawn if not named; its label, {} where peaks forbid it)."""
+    name = name or pick(list(LOUDNESS_DB), rng)
     wav = sounds.level(wav, rng.uniform(*LOUDNESS_DB[name]))
     peak = np.abs(wav).max()
     wav = wav * (0.98 / peak) if peak > 0.98 else wav
@@ -102,7 +106,7 @@ def at_loudness(wav, rng, name=""):
 
 
 def on_its_way(wav, rng, way, label):
-    """Return speech in a room, in noise or through a channel, as a label of that task says."""
+    """Return speech in a room, in noise or through a channel, as that task's label says."""
     if way == "channel":
         return sounds.through(wav, rng, label)
     if way == "room" and sounds.ROOMS[label]:
@@ -115,14 +119,13 @@ def on_its_way(wav, rng, way, label):
 
 def make_voice(clip, rng, task, label):
     """One voice on its way to the microphone; in the bench only what `task` asks is not clean."""
-    way = task if task in WAYS else WAYS[rng.integers(3)]
+    way = task if task in WAYS else pick(WAYS, rng)
     labels = read_tasks()[way].labels  # the first one is clean
-    wanted = ""
     if task:
         how = label if task == way else labels[0]
         wanted = label if task == "loudness" else "loud"
     else:
-        how = labels[rng.integers(4)]
+        how, wanted = pick(labels, rng), ""
     wav, loudness = at_loudness(on_its_way(read_voice(clip), rng, way, how), rng, wanted)
     if how == "more noise than speech":
         return wav, {way: how}
@@ -135,7 +138,7 @@ def make_voice(clip, rng, task, label):
 def make_spoken(clip, rng, *_):
     """A line of spoken.txt: a number, an order or a question."""
     text = clip["text"]
-    wav, loudness = at_loudness(read_voice(clip), rng, ("loud", "very loud")[rng.integers(2)])
+    wav, loudness = at_loudness(read_voice(clip), rng, pick(("loud", "very loud"), rng))
     return wav, {spoken_task(text): read_answers()[text], "sentence": text} | loudness
 
 
@@ -151,7 +154,7 @@ def make_pair(clips, rng, *_):
 
 def make_scene(clip, rng, task, label):
     """Speech with a place around it."""
-    label = label or list(sounds.SCENES)[rng.integers(len(sounds.SCENES))]
+    label = label or pick(list(sounds.SCENES), rng)
     wav = sounds.level(read_voice(clip))
     wav = wav + 10 ** (-rng.uniform(3, 9) / 20) * sounds.SCENES[label](len(wav), rng)
     found = {"scene": label} | ({} if task else voice_labels(clip))
@@ -160,7 +163,7 @@ def make_scene(clip, rng, task, label):
 
 def make_event(_, rng, task, label):
     """One sound event of 2 to 3 s."""
-    label = label or list(sounds.EVENTS)[rng.integers(len(sounds.EVENTS))]
+    label = label or pick(list(sounds.EVENTS), rng)
     wav = sounds.EVENTS[label](int(rng.uniform(2, 3) * SAMPLE_RATE), rng)
     found = {"event": label, "sentence": NOBODY}
     if label in ("rain", "wind", "waves"):
@@ -170,8 +173,8 @@ def make_event(_, rng, task, label):
 
 def make_music(_, rng, *__):
     """A melody of three notes."""
-    instrument = list(sounds.INSTRUMENTS)[rng.integers(4)]
-    way = list(sounds.MELODIES)[rng.integers(4)]
+    instrument = pick(list(sounds.INSTRUMENTS), rng)
+    way = pick(list(sounds.MELODIES), rng)
     n = int(rng.uniform(1.5, 2.5) * SAMPLE_RATE)
     wav = sounds.melody(n, rng, instrument, sounds.MELODIES[way])
     found = {"instrument": instrument, "melody": way, "kind": "music", "sentence": NOBODY}
@@ -186,7 +189,7 @@ def make_beeps(_, rng, *__):
 
 
 def make_silence(_, rng, *__):
-    """Almost nothing, or noise: nobody speaks."""
+    """Almost nothing, or noise."""
     wav = sounds.colored(int(rng.uniform(1, 3) * SAMPLE_RATE), rng, rng.uniform(0, 1))
     kind = "noise" if rng.uniform() < 0.5 else "silence"
     loudness_db = {"noise": (-45, -20), "silence": (-85, -70)}[kind]
@@ -208,12 +211,12 @@ MAKERS = {"voice": make_voice, "spoken": make_spoken, "pair": make_pair, "scene"
 def pair_up(clips, rng, label=""):
     """Return two plain clips of other texts, whose speakers are as a label of PAIRS says.
 
-    Without a label one is drawn, and others serve where no two clips fit. ValueError: none fit.
+    Without a label one is drawn, and the others where no two clips fit. ValueError: none fit.
     """
     plain = [clip for clip in clips if is_plain(clip) and clip["seconds"] < 4 and clip["pitch_hz"]]
     wanted = [label]
     if not label:
-        first = list(PAIRS)[rng.integers(5)]
+        first = pick(list(PAIRS), rng)
         wanted = [first, *(name for name in PAIRS if name != first)]
     for name in wanted:
         sex, is_one = PAIRS[name]
@@ -221,12 +224,12 @@ def pair_up(clips, rng, label=""):
         for i in rng.permutation(len(firsts)):
             seconds = [clip for clip in plain if are_pair(firsts[i], clip, sex, is_one)]
             if seconds:
-                return [firsts[i], seconds[rng.integers(len(seconds))]]
+                return [firsts[i], pick(seconds, rng)]
     raise ValueError(f"{clips[0]['root']}: no two clips of {wanted[0]}: make more there")
 
 
 def are_pair(a, b, sex, is_one):
-    """Return whether b's speaker fits a's: of the other sex, a's own voice, or clearly another."""
+    """Return whether b's speaker fits a's: of the other sex, a's own voice, or another's."""
     if a["text"] == b["text"]:
         return False
     if not sex:

@@ -1,4 +1,4 @@
-"""Readers of speech corpora: which recordings there are, what is said, and what can't be used.
+"""Speech corpora: which recordings there are, what is said, and what can't be used.
 
 LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt, and
              perhaps <source>/labels.jsonl ({"key": ..., any label} a line). Subsets train* are the
@@ -31,14 +31,14 @@ from transcripts import NoSpokenForm, normalize_transcript
 
 SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test",  # by a name's first letters
           "valid": "val", "validation": "val"}                           # by a line's "split"
-SUBSETS = {  # bytes and MD5 of https://www.openslr.org/12
-    "dev-clean": (337_926_286, "42e2234ba48799c1f50f24a7926300a1"),
-    "dev-other": (314_305_928, "c8d0bcc9cca99d4f8b62fcc847357931"),
-    "test-clean": (346_663_984, "32fa31d27d2e1cad72775fee3f4849a9"),
-    "test-other": (328_757_843, "fb5a50374b501bb3bac4815ee91d3135"),
-    "train-clean-100": (6_387_309_499, "2a93770f6d5c6c964bc36631d331a522"),
-    "train-clean-360": (23_049_477_885, "c0e676e450a7ff2f54aeade5171606fa"),
-    "train-other-500": (30_593_501_606, "d1a0fd59409feb2c614ce4d30c387708")}
+SUBSETS = {  # MD5 of https://www.openslr.org/12
+    "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
+    "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
+    "test-clean": "32fa31d27d2e1cad72775fee3f4849a9",
+    "test-other": "fb5a50374b501bb3bac4815ee91d3135",
+    "train-clean-100": "2a93770f6d5c6c964bc36631d331a522",
+    "train-clean-360": "c0e676e450a7ff2f54aeade5171606fa",
+    "train-other-500": "d1a0fd59409feb2c614ce4d30c387708"}
 MIRRORS = [f"https://{host}/resources/12" for host in (
     "www.openslr.org", "openslr.trmal.net", "openslr.elda.org", "openslr.magicdatatech.com")]
 HUB = "datasets/k2-fsa/LibriSpeech/resolve/main"  # of Hugging Face, or where HF_ENDPOINT says
@@ -50,8 +50,15 @@ class Clip(NamedTuple):
     key: str
     path: str = ""
     words: str = ""
-    labels: dict = {}  # split, speaker and what else the corpus knows
+    labels: dict = {}  # speaker, split and what else the corpus knows
     error: str = ""    # why it can't be used
+
+    def require_recording(self):
+        """Raise a ValueError if the clip can't be used or its recording is not there."""
+        if self.error or not self.key:
+            raise ValueError(self.error or "its key has no letters")
+        if not os.path.exists(self.path):
+            raise ValueError(f"no recording ({self.path or self.key + '.flac, .wav ...'})")
 
 
 # ---- all of a corpus
@@ -61,8 +68,8 @@ def read_corpus(source, subsets="", seen_voices=False):
 
     source: folder or .jsonl; subsets: comma-separated folder names, "": all; seen_voices: val and
     test may hold speakers of train. Returns (clips, failures, counts): clips are {"path", "bytes",
-    "seconds", "info": labels}, failures {"key", "reason"}; counts: what was dropped or
-    converted. ValueError, OSError: the corpus is missing or broken.
+    "info": labels with key, text, seconds}, failures {"key", "reason"}; counts: what was dropped
+    or converted. ValueError, OSError: the corpus is missing or broken.
     """
     if source.endswith(".jsonl"):
         found = read_list(source)
@@ -85,15 +92,10 @@ def read_corpus(source, subsets="", seen_voices=False):
 
 
 def check_clip(clip, known, split_of):
-    """Raise ValueError if a clip can't be used. Notes its speaker's split in split_of."""
-    if clip.error or not clip.key:
-        raise ValueError(clip.error or "its key has no letters")
+    """Raise a ValueError if a clip can't be used. Notes its speaker's split in split_of."""
+    clip.require_recording()
     if clip.key in known:
-        raise ValueError(f"key there twice, at {known[clip.key]} too: rename one, or give each row "
-                         'its own "key"')
-    if not os.path.exists(clip.path):
-        missing = clip.path or f"{clip.key}.flac, .wav ..."
-        raise ValueError(f"transcript without audio (no {missing})")
+        raise ValueError(f'key there twice, at {known[clip.key]} too: give each row its own "key"')
     speaker, split = clip.labels["speaker"], clip.labels["split"]
     first = split_of.setdefault(speaker, split) if speaker else split
     if split != first and not ("test" in split and "test" in first):
@@ -109,8 +111,7 @@ def describe(clip, counts):
     info = clip.labels | {"key": clip.key, "text": text, "seconds": round(seconds, 4)}
     if any(char.isdigit() for char in clip.words):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
-    return {"path": clip.path, "bytes": os.path.getsize(clip.path), "seconds": info["seconds"],
-            "info": info}
+    return {"path": clip.path, "bytes": os.path.getsize(clip.path), "info": info}
 
 
 def clean_key(name):
@@ -129,14 +130,15 @@ def read_librispeech(source, subsets):
         name = folder.resolve().name
         split = next((SPLITS[start] for start in SPLITS if name.startswith(start)), "train")
         for transcripts in find_chapters(folder):
-            chapter, speaker = transcripts.parent, transcripts.parent.parent.name
-            paths = find_audio(chapter)
-            for where, key, words in read_pairs(transcripts):
-                path = paths.pop(unicodedata.normalize("NFC", key), "")
-                own = {"sex": ""} | labels.get(key, {}) | {"split": split, "speaker": speaker}
-                yield Clip(where, clean_key(key), path, words, own)
-            for key, path in paths.items():
-                yield Clip(str(chapter), key, path, error="audio without transcript")
+            heard = set()
+            for clip in read_transcripts(transcripts):
+                heard.add(clip.path)
+                own = {"sex": ""} | labels.get(clip.key, {}) | {"split": split} | clip.labels
+                yield clip._replace(key=clean_key(clip.key), labels=own)
+            chapter = os.path.dirname(transcripts)
+            for key, path in find_audio(chapter).items():
+                if path not in heard:
+                    yield Clip(chapter, key, error=f"{path} has no transcript")
 
 
 def find_subsets(root, names):
@@ -147,20 +149,30 @@ def find_subsets(root, names):
             fetch_subset(root, folder.name)
     for folder in [root, *folders]:
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder; only LibriSpeech's own subsets are "
-                                    f"downloaded: {', '.join(SUBSETS)}")
+            raise FileNotFoundError(f"{folder}: no such folder; these subsets can be downloaded: "
+                                    f"{', '.join(SUBSETS)}")
     found = sorted(f for f in root.iterdir() if f.is_dir() and f.name.startswith(tuple(SPLITS)))
     return folders or found or [root]
 
 
 def find_chapters(folder):
     """Return the transcripts of a subset; ValueError: there are none where they belong."""
-    found = [Path(path) for path in find_files(folder, (".trans.txt",))]
-    chapters = [path for path in found if len(path.relative_to(folder).parts) == 3]
+    found = find_files(folder, (".trans.txt",))
+    chapters = [path for path in found if len(Path(path).relative_to(folder).parts) == 3]
     if not chapters:
         hint = f", but {found[0]}: point --source at the folder of the subsets" if found else ""
         raise ValueError(f"{folder}: no <speaker>/<chapter>/<...>.trans.txt here{hint}")
     return chapters
+
+
+def read_transcripts(path):
+    """Yield the Clips of a .trans.txt, whose recordings lie beside it."""
+    chapter = os.path.dirname(os.path.abspath(path))
+    speaker = os.path.basename(os.path.dirname(chapter))
+    recordings = find_audio(os.path.dirname(path))
+    for where, key, words in read_pairs(path):
+        recording = recordings.get(unicodedata.normalize("NFC", key), "")
+        yield Clip(where, key, recording, words, {"speaker": speaker})
 
 
 def read_list(source):
@@ -181,10 +193,8 @@ def read_list(source):
             key += f"-{zlib.crc32(audio.encode('utf-8', 'replace')):08x}"
         is_val = zlib.crc32((speaker or key).encode()) % 20 == 0
         split = str(row.get("split") or ("val" if is_val else "train"))
-        split = SPLITS.get(split.lower(), split)
-        labels = row | {"split": split, "speaker": speaker}
-        path = find_path(os.path.dirname(source), audio)
-        yield Clip(where, key, path, words.strip(), labels)
+        labels = row | {"split": SPLITS.get(split.lower(), split), "speaker": speaker}
+        yield Clip(where, key, find_path(os.path.dirname(source), audio), words.strip(), labels)
 
 
 def read_clip_row(line):
@@ -222,17 +232,10 @@ def read_speechocean(source):
 
 def fetch_subset(root, name):
     """Download <name>.tar.gz from the first source that works, verify it, unpack it into root."""
-    (size, md5), archive = SUBSETS[name], root / f"{name}.tar.gz"
-    root.mkdir(parents=True, exist_ok=True)
-    have = sum(path.stat().st_size for path in root.glob(f"{name}.tar.gz*"))
-    needed, free = max(size - have, 0) + size, shutil.disk_usage(root).free  # flac packs no further
-    if needed > free:
-        raise OSError(f"{root}: {name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
-                      "make room or choose another source")
+    archive = root / f"{name}.tar.gz"
     hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    urls = [f"{base}/{name}.tar.gz" for base in [*MIRRORS, f"{hub.rstrip('/')}/{HUB}"]]
-    url = download(urls, str(archive), f"md5:{md5}")
-    print(f"{name}: from {url}")
+    urls = [f"{base}/{archive.name}" for base in [*MIRRORS, f"{hub.rstrip('/')}/{HUB}"]]
+    print(f"{name}: from {download(urls, str(archive), f'md5:{SUBSETS[name]}')}")
     unpack(archive, root, name)
     archive.unlink()
 
@@ -246,8 +249,7 @@ def unpack(archive, root, name):
     shutil.rmtree(tmp, ignore_errors=True)
     try:
         with tarfile.open(archive) as tar:
-            for member in tqdm(tar, desc=f"unpacking {archive.name}", unit=" files"):
-                tar.extract(member, tmp, filter="data")
+            tar.extractall(tmp, tqdm(tar, f"unpacking {name}", unit=" files"), filter="data")
         os.replace(tmp / "LibriSpeech" / name, root / name)
     except (tarfile.TarError, EOFError, zlib.error, FileNotFoundError) as e:
         raise ValueError(f"{archive} holds no LibriSpeech/{name} that can be unpacked ({e}): "

@@ -27,10 +27,9 @@ def pad(rows, device, value=0):
 
 
 def prefill(model, prompts, audio, audio_at, room):
-    """Read B prompts into a cache with `room` places to spare.
+    """Read B prompts (lists of ids) into a cache with `room` places to spare.
 
-    prompts: lists of ids; audio: None, or B tensors (T_a, C). Returns (KVCache, logits (B, V) after
-    each prompt).
+    audio: None, or B tensors (T_a, C). Returns (KVCache, logits (B, V) after each prompt).
     """
     device = model.cos.device
     idx, text_lens = pad(prompts, device)
@@ -49,7 +48,7 @@ def prefill(model, prompts, audio, audio_at, room):
 def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, stop_ids=()):
     """Continue B prompts (lists of ids) together, greedily; audio: None, or B tensors (T_a, C).
 
-    Yields at each step a list of B: a token id, or None once that row has met one of stop_ids.
+    Yields a list of B at each step: a token id, or None once that row has met one of stop_ids.
     """
     cache, logits = prefill(model, prompts, audio, audio_at, max_tokens)
     stopped = [False] * len(prompts)
@@ -68,12 +67,12 @@ def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, stop_ids=())
 
 @torch.inference_mode()
 def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
-    """Return the transcripts (list of B str) of clips by beam search, decoded together.
+    """Return the transcripts (list of B str) of clips by beam search.
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a
-    clip; 1 is greedy. Of as many that ended, at any special token, the one of the highest mean
-    log-probability wins. cut: a list; it gets the index of each clip whose transcript was cut off
-    at 16 bytes and 25 a second (the model writes in a loop).
+    clip; 1 is greedy. Any special token ends one; the highest mean log-probability wins.
+    cut: a list; it gets the index of each clip whose transcript was cut off at 16 bytes and 25 a
+    second (the model writes in a loop).
     """
     device = model.cos.device
     features, lens = pad(features, device)
@@ -112,10 +111,11 @@ class Search:
         for clip, best in candidates.items():
             kept = []
             for rank, (total, row, ids) in enumerate(best):
+                n_bytes = sum(self.sizes[token] for token in ids)
                 if not self.sizes[ids[-1]]:
                     if rank < self.beams:
                         self.ended[clip].append((total / len(ids), ids[:-1]))
-                elif len(kept) < self.beams and self.n_bytes(ids) <= self.room[clip]:
+                elif len(kept) < self.beams and n_bytes <= self.room[clip]:
                     kept.append((row, (clip, total, ids)))
             if not kept and not self.ended[clip]:
                 self.ended[clip].append((0.0, best[0][2][:-1]))
@@ -136,16 +136,12 @@ class Search:
         return {clip: sorted(each, key=lambda candidate: -candidate[0])[:2 * self.beams]
                 for clip, each in found.items()}
 
-    def n_bytes(self, ids):
-        return sum(self.sizes[token] for token in ids)
-
 
 @torch.inference_mode()
 def score_answers(model, prompts, answers, audio=None, audio_at=0):
     """Return float32 (B, K), the summed log-probability of K answers after each of B prompts.
 
-    prompts: lists of ids, each read once; answers: B lists of K lists of ids, with the token that
-    ends them; audio: None, or B tensors (T_a, C).
+    prompts: lists of ids; answers: B lists of K lists of ids; audio: None, or B tensors (T_a, C).
     """
     K, flat = len(answers[0]), list(chain.from_iterable(answers))
     cache, logits = prefill(model, prompts, audio, audio_at, max(map(len, flat)))

@@ -17,16 +17,15 @@ PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362,
 def compute_dtype(device):
     """Return the dtype of matmuls and activations on a device (str or torch.device).
 
-    NANOCHAT_DTYPE decides where it is set; else the device: bf16 if it has instructions for that. A
-    CPU without them takes 55 times as long in bf16 as in fp32.
+    NANOCHAT_DTYPE, or bf16 if the device has instructions for it (a CPU without them takes 55 times
+    as long as in fp32).
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    name, kind = os.environ.get("NANOCHAT_DTYPE", ""), torch.device(device).type
-    if name and name not in names:
-        raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}")
-    if name:
+    if name := os.environ.get("NANOCHAT_DTYPE"):
+        if name not in names:
+            raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}")
         return names[name]
-    has_bf16 = False
+    kind, has_bf16 = torch.device(device).type, False
     if kind == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
     elif kind == "cpu":
@@ -52,7 +51,7 @@ def pick_device(device):
 
 
 def peak_flops(device):
-    """Return the operations a second of a torch.device: by a GPU's name, else of a large matmul."""
+    """Return a torch.device's operations a second: by a GPU's name, else of a large matmul."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     known = [tera for key, tera in PEAK_TFLOPS.items() if re.search(rf"\b{key}\b", name)]
     if known and compute_dtype(device) == torch.bfloat16:
@@ -69,8 +68,7 @@ def peak_flops(device):
 def keep_freed_memory():
     """Let glibc keep the memory of freed tensors: a step is 1.7 times as fast.
 
-    Else the kernel zeroes it for the next tensor. And let oneDNN keep 128 compiled shapes: its
-    1,024 take 0.4 GB a process.
+    And let oneDNN keep 128 compiled shapes: its 1,024 take 0.4 GB a process.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):

@@ -1,8 +1,9 @@
 """Documents of text: read from files, or from a folder of tokens as rows of equal length.
 
-prepare_documents.py makes such a folder: tokenizer.json, meta.json, train.bin and val.bin. These
-two are token ids, uint16. <|bos|> begins every document and stands nowhere else.
+prepare_documents.py makes such a folder. Its train.bin and val.bin are token ids, uint16; <|bos|>
+begins every document and stands nowhere else.
 """
+import hashlib
 import json
 import os
 import re
@@ -24,23 +25,23 @@ STRINGS = re.compile(r"(dictionary<values=)?(large_)?string(_view)?(, .*>)?")  #
 def list_documents(setting, paths):
     """Return the files (list of str) of comma-separated files and folders, in order, each once.
 
-    FileNotFoundError names the setting: no such file, or a folder without files of SUFFIXES.
+    FileNotFoundError names the setting.
     """
     files = []
     for path in filter(None, map(str.strip, paths.split(","))):
         found = find_files(path, SUFFIXES) if os.path.isdir(path) else [path]
         if not found or not os.path.isfile(found[0]):
             raise FileNotFoundError(f"{setting}={path}: no such file, or a folder without "
-                                    f"{' '.join(SUFFIXES)} (a comma stands between two paths)")
+                                    f"{' '.join(SUFFIXES)}")
         files += found
     return list(dict.fromkeys(files))
 
 
 def read_documents(path, doc_chars):
-    """Yield the documents (str) of a file of SUFFIXES; null in .jsonl or .parquet is an empty one.
+    """Yield the documents (str) of a file of SUFFIXES; null is an empty one.
 
     doc_chars: .txt and .md are cut at the first empty line after so many characters, or anywhere
-    after twice as many. ValueError names the file, and the line where there are lines.
+    after twice as many. ValueError names file and line.
     """
     if path.lower().endswith(".parquet"):
         yield from read_parquet(path)
@@ -62,8 +63,13 @@ def read_documents(path, doc_chars):
     yield "".join(pieces).strip("\n")
 
 
+def hash_of(text):
+    """Return a number below 2**64 that depends on a text alone."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
 def read_parquet(path):
-    """Yield the strings of the column "text"; pandas' categories and polars' views are strings."""
+    """Yield the strings, categories or views of strings of the column "text"."""
     need("pyarrow")
     import pyarrow.parquet as parquet
     try:
@@ -82,12 +88,12 @@ def read_parquet(path):
 # ---- rows of tokens
 
 def pack(starts, lengths, width, n_buffer=1000):
-    """Pack documents into rows of `width` tokens; each row is full and starts with a document.
+    """Pack documents into full rows of `width` tokens -> [[(start, end), ...] for each row].
 
     starts, lengths: int64 (n_docs,), in the stream of all tokens. Best fit, as in nanochat: a row
     takes the longest document that fits, from the next n_buffer; of equals the first. If none fits,
-    it takes the start of the shortest, of equals the last, whose end is lost. So is a last row that
-    isn't full. -> [[(start, end), ...] for each row]
+    it takes the start of the shortest, of equals the last; its end is lost, as is a last row that
+    isn't full.
     """
     waiting = zip(lengths.tolist(), (-starts).tolist())
     buffer = sorted(islice(waiting, n_buffer))
@@ -110,9 +116,8 @@ class Documents:
     """A split ("train", "val") of a folder, in rows of `width` tokens.
 
     n_docs, n_tokens: documents and their tokens; n_rows; n_cropped: tokens that are in no row;
-    share: of all tokens. The tokens stay on disk, mapped into memory. The same files give the same
-    rows on any rank; batch() shuffles them. tokenizer_sha256: of the run's tokenizer.json; "": any.
-    ValueError: no finished folder, a damaged file, another tokenizer, too few tokens for a row.
+    share: of all tokens. The tokens stay on disk. tokenizer_sha256: of the run's tokenizer.json;
+    "": any. ValueError: no finished folder, a damaged file, another tokenizer, or no full row.
     """
 
     def __init__(self, folder, split, width, tokenizer_sha256=""):
@@ -129,7 +134,7 @@ class Documents:
         self.order, self.order_of = None, None
 
     def batch(self, n, batch_size, seed):
-        """Return microbatch n, int64 (B, width); an epoch's microbatches hold no row twice."""
+        """Return microbatch n, int64 (B, width); an epoch has no row twice."""
         batch_size = min(batch_size, self.n_rows)
         epoch, i = divmod(n, self.n_rows // batch_size)
         if self.order_of != (seed, epoch):
@@ -147,7 +152,7 @@ class Documents:
 
 def map_tokens(folder, split, tokenizer_sha256):
     """Map the tokens of a split into memory -> uint16 (n_tokens,)."""
-    path, again = os.path.join(folder, f"{split}.bin"), f"prepare_documents.py --out_dir={folder}"
+    path, again = f"{folder}/{split}.bin", f"prepare_documents.py --out_dir={folder}"
     try:
         meta = json.loads(Path(folder, "meta.json").read_bytes())
         made_with, n_bytes = meta["tokenizer_sha256"], meta["files"][f"{split}.bin"]

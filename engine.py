@@ -1,6 +1,6 @@
-"""Runs a model for many requests in a thread beside the server's event loop.
+"""Runs a model for many requests, in a thread beside the server's event loop.
 
-In a turn, each answer gets a token; in some turns, a transcript gets its next piece instead.
+In a turn, each answer gets a token, or a transcript gets its next piece.
 """
 import asyncio
 import sys
@@ -33,11 +33,10 @@ class Job:
 class Engine:
     """talker: a Talker. max_batch: answers decoded together. max_queue: Jobs that may wait."""
 
-    def __init__(self, talker, max_batch, max_queue, cache_bytes):
+    def __init__(self, talker, max_batch, max_queue):
         self.talker = talker
         self.max_batch = max_batch
         self.max_queue = max_queue
-        self.cache_bytes = cache_bytes
         self.n_threads = torch.get_num_threads()
         self.wake = asyncio.Event()  # there is work
         self.waiting = deque()
@@ -46,12 +45,11 @@ class Engine:
         self.reset()
 
     def reset(self):
-        """Begin without answers."""
         self.answers = {}  # row: Job
-        self.batch = Batch(self.talker.model, self.talker.hear, self.cache_bytes)
+        self.batch = Batch(self.talker.model, self.talker.hear)
 
     def submit(self, job):
-        """Let a Job wait for its turn -> True; False: too many wait."""
+        """Queue a Job -> True; False: too many wait."""
         self.waiting = deque(job for job in self.waiting if not job.gone)
         if len(self.waiting) >= self.max_queue:
             return False
@@ -77,7 +75,7 @@ class Engine:
                 self.wake.clear()
 
     def take(self):
-        """Take the first Job that there is room for out of the queue -> Job or None."""
+        """Take the first Job that there is room for -> Job or None."""
         for job in self.waiting:
             has_room = len(self.transcripts) < MAX_TRANSCRIPTS
             if job.row:
@@ -102,7 +100,7 @@ class Engine:
             self.transcripts.append((job, self.talker.transcripts(job.wav)))
             return []
         try:
-            self.batch.add([job.row])
+            self.batch.add(job.row)
         except Exception as e:
             report(e)
             return [(job, e)]
@@ -118,7 +116,7 @@ class Engine:
         return events + [(job, None) for job, _, ended in said if ended]
 
     def transcribe(self, job, pieces):
-        """Make the next piece of a transcript."""
+        """Hear the next piece of a transcript."""
         try:
             piece = None if job.gone else next(pieces, None)
         except Exception as e:

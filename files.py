@@ -1,11 +1,9 @@
 """Files as people have them: rows of text, folders of recordings, atomic writes."""
-import codecs
 import hashlib
 import json
 import os
 import re
 import unicodedata
-from pathlib import Path
 
 # where a recording lies there twice, the first kind is taken
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".webm", ".m4a", ".mp4", ".aac", ".amr",
@@ -14,24 +12,21 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".webm", ".m4a", ".m
 
 # ---- rows of text
 
-def read_lines(path, errors="strict"):
+def read_lines(path):
     """Yield the lines (str) of a text file in UTF-8, with or without a byte order mark.
 
-    A line ends at \\n or \\r\\n alone: U+2028 or U+0085 may stand in a row of JSON. errors:
-    "replace" puts U+FFFD where a byte is no UTF-8. ValueError names file, line and the fix.
+    A line ends at \\n or \\r\\n alone: U+2028 may stand in a row of JSON. ValueError names file,
+    line and the fix.
     """
     with open(path, "rb") as f:
         for n, line in enumerate(f, 1):
-            if n == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise ValueError(f"{path}:1: this is UTF-16: save it as UTF-8")
-            if b"\0" in line:
-                raise ValueError(f"{path}:{n}: no text, it holds zero bytes (UTF-16?)")
-            line = line.removeprefix(codecs.BOM_UTF8) if n == 1 else line
+            if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise ValueError(f"{path}:{n}: this is UTF-16 or no text: save it as UTF-8")
             try:
-                yield line.rstrip(b"\r\n").decode(errors=errors)
+                yield line.rstrip(b"\r\n").decode("utf-8-sig" if n == 1 else "utf-8")
             except UnicodeDecodeError as e:
                 raise ValueError(f"{path}:{n}: byte {e.object[e.start]:#x} is no UTF-8 (Latin-1?): "
-                                 "save it as UTF-8, or iconv -f ISO-8859-1 -t UTF-8") from None
+                                 "iconv -f ISO-8859-1 -t UTF-8 mends that") from None
 
 
 def read_pairs(path):
@@ -43,10 +38,7 @@ def read_pairs(path):
 
 
 def read_row(line, **fields):
-    """Return the JSON object (dict) of a line; ValueError: none, or check_row's.
-
-    NaN and Infinity become None: they are no JSON, and spoil what they are written to.
-    """
+    """Return the JSON object (dict) of a line, NaN as None; ValueError: none, or check_row's."""
     try:
         row = json.loads(line, parse_constant=lambda name: None)
     except (ValueError, RecursionError) as e:
@@ -68,9 +60,9 @@ def check_row(row, **fields):
 
 
 def read_jsonl(path, needs="", **fields):
-    """Yield ('<path>:<line>', row) of a file with a JSON object on each line that is not empty.
+    """Yield ('<path>:<line>', row) of each line that is not empty; ValueError names the line.
 
-    fields: as for read_row. needs: the fields in words, for the ValueError, which names the line.
+    fields: as for check_row. needs: the fields in words, for the ValueError.
     """
     needs = needs or ", ".join(f'"{name}"' for name in fields) or "its fields"
     for n, line in enumerate(read_lines(path), 1):
@@ -91,10 +83,9 @@ def is_hidden(name):
 
 
 def find_files(folder, suffixes):
-    """Return the sorted paths (str) of the files at any depth that end in one of suffixes.
+    """Return the sorted paths (str) of the files at any depth that end in suffixes (lower case).
 
-    suffixes: lower case, files may differ. Hidden files and folders are left out. Links are
-    followed, each folder once.
+    Hidden files and folders are left out. Links are followed, each folder once.
     """
     found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -132,15 +123,15 @@ def find_path(folder, name):
 
 def own_file(name):
     """Return the path of a text of the repository: as named from here, else beside this module."""
-    beside = Path(__file__).parent / name
-    return str(beside) if beside.is_file() and not os.path.exists(name) else name
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    return beside if os.path.isfile(beside) and not os.path.exists(name) else name
 
 
 # ---- writing: a file is whole or not there
 
 def write_text(path, text):
     """Write a text in UTF-8 under a temporary name, then rename it."""
-    # errors: half a surrogate pair becomes ?
+    # half a surrogate pair becomes ?
     with open(f"{path}.tmp", "w", encoding="utf-8", errors="replace", newline="\n") as f:
         f.write(text)
     os.replace(f"{path}.tmp", path)

@@ -1,4 +1,4 @@
-"""The KV cache: what the rows of a batch have read, so that a new token is computed alone."""
+"""The KV cache: what the rows of a batch have read."""
 import torch
 
 from device import compute_dtype
@@ -48,7 +48,7 @@ class KVCache:
         return self.k[layer][:, :, :self.longest], self.v[layer][:, :, :self.longest]
 
     def select(self, rows):
-        """Keep the rows of these indices (list of int): each once, several times or not at all."""
+        """Keep the rows of these indices (list of int), which may repeat."""
         if rows == list(range(len(self.lens))):
             return
         for name in ("k", "v"):
@@ -63,13 +63,12 @@ class KVCache:
 
     @classmethod
     def gather(cls, config, rows, max_len, device="cpu"):
-        """A cache with the first n places of row b of others; rows: [(KVCache or None, b, n)]."""
+        """A cache of the first n places of row b of others; rows: [(KVCache, b, n)]."""
         new = cls(config, len(rows), max_len, device)
         for i, (old, b, n) in enumerate(rows):
-            if n:
-                new.k[:, i, :, :n] = old.k[:, b, :, :n]
-                new.v[:, i, :, :n] = old.v[:, b, :, :n]
-                new.previous[i] = old.previous[b]
+            new.k[:, i, :, :n] = old.k[:, b, :, :n]
+            new.v[:, i, :, :n] = old.v[:, b, :, :n]
+            new.previous[i] = old.previous[b]
         new.lens = torch.tensor([n for *_, n in rows], device=device)
         new.longest = max(n for *_, n in rows)
         return new

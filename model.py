@@ -1,6 +1,6 @@
 """The GPT that reads and hears: nanochat's architecture, audio among the text, LoRA.
 
-One row is text alone, or text with one recording in it: text[:audio_at], audio, text[audio_at:].
+A row is text, or text with one recording in it: text[:audio_at], audio, text[audio_at:].
 A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_model.py).
 """
 import math
@@ -31,7 +31,7 @@ class GPTConfig:
 
     @classmethod
     def of_depth(cls, depth, vocab_size, sequence_len=2048, head_dim=128, window_pattern="SSSL"):
-        """The one dial: n_embd is 64*depth rounded up to a multiple of head_dim."""
+        """n_embd is 64*depth rounded up to a multiple of head_dim."""
         n_embd = -(-64 * depth // head_dim) * head_dim
         n_head = n_embd // head_dim
         return cls(sequence_len, vocab_size, depth, n_head, n_head, n_embd, window_pattern)
@@ -42,8 +42,6 @@ class GPTConfig:
     def windows(self):
         """Return each layer's window: a query at i sees the keys i - window to i."""
         pattern = self.window_pattern.upper()
-        if not pattern or set(pattern) - set("SL"):
-            raise ValueError(f"window_pattern={self.window_pattern!r}: use the letters S and L")
         size = {"L": self.sequence_len, "S": -(-self.sequence_len // 4 // 128) * 128}  # a quarter
         return [size[pattern[i % len(pattern)]] for i in range(self.n_layer - 1)] + [size["L"]]
 
@@ -51,7 +49,7 @@ class GPTConfig:
 # ---- the parts of a block
 
 class Linear(nn.Linear):
-    """A linear layer without bias: fp32 master weights, computed in the dtype of its input."""
+    """A linear layer without bias: fp32 weights, computed in the dtype of its input."""
 
     def __init__(self, in_features, out_features):
         super().__init__(in_features, out_features, bias=False)
@@ -66,7 +64,7 @@ class Linear(nn.Linear):
 
 
 def for_inference(model):
-    """Cast a model's weights to the compute dtype once, not at every use; results are equal."""
+    """Cast a model's weights to the compute dtype once, not at every use."""
     for module in model.modules():
         if isinstance(module, (Linear, nn.Embedding)):
             module.weight.data = module.weight.data.to(compute_dtype(module.weight.device))
@@ -74,7 +72,7 @@ def for_inference(model):
 
 
 def rotate(x, cos, sin):
-    """Apply rotary positions to x (B, T, H, D): in halves and by -theta, as nanochat does."""
+    """Apply rotary positions to x (B, T, H, D), in halves and by -theta as nanochat."""
     x1, x2 = x.chunk(2, dim=3)
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=3)
 
@@ -156,8 +154,8 @@ def take(x, index):
 def arrange(T, T_a, text_lens, audio_lens, audio_at):
     """Lay out rows of text_lens, audio_lens (B,): text[:audio_at], audio, the other text, padding.
 
-    Returns source (B, width), for each place the index into the T text tokens, T_a audio tokens and
-    one padding; and place (B, T), where each text token went.
+    Returns source (B, width), the index of each place into T text tokens, T_a audio tokens and one
+    padding; and place (B, T) of each text token.
     """
     assert T >= audio_at, f"audio_at={audio_at} is more than the text's {T} tokens"
     n_text, n_audio = text_lens[:, None], audio_lens[:, None]
@@ -204,7 +202,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """nanochat's start: every block adds nothing, the logits are almost zero."""
+        """nanochat's: every block adds nothing, the logits are almost zero."""
         n_layer = self.config.n_layer
         bound = (3 / self.config.n_embd) ** 0.5  # uniform with std 1/sqrt(n_embd)
         self.transformer.wte.weight.normal_(std=0.8)
@@ -226,16 +224,13 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def start_from_pieces(self, token, pieces):
-        """Start a new token from the ids that spell it: their mean embedding, the first's logit.
-
-        After arXiv:2402.09977.
-        """
+        """Start a token as its pieces' mean, with the first's logit (arXiv:2402.09977)."""
         for table in (self.transformer.wte, *self.value_embeds.values()):
             table.weight[token] = table.weight[pieces].mean(0)
         self.lm_head.weight[token] = self.lm_head.weight[pieces[0]]
 
     def flops_per_token(self, T):
-        """Training's operations on a token of a row of T: 6 a weight, 12 a key and channel."""
+        """Training's operations a token in rows of T: 6 a weight, 12 a key and channel."""
         n_weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, Linear))
         n_keys = sum(min(window, T) for window in self.windows)
         return 6 * n_weights + 12 * self.config.n_embd * n_keys
@@ -244,7 +239,7 @@ class GPT(nn.Module):
                 audio_lens=None, text_lens=None, audio_at=0, logits_at=None):
         """Return the logits of text tokens, (B, T, V) in fp32, or with targets the loss.
 
-        idx, targets: int64 (B, T); targets of -1 don't count. Nothing is predicted at audio.
+        idx, targets: int64 (B, T); targets of -1 don't count.
         kv_cache: a KVCache; the tokens of this call are appended.
         audio_features: (B, T_a, C), the projector's output; audio_at: text tokens before it.
         audio_lens, text_lens: (B,), true lengths of padded rows; None: all are full.
@@ -268,11 +263,11 @@ class GPT(nn.Module):
         return self.logits(x if logits_at is None else take(x, logits_at[:, None]))
 
     def embed(self, idx):
-        """Token ids (B, T) -> normed embeddings (B, T, C) in the compute dtype, before smear."""
+        """Token ids (B, T) -> normed embeddings (B, T, C), before smear."""
         return norm(self.transformer.wte(idx).to(self.cos.dtype))
 
     def smear(self, x, previous):
-        """Mix a little of the embedding before into each of x (B, T, C); previous: (B, 1, C)."""
+        """Mix some of the embedding before into each of x (B, T, C); previous: (B, 1, C)."""
         gate = torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
         gate = self.smear_lambda.to(x.dtype) * gate
         return x + gate * torch.cat([previous, x[:, :-1]], dim=1)
@@ -292,7 +287,7 @@ class GPT(nn.Module):
         return x, ve, place, text_lens + audio_lens
 
     def run(self, x, ve, kv_cache, lens):
-        """The trunk over rows x (B, T, C); lens: (B,), of padded rows that go into the cache."""
+        """The trunk over rows x (B, T, C); lens: (B,), of padded rows with a cache."""
         T, limit = x.size(1), self.cos.size(0)
         if kv_cache is None:
             assert T <= limit, f"a row of {T} tokens > {limit} positions (10 x sequence_len)"
@@ -312,7 +307,7 @@ class GPT(nn.Module):
         return self.trunk(x, ve, cos, sin, [masks.get(w) for w in self.windows], kv_cache)
 
     def trunk(self, x, ve, cos, sin, masks, kv_cache=None):
-        """The blocks over rows x (B, T, C); ve: {layer: (B, T, H_kv*D)}. It may be compiled."""
+        """The blocks over rows x (B, T, C); ve: {layer: (B, T, H_kv*D)}. May be compiled."""
         x0, middle = x, None
         resid = self.resid_lambdas.to(x.dtype).unbind()
         first = self.x0_lambdas.to(x.dtype).unbind()
@@ -329,7 +324,7 @@ class GPT(nn.Module):
         return SOFTCAP * torch.tanh(z / SOFTCAP)
 
     def loss(self, x, place, targets, reduction):
-        """Cross entropy; logits are computed only where a target is. place: of insert()."""
+        """Cross entropy at the targets alone. place: of insert()."""
         row, at = (targets >= 0).nonzero(as_tuple=True)  # (N,) each
         x = x[row, at if place is None else place[row, at]]  # (N, C)
         wanted = targets[row, at]
@@ -354,9 +349,9 @@ LORA_TARGETS = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "
 
 
 def add_lora(model, rank, alpha):
-    """Freeze a GPT and add alpha/rank * B @ A to the weights of its blocks -> [A, B, A, B, ...].
+    """Freeze a GPT and add alpha/rank * B @ A to its blocks' weights -> [A, B, A, B, ...].
 
-    B starts at zero, so nothing changes at first (LoRA, arXiv:2106.09685).
+    B starts at zero (LoRA, arXiv:2106.09685).
     """
     model.requires_grad_(False)
     added = []
@@ -377,7 +372,7 @@ def lora_state(model):
 
 @torch.no_grad()
 def merged_state(model):
-    """Return a state_dict for a plain GPT: LoRA's products are added to the weights."""
+    """Return a plain GPT's state_dict: LoRA's products are added to the weights."""
     state = {name: p for name, p in model.state_dict().items() if ".lora_" not in name}
     for name, module in model.named_modules():
         if getattr(module, "lora_a", None) is not None:

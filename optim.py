@@ -19,7 +19,7 @@ def orthogonalize(x, steps=5):
 class Muon(torch.optim.Optimizer):
     """torch.optim.Muon's update (arXiv:2502.16982), matrices of one shape in one batched matmul.
 
-    momentum: Nesterov's. blocks: a parameter (rows, cols) is so many matrices side by side, each
+    momentum: Nesterov's. blocks: matrices side by side in a parameter (rows, cols), each
     orthogonalized alone, which is cheaper; the update's norm stays that of the whole.
     """
 
@@ -74,16 +74,12 @@ def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004
 
 
 def load_optimizers(optimizers, saved):
-    """Restore the moments of saved states [dict]; rates and decay stay as they are set now.
-
-    ValueError: the states are of other parameters.
-    """
+    """Restore the moments of saved states [dict], not their rates; ValueError: others' states."""
     def sizes(states):
         return [[len(group["params"]) for group in state["param_groups"]] for state in states]
 
     if sizes(saved) != sizes([optimizer.state_dict() for optimizer in optimizers]):
-        raise ValueError("the checkpoint is of other optimizers (settings, version): "
-                         "--init_from=scratch starts over")
+        raise ValueError("the checkpoint is of other optimizers: --init_from=scratch starts over")
     for optimizer, state in zip(optimizers, saved):
         rates = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         optimizer.load_state_dict(state)

@@ -8,7 +8,7 @@ Reads  the split test of three folders of prepare_synthetic.py, or real recordin
 Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl, {"id", "cell", "task", "audio",
        "question", "options": four, "key": 0 to 3}; meta.json.
 Each label is right once for three times that it is wrong, and each place is right equally often:
-text alone can't answer. The same settings and clips give the same files.
+text alone can't answer.
 """
 from collections import Counter
 from pathlib import Path
@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from clip_makers import (MAKERS, is_clear, is_plain, make_voice, pair_up, read_clips,
-                         voice_labels)
-from configurator import configure, fail
-from questions import make_folder, read_answers, read_tasks
-from recordings import SAMPLE_RATE
+                         voice_labels, write_clip)
+from configurator import configure
+from folders import make_folder, sums
+from questions import QUESTIONS, SPOKEN, pick, read_answers, read_tasks, write_rows
 from sources import read_sources
 from transcripts import require_distinct
 
 # config: every value here can be set from a config file or as --name=value
-voices = "data/voices"     # many voices, paces, pitches and styles
-spoken = "data/spoken"     # the lines of spoken.txt
-speech = "data/synthetic"  # sentences, said clearly
+voices = "data/voices"     # prepare_synthetic.py --corpus=many
+spoken = "data/spoken"     # --corpus=spoken
+speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/audiobench_mini"
 bench_items = 25           # questions in each cell
 sources = ""               # real recordings instead: name=folder, ... (sources.py)
@@ -34,7 +34,7 @@ config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SEED = 0
 ON_PLAIN = ("room", "noise", "channel", "loudness", "scene")  # shown on any ordinary voice
-ATTEMPTS = 20  # at a recording that shows its answer: a peaky voice may not get as loud
+ATTEMPTS = 20  # to show the answer: a peaky voice may not get as loud
 
 
 def read_synthetic():
@@ -55,7 +55,7 @@ def read_synthetic():
 
 
 def read_real():
-    """Return the same of real recordings, for tasks with four answers or more."""
+    """Return the same of real recordings."""
     clips, cells = read_sources(sources), {}
     for task in ("emotion", "thing", "digit", "command"):
         if len(labels_of(task, clips)) >= 4:
@@ -68,7 +68,7 @@ def read_real():
 
 
 def labels_of(task, clips):
-    """Return all answers of a task: of questions.txt, or those that real recordings have."""
+    """Return all answers of a task: those of questions.txt, or of real recordings."""
     if sources:
         return sorted({clip["labels"][task] for clip in clips if task in clip["labels"]})
     return read_tasks()[task].labels
@@ -80,7 +80,7 @@ def by_length(clips):
 
 
 def label_sets(task, count, clips, rng):
-    """Return [(clip, answer, options)] about labels, each as often wrong as any other."""
+    """Return [(clip, answer, options)] about labels; each is wrong equally often."""
     labels, left_out, rows = labels_of(task, clips), Counter(), []
     for i in rng.permutation(np.arange(count) % len(labels)):
         others = [label for label in labels if label != labels[i]]
@@ -92,7 +92,7 @@ def label_sets(task, count, clips, rng):
 
 
 def choose_clip(task, answer, clips, rng):
-    """Return a clip that can show an answer; two for the task pair, None for an event."""
+    """Return a clip that can show an answer; two for a pair, None for an event."""
     if task == "event":
         return None
     if task == "pair":
@@ -100,15 +100,12 @@ def choose_clip(task, answer, clips, rng):
     fits = [clip for clip in clips if clip["labels"].get(task) == answer
             or task in ON_PLAIN and is_plain(clip)]
     if not fits:
-        raise ValueError(f"no clip of test shows {task} = {answer}: raise n_test of {voices}")
-    return fits[rng.integers(len(fits))]
+        raise ValueError(f"no clip shows {task} = {answer}: raise n_test of {voices}")
+    return pick(fits, rng)
 
 
 def content_sets(task, count, clips, rng):
-    """Return [(clip, answer, options)] about sentences, or about a word of each.
-
-    The options are the answers of the clip and of the next three.
-    """
+    """Return [(clip, answer, options)] about sentences or a word; options: the next three's."""
     chosen, keys, seen, n_sets = [], [], set(), max(count, 4)
     clips = by_length(clips)
     for i in rng.permutation(len(clips)):
@@ -116,11 +113,11 @@ def content_sets(task, count, clips, rng):
         long = [word for word in words if 5 <= len(word) <= 7 and word not in seen]
         if long and not set(words) & set(keys) and len(chosen) < n_sets:
             chosen.append(clips[i])
-            keys.append(long[rng.integers(len(long))])
+            keys.append(pick(long, rng))
             seen.update(words)
     if len(chosen) < n_sets:
-        raise ValueError(f"{len(chosen)} clear sentences of test for {n_sets} questions: raise "
-                         f"n_test of {speech}")
+        raise ValueError(f"{len(chosen)} clear sentences for {n_sets} questions: raise n_test of "
+                         f"{speech}")
     if task == "sentence":
         keys = [clip["text"] for clip in chosen]
     keys += keys[:3]
@@ -143,7 +140,7 @@ def plan():
 
 
 def plan_task(cell, task, size, clips, seed):
-    """Return plan()'s rows of one task; "key" is the answer's text yet, not its place."""
+    """Return plan()'s rows of one task; "key" is still the answer's text, not its place."""
     rng = np.random.default_rng([SEED, 77, *seed])
     phrase = np.random.default_rng([SEED, 81, *seed])  # not moved by the draws of clips
     ways, planned = read_tasks()[task].bench, []
@@ -151,15 +148,14 @@ def plan_task(cell, task, size, clips, seed):
     for number, (clip, key, options) in enumerate(make_sets(task, size, clips, rng), seed[0]):
         name = f"{number:03d}"
         require_distinct(f"{name} ({task})", options)
-        question = ways[phrase.integers(len(ways))]
         row = {"id": name, "cell": cell, "task": task, "audio": f"wavs/{name}.wav",
-               "question": question, "options": options, "key": key}
+               "question": pick(ways, phrase), "options": options, "key": key}
         planned.append((clip, row))
     return planned
 
 
 def place_answer(row, place):
-    """Put a row's answer at a place, 0 to 3, of its options, the others in random order."""
+    """Put a row's answer at a place (0 to 3) among its options, shuffled."""
     others = [option for option in row["options"] if option != row["key"]]
     order = np.random.default_rng([SEED, 79, int(row["id"])]).permutation(3)
     row["options"] = [others[i] for i in order]
@@ -168,7 +164,7 @@ def place_answer(row, place):
 
 
 def make_wav(clip, row):
-    """Return a question's wav. ValueError: what was made does not show the answer."""
+    """Return a question's wav; ValueError: none shows the answer."""
     task, answer = row["task"], row["options"][row["key"]]
     kind = "real" if sources else {"digit": "spoken"}.get(task, task)
     make = MAKERS.get(kind, make_voice)
@@ -176,25 +172,28 @@ def make_wav(clip, row):
         rng = np.random.default_rng([SEED, 80, int(row["id"]), attempt])
         wav, labels = make(clip, rng, task, answer)
         if task == "word" or labels.get(task) == answer:
-            return np.clip(wav, -1, 1)
-    raise ValueError(f"question {row['id']}: its recording shows {task} = {labels.get(task)}, not "
-                     f"{answer}: make other voices")
+            return wav
+    raise ValueError(f"question {row['id']}: no recording shows {task} = {answer}: make other "
+                     "voices")
 
 
-def make_all():
-    """Write the recordings; return {file name: rows}."""
-    import soundfile
+def find_inputs():
+    if bench_items < 1:
+        raise ValueError(f"{bench_items=} questions are too few: at least 1")
+    paths = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
+    if sources:
+        paths = [clip["path"] for clip in read_sources(sources)]
+    return sums(*paths, QUESTIONS, SPOKEN)
+
+
+def make():
+    """Write the recordings and questions -> (file names, counts)."""
     planned = plan()
     Path(out_dir, "wavs").mkdir()
     for clip, row in planned:
-        wav = make_wav(clip, row)
-        soundfile.write(f"{out_dir}/{row['audio']}", wav, SAMPLE_RATE, subtype="PCM_16")
-    return {"questions.jsonl": [row for _, row in planned]}
+        write_clip(f"{out_dir}/{row['audio']}", make_wav(clip, row))
+    return write_rows(out_dir, {"questions.jsonl": [row for _, row in planned]})
 
 
 if __name__ == "__main__":
-    if bench_items < 1:
-        fail(f"{bench_items=} questions are too few: at least 1")
-    folders = () if sources else (voices, spoken, speech)
-    inputs = [f"{folder}/labels.jsonl" for folder in folders]
-    make_folder(out_dir, config, inputs, make_all, "questions.jsonl", "wavs")
+    make_folder(out_dir, config, find_inputs, make, "wavs")

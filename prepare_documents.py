@@ -8,25 +8,24 @@
 
 Reads  .txt and .md, cut at empty lines into documents of about doc_chars characters; .jsonl with
        {"text": ...} on each line; .parquet with a column "text" (needs pyarrow).
-Writes into out_dir: tokenizer.json, train.bin and val.bin (see documents.py), and meta.json
-       (counts, settings, checksums).
+Writes into out_dir: tokenizer.json, train.bin and val.bin (see documents.py), meta.json (counts).
 
 A document's hash decides whether it is val's (1%); a book that is cut is in both splits. About 2 MB
-of text a second and core. Made anew only when settings, files or code changed.
+of text a second and core.
 """
-import hashlib
 import os
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from configurator import configure, user_input
-from documents import list_documents, read_documents
+from configurator import configure
+from documents import hash_of, list_documents, read_documents
 from download import download
 from files import sha256_file
-from record import is_made, note_made
+from folders import make_folder, sums
 from tokenizer import load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
@@ -64,7 +63,7 @@ def read_chunks(paths, left_out):
     chunk, n_bytes = [], 0
     for path in paths:
         for text in read_documents(path, doc_chars):
-            if not text or text.isspace():
+            if not text.strip():
                 left_out["empty"] += 1
                 continue
             chunk.append(text)
@@ -77,14 +76,10 @@ def read_chunks(paths, left_out):
 
 
 def deal(paths, left_out):
-    """Yield [(split, document), ...] for each chunk.
-
-    VAL_SHARE of all are val's, by their hash, and the lowest hash of the first chunk.
-    """
+    """Yield [(split, document), ...] for each chunk; val has the lowest hash of the first one."""
     bound = 0
     for chunk in read_chunks(paths, left_out):
-        digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in chunk]
-        keys = [int.from_bytes(digest, "little") for digest in digests]
+        keys = list(map(hash_of, chunk))
         bound = bound or max(int(VAL_SHARE * 2**64), min(keys) + 1)
         yield [("val" if key < bound else "train", text) for key, text in zip(keys, chunk)]
 
@@ -92,17 +87,16 @@ def deal(paths, left_out):
 def train_texts(paths):
     """Yield tokenizer_mb of train's documents (str)."""
     n_bytes = 0
-    for chunk in deal(paths, Counter()):
-        for split, text in chunk:
-            if split == "train" and n_bytes < 1e6 * tokenizer_mb:
-                n_bytes += len(text.encode())
-                yield text
+    for split, text in chain.from_iterable(deal(paths, Counter())):
         if n_bytes >= 1e6 * tokenizer_mb:
             return
+        if split == "train":
+            n_bytes += len(text.encode())
+            yield text
 
 
 def make_tokenizer(paths):
-    """Return the tokenizer of the folder `tokenizer`, or a new one; ValueError: it won't do."""
+    """Return the tokenizer that the settings name; ValueError: it won't do."""
     tok = load_tokenizer(tokenizer) if tokenizer else train_bpe(train_texts(paths), vocab_size)
     if tok.kind != "bpe" or tok.vocab_size > 2**16:
         raise ValueError(f"{tokenizer=}, {vocab_size=}: a BPE of at most 65,536 ids is needed")
@@ -110,10 +104,9 @@ def make_tokenizer(paths):
 
 
 def write_tokens(paths, tok):
-    """Write train.bin and val.bin -> counts for meta.json."""
+    """Write train.bin and val.bin -> {split: Counter, "left_out": Counter}."""
     counts = {"train": Counter(), "val": Counter(), "left_out": Counter()}
-    with (open(os.path.join(out_dir, "train.bin"), "wb") as train,
-          open(os.path.join(out_dir, "val.bin"), "wb") as val,
+    with (open(f"{out_dir}/train.bin", "wb") as train, open(f"{out_dir}/val.bin", "wb") as val,
           tqdm(unit="B", unit_scale=True, disable=None) as bar):
         for chunk in deal(paths, counts["left_out"]):
             encoded = tok.bpe.encode_batch_fast([text for _, text in chunk])
@@ -128,28 +121,20 @@ def write_tokens(paths, tok):
     return counts
 
 
-def main():
-    with user_input():
-        paths = find_documents()
-        own = sorted(map(str, Path(tokenizer).glob("tokenizer.*"))) if tokenizer else []
-        files = tqdm(paths + own, desc="checksums", unit=" files", disable=None)
-        inputs = {path: sha256_file(path) for path in files}
-    if is_made(out_dir, config, inputs):
-        print(f"{out_dir} is up to date")
-        return
-    with user_input():
-        tok = make_tokenizer(paths)
-        os.makedirs(out_dir, exist_ok=True)
-        Path(out_dir, "meta.json").unlink(missing_ok=True)
-        tok.save(out_dir)
-        counts = write_tokens(paths, tok)
-        sha256 = sha256_file(os.path.join(out_dir, "tokenizer.json"))
-        note_made(out_dir, config, inputs, ["tokenizer.json", "train.bin", "val.bin"],
-                  tokenizer_sha256=sha256, **counts)
-    for split in ("train", "val"):
-        print(f"{out_dir}: {split}", {name: f"{n:,}" for name, n in counts[split].items()})
-    print(f"left out: {dict(counts['left_out'])}")
+def find_inputs():
+    own = sorted(Path(tokenizer).glob("tokenizer.*")) if tokenizer else []
+    return sums(*find_documents(), *own)
+
+
+def make():
+    """Write tokenizer and tokens -> (file names, counts)."""
+    paths = find_documents()
+    tok = make_tokenizer(paths)
+    tok.save(out_dir)
+    counts = {name: dict(count) for name, count in write_tokens(paths, tok).items()}
+    counts["tokenizer_sha256"] = sha256_file(f"{out_dir}/tokenizer.json")
+    return ["tokenizer.json", "train.bin", "val.bin"], counts
 
 
 if __name__ == "__main__":
-    main()
+    make_folder(out_dir, config, find_inputs, make)

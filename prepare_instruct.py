@@ -9,25 +9,24 @@ Writes <out_dir>/clips/*.flac (16 kHz mono); items.jsonl, {"audio", "key", "spli
        "labels": {task: answer}, "turns": [[task, question, answer], ...]}, for
        prepare_librispeech.py; turns.jsonl, {"key", "turns"} about the clips of `speech`;
        text.jsonl, {"question", "answer"} without audio; meta.json.
-Labels come from how a clip was made, never from a model. The same settings and clips give the same
-files.
+Labels come from how a clip was made, never from a model.
 """
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from clip_makers import MAKERS, is_clear, pair_up, read_clips, voice_labels
-from configurator import configure, fail
+from clip_makers import MAKERS, is_clear, pair_up, read_clips, voice_labels, write_clip
+from configurator import configure
+from folders import make_folder, sums
 from processes import run_all
-from questions import (NOBODY, ask, make_folder, read_answers, read_sentences, read_tasks,
-                       said_in, some_of, word_labels)
-from recordings import SAMPLE_RATE
+from questions import (NOBODY, QUESTIONS, SPOKEN, ask, pick, read_answers, read_sentences,
+                       read_tasks, said_in, some_of, word_labels, write_rows)
 
 # config: every value here can be set from a config file or as --name=value
-voices = "data/voices"     # many voices, paces, pitches and styles
-spoken = "data/spoken"     # the lines of spoken.txt
-speech = "data/synthetic"  # sentences, said clearly
+voices = "data/voices"     # prepare_synthetic.py --corpus=many
+spoken = "data/spoken"     # --corpus=spoken
+speech = "data/synthetic"  # --corpus=plain
 text_dir = "data/text"
 out_dir = "data/instruct"
 n = 12_000                 # questions about the clips made here, roughly
@@ -39,13 +38,13 @@ KINDS = {"voice": 0.46, "spoken": 0.1, "pair": 0.14, "scene": 0.06, "event": 0.1
 VAL_SHARE = 0.05      # val's clips to train's: heard voices, new sentences
 TEXT_SHARE = 0.1      # chats without audio to n
 TURNS = 4             # questions to a clip, at most
-CLIP_TURNS = 3        # about so many of them can be asked
-UNASKED_CLEAR = 0.6   # share of clear voices not asked about their quality: most voices are clear
+CLIP_TURNS = 3        # questions to a clip, on average
+UNASKED_CLEAR = 0.6   # share of clear voices not asked about their quality: most are clear
 JOINED_SHARE = 0.16   # share of pairs of short questions that become one
 
 
 def make_turns(labels, rng, said):
-    """Choose up to TURNS of a clip's {task: answer} and return [[task, question, answer], ...]."""
+    """Choose up to TURNS of a clip's {task: answer} -> [[task, question, answer], ...]."""
     if labels.get("quality") == "clear" and rng.uniform() < UNASKED_CLEAR:
         labels = {task: answer for task, answer in labels.items() if task != "quality"}
     if not labels:
@@ -59,7 +58,7 @@ def make_turns(labels, rng, said):
 
 
 def join_turns(turns, rng):
-    """Join some neighbours of open questions with short answers: "how loud is it and who ..."."""
+    """Join some neighbours without options: "how loud is it and who is speaking"."""
     for i in range(len(turns) - 1, 0, -2):
         a, b = turns[i - 1:i + 1]
         is_short = all("\n" not in turn[1] and read_tasks()[turn[0]].labels for turn in (a, b))
@@ -69,15 +68,15 @@ def join_turns(turns, rng):
 
 
 def ask_speech(clips, said, salt):
-    """Return a row of turns.jsonl for each clip of speech."""
+    """Return the rows of turns.jsonl."""
     rows = []
     for i, clip in enumerate(clips):
         rng = np.random.default_rng([SEED, salt, i])
         labels = voice_labels(clip)
         if is_clear(clip):
             labels |= word_labels(clip["text"], rng)
-        wrong = some_of(said, rng, clip["text"])
-        rows.append({"key": clip["key"], "turns": make_turns(labels, rng, wrong)})
+        turns = make_turns(labels, rng, some_of(said, rng, clip["text"]))
+        rows.append({"key": clip["key"], "turns": turns})
     return rows
 
 
@@ -91,43 +90,46 @@ def plan_clips(split, count, said, salt):
         if kind == "pair":
             clip = pair_up(clips, rng)
         else:
-            pool = lines if kind == "spoken" else clips
-            clip = pool[rng.integers(len(pool))]
-        own = clip["text"] if kind in ("voice", "spoken") else ""
-        wrong = some_of(said, rng, own)
+            clip = pick(lines if kind == "spoken" else clips, rng)
+        wrong = some_of(said, rng, clip["text"] if kind in ("voice", "spoken") else "")
         jobs.append((f"{split}-{i:06d}", kind, clip, split, wrong, [SEED, salt, i]))
     return jobs
 
 
 def make_item(key, kind, clip, split, said, seed):
     """Make a clip and write it; return its row of items.jsonl."""
-    import soundfile
     rng = np.random.default_rng(seed)
     wav, labels = MAKERS[kind](clip, rng, "", "")
     path = f"clips/{key}.flac"
-    soundfile.write(f"{out_dir}/{path}", np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
+    write_clip(f"{out_dir}/{path}", wav)
     text = labels.get("sentence", "").replace(NOBODY, "")
     return {"audio": path, "key": key, "split": split, "text": text, "kind": kind,
             "labels": labels, "turns": make_turns(labels, rng, said)}
 
 
 def make_text_chats(count):
-    """Return chats without audio: repeat a line or its ends, answer spoken.txt's questions."""
+    """Return chats without audio: a line or its ends to repeat, questions of spoken.txt."""
     lines, answers = read_sentences(text_dir, "train"), list(read_answers().items())
     rng, chats = np.random.default_rng([SEED, 9]), []
     for _ in range(count):
-        line = lines[rng.integers(len(lines))]
-        spoken_line = answers[rng.integers(len(answers))]
-        question, answer = [(f"say this\n{line}", line),
-                            (f"what is the last word\n{line}", line.split()[-1]),
-                            (f"what is the first word\n{line}", line.split()[0]),
-                            spoken_line][rng.integers(4)]
+        line, spoken_line = pick(lines, rng), pick(answers, rng)
+        question, answer = pick([(f"say this\n{line}", line),
+                                 (f"what is the last word\n{line}", line.split()[-1]),
+                                 (f"what is the first word\n{line}", line.split()[0]),
+                                 spoken_line], rng)
         chats.append({"question": question, "answer": answer})
     return chats
 
 
-def make_all():
-    """Write the clips; return {file name: rows}."""
+def find_inputs():
+    if n < 1:
+        raise ValueError(f"{n=} questions are too few: at least 1")
+    labels = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
+    return sums(*labels, f"{text_dir}/train.txt", QUESTIONS, SPOKEN)
+
+
+def make():
+    """Write the clips and what is asked about them -> (file names, counts)."""
     jobs, overlay = [], []
     n_clips = max(8, round(n / CLIP_TURNS))
     counts = {"train": n_clips, "val": max(8, round(VAL_SHARE * n_clips))}
@@ -140,12 +142,9 @@ def make_all():
     Path(out_dir, "clips").mkdir()
     made = run_all(make_item, jobs, 0, chunksize=32)
     items = list(tqdm(made, total=len(jobs), unit=" clips", desc="instructions"))
-    return {"items.jsonl": items, "turns.jsonl": overlay, "text.jsonl": chats}
+    return write_rows(out_dir, {"items.jsonl": items, "turns.jsonl": overlay,
+                                "text.jsonl": chats})
 
 
 if __name__ == "__main__":
-    if n < 1:
-        fail(f"{n=} questions are too few: at least 1")
-    inputs = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
-    make_folder(out_dir, config, [*inputs, f"{text_dir}/train.txt"], make_all,
-                "items.jsonl", "turns.jsonl", "text.jsonl", "clips")
+    make_folder(out_dir, config, find_inputs, make, "clips")

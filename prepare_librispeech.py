@@ -4,17 +4,15 @@
     python prepare_librispeech.py --source=mine.jsonl    # your own clips
     python prepare_librispeech.py --source=data/LibriSpeech --subset=train-clean-100,dev-clean
 
-Reads a corpus as corpora.py describes; LibriSpeech is downloaded where it is missing. Writes
-<out_dir>/shard-NNNNNN.tar (see data.py; 184 MB an hour and tap for whisper-base) and .json,
-<split>.jsonl (its clips), index.json, manifest.json and, last, meta.json. Every core, or every GPU,
-makes shards. Whole shards are kept when it is interrupted and run again. Features of other
-settings, another corpus or other code are made anew.
+Reads a corpus as corpora.py describes. Writes <out_dir>/shard-NNNNNN.tar (see data.py; 184 MB an
+hour and tap for whisper-base) and .json, <split>.jsonl (its clips), index.json, manifest.json and,
+last, meta.json. Every core, or every GPU, makes shards. Whole shards are kept when it is
+interrupted. Features of other settings, another corpus or other code are made anew.
 """
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -49,7 +47,7 @@ taps = "0,-1"              # encoder layers: -1 the last after ln_post, 0.. the 
 # work
 device = "auto"            # auto, cuda (every GPU), mps, cpu
 clips_per_shard = 256      # an interruption costs each worker one shard at most
-workers = 0                # CPU: processes; GPU: threads of each that read audio; 0: by the cores
+workers = 0                # CPU: processes; 0: one a core
 config = configure(globals())
 # -----------------------------------------------------------------------------
 MAX_AUDIO_S = 30.0    # Whisper hears no more; longer clips are dropped
@@ -63,11 +61,10 @@ WORKER = {}           # of a worker process: encoder, layers, on a GPU a pool of
 # ---- which clips
 
 def find_clips():
-    """Return (clips to make features of, failures, number of both, counts of what was dropped)."""
+    """Return (clips to make features of, failures, counts of what was dropped)."""
     with user_input():
         clips, failures, counts = read_corpus(source, subset, seen_voices)
-    n_found = len(clips) + len(failures)
-    check_failures(failures, n_found)
+    check_failures(failures, len(clips) + len(failures))
     trained = {clip["info"]["text"] for clip in clips if clip["info"]["split"] == "train"}
     chosen = []
     for clip in clips:
@@ -79,14 +76,13 @@ def find_clips():
             chosen.append(clip)
     if not chosen:
         fail(f"{source}: no clip can be used; {dict(counts)}")
-    changed = at_speeds(chosen)
-    return chosen + changed, failures, n_found + len(changed), counts
+    return chosen + at_speeds(chosen), failures, counts
 
 
 def reason_to_drop(clip, trained):
     """Return why the settings drop a clip, or ''. trained: the sentences of train."""
     info, n_words = clip["info"], len(clip["info"]["text"].split())
-    if clip["seconds"] > MAX_AUDIO_S:
+    if info["seconds"] > MAX_AUDIO_S:
         return "too long"
     if n_words < min_words and "turns" not in info:
         return "too few words" if n_words else "without words (min_words=0 takes them as silence)"
@@ -98,7 +94,7 @@ def reason_to_drop(clip, trained):
 
 
 def at_speeds(clips):
-    """Return the training clips as they are at the other speeds, under keys of their own."""
+    """Return the training clips at the other speeds, under keys of their own."""
     with user_input():
         percents = [round(100 * float(speed)) for speed in speeds.split(",") if speeds]
     if any(n == 100 or not 50 <= n <= 200 or percents.count(n) > 1 for n in percents):
@@ -107,24 +103,21 @@ def at_speeds(clips):
     for clip in clips:
         for percent in percents if clip["info"]["split"] == "train" else ():
             own = {"key": f"{clip['info']['key']}-speed{percent}", "at_speed": percent / 100,
-                   "seconds": round(100 * clip["seconds"] / percent, 4)}
+                   "seconds": round(100 * seconds_of(clip) / percent, 4)}
             if own["seconds"] <= MAX_AUDIO_S:
-                changed.append(clip | {"seconds": own["seconds"], "info": clip["info"] | own,
-                                       "speed": percent / 100})
+                changed.append(clip | {"info": clip["info"] | own, "speed": percent / 100})
     return changed
 
 
-def change_speed(wav, speed):
-    """Play float32 (n,) `speed` times as fast, pitch and all -> (n / speed,) (Ko et al. 2015)."""
-    import soxr
-    return soxr.resample(wav, speed, 1.0)
+def seconds_of(clip):
+    return clip["info"]["seconds"]
 
 
-def check_failures(failures, n_found):
+def check_failures(failures, n_clips):
     """Stop when more than MAX_BAD_SHARE of the clips failed."""
-    if len(failures) > MAX_BAD_SHARE * n_found:
+    if len(failures) > MAX_BAD_SHARE * n_clips:
         first = "; ".join(f"{f['key']}: {f['reason']}".removeprefix(": ") for f in failures[:3])
-        fail(f"{len(failures)} of {n_found} clips failed, over {MAX_BAD_SHARE:.0%}: {first}")
+        fail(f"{len(failures)} of {n_clips} clips failed, over {MAX_BAD_SHARE:.0%}: {first}")
 
 
 # ---- one shard, in a worker process
@@ -143,9 +136,12 @@ def try_read(clip):
     """Return float32 (n,) at 16 kHz, or the reason (str) why a clip can't be read."""
     try:
         wav = read_audio(clip["path"], MAX_AUDIO_S + 1)
-        return change_speed(wav, clip["speed"]) if "speed" in clip else wav
     except (ValueError, OSError) as e:
         return str(e)
+    if "speed" in clip:
+        import soxr
+        wav = soxr.resample(wav, clip["speed"], 1.0)  # pitch and all (Ko et al. 2015)
+    return wav
 
 
 def features_of(clips, failures):
@@ -189,7 +185,7 @@ def plan_shards(clips):
     shards = {}
     for split in sorted({clip["info"]["split"] for clip in clips}):
         ordered = [clip for clip in clips if clip["info"]["split"] == split]
-        ordered.sort(key=lambda clip: clip["seconds"])
+        ordered.sort(key=seconds_of)
         for i in range(0, len(ordered), clips_per_shard):
             shards[f"shard-{len(shards):06d}.tar"] = ordered[i:i + clips_per_shard]
     return shards
@@ -198,19 +194,19 @@ def plan_shards(clips):
 def clear(n_clips, n_bytes):
     """Remove other features from FINAL; stops where the new ones are fewer or don't fit."""
     shards, manifest = list(FINAL.glob("shard-*")), FINAL / "manifest.json"
-    lists = json.loads(manifest.read_bytes())["clips"] if manifest.exists() else {}
+    held = json.loads(manifest.read_bytes())["clips"] if manifest.exists() else {}
     free = shutil.disk_usage(FINAL).free + sum(path.stat().st_size for path in shards)
     print(f"{n_clips:,} clips take {n_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
     wrong = ""
-    if shards and not lists and not (FINAL / "meta.json").exists():
+    if shards and not held and not (FINAL / "meta.json").exists():
         wrong = f"{shards[0].name} is not of this script"
-    elif subset and sum(lists.values()) > n_clips:
-        wrong = f"it holds {sum(lists.values()):,} clips"
+    elif subset and sum(held.values()) > n_clips:
+        wrong = f"it holds {sum(held.values()):,} clips"
     elif n_bytes > free:
         wrong = "no space for the features"
     if wrong:
         fail(f"{FINAL}: {wrong}: choose another out_dir, or make room there")
-    lists = [FINAL / f"{split}.jsonl" for split in lists]
+    lists = [FINAL / f"{split}.jsonl" for split in held]
     for path in [FINAL / "meta.json", *shards, *lists, manifest]:
         path.unlink(missing_ok=True)
 
@@ -220,11 +216,10 @@ def make_shards(shards, failures, n_found, encoder, layers, kind):
     jobs = [job for job in reversed(shards.items()) if not rows_file(job[0]).exists()]
     print(f"to do: {len(jobs)} of {len(shards)} shards")
     n_gpus = torch.cuda.device_count() if kind == "cuda" else 1
-    n_threads = workers or max(1, os.cpu_count() // n_gpus)
     n_workers, start = (workers, "") if kind == "cpu" else (n_gpus, "spawn")
-    made = run_all(make_shard, jobs, n_workers, begin_work, (encoder, layers, kind, n_threads),
-                   start=start)
-    seconds = [round(sum(clip["seconds"] for clip in clips)) for _, clips in jobs]
+    set_up = encoder, layers, kind, max(1, os.cpu_count() // n_gpus)
+    made = run_all(make_shard, jobs, n_workers, begin_work, set_up, start=start)
+    seconds = [round(sum(map(seconds_of, clips))) for _, clips in jobs]
     bar = tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1)
     try:
         with closing(made), bar:
@@ -254,14 +249,12 @@ def finish(clips, shards, failures, n_found, manifest):
 
 def load():
     """Return (WhisperEncoder, list of its layers to store)."""
-    if not re.fullmatch(r"(-1|\d+)(,(-1|\d+))*", taps):
-        fail(f"taps={taps} is no comma-separated list of layers, like -1 or 1,3,-1")
-    layers = [int(tap) for tap in taps.split(",")]
     with user_input():
         encoder = (load_encoder_file if os.path.isfile(whisper) else load_encoder)(whisper)
-    if max(layers) >= encoder.n_layer:
-        fail(f"taps={taps}: {encoder.name} has layers 0 to {encoder.n_layer - 1}")
-    return encoder, layers
+    known = [str(layer) for layer in range(-1, encoder.n_layer)]
+    if not set(taps.split(",")).issubset(known):
+        fail(f"taps={taps}: give layers of {encoder.name}, -1 to {known[-1]}, like 0,-1")
+    return encoder, [int(tap) for tap in taps.split(",")]
 
 
 def main():
@@ -275,7 +268,7 @@ def main():
     with user_input():
         own = pick_device(device)
     encoder, layers = load()
-    clips, failures, n_found, counts = find_clips()
+    clips, failures, counts = find_clips()
     shards = plan_shards(clips)
     what = [[clip["audio"], clip["bytes"], clip["info"]] for clip in clips]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
@@ -289,9 +282,10 @@ def main():
         print(f"{FINAL} is up to date")
         return
     if not is_made(FINAL, begun, inputs):
-        seconds = sum(clip["seconds"] for clip in clips)  # 50 frames each; float16; tar and json
-        clear(len(clips), int(seconds * 50 * 2 * len(layers) * encoder.n_embd) + 5000 * len(clips))
+        n_frames = 50 * sum(map(seconds_of, clips))  # float16; and 5000 bytes of tar and json
+        clear(len(clips), int(n_frames * 2 * len(layers) * encoder.n_embd) + 5000 * len(clips))
         note_made(FINAL, begun, inputs, [])
+    n_found = len(clips) + len(failures)
     make_shards(shards, failures, n_found, encoder, layers, own.type)
     manifest = finish(clips, shards, failures, n_found, {
         "encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers,

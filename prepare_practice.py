@@ -5,13 +5,14 @@
 
 Reads  <text_dir>/train.txt and val.txt of prepare_text.py; assets/questions.txt, assets/spoken.txt.
 Writes <out_dir>/chats.jsonl, {"split", "text", "turns": [[task, question, answer], ...]} a line;
-       meta.json. The same settings and texts give the same files.
+       meta.json.
 """
 import numpy as np
 
-from configurator import configure, fail
-from questions import (ask, make_folder, read_answers, read_sentences, said_in, some_of,
-                       spoken_task, word_labels)
+from configurator import configure
+from folders import make_folder, sums
+from questions import (QUESTIONS, SPOKEN, ask, pick, read_answers, read_sentences, said_in,
+                       some_of, spoken_task, word_labels, write_rows)
 
 # config: every value here can be set from a config file or as --name=value
 text_dir = "data/text"
@@ -25,7 +26,7 @@ SPOKEN_SHARE = 0.1  # share of train's chats that are about a line of spoken.txt
 TURNS, SPOKEN_TURNS = 10, 3  # questions to a sentence, to a line of spoken.txt
 WEIGHTS = {"word": 0.8, "first": 0.05, "last": 0.05, "sentence": 0.05, "n_words": 0.05}
 SPOKEN_WEIGHT = 0.4  # how often each task of a line of spoken.txt is asked
-SHORT_SHARE = 0.7  # share of the questions without the last line, so that more of them fit a step
+SHORT_SHARE = 0.7  # share of the questions without the last line: more of them fit a step
 
 
 def make_turns(text, rng, said):
@@ -41,7 +42,7 @@ def make_turns(text, rng, said):
         turn = ask(task, labels[task], rng, some_of(said, rng, text))
         if turn and rng.uniform() < SHORT_SHARE:
             turn[1] = turn[1].removesuffix("\nanswer with one of the options")
-        turns += [turn] if turn else []
+        turns += filter(None, [turn])
     return turns
 
 
@@ -51,20 +52,21 @@ def make_chats(split, count, salt):
     said, spoken, rows = said_in(texts), list(read_answers()), []
     for _ in range(count):
         is_spoken = split == "train" and rng.uniform() < SPOKEN_SHARE
-        pool = spoken if is_spoken else texts
-        text = pool[rng.integers(len(pool))]
+        text = pick(spoken if is_spoken else texts, rng)
         rows.append({"split": split, "text": text, "turns": make_turns(text, rng, said)})
     return rows
 
 
-def make_all():
-    """Return {file name: rows}."""
-    n_val = max(8, round(VAL_SHARE * n))
-    return {"chats.jsonl": make_chats("train", n, 60) + make_chats("val", n_val, 61)}
+def find_inputs():
+    if n < 1:
+        raise ValueError(f"{n=} chats are too few: at least 1")
+    return sums(f"{text_dir}/train.txt", f"{text_dir}/val.txt", QUESTIONS, SPOKEN)
+
+
+def make():
+    chats = make_chats("train", n, 60) + make_chats("val", max(8, round(VAL_SHARE * n)), 61)
+    return write_rows(out_dir, {"chats.jsonl": chats})
 
 
 if __name__ == "__main__":
-    if n < 1:
-        fail(f"{n=} chats are too few: at least 1")
-    inputs = [f"{text_dir}/train.txt", f"{text_dir}/val.txt"]
-    make_folder(out_dir, config, inputs, make_all, "chats.jsonl")
+    make_folder(out_dir, config, find_inputs, make)

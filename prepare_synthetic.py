@@ -8,8 +8,8 @@ Reads  <text_dir>/{train,val,test}.txt, a sentence on each line, or assets/spoke
 Writes <out_dir>/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac (16 kHz mono PCM16)
        and .trans.txt; labels.jsonl (a row for each clip, see make_clip()); meta.json.
 
-A clip depends on (seed, split, number, sentence) alone. All is made in <out_dir>/.part; until all
-is there, earlier clips stay. 2 cores: about 75 espeak, 15 flite or 5 Piper clips a second.
+A clip depends on (seed, split, number, sentence) alone. Earlier clips stay until all are made.
+2 cores: about 75 espeak, 15 flite or 5 Piper clips a second.
 """
 import os
 import shutil
@@ -19,10 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 import voices
-from configurator import configure, user_input
-from files import own_file, read_lines, sha256_file, write_jsonl, write_text
+from configurator import configure
+from files import own_file, read_lines, write_jsonl, write_text
+from folders import make_folder, sums
 from processes import run_all
-from record import is_made, note_made
 from voices import VOICES
 
 # config: every value here can be set from a config file or as --name=value
@@ -34,7 +34,6 @@ n_val = 200              # heard voices, new sentences
 n_test = 200             # new voices, new sentences
 test_engine = ""         # '': as in CORPORA
 seed = 1337
-workers = 0              # processes; 0: one for each core
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SAMPLE_RATE = 16000
@@ -47,12 +46,12 @@ CORPORA = {  # engines of train and test, shares of clips with a style and noise
     "many": ("espeak_many", "espeak_new", 0.3, 0.0, {"rate_set": (85, 265), "pitch": (5, 95)}),
     "spoken": ("espeak", "piper", 0.0, 0.0, {"rate_set": (140, 195)}),
     "flite": ("flite", "piper", 0.0, 0.3, {})}
-RANGES = {  # what is drawn for each clip, evenly; 50 is normal for espeak, 1 for the others
+RANGES = {  # drawn evenly for each clip; 50 is normal for espeak, 1 for the others
     "espeak": {"rate_set": (135, 175), "pitch": (15, 65), "pitch_range": (30, 70),
                "word_gap": (1, 3)},
     "piper": {"length_scale": (0.95, 1.25)},
     "flite": {"duration_stretch": (0.85, 1.25), "f0_shift": (0.85, 1.2),
-              "playback_speed": (0.88, 1.12)}}  # as of voices of other sizes than its four
+              "playback_speed": (0.88, 1.12)}}
 STYLES = {"excited": {"rate_set": (205, 235), "pitch": (60, 85), "pitch_range": (88, 99)},
           "sad": {"rate_set": (95, 115), "pitch": (15, 35), "pitch_range": (12, 25)},
           "bored": {"rate_set": (140, 160), "pitch": (30, 50), "pitch_range": (0, 3)},
@@ -65,7 +64,7 @@ NOISES = {"white": 0, "pink": 1, "brown": 2}  # power falls with this power of t
 # ---- one clip
 
 def plan_clip(split, i, speakers, text):
-    """Draw how clip i of a split is spoken -> dict. speakers: [(engine, *voice)], taken in turn."""
+    """Draw how clip i of a split is spoken -> dict. speakers: [(engine, *voice)], in turn."""
     _, _, style_share, noise_share, ranges = CORPORA[corpus]
     rng = np.random.default_rng([seed, SPLITS.index(split), i])
     engine, *voice = speakers[i % len(speakers)]
@@ -93,11 +92,9 @@ def plan_clip(split, i, speakers, text):
 def make_clip(clip):
     """Speak a planned clip -> (int16 (n,) at 16 kHz, its labels, dict); ValueError: it is silent.
 
-    Labels: key, split, text, seconds; engine, voice, accent, sex, quality; pitch_hz (median,
-    measured; None for a whisper), rate (words a minute, measured), loudness (RMS of the speech, dB
-    of full scale), silence_s (before and after), noise ('' or its kind), with noise snr_db and
-    noise_db (dB of full scale); style, and what is drawn from RANGES: rate_set in words a minute,
-    pitch and pitch_range 0-99, word_gap in 10 ms, the others as shares of the normal.
+    Labels: what plan_clip() drew (rate_set in words a minute, pitch and pitch_range 0-99, word_gap
+    in 10 ms, other RANGES as shares of the normal); seconds; measured: pitch_hz (median; None for a
+    whisper), rate (words a minute), loudness and noise_db (RMS, dB of full scale).
     """
     import soxr
     wav, rate = voices.speak(clip["engine"], clip["text"], clip)
@@ -107,7 +104,7 @@ def make_clip(clip):
     rate *= clip.get("playback_speed", 1)
     wav = soxr.resample(wav[loud[0]:loud[-1] + 1], rate, SAMPLE_RATE, quality="HQ")
     gain = 10 ** (clip["loudness"] / 20) / np.sqrt(np.mean(wav**2))
-    wav *= min(gain, 0.9 / np.abs(wav).max())  # no clipping: a peaky voice stays softer
+    wav *= min(gain, 0.9 / np.abs(wav).max())  # a peaky voice stays softer: no clipping
     loudness = 10 * np.log10(np.mean(wav**2))
     out = np.pad(wav, [round(s * SAMPLE_RATE) for s in clip["silence_s"]])
     labels = clip | {
@@ -123,7 +120,7 @@ def make_clip(clip):
 
 def make_noise(kind, n, noise_seed):
     """Return noise, float32 (n,) of RMS 1: white, or above 50 Hz falling by 3 (pink) or 6 dB."""
-    size = 1 << n.bit_length()  # a power of 2: other lengths can cost ten times as much
+    size = 1 << n.bit_length()  # a power of 2: other lengths can be ten times slower
     noise = np.random.default_rng(noise_seed).standard_normal(size, dtype=np.float32)
     hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50.0).astype(np.float32)
     noise = np.fft.irfft(np.fft.rfft(noise) * hertz ** (-NOISES[kind] / 2))[:n]
@@ -131,9 +128,9 @@ def make_noise(kind, n, noise_seed):
 
 
 def measure_pitch(wav):
-    """Return the median pitch in Hz (60 to 400) of the voiced frames of wav, by autocorrelation.
+    """Return the median pitch of wav, float32 (n,) at 16 kHz, by autocorrelation: 60 to 400 Hz.
 
-    wav: float32 (n,) at 16 kHz, in frames of 64 ms; None with under five voiced frames.
+    None: under five of its frames of 64 ms are voiced.
     """
     window = np.hanning(1024).astype(np.float32)
     lags = np.arange(SAMPLE_RATE // 400, SAMPLE_RATE // 60)
@@ -153,20 +150,24 @@ def measure_pitch(wav):
 # ---- the corpus
 
 def find_inputs():
-    """Return ({split: engine}, {file or engine: checksum or version}); errors: wrong settings."""
+    """Return {file or engine: checksum or version}; ValueError: wrong settings."""
     if corpus not in CORPORA or test_engine not in ("", *VOICES):
         raise ValueError(f"{corpus=} is one of {', '.join(CORPORA)}, {test_engine=} '' or one of "
                          f"{', '.join(VOICES)}")
-    if min(*SIZES.values(), workers, seed) < 0:
-        raise ValueError("n_train, n_val, n_test, workers and seed are 0 or more")
-    first, last = CORPORA[corpus][:2]
-    engines = {"train": first, "val": first, "test": test_engine or last}
+    if min(*SIZES.values(), seed) < 0:
+        raise ValueError("n_train, n_val, n_test and seed are 0 or more")
     inputs = {}
     for split in filter(SIZES.get, SIZES):  # those with clips
-        path = SPOKEN if corpus == "spoken" else f"{text_dir}/{split}.txt"
-        inputs[path] = sha256_file(path)
-        inputs[engines[split]] = voices.version(engines[split])
-    return engines, inputs
+        inputs |= sums(SPOKEN if corpus == "spoken" else f"{text_dir}/{split}.txt")
+        inputs[engine_of(split)] = voices.version(engine_of(split))
+    return inputs
+
+
+def engine_of(split):
+    """Return the engine that speaks a split."""
+    if split == "test":
+        return test_engine or CORPORA[corpus][1]
+    return CORPORA[corpus][0]
 
 
 def choose_texts(split, n):
@@ -176,22 +177,22 @@ def choose_texts(split, n):
         lines = [line.partition(" | ")[0] for line in read_lines(SPOKEN)]
         rngs = [np.random.default_rng([*key, i, 1]) for i in range(n)]
         for rng in rngs:
-            rng.uniform()  # not used; without it the corpus would have other lines than before
+            rng.uniform()  # not used; it keeps the lines that a corpus always had
         return [lines[rng.integers(len(lines))] for rng in rngs]
     path = f"{text_dir}/{split}.txt"
     lines = [" ".join(line.split()) for line in read_lines(path) if line.strip()]
     if n > len(lines) and (split != "train" or not lines):
-        raise ValueError(f"{path}: {len(lines)} sentences for n_{split}={n}: lower it, or make "
-                         "more with prepare_text.py")
+        raise ValueError(f"{path}: {len(lines)} sentences for n_{split}={n}: lower it")
     order = np.random.default_rng(key).permutation(len(lines))
     return [lines[order[i % len(lines)]] for i in range(n)]
 
 
-def plan_chapters(engines):
+def plan_chapters():
     """Plan all clips -> {"<split>/<speaker>/<chapter>": [clip, ...]}."""
     chapters = {}
     for split in filter(SIZES.get, SIZES):
-        speakers = [(engines[split], *voice) for voice in VOICES[engines[split]]]
+        engine = engine_of(split)
+        speakers = [(engine, *voice) for voice in VOICES[engine]]
         for i, text in enumerate(choose_texts(split, SIZES[split])):
             clip = plan_clip(split, i, speakers, text)
             speaker, chapter, _ = clip["key"].split("-")
@@ -214,44 +215,27 @@ def write_chapter(folder, clips):
     return rows
 
 
-def make_corpus(chapters):
-    """Speak all chapters, then put them in the place of earlier ones -> labels, [dict]."""
-    root, part = Path(out_dir), Path(out_dir, ".part")
-    old = [root / split for split in SPLITS if (root / split).exists()]
-    if old and not part.exists() and not (root / "meta.json").exists():
-        raise ValueError(f"{old[0]} was not made by this script: set another out_dir or remove it")
+def make():
+    """Speak all, then put it in the place of earlier clips -> (file names, counts)."""
+    root, part, labels = Path(out_dir), Path(out_dir, ".part"), []
+    chapters = plan_chapters()
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    labels = []
+    part.mkdir()
     with tqdm(total=sum(SIZES.values()), unit=" clips", disable=None) as bar:
-        for rows in run_all(write_chapter, list(chapters.items()), workers):
+        for rows in run_all(write_chapter, list(chapters.items()), 0):
             labels += rows
             bar.update(len(rows))
-    (root / "meta.json").unlink(missing_ok=True)
-    for folder in old:
-        shutil.rmtree(folder)
+    for split in SPLITS:
+        shutil.rmtree(root / split, ignore_errors=True)
     for folder in part.iterdir():
         os.replace(folder, root / folder.name)
+    part.rmdir()
     write_jsonl(root / "labels.jsonl", labels)
-    return labels
-
-
-def main():
-    with user_input():
-        engines, inputs = find_inputs()
-    settings = {name: value for name, value in config.items() if name != "workers"}
-    if is_made(out_dir, settings, inputs):
-        print(f"{out_dir} is up to date")
-        return
-    with user_input(RuntimeError):  # soundfile's
-        labels = make_corpus(plan_chapters(engines))
-        paths = [Path(out_dir, "labels.jsonl"), *Path(out_dir).glob("*/*/*/*.trans.txt")]
-        files = [path.relative_to(out_dir).as_posix() for path in paths]
-        note_made(out_dir, settings, inputs, files, clips=len(labels))
-        Path(out_dir, ".part").rmdir()
+    paths = [root / "labels.jsonl", *root.glob("*/*/*/*.trans.txt")]
     hours = sum(row["seconds"] for row in labels) / 3600
-    print(f"{out_dir}: {len(labels):,} clips, {hours:.2f} h")
+    return ([path.relative_to(root).as_posix() for path in paths],
+            {"clips": len(labels), "hours": round(hours, 2)})
 
 
 if __name__ == "__main__":
-    main()
+    make_folder(out_dir, config, find_inputs, make)

@@ -6,25 +6,22 @@
 
 Reads  assets/grammar.txt (its format stands at its top), or text files: .txt and .md, where a
        sentence ends at . ! ? or an empty line, .jsonl and .parquet with a field "text".
-Writes into out_dir, in UTF-8: train.txt, val.txt and test.txt, a sentence on each line as
-       transcripts.py spells it, and meta.json (counts, settings, checksums).
+Writes into out_dir: train.txt, val.txt and test.txt, a sentence on each line as transcripts.py
+       spells it, and meta.json.
 
 No sentence stands twice. The hash of a sentence decides its split, so that no run trains on what
-another run holds out. Made anew only when settings, source or code changed.
+another run holds out.
 """
-import hashlib
-import os
 import re
 from collections import Counter
-from pathlib import Path
 from random import Random
 
 from tqdm import tqdm
 
-from configurator import configure, user_input
-from documents import list_documents, read_documents
-from files import own_file, read_lines, sha256_file, write_text
-from record import is_made, note_made
+from configurator import configure
+from documents import hash_of, list_documents, read_documents
+from files import own_file, read_lines, write_text
+from folders import make_folder, sums
 from transcripts import NoSpokenForm, normalize_transcript
 
 # config: every value here can be set from a config file or as --name=value
@@ -53,17 +50,16 @@ SENTENCE_END = re.compile(r"\n\s*\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bS
 # ---- the grammar
 
 class Grammar:
-    """A phrase grammar, read from a file in the format of assets/grammar.txt.
+    """A phrase grammar in the format of assets/grammar.txt; ValueError: "file:line: what is wrong".
 
-    rules: {name: [(weight or None, parts, "file:line"), ...]}. The frames are the rule "sentence".
-    A part is a word, or a slot (rule, form, tail). A bracket is a rule that is called #<number>.
-    ValueError: "file:line: what is wrong". OSError: the file can't be read.
+    rules: {name: [(weight or None, phrase, "file:line"), ...]}. The frames are the rule "sentence",
+    and a bracket is a rule that is called #<number>.
     """
 
     def __init__(self, path):
         self.rules = {"sentence": []}
         self.irregular = {}  # {(word, form): inflected word}
-        self.options = {}    # {(rule, form): [parts, ...]}, each as often as its weight
+        self.options = {}    # {(rule, form): [phrase, ...]}, each as often as its weight
         self.random = Random(SEED).random
         self.name = ""       # of the rule that is read
         for number, line in enumerate(read_lines(path), 1):
@@ -71,7 +67,7 @@ class Grammar:
         self.expand("sentence", "", path)
 
     def read_line(self, text, where):
-        """Add what a line says: irregular forms, a frame, a rule, or more of the last rule."""
+        """Add irregular forms, a frame, a rule, or more alternatives of the last rule."""
         if IRREGULAR.fullmatch(text):
             for word, *pairs in map(str.split, text[1:].split("|")):
                 for form, inflected in zip(pairs[::2], pairs[1::2]):
@@ -85,88 +81,74 @@ class Grammar:
         elif text.startswith("- "):
             self.name, text = "sentence", text[2:]
         elif text and (text[0] != " " or self.name in ("", "sentence")):
-            raise ValueError(f"{where}: write '- a frame', 'rule: a | b', an indented line of more "
-                             "alternatives, or '~ word .form inflected' (.pl .s .ed .en .ing)")
+            raise ValueError(f"{where}: write '- a frame', 'rule: a | b', an indented line of "
+                             "more alternatives, or '~ word .form inflected'")
         if text.strip():
             self.rules[self.name] += self.read_alternatives(text, where)
 
     def read_alternatives(self, text, where):
-        """Read alternatives -> [(weight or None, parts, where), ...]; brackets become rules.
-
-        [this] is left out half of the time; (this | that) is not.
-        """
+        """Return the rule's entries of a text with |; its brackets become rules."""
         while bracket := BRACKET.search(text):
             inner = self.read_alternatives(bracket[1] or bracket[2] or "", where)
-            inner = [(weight or 1, parts, where) for weight, parts, _ in inner]
-            if bracket[0][0] == "[":
-                inner.append((sum(weight for weight, _, _ in inner), (), where))
+            inner = [(weight or 1, phrase, where) for weight, phrase, _ in inner]
+            if bracket[0][0] == "[":  # left out half of the time
+                inner.append((sum(weight for weight, _, _ in inner), "", where))
             name = f"#{len(self.rules)}"
             self.rules[name] = inner
             text = text.replace(bracket[0], f" ${name} ", 1)
-        return [self.read_alternative(each.split(), where) for each in text.split("|")]
-
-    def read_alternative(self, words, where):
-        """Read the words, slots and last a weight of an alternative."""
-        weight, parts = None, []
-        if len(words) > 1 and re.fullmatch(r"\*[1-9]\d*", words[-1]):
-            weight = int(words.pop()[1:])
-        for word in words:
-            slot = SLOT.fullmatch(word)
-            if not slot and not re.fullmatch("[a-z']+", word):
-                raise ValueError(f"{where}: '{word}' can't stand here: write words in a-z, $slot, "
-                                 "$slot.form (.pl .s .ed .en .ing), (a | b), [a], and *weight last")
-            parts.append((slot[1], slot[2] or "", slot[3] or "") if slot else word)
-        if not parts:
-            raise ValueError(f"{where}: an empty alternative")
-        return weight, tuple(parts), where
+        found = []
+        for words in map(str.split, text.split("|")):
+            has_weight = len(words) > 1 and re.fullmatch(r"\*[1-9]\d*", words[-1])
+            weight = int(words.pop()[1:]) if has_weight else None
+            for word in words or [""]:
+                if not re.fullmatch(rf"[a-z']+|{SLOT.pattern}", word):
+                    raise ValueError(f"{where}: '{word}' is no word in a-z, $slot, $slot.form, "
+                                     "(a | b), [a], or *weight at the end")
+            found.append((weight, " ".join(words), where))
+        return found
 
     def expand(self, name, form, where):
-        """List the alternatives of a rule in a form; a bare $slot stands for all of its rule's."""
+        """List the phrases of a rule in a form; a bare $slot stands for all of its rule's."""
         if not self.rules.get(name):
             raise ValueError(f"{where}: the file has no rule '{name}' with alternatives")
         if (name, form) not in self.options:
             self.options[name, form] = None  # it is being made
             table = Counter()
-            for weight, parts, where in self.rules[name]:
-                parts = self.inflect_parts(parts, form, where)
-                slots = [part for part in parts if isinstance(part, tuple)]
-                expanded = [self.expand(*slot[:2], where) for slot in slots]
-                is_bare = weight is None and len(parts) == len(slots) == 1 and not slots[0][2]
-                table.update(expanded[0] if is_bare else {parts: weight or 1})
+            for weight, phrase, where in self.rules[name]:
+                phrase = self.inflect_phrase(phrase, form, where)
+                slots = list(SLOT.finditer(phrase))
+                expanded = [self.expand(slot[1], slot[2] or "", where) for slot in slots]
+                is_bare = weight is None and slots and slots[0][0] == phrase and not slots[0][3]
+                table.update(expanded[0] if is_bare else {phrase: weight or 1})
             self.options[name, form] = list(table.elements())
         if self.options[name, form] is None:
             raise ValueError(f"{where}: the rule '{name}' contains itself")
         return self.options[name, form]
 
-    def inflect_parts(self, parts, form, where):
-        """Inflect the last word of parts (pl), or the first (a verb's forms); slots take it on."""
+    def inflect_phrase(self, phrase, form, where):
+        """Inflect the last word (pl) or the first (a verb's forms); a $slot takes the form on."""
+        words, at = phrase.split(" "), -1 if form == "pl" else 0
+        slot = SLOT.fullmatch(words[at])
         if not form:
-            return parts
-        at = len(parts) - 1 if form == "pl" else 0
-        if parts and isinstance(parts[at], str):
-            part = inflect(parts[at], form, self.irregular)
-        elif parts and parts[at][1] in ("", form):
-            part = (parts[at][0], form, parts[at][2])
-        else:
+            return phrase
+        if not phrase or slot and slot[2] not in (None, form):
             raise ValueError(f"{where}: .{form} needs a word here, or a $slot without a form")
-        return (*parts[:at], part, *parts[at + 1:])
+        words[at] = inflect(words[at], form, self.irregular)
+        if slot:
+            words[at] = f"${slot[1]}.{form}{slot[3] or ''}"
+        return " ".join(words)
 
-    def draw(self, name, form, words):
-        """Draw an alternative of a rule and append its words to the list `words`."""
+    def draw(self, name, form=""):
+        """Draw a phrase of a rule, and one for each of its slots, from left to right."""
         options = self.options[name, form]
-        for part in options[int(self.random() * len(options))]:
-            if isinstance(part, str):
-                words.append(part)
-            else:
-                self.draw(part[0], part[1], words)
-                words[-1:] = [word + part[2] for word in words[-1:]]  # kim + 's
+        phrase = options[int(self.random() * len(options))]
+        drawn = SLOT.sub(lambda slot: self.draw(slot[1], slot[2] or "") + (slot[3] or ""), phrase)
+        return " ".join(drawn.split())
 
     def sentences(self):
         """Yield sentences (str) without end."""
         while True:
-            words = []
-            self.draw("sentence", "", words)
-            yield AN.sub("an ", " ".join(words))
+            yield AN.sub("an ", self.draw("sentence"))
 
 
 def inflect(word, form, irregular):
@@ -189,12 +171,6 @@ def inflect(word, form, irregular):
 
 # ---- text files
 
-def to_sentence(piece):
-    """Write a piece of text as a transcript, without quotation marks; NoSpokenForm if it can't."""
-    words = [word.strip("'") for word in normalize_transcript(piece).split()]
-    return " ".join(filter(None, words))
-
-
 def text_sentences(paths, dropped):
     """Yield the sentences of text files in order; `dropped` (Counter) counts what can't be said."""
     named = [path.strip() for path in f"{text_file},{exclude}".split(",")]
@@ -204,9 +180,9 @@ def text_sentences(paths, dropped):
         text = texts[len(texts) // 2] if is_cut else "\n\n".join(texts)
         for piece in SENTENCE_END.split(text):
             try:
-                sentence = to_sentence(piece)
-                if sentence:
-                    yield sentence
+                words = [word.strip("'") for word in normalize_transcript(piece).split()]
+                if any(words):
+                    yield " ".join(filter(None, words))
             except NoSpokenForm as e:
                 if any(map(str.isalnum, piece)):  # a line of stars is no sentence
                     dropped[e.reason] += 1
@@ -217,8 +193,7 @@ def text_sentences(paths, dropped):
 def deal(sentences, excluded, dropped):
     """Deal sentences by their hash until each split is full, or none is left -> {split: [str]}.
 
-    `dropped` (Counter) counts sentences of another length, seen before, or in `excluded` (set). A
-    sentence whose split is full is left out.
+    `dropped` (Counter) counts sentences of another length, seen before, or in `excluded` (set).
     """
     sizes = {"train": n_train, "val": n_val, "test": n_test}
     splits = {split: [] for split in sizes}
@@ -226,8 +201,7 @@ def deal(sentences, excluded, dropped):
     for sentence in tqdm(sentences, unit=" sentences", disable=None):
         if not n_missing or n_misses > MAX_MISSES and not text_file:
             break
-        digest = hashlib.blake2b(sentence.encode(), digest_size=8).digest()
-        key = int.from_bytes(digest, "little")
+        key = hash_of(sentence)
         split = {0: "val", 1: "test"}.get(key % 100 // 2, "train")  # 2% are val's, 2% test's
         n_misses += 1
         if not MIN_WORDS <= len(sentence.split()) <= MAX_WORDS:
@@ -244,40 +218,31 @@ def deal(sentences, excluded, dropped):
     return splits
 
 
-def make_splits(paths, held_back, dropped):
-    """Read or draw sentences -> {split: [str]}, without those in the files held_back."""
-    excluded = set(text_sentences(held_back, Counter()))
+def find_inputs():
+    if min(n_train, n_val, n_test, file_kb) < 0:
+        raise ValueError("n_train, n_val, n_test and file_kb are 0 or more")
+    return sums(*find_sources(), *list_documents("exclude", exclude))
+
+
+def find_sources():
+    """Return the paths of the text files, or of the grammar."""
+    return list_documents("text_file", text_file) or [own_file(grammar)]
+
+
+def make():
+    """Write the splits -> (file names, counts); ValueError: the text files have no sentence."""
+    paths, dropped = find_sources(), Counter()
+    excluded = set(text_sentences(list_documents("exclude", exclude), Counter()))
     sentences = text_sentences(paths, dropped) if text_file else Grammar(*paths).sentences()
     splits = deal(sentences, excluded, dropped)
     if n_train and not splits["train"]:
         raise ValueError(f"{', '.join(paths[:3])}: no sentence of {MIN_WORDS} to {MAX_WORDS} words "
                          f"(left out: {dict(dropped)}); sentences end at . ! ? or an empty line")
-    return splits
-
-
-def main():
-    with user_input():
-        if min(n_train, n_val, n_test, file_kb) < 0:
-            raise ValueError("n_train, n_val, n_test and file_kb are 0 or more")
-        paths = list_documents("text_file", text_file) or [own_file(grammar)]
-        held_back = list_documents("exclude", exclude)
-        inputs = {path: sha256_file(path) for path in paths + held_back}
-    if is_made(out_dir, config, inputs):
-        print(f"{out_dir} is up to date")
-        return
-    dropped = Counter()
-    with user_input():
-        splits = make_splits(paths, held_back, dropped)
-        os.makedirs(out_dir, exist_ok=True)
-        Path(out_dir, "meta.json").unlink(missing_ok=True)
-        for split, sentences in splits.items():
-            text = "".join(f"{sentence}\n" for sentence in sentences)
-            write_text(os.path.join(out_dir, f"{split}.txt"), text)
-        files = [f"{split}.txt" for split in splits]
-        counts = {split: len(sentences) for split, sentences in splits.items()}
-        note_made(out_dir, config, inputs, files, counts=counts, dropped=dropped)
-    print(f"{out_dir}: {counts} sentences; left out: {dict(dropped)}")
+    for split, found in splits.items():
+        write_text(f"{out_dir}/{split}.txt", "".join(f"{sentence}\n" for sentence in found))
+    counts = {split: len(found) for split, found in splits.items()}
+    return [f"{split}.txt" for split in splits], {"counts": counts, "dropped": dict(dropped)}
 
 
 if __name__ == "__main__":
-    main()
+    make_folder(out_dir, config, find_inputs, make)

@@ -1,6 +1,5 @@
-"""Worker processes that work alike everywhere: forked on Linux, elsewhere a new Python each.
+"""Worker processes: forked on Linux, elsewhere (fork is not safe on macOS) a new Python each.
 
-Fork shares the parent's memory and starts at once. It is not safe on macOS, nor after CUDA began.
 A script that uses this module has a main guard, and its workers' functions are at its top level.
 """
 import ctypes
@@ -15,9 +14,9 @@ from multiprocessing import current_process, get_context
 def run_all(function, jobs, n_workers, set_up=None, arguments=(), chunksize=1, start=""):
     """Yield function(*job) of each job in order, made by n_workers processes (0: one a core).
 
-    set_up(*arguments) begins each worker. start: "fork" or "spawn"; "": NANOCHAT_OMNI_START, else
-    fork on Linux and spawn elsewhere. An error of a worker is raised here and cancels the jobs that
-    have not begun. OSError: a worker was killed.
+    set_up(*arguments) begins each worker. start: "fork", "spawn" (CUDA's need), "":
+    NANOCHAT_OMNI_START or the system's. An error of a worker is raised here and cancels the jobs
+    that have not begun. OSError: a worker was killed.
     """
     usual = "fork" if sys.platform == "linux" else "spawn"
     start = start or os.environ.get("NANOCHAT_OMNI_START") or usual

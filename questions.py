@@ -1,17 +1,13 @@
 """Questions about a recording: tasks, how each is asked, and options to choose from.
 
-A task asks for one property of a recording. Its label in a recording is the answer, as in
+A task asks for one property of a recording, whose labels are {task: answer}, as in
 {"pitch": "low", "sentence": "the bird sings"}. assets/questions.txt lists the tasks.
 """
 import re
-import shutil
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-from configurator import user_input
-from files import own_file, read_lines, sha256_file, write_json, write_jsonl
-from record import is_made, note_made
+from files import own_file, read_lines, write_jsonl
 from tokenizer import multiple_choice
 from transcripts import require_distinct
 
@@ -19,7 +15,7 @@ QUESTIONS = "assets/questions.txt"
 SPOKEN = "assets/spoken.txt"
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NOBODY = "nobody is speaking"
-CHOICE_SHARE = 0.6  # share of the questions that list options, of those that have some
+CHOICE_SHARE = 0.6  # share of the questions with options that list them
 
 
 class Task(NamedTuple):
@@ -33,7 +29,7 @@ class Task(NamedTuple):
 
 @cache
 def read_tasks(path=QUESTIONS):
-    """Return {name: Task}. ValueError names the line that is wrong."""
+    """Return {name: Task}. ValueError names the wrong line."""
     tasks, texts = {}, {}
     for number, line in enumerate(read_lines(own_file(path)), 1):
         mark, _, rest = line.strip().partition(" ")
@@ -57,9 +53,14 @@ def read_answers():
     return dict(line.split(" | ", 1) for line in lines if " | " in line)
 
 
+def pick(values, rng):
+    """Draw one of a list."""
+    return values[rng.integers(len(values))]
+
+
 def read_sentences(text_dir, split):
     """Return the lines (str) of <text_dir>/<split>.txt. ValueError: there is none."""
-    path = Path(text_dir, split + ".txt")
+    path = f"{text_dir}/{split}.txt"
     lines = [line.strip() for line in read_lines(path) if line.strip()]
     if not lines:
         raise ValueError(f"{path} holds no sentence: run prepare_text.py again")
@@ -67,7 +68,7 @@ def read_sentences(text_dir, split):
 
 
 def spoken_task(text):
-    """Return the task that asks about a line of spoken.txt."""
+    """Return the task of a line of spoken.txt."""
     if text in NUMBERS:
         return "digit"
     return "command" if text in read_tasks()["command"].labels else "answer"
@@ -78,7 +79,7 @@ def word_labels(text, rng):
     words = text.split()
     labels = {"sentence": text, "first": words[0], "last": words[-1]}
     if long := [word for word in words if len(word) > 3 and words.count(word) == 1]:
-        labels["word"] = long[rng.integers(len(long))]
+        labels["word"] = pick(long, rng)
     if 3 <= len(words) <= 12:
         labels["n_words"] = NUMBERS[len(words)]
     return labels
@@ -89,7 +90,7 @@ def word_labels(text, rng):
 def said_in(texts):
     """Return {"sentences": the texts, "words": their longer words, repeated}, for wrong options.
 
-    So a wrong option is as frequent a word as a right one, and text alone can't tell them apart.
+    A wrong option is as frequent a word as a right one: text alone can't tell them apart.
     """
     sentences = sorted(set(texts))
     words = [word for text in sentences for word in text.split() if len(word) > 3]
@@ -122,7 +123,7 @@ def options_for(task, answer, rng, said):
 def ask(task, answer, rng, said):
     """Return [task, question, answer]; None where a word's question has no options."""
     ways = read_tasks()[task].train
-    question = ways[rng.integers(len(ways))]
+    question = pick(ways, rng)
     options = options_for(task, answer, rng, said)
     if task == "word" and not options:
         return None
@@ -132,34 +133,8 @@ def ask(task, answer, rng, said):
     return [task, question, answer]
 
 
-# ---- the folder that a script makes
-
-def make_folder(out_dir, config, inputs, make, *names):
-    """Make a folder's rows of JSON, unless an earlier run made the same of the same.
-
-    inputs: paths of what is read beside questions.txt and spoken.txt; make: function that returns
-    {file name: rows}; names: files and folders of an earlier run, removed first. ValueError and
-    OSError of make() end in one line.
-    """
-    with user_input():
-        sums = {path: sha256_file(own_file(path)) for path in (*inputs, QUESTIONS, SPOKEN)}
-        if is_made(out_dir, config, sums) and not config.get("sources"):  # they may have changed
-            return print(f"{out_dir} is up to date")
-        begin_folder(Path(out_dir), names)
-        files = make()
+def write_rows(out_dir, files):
+    """Write {file name: rows of JSON} -> (file names, counts), as make_folder() wants them."""
     for name, rows in files.items():
         write_jsonl(f"{out_dir}/{name}", rows)
-    note_made(out_dir, config, sums, files)
-    counts = [f"{len(rows):,} rows of {name}" for name, rows in files.items()]
-    print(f"{out_dir}: {', '.join(counts)}")
-
-
-def begin_folder(folder, names):
-    """Remove files and folders. ValueError: no script of ours made the folder (Path)."""
-    if any(folder.glob("*")) and not (folder / "meta.json").exists():
-        raise ValueError(f"{folder} was not made by this script: set another out_dir, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "meta.json", {})  # ours, and not whole yet
-    for name in names:
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).unlink(missing_ok=True)
+    return list(files), {name: len(rows) for name, rows in files.items()}

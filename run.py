@@ -21,18 +21,18 @@ FREE = {"init_from", "max_steps", "device", "use_compile", "log_every", "eval_ev
 FORMATS = {  # of the log's line; log.jsonl keeps every digit
     "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
     "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
-    "val_letters": ".1%", "val_wer": ".3f", "val_ppl_word": ".2f"}  # other floats: .4f
+    "val_wer": ".3f", "val_ppl_word": ".2f"}  # other floats: .4f
 
 
 # ---- ranks
 
 def is_first_rank():
-    """Return True on rank 0, and in a run without torchrun."""
+    """Return True on rank 0 and without torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def join_ranks(device, seed):
-    """Join torchrun's group if there is one, and seed -> (rank, world_size, torch.device)."""
+    """Join torchrun's group, if any, and seed -> (rank, world_size, torch.device)."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     with user_input(RuntimeError):  # no such device, or more ranks than GPUs
         device = pick_device(device)
@@ -55,7 +55,7 @@ def sum_over_ranks(tensor):
 
 
 def leave_ranks():
-    """Wait for the other ranks, then leave the group: gloo aborts where one leaves early."""
+    """Leave the group when all ranks are done: gloo aborts where one leaves early."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -77,7 +77,7 @@ def is_due(step, every, max_steps):
 
 
 def read_ahead(read, numbers, workers):
-    """Yield read(n) for each number, in order; each of `workers` threads keeps 4 ready."""
+    """Yield read(n) for each number, in order; `workers` threads keep 4 each ready."""
     if not workers:
         yield from map(read, numbers)
         return
@@ -93,7 +93,7 @@ def read_ahead(read, numbers, workers):
 
 
 class Clock:
-    """Times a training loop; start it right before the loop."""
+    """Times a training loop."""
 
     def __init__(self, first_step, max_steps):
         self.first_step = self.lap_step = first_step
@@ -101,10 +101,7 @@ class Clock:
         self.began = self.lap_began = time.time()
 
     def lap(self, step):
-        """Return (seconds, steps) since the last lap, and minutes to the end of the run.
-
-        step: steps done. Pauses count in the minutes alone.
-        """
+        """Return (seconds, steps) since the last lap without pauses, and minutes to the end."""
         now = time.time()
         seconds, n_steps = now - self.lap_began, step - self.lap_step
         self.lap_began, self.lap_step = now, step
@@ -113,23 +110,24 @@ class Clock:
 
     @contextmanager
     def pause(self):
-        """Leave what is done in a with block out of the lap: checkpoints, evaluations."""
+        """Leave a with block (a checkpoint, an evaluation) out of the lap."""
         began = time.time()
         yield
         self.lap_began += time.time() - began
 
     def closing_line(self, result, out_dir):
         """Return the run's last line; result: dict of the last evaluation."""
-        minutes, last = (time.time() - self.began) / 60, max(self.max_steps, self.first_step)
+        minutes = (time.time() - self.began) / 60
+        last = max(self.max_steps, self.first_step)
         figures = "".join(f"{name} {value:.4f}, " for name, value in result.items())
-        n = last - self.first_step
-        return f"{n} steps, {minutes:.1f} minutes, {figures}{out_dir} at {last}"
+        return (f"{last - self.first_step} steps, {minutes:.1f} minutes, "
+                f"{figures}{out_dir} at {last}")
 
 
 # ---- the log, and whether a run may go on
 
 def start_wandb(project, out_dir, config):
-    """Begin a run on Weights & Biases: on rank 0 and with config["wandb_log"] only."""
+    """Begin a run on Weights & Biases if config["wandb_log"] asks for it."""
     if config["wandb_log"] and is_first_rank():
         import wandb
         wandb.init(project=project, name=os.path.basename(out_dir), config=config)
@@ -154,8 +152,8 @@ def log(out_dir, record, wandb_log=False):
 def last_step(out_dir, init_from, config, inputs):
     """Return the step that a run goes on from; 0: it starts anew.
 
-    init_from: "scratch" never goes on, "resume" always; else settings (config), inputs and code
-    must be those of the run in out_dir, or the script ends with what differs.
+    init_from: "scratch" never goes on, "resume" always; else fail() if settings (config), inputs
+    or code are not those of the run in out_dir.
     """
     steps = checkpoint_steps(out_dir)
     log_file = os.path.join(out_dir, "log.jsonl")  # alone: killed before the first checkpoint
@@ -172,22 +170,19 @@ def check_same_run(out_dir, config, inputs):
         meta = read_meta(out_dir)
     if "inputs" not in meta:
         fail(f"{out_dir} holds a run of another script: give another --out_dir")
-    ways = ("move it aside or give another --out_dir, or --init_from=scratch to replace it, "
-            "or --init_from=resume to go on all the same")
+    ways = "give another --out_dir, or --init_from=scratch (replaces it) or resume (goes on)"
     now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
     changed = [name for name in now  # a setting that the run did not have yet is no change
                if name not in FREE and now[name] != then.get(name, now[name])]
     if changed:
         fail(f"{out_dir} holds a run with other {', '.join(changed)}: {ways}")
     code = meta["versions"].get("code")
-    if not code:
-        fail(f"{out_dir} holds a run of other code (it recorded no checksums): {ways}")
-    if edited := changed_code(code):
+    if edited := changed_code(code) if code else ["all files"]:
         fail(f"{out_dir} holds a run of other code ({', '.join(edited)} changed since): {ways}")
 
 
 def stop_if_done(out_dir, step, max_steps, *files):
-    """End the script when the run in out_dir is finished: evaluated at max_steps, `files` there."""
+    """End the script if the run in out_dir is evaluated at max_steps and `files` are there."""
     if step < max_steps or not read_meta(out_dir).get("evaluated"):
         return
     if all(os.path.exists(os.path.join(out_dir, name)) for name in files):

@@ -1,23 +1,23 @@
 """Word error rates: reading the clips, counting errors, intervals, comparing two systems.
 
 Reference and hypothesis are raw texts. transcripts.py resolves marks of noise, symbols and numbers.
-Then Whisper's English normalizer drops hesitations and resolves contractions and titles; its own
-rule for numbers is off, because it treats spoken and written digits differently.
+Then Whisper's English normalizer drops hesitations and resolves contractions and titles, without
+its own rule for numbers, which treats spoken and written digits differently.
 
 A written number stands for each of its readings: 1984 is nineteen eighty four, or one nine eight
-four, or one thousand ... The errors are those of the cheapest pair of readings. So a system that
-writes 1984 is judged like one that writes words. The number of words is that of the reference's
-likeliest reading, the same for all systems.
+four, or one thousand ... The errors are those of the cheapest pair of readings. The number of words
+is that of the reference's likeliest reading, the same for all systems.
 """
 import functools
 import os
 import re
-import unicodedata
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 
-from files import AUDIO_SUFFIXES, find_audio, find_files, find_path, read_jsonl, read_pairs
+from corpora import read_list, read_transcripts
+from files import find_files, read_jsonl
 from recordings import audio_header
 from transcripts import NoSpokenForm, name, normalize_transcript, read_aloud
 
@@ -49,87 +49,65 @@ def read_data(data, max_clips=0):
             label = os.path.basename(os.path.normpath(folder)).removesuffix(".jsonl")
         is_word = re.fullmatch(r"[\w-]*", label) and not label.startswith("shuffled")
         if label in folders or not is_word:
-            raise ValueError(f"data: '{label}' can't name {folder}: give each its own name, of "
-                             "letters, digits, - and _")
+            raise ValueError(f"data: '{label}' can't name {folder}: give its own name, a word")
         folders[label] = folder
     return [(label, folder, *read_folder(folder, max_clips)) for label, folder in folders.items()]
 
 
 def read_folder(folder, max_clips=0):
-    """Read the clips of a folder in LibriSpeech's layout, or of a .jsonl of {"audio", "text"}.
+    """Read the clips of a list or of a folder in LibriSpeech's layout, as corpora.py describes.
 
     max_clips: at most so many, drawn at random; 0: all. Returns (dicts of read_clip(), by key;
     Counter of why clips were left out). ValueError: a clip can't be read, or all are silent.
     """
-    left_out = Counter()
-    is_list = folder.endswith(".jsonl") and os.path.isfile(folder)
-    lines = read_list(folder, left_out) if is_list else []
-    for path in find_files(folder, [".trans.txt"]):
-        lines += read_transcripts(path)
-    if not lines:
-        is_folder = os.path.isdir(folder)
-        why = "no *.trans.txt with lines of `key TEXT`" if is_folder else "no such folder"
-        raise ValueError(f"data: {folder} holds no clips in LibriSpeech's layout ({why})")
-    lines.sort()
-    if 0 < max_clips < len(lines):
-        drawn = np.random.default_rng(SEED).permutation(len(lines))[:max_clips]
-        lines = [lines[i] for i in sorted(drawn)]
+    if folder.endswith(".jsonl") and os.path.isfile(folder):
+        found = list(read_list(folder))
+    else:
+        paths = find_files(folder, [".trans.txt"])
+        found = list(chain.from_iterable(map(read_transcripts, paths)))
+    if not found:
+        is_there = os.path.exists(folder)
+        missing = "no *.trans.txt or line with a clip" if is_there else "no such folder"
+        raise ValueError(f"data: {folder}: {missing}")
+    # something may be spoken in a clip with questions and no transcript
+    known = [clip for clip in found if clip.words or "turns" not in clip.labels]
+    left_out = +Counter({"questions without a transcript": len(found) - len(known)})
+    known.sort(key=lambda clip: (clip.key, clip.words))
+    if 0 < max_clips < len(known):
+        drawn = np.random.default_rng(SEED).permutation(len(known))[:max_clips]
+        known = [known[i] for i in sorted(drawn)]
     clips = []
-    for line in lines:
+    for clip in known:
         try:
-            clips.append(read_clip(*line))
+            clips.append(read_clip(clip))
         except NoSpokenForm as e:
             left_out[e.reason] += 1
+        except ValueError as e:
+            raise ValueError(f"{clip.where}: {e}") from None
     if not any(count_words(spoken_slots(clip["reference"])) for clip in clips):
         reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "all are silence"
         raise ValueError(f"data: {folder}: no reference holds words ({reasons})")
     return clips, left_out
 
 
-def read_list(path, left_out):
-    """Return [(key, text, path, speaker)] of a .jsonl; adds to the Counter left_out."""
-    lines = []
-    for _, row in read_jsonl(path, audio=str, text=str):
-        text = str(row.get("written", row["text"])).strip()
-        if text or "turns" not in row:
-            lines.append((row["audio"], text, path, str(row.get("speaker") or "")))
-        else:  # a clip with questions and no transcript: something may be spoken there
-            left_out["questions without a transcript"] += 1
-    return lines
+def read_clip(clip):
+    """Return a clip of corpora.py as {key, reference, text, speaker, audio, seconds}.
 
-
-def read_transcripts(path):
-    """Return [(key, text, path, speaker)] of a .trans.txt; '' for an unknown speaker."""
-    speaker, chapter = os.path.abspath(path).split(os.sep)[-3:-1]
-    if os.path.basename(path) != f"{speaker}-{chapter}.trans.txt":
-        speaker = ""
-    return [(key, text, path, speaker) for _, key, text in read_pairs(path)]
-
-
-def read_clip(key, reference, source, speaker):
-    """Return a clip: {key, reference, text, speaker, audio, seconds}.
-
-    reference: raw text of a line of the file `source`; text: its transcript; audio: path. Only the
-    recording's header is read. ValueError: no recording, or unreadable. NoSpokenForm: no text.
+    reference: raw text; text: its transcript; audio: path. Only the recording's header is read.
+    ValueError: there is none, or it can't be read. NoSpokenForm: no text.
     """
-    text = normalize_transcript(reference)
-    audio = find_path(os.path.dirname(source), key)
-    folder, stem = os.path.split(audio)
-    if not os.path.isfile(audio):  # a key of LibriSpeech has no suffix
-        beside = find_audio(folder) if os.path.isdir(folder) else {}
-        audio = beside.get(unicodedata.normalize("NFC", stem))
-    if not audio:
-        raise ValueError(f"{source}: there is no recording of {key} beside it "
-                         f"({', '.join(AUDIO_SUFFIXES)})")
-    return {"key": key, "reference": reference, "text": text, "speaker": speaker, "audio": audio,
-            "seconds": round(audio_header(audio)[0], 3)}
+    clip.require_recording()
+    reference = str(clip.labels.get("written", clip.words)).strip()
+    return {"key": clip.key, "reference": reference, "text": normalize_transcript(reference),
+            "speaker": clip.labels["speaker"], "audio": clip.path,
+            "seconds": round(audio_header(clip.path)[0], 3)}
 
 
 # ---- errors
 
 @functools.cache
 def whisper_normalizer():
-    """Return Whisper's English normalizer, without its numbers and its table of spellings."""
+    """Return Whisper's English normalizer, without its numbers and its spellings."""
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
     normalizer = EnglishTextNormalizer(english_spelling_mapping={})  # the table is in no package
     normalizer.standardize_numbers = str  # leaves the text as it is
@@ -138,8 +116,7 @@ def whisper_normalizer():
 
 def spoken_slots(text):
     """Return the slots of a raw text: each is a list of readings, a reading is a tuple of words."""
-    slots = []
-    run = []  # words of one reading each: the normalizer reads them together
+    slots, run = [], []  # run: words of one reading each, which the normalizer reads together
     for readings in [*read_aloud(text, strict=False), None]:  # None: the end
         if readings and len(readings) == 1:
             run += readings
@@ -165,12 +142,8 @@ def count_words(slots):
 
 
 def word_graph(slots):
-    """Return the graph of slots: for each node, in order, its edges [(earlier node, word)].
-
-    The last node is the end. An empty reading is an edge whose word is None.
-    """
-    edges = [[]]
-    start = 0
+    """Return a graph of slots: for each node, in order, its edges [(earlier node, word or None)]."""
+    edges, start = [[]], 0
     for readings in slots:
         ends = []
         for words in readings:
@@ -199,7 +172,7 @@ def align(reference, hypothesis):
             for before, word in into_other:
                 steps.append(cost[i, before] + (INSERTION if word else 0))
             cost[i, j] = min(steps)
-    total = cost[len(reference) - 1, len(hypothesis) - 1]
+    total = cost[i, j]
     return total & 0x7fff, total >> 15 & 0x7fff, total >> 30 & 0x7fff
 
 
@@ -207,16 +180,15 @@ def count_edits(references, hypotheses):
     """Return int64 (n, 4) of n pairs of raw texts: words, substitutions, deletions, insertions."""
     counts = []
     for reference, hypothesis in zip(references, hypotheses):
-        slots = spoken_slots(reference)
-        edits = align(word_graph(slots), word_graph(spoken_slots(hypothesis)))
-        counts.append([count_words(slots), *edits])
+        slots, heard = spoken_slots(reference), spoken_slots(hypothesis)
+        counts.append([count_words(slots), *align(word_graph(slots), word_graph(heard))])
     return np.array(counts, dtype=np.int64).reshape(-1, 4)
 
 
 # ---- rates
 
 def groups_of(clips):
-    """Return what the bootstrap resamples, a str for each clip: its speaker, or the clip itself."""
+    """Return what the bootstrap resamples for each clip (str): its speaker, or the clip itself."""
     n_speakers = len({clip["speaker"] for clip in clips} - {""})
     return [f"speaker {clip['speaker']}" if clip["speaker"] and n_speakers >= MIN_SPEAKERS
             else f"clip {clip['key']}" for clip in clips]
@@ -231,8 +203,7 @@ def resample(counts, groups):
     n = len(names)
     sums = np.zeros((n, 4))
     np.add.at(sums, at, counts)
-    rng = np.random.default_rng(SEED)
-    times = rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)  # (N_RESAMPLES, n)
+    times = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
     return times @ sums[:, 1:].sum(axis=1) / np.maximum(times @ sums[:, 0], 1)
 
 
@@ -242,7 +213,7 @@ def interval(rates):
 
 
 def error_rate(counts, groups):
-    """Return (the word error rate of counts (n, 4), pooled over clips, and its interval)."""
+    """Return (the word error rate of counts (n, 4), pooled over clips; its interval)."""
     rate = round(float(counts[:, 1:].sum() / counts[:, 0].sum()), 5)
     return rate, interval(resample(counts, groups))
 
@@ -258,10 +229,7 @@ def score(counts, groups):
 
 
 def compare(counts, others, groups):
-    """Compare our counts (n, 4) with another system's: a dict of its wer and interval.
-
-    And the difference with its interval: ours minus theirs, below 0 where ours is better.
-    """
+    """Return another system's wer, and ours (counts) minus theirs (others), as a dict."""
     theirs, ends = error_rate(others, groups)
     difference = round(error_rate(counts, groups)[0] - theirs, 5)
     rates = resample(counts, groups) - resample(others, groups)
@@ -272,8 +240,8 @@ def compare(counts, others, groups):
 def read_beside(paths, clips):
     """Add "theirs" to each clip: another system's hypothesis (str).
 
-    paths: comma-separated .jsonl of {"audio": the recording's path, "reference", "hypothesis"}, as
-    eval_whisper.py writes. ValueError names a clip that they lack.
+    paths: comma-separated .jsonl of {"audio": path, "reference", "hypothesis"}, as eval_whisper.py
+    writes. ValueError names a clip that they lack.
     """
     heard = {}
     for path in paths.split(","):

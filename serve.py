@@ -34,16 +34,15 @@ max_body_mb = 25.0   # of a request
 request_timeout_s = 120.0
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
-CACHE_BYTES = 256 * 2**20  # of conversations' keys and values, kept for their next turn
 if min(max_batch, max_tokens, max_body_mb, request_timeout_s) <= 0 or not 0 <= port <= 65535:
     fail("max_batch, max_tokens, max_body_mb and request_timeout_s are more than 0, port is 0 to "
          "65535")
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
-try:  # before the model is loaded, which may take a minute
+try:  # before the model is loaded
     listening = socket.create_server((host, port), backlog=1024)
 except OSError as e:
     fail(f"host={host} port={port}: {e.strerror.partition(' (')[0]}: no address of this machine, "
-         "or another server is there: set --host= or --port=")
+         "or another server is there")
 try:
     import uvicorn
     from fastapi import FastAPI, Request
@@ -54,7 +53,7 @@ try:
 
     from api import MAX_AUDIO_S, ChatRequest, Refused, make_row, read_upload
 except ImportError as e:
-    fail(f"{e}: pip install -r requirements.txt, or source .venv/bin/activate")
+    fail(f"{e}: source .venv/bin/activate")
 from engine import Engine, Job, report
 from talk import Talker, Text, size
 
@@ -66,11 +65,10 @@ KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
 with user_input():
     talker = Talker(ckpt, step)
 if not (talker.ears or talker.can_chat):
-    fail(f"{ckpt} neither hears nor chats: give a run of train_align.py, train_sft.py or "
-         "train_chat.py (chat.py --prompt= continues a text)")
+    fail(f"{ckpt} neither hears nor chats: chat.py --prompt= continues a text")
 name = os.path.basename(os.path.normpath(ckpt))
 started = int(time.time())
-engine = Engine(talker, max_batch, 4 * max_batch, CACHE_BYTES)
+engine = Engine(talker, max_batch, 4 * max_batch)
 readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once
 paths = ["/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions",
          "/v1/audio/transcriptions"]
@@ -78,7 +76,7 @@ paths = ["/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completio
 
 # --- errors
 def refusal(e):
-    """Make the Refused that answers an error."""
+    """Return the Refused that answers an error."""
     if isinstance(e.__cause__, (Refused, ClientDisconnect)):  # FastAPI met it in the body
         e = e.__cause__
     if isinstance(e, Refused):
@@ -100,24 +98,24 @@ def refusal(e):
 
 
 def answer_error(request, e):
-    """Make the HTTP response to an error, in OpenAI's form."""
+    """Return the HTTP response to an error, in OpenAI's form."""
     refused = refusal(e)
     return JSONResponse({"error": refused.error}, refused.status)
 
 
 # --- who may ask, how much and how long
 def is_own_name(called):
-    """True for localhost, an address and allow_hosts: no page elsewhere can get such a name."""
+    """Return True for localhost, an address and allow_hosts: no page elsewhere has such a name."""
     try:
         at = urlsplit("//" + called).hostname or ""
-        names = ["localhost", *filter(None, re.split(r"[\s,]+", allow_hosts.lower()))]
+        names = ["localhost", *re.findall(r"[^\s,]+", allow_hosts.lower())]
         return at in names or bool(ipaddress.ip_address(at))
     except ValueError:
         return False
 
 
 def check(path, headers):
-    """Refused unless a request's host, origin, key and length are in order."""
+    """Raise Refused for a wrong host, origin, key or length of a request."""
     called = headers.get("host", "")
     if not is_own_name(called):
         wrong = f"this server is not called {called[:80]!r}: see --allow_hosts"
@@ -129,19 +127,17 @@ def check(path, headers):
     scheme, _, given = headers.get("authorization", "").encode("latin1").partition(b" ")
     has_key = scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), KEY)
     if KEY and not has_key and path not in ("/", "/health"):
-        wrong = "this server asks for its key: Authorization: Bearer ..."
-        raise Refused(401, wrong, code="invalid_api_key")
+        raise Refused(401, "the key is wrong: Authorization: Bearer ...", code="invalid_api_key")
     check_length(int("0" + headers.get("content-length", "")[:18]))
 
 
 def check_length(n_bytes):
-    """Refused where a body is too long."""
     if n_bytes > max_body_mb * 1e6:
         raise Refused(413, f"a body of more than {max_body_mb:g} MB", code="body_too_large")
 
 
 class Guard:
-    """Middleware around every request: the limits above, and a line of log without content."""
+    """Middleware: the limits above, and a line of log without content."""
 
     def __init__(self, app):
         self.app = app
@@ -204,15 +200,12 @@ async def health():
 
 
 @app.get("/v1/models")
-async def models():
-    return {"object": "list", "data": [await one_model(name)]}
-
-
 @app.get("/v1/models/{model:path}")
-async def one_model(model: str):
-    if model != name:
+async def models(model: str = ""):
+    if model not in ("", name):
         raise Refused(404, f"the model here is {name}", "model", "model_not_found")
-    return {"id": name, "object": "model", "created": started, "owned_by": "nanochat-omni"}
+    one = {"id": name, "object": "model", "created": started, "owned_by": "nanochat-omni"}
+    return one if model else {"object": "list", "data": [one]}
 
 
 @app.post("/v1/chat/completions")
@@ -247,13 +240,13 @@ async def transcriptions(request: Request):
 
 
 async def read(work, *args):
-    """Do what takes a while beside the event loop, for a few requests at once."""
+    """Do work(*args) beside the event loop, for a few requests at once."""
     async with readers:
         return await asyncio.to_thread(work, *args)
 
 
 async def follow(request, job):
-    """Submit a Job and yield its events; Refused where it fails or the client goes away."""
+    """Submit a Job and yield its events; Refused: it fails or the client goes away."""
     async def watch():
         while (await request.receive())["type"] != "http.disconnect":
             pass
@@ -267,7 +260,7 @@ async def follow(request, job):
             if isinstance(event, Refused):
                 raise event
             if isinstance(event, Exception):  # the engine reported it
-                raise Refused(500, "the server failed on this request; others may do better")
+                raise Refused(500, "the server failed on this request")
             yield event
     finally:
         job.gone = True
@@ -281,11 +274,11 @@ class Answer:
         self.row = row
         self.text = text
         self.with_usage = with_usage
-        self.base = {"id": "chatcmpl-" + uuid.uuid4().hex, "created": int(time.time()),
+        self.base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()),
                      "model": name}
 
     async def pieces(self, tokens):
-        """Yield pieces of text; with the last one, all is said."""
+        """Yield pieces of text."""
         async for token in tokens:
             if piece := self.text.add(token):
                 yield piece
@@ -302,27 +295,24 @@ class Answer:
                  "total_tokens": n_prompt + n_answer}
         return "stop" if self.text.stopped else self.row.ended, usage
 
-    def chunk(self, choices, usage=None):
-        """Make a server-sent event."""
+    def event(self, *choices, usage=None):
+        """Return a server-sent event; choices: (delta, reason)."""
+        choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+                   for delta, reason in choices]
         chunk = {"object": "chat.completion.chunk", "choices": choices}
         chunk |= {"usage": usage} if self.with_usage else {}
         return f"data: {json.dumps(self.base | chunk)}\n\n"
 
-    def delta(self, delta, reason=None):
-        """Make the event of a piece."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return self.chunk([choice])
-
     async def events(self, first, pieces):
         """Yield the answer as server-sent events."""
         try:
-            yield self.delta({"role": "assistant", "content": first})
+            yield self.event(({"role": "assistant", "content": first}, None))
             async for piece in pieces:
-                yield self.delta({"content": piece}) if piece else ""
+                yield self.event(({"content": piece}, None)) if piece else ""
             reason, usage = self.end()
-            yield self.delta({}, reason)
+            yield self.event(({}, reason))
             if self.with_usage:
-                yield self.chunk([], usage)
+                yield self.event(usage=usage)
             yield "data: [DONE]\n\n"
         except Refused as e:
             yield f"data: {json.dumps({'error': e.error})}\n\n"
@@ -333,7 +323,7 @@ idle = set()
 
 
 async def close_idle():
-    """Close connections without a request at two looks in a row: their headers may never end."""
+    """Close connections that had no request at two looks in a row."""
     global idle
     now = {(c, c.cycle) for c in server.server_state.connections
            if not c.cycle or c.cycle.response_complete}
@@ -343,7 +333,6 @@ async def close_idle():
 
 
 async def main():
-    """Serve until Ctrl-C."""
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(server.serve([listening]))]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     done.pop().result()  # an error of ours ends the server
@@ -355,8 +344,8 @@ print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{number} 
       flush=True)
 if not ipaddress.ip_address(address).is_loopback:
     who = "and has the key" if KEY else "(no key is asked for: see --api_key=)"
-    print(f"host={host}: anyone who reaches this machine {who} can use it. A browser gives its "
-          "microphone to https or localhost alone", flush=True)
+    print(f"host={host}: anyone who reaches this machine {who} can use it. Browsers give the "
+          "microphone to https and localhost only", flush=True)
 server = uvicorn.Server(uvicorn.Config(
     app, http="h11", log_level="critical", access_log=False, server_header=False,
     timeout_graceful_shutdown=3, limit_concurrency=10 * max_batch, callback_notify=close_idle,

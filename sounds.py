@@ -1,7 +1,7 @@
-"""Sounds made by formulas, with exact labels: events, melodies; rooms, noise, channels for speech.
+"""Sounds made by formulas: events and melodies; rooms, noise and channels for speech.
 
-A maker of EVENTS takes (n, rng), samples at 16 kHz and numpy's Generator, and returns float32 (n,)
-of RMS 1.
+A function of EVENTS takes (n, rng), samples at 16 kHz and numpy's Generator, and returns float32
+(n,) of RMS 1.
 """
 import numpy as np
 
@@ -9,7 +9,7 @@ from recordings import SAMPLE_RATE
 
 
 def level(wav, db=0.0):
-    """Return wav (n,) at an RMS of db, decibels of full scale, float32; silence stays silence."""
+    """Return wav (n,) at an RMS of db (of full scale), float32; silence stays silence."""
     wav = np.asarray(wav, np.float64)
     gain = 10 ** (db / 20)
     return (wav * gain / np.sqrt(np.mean(wav ** 2) + 1e-20)).astype(np.float32)
@@ -36,9 +36,9 @@ def seconds(n):
     return np.arange(n) / SAMPLE_RATE
 
 
-def wave(hz, t):
+def wave(hz, t, phase=0.0):
     """Return a sine of hz, a number, at t (n,), seconds."""
-    return np.sin(2 * np.pi * hz * t)
+    return np.sin(2 * np.pi * hz * t + phase)
 
 
 def tone(hz):
@@ -47,7 +47,7 @@ def tone(hz):
 
 
 def repeat(n, rng, period_s, make, jitter=0.0):
-    """Return n samples in which make(rng) starts every period_s, up to a share `jitter` off."""
+    """Return n samples in which make(rng) starts every period_s, a share `jitter` off at most."""
     out = np.zeros(n + SAMPLE_RATE)
     at = rng.uniform(0, 0.3) * period_s
     while at < n / SAMPLE_RATE:
@@ -157,8 +157,7 @@ def bird(n, rng):
 
 def bee(n, rng):
     t = seconds(n)
-    hz = rng.uniform(180, 260) * (
-        1 + 0.08 * np.sin(2 * np.pi * rng.uniform(0.5, 1.5) * t + rng.uniform(0, 6)))
+    hz = rng.uniform(180, 260) * (1 + 0.08 * wave(rng.uniform(0.5, 1.5), t, rng.uniform(0, 6)))
     buzz = sum(tone(k * hz) / k for k in range(1, 20))
     return level(buzz * (1 + 0.3 * wave(0.7, t)))
 
@@ -216,7 +215,7 @@ def flute(hz, n, rng):
 
 
 def violin(hz, n, rng):
-    track = hz * (1 + 0.012 * np.sin(2 * np.pi * 6 * seconds(n) + rng.uniform(0, 6)))
+    track = hz * (1 + 0.012 * wave(6, seconds(n), rng.uniform(0, 6)))
     wav = sum(tone(k * track) / k for k in range(1, int(7000 / hz)))
     return wav * np.minimum(1, seconds(n) / 0.12)
 
@@ -245,7 +244,7 @@ def beeps(n, rng, count):
 
 # ---- what happens to speech on its way ----
 def room(wav, rng, seconds_60, wet):
-    """Add reverberation that falls by 60 dB in seconds_60, with `wet` times the direct energy."""
+    """Add an echo of `wet` times the direct energy that falls by 60 dB in seconds_60."""
     n = int(seconds_60 * SAMPLE_RATE)
     tail = rng.standard_normal(n) * 10 ** (-3 * np.arange(n) / n)
     tail[:int(0.005 * SAMPLE_RATE)] = 0

@@ -1,7 +1,6 @@
 """Real recordings that questions can be made of: public sets, read from folders you have.
 
-assets/sources.toml says where each set is, its licence, and what its files say. A folder may hold
-a part of a set, and files may be nested deeper than published.
+assets/sources.toml describes each set. A folder may hold a part of a set, nested deeper.
 """
 import re
 import tomllib
@@ -21,11 +20,10 @@ def read_sets():
 
 
 def read_sources(setting):
-    """Return the held-out clips of the sets that a setting names, as rows of list_clips().
+    """Return the held-out clips of the sets in "name=folder, ...", rows of list_clips().
 
-    setting: "name=folder, ..."; the word non_commercial admits sets whose licence forbids
-    commercial use. A clip whose text has no spoken form is left out and counted. ValueError: an
-    unknown set, its licence, or no clip.
+    The word non_commercial admits sets whose licence forbids commercial use. A clip whose text has
+    no spoken form is left out and counted. ValueError: an unknown set, its licence, or no clip.
     """
     parts = [part.strip() for part in setting.split(",") if part.strip()]
     clips, dropped = [], Counter()
@@ -36,14 +34,13 @@ def read_sources(setting):
             raise ValueError(f"{name}: {licence} forbids commercial use: if yours is none, add the "
                              "word non_commercial to sources")
         for clip in found:
-            if clip["split"] != "test" or not (clip["labels"] or clip["text"]):
-                continue
-            try:
-                clips.append(clip | {"text": normalize_transcript(clip["text"])})
-            except NoSpokenForm as e:
-                dropped[e.reason] += 1
-    for reason, n in dropped.items():
-        print(f"sources: left out {n} clips: {reason}")
+            if clip["split"] == "test" and (clip["labels"] or clip["text"]):
+                try:
+                    clips.append(clip | {"text": normalize_transcript(clip["text"])})
+                except NoSpokenForm as e:
+                    dropped[e.reason] += 1
+    if dropped:
+        print(f"sources: left out {dict(dropped)}")
     if not clips:
         raise ValueError(f"sources={setting}: no held-out clip there")
     return clips
@@ -53,7 +50,7 @@ def list_clips(name, folder):
     """Return the clips of a set below a folder, sorted by path, each speaker in one split.
 
     A row: {"path", "speaker", "split": train or test, "text": "" where unknown, "labels": {task:
-    answer}}. ValueError: an unknown set, or no clip there.
+    answer}}. ValueError: an unknown set, or no clip.
     """
     known = read_sets().get(name)
     if not known:
@@ -73,7 +70,7 @@ def list_clips(name, folder):
 
 
 def find_recordings(folder, known):
-    """Return [(Path, match of the pattern)], each name once. ValueError: none."""
+    """Return [(Path, match of the pattern)], each name once."""
     found, n_pointers = {}, 0
     paths = [Path(path) for path in find_files(folder, AUDIO_SUFFIXES)]
     for path in sorted(paths, key=lambda path: AUDIO_SUFFIXES.index(path.suffix.lower())):
@@ -95,10 +92,9 @@ def find_recordings(folder, known):
 def read_name(known, match):
     """Return {"speaker", "text", "labels"} by what the groups of a name mean."""
     values = {}
-    for group, value in match.groupdict().items():
-        words = known.get("words", {}).get(group)
-        if value and words:
-            value = words[int(value)] if isinstance(words, list) else words.get(value)
+    for group, value in match.groupdict(default="").items():
+        words = known.get("words", {}).get(group, {value: value})
+        value = words[int(value)] if isinstance(words, list) else words.get(value)
         if value:
             values[group] = value
     speaker, text = values.pop("speaker", ""), values.pop("text", "")

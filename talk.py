@@ -2,10 +2,7 @@
 
 A prompt is a list of token ids and Recordings, in the order in which the model reads them.
 """
-import hashlib
-from collections import OrderedDict
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,12 +21,11 @@ from transcripts import plain_text
 LONGEST = 512  # ids read at once: the memory of attention grows with their square
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Recording:
-    """float32 wav (n,) at 16 kHz, read as n_tokens audio tokens; key: its sha256."""
-    key: str
+    """float32 wav (n,) at 16 kHz, read as n_tokens audio tokens."""
     n_tokens: int
-    wav: np.ndarray = field(compare=False, repr=False)
+    wav: np.ndarray
 
 
 @dataclass(eq=False)
@@ -44,10 +40,6 @@ class Row:
     ids: list = field(default_factory=list)
     ended: str = ""           # "stop" (at one of stop_ids, which `ids` lacks) or "length"
     generator: torch.Generator = None
-
-    def cached(self):
-        """Return the items in the KV cache: all but a last id that ended the row."""
-        return self.prompt + (self.ids[:-1] if self.ended == "length" else self.ids)
 
 
 class Text:
@@ -85,7 +77,7 @@ class Text:
 
 
 class Talker:
-    """A run's model, tokenizer and ears; ValueError or OSError where its files are wrong."""
+    """A run's model, tokenizer and ears; ValueError or OSError: its files are wrong."""
 
     def __init__(self, ckpt, step=-1, device="auto"):
         model, meta = load_checkpoint(ckpt, step, pick_device(device))
@@ -110,7 +102,7 @@ class Talker:
         n_frames = max(-(-len(wav) // HOP) // 2, 1)  # of the encoder, 20 ms each
         n_tokens = n_audio_tokens(n_frames, self.projector.stack)
         n_tokens += self.projector.arguments.get("texture", 0)
-        return Recording(hashlib.sha256(wav.tobytes()).hexdigest(), n_tokens, wav)
+        return Recording(n_tokens, wav)
 
     def features(self, wavs):
         """Return the encoder's features (T, n_taps, D) of each wav (n,)."""
@@ -123,7 +115,7 @@ class Talker:
         return [row[:n] for row, n in zip(audio, lens.tolist())]
 
     def transcripts(self, wav, beams=5):
-        """Cut float32 (n,) at pauses, as training's clips; yield (text, is_cut) of each piece.
+        """Cut float32 (n,) at pauses; yield (text, is_cut) of each piece.
 
         is_cut: the model wrote in a loop, and its text was cut off.
         """
@@ -135,7 +127,7 @@ class Talker:
             yield texts[0], bool(cut)
 
     def prompt(self, messages):
-        """Return the prompt that the next answer follows; ValueError: messages are wrong.
+        """Return the prompt of the next answer; ValueError: messages are wrong.
 
         messages: [(role, text, Recording or None)], user and assistant by turns.
         """
@@ -180,45 +172,34 @@ def segments(items):
 class Batch:
     """Rows that are decoded together; each says what it would say alone.
 
-    hear: [wav] -> [audio tokens (T_a, C)]. keep_bytes: of KV caches kept of rows that left; a
-    prompt that begins as one of them is read from there on.
+    hear: [wav] -> [audio tokens (T_a, C)].
     """
 
-    def __init__(self, model, hear=None, keep_bytes=0):
+    def __init__(self, model, hear=None):
         self.model = model
         self.device = model.cos.device
         self.hear = hear
-        self.keep_bytes = keep_bytes
-        self.kept = OrderedDict()  # items: KVCache that has read them; the last used is last
         self.rows = []
         self.cache = None  # KVCache of all rows
         self.logits = torch.empty(0, model.config.vocab_size, device=self.device)  # (B, V)
 
     @torch.inference_mode()
-    def add(self, rows):
-        """Read the prompts of rows and let them join. After an error the batch is as before."""
-        for new in rows:
-            cache, logits = self.read(new.prompt)
-            rows = [*self.rows, new]
-            sources = [(self.cache, b, size(row.cached())) for b, row in enumerate(self.rows)]
-            longest = max(size(row.prompt) + row.max_tokens for row in rows)
-            cache = self.gather([*sources, (cache, 0, size(new.prompt))], longest)
-            logits = torch.cat([self.logits[:len(self.rows)], logits])
-            new.generator = torch.Generator(self.device).manual_seed(new.seed)
-            self.rows, self.cache, self.logits = rows, cache, logits
-
-    def gather(self, sources, max_len):
-        """Copy [(KVCache, its row, length)] to a KVCache of max_len places."""
-        return KVCache.gather(self.model.config, sources, max_len, self.device)
+    def add(self, row):
+        """Read a row's prompt and let it join. After an error the batch is as before."""
+        cache, logits = self.read(row.prompt)
+        sources = [(self.cache, b, int(self.cache.lens[b])) for b in range(len(self.rows))]
+        rows = [*self.rows, row]
+        longest = max(size(each.prompt) + each.max_tokens for each in rows)
+        cache = KVCache.gather(self.model.config, [*sources, (cache, 0, size(row.prompt))],
+                               longest, self.device)
+        row.generator = torch.Generator(self.device).manual_seed(row.seed)
+        logits = torch.cat([self.logits[:len(self.rows)], logits])
+        self.rows, self.cache, self.logits = rows, cache, logits
 
     def read(self, prompt):
-        """Read a prompt, from where a kept cache ends -> (KVCache, logits (1, V))."""
-        known, n = self.recall(prompt)
-        cache = self.gather([(known, 0, size(prompt[:n]))], size(prompt))
-        text = [item for item in prompt[:n] if isinstance(item, int)]
-        last = torch.tensor(text[-1:], device=self.device)
-        cache.previous[0] = self.model.embed(last) if text else 0  # smear looks back at text
-        for sound, ids in segments(prompt[n:]):
+        """Read a prompt -> (KVCache, logits (1, V))."""
+        cache = KVCache(self.model.config, 1, size(prompt), self.device)
+        for sound, ids in segments(prompt):
             audio = self.hear([sound.wav])[0][None] if sound else None  # (1, T_a, C)
             n_text = torch.tensor([len(ids)], device=self.device)
             logits = self.model(torch.tensor([ids or [0]], device=self.device), kv_cache=cache,
@@ -251,37 +232,10 @@ class Batch:
 
     @torch.inference_mode()
     def drop(self, rows):
-        """Let rows leave, and keep what they have read."""
-        for b, row in enumerate(self.rows):
-            if row in rows and self.keep_bytes:
-                self.keep(b, row.cached())
+        """Let rows leave."""
         left = [b for b, row in enumerate(self.rows) if row not in rows]
         if len(left) < len(self.rows):
             self.rows = [self.rows[b] for b in left]
             self.logits = self.logits[left]
             if left:
                 self.cache.select(left)
-
-    def keep(self, b, items):
-        """Keep row b of the cache under the items that it has read."""
-        n = size(items)
-        items = tuple(x if isinstance(x, int) else replace(x, wav=None) for x in items)
-        for shorter in [known for known in self.kept if known == items[:len(known)]]:
-            del self.kept[shorter]
-        self.kept[items] = self.gather([(self.cache, b, n)], n)
-        while sum(2 * cache.k.nbytes for cache in self.kept.values()) > self.keep_bytes:
-            self.kept.popitem(last=False)
-
-    def recall(self, prompt):
-        """Find the kept cache with most of a prompt's beginning, but not all of it.
-
-        Returns (KVCache or None, the number of items that it has read).
-        """
-        found = {}
-        for items in self.kept:
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(items, prompt[:-1]))
-            found[items] = len(list(same))
-        best = max(found, key=found.get, default=None)
-        if best:
-            self.kept.move_to_end(best)
-        return self.kept.get(best), found.get(best, 0)

@@ -25,7 +25,7 @@ PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [b for b in range(256) if b not in PRINTABLE]
 BYTE_CHARS = [chr(b if b in PRINTABLE else 256 + OTHERS.index(b)) for b in range(256)]
 CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
-# How a pickled tiktoken.Encoding begins; its dict, BUILD (b"b") and STOP (b".") follow
+# a pickled tiktoken.Encoding: this class, its dict, BUILD (b"b") and STOP (b".")
 PICKLE_CLASS = b"\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81"
 
 
@@ -55,7 +55,7 @@ class ByteTokenizer:
         return list(to_utf8(text))
 
     def decode(self, ids):
-        """Return the str of ids; bytes that are no UTF-8 become U+FFFD; ValueError: a wrong id."""
+        """Return the str of ids; bytes that are no UTF-8 become U+FFFD."""
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside this {self.kind} tokenizer's "
@@ -63,7 +63,7 @@ class ByteTokenizer:
         return b"".join(self.pieces[i] for i in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self):
-        """Return how many bytes of text each id stands for (0: special), for bits per byte."""
+        """Return how many bytes of text each id stands for; 0: special."""
         return [len(token) for token in self.tokens] + [0] * len(self.special_ids)
 
     def content(self):
@@ -83,13 +83,12 @@ class BPETokenizer(ByteTokenizer):
     kind = "bpe"
 
     def __init__(self, tokens):
-        """tokens: bytes of the merged ones, by rank; ValueError: one isn't made of two earlier."""
+        """tokens: bytes of the merged ones, by rank; ValueError: they can't be merged so."""
         super().__init__(tokens, SPECIAL_TOKENS)
         vocab = {to_chars(token): i for i, token in enumerate(self.tokens)}
         merges = []
         for i, token in enumerate(self.tokens[256:], start=256):
             chars = to_chars(token)
-            # all splits into two tokens: a text may reach the token by any
             splits = [(chars[:n], chars[n:]) for n in range(1, len(chars))
                       if chars[:n] in vocab and chars[n:] in vocab]
             is_made = any(vocab[left] < i > vocab[right] for left, right in splits)
@@ -113,7 +112,6 @@ def train_bpe(texts, vocab_size):
     """Train a BPETokenizer on an iterable of str; the same texts give the same tokenizer.
 
     vocab_size: number of ids, with 256 bytes and 9 special tokens. ValueError: too little text.
-    200 MB of books take 50 s and 0.3 GB.
     """
     n_merged = vocab_size - 256 - len(SPECIAL_TOKENS)
     if n_merged < 0:
@@ -144,12 +142,10 @@ def split_by_pattern(bpe):
 
 
 def to_chars(data):
-    """Return the printable characters that stand for bytes."""
     return "".join(BYTE_CHARS[b] for b in data)
 
 
 def to_bytes(chars):
-    """Return the bytes that characters stand for; KeyError: none."""
     return bytes(CHAR_BYTES[char] for char in chars)
 
 
@@ -166,7 +162,7 @@ def to_utf8(text):
 def load_tokenizer(folder, vocab_size=0):
     """Return the tokenizer of folder/tokenizer.json, else of nanochat's tokenizer.pkl there.
 
-    vocab_size: of the model beside it; 0: not checked. ValueError says what is wrong.
+    vocab_size: of the model beside it; 0: not checked. ValueError: a missing or wrong file.
     """
     path, pickled = (os.path.join(folder, "tokenizer." + end) for end in ("json", "pkl"))
     if os.path.exists(pickled) and not os.path.exists(path):
@@ -175,14 +171,13 @@ def load_tokenizer(folder, vocab_size=0):
         with open(path, "rb") as f:
             data = f.read()
     except OSError as e:
-        raise ValueError(f"{path}: no tokenizer there ({e.strerror}): copy the run's own, that "
-                         "train_base.py wrote, or nanochat's, <its base folder>/tokenizer/"
-                         f"tokenizer.pkl, into {folder}") from e
+        raise ValueError(f"{path}: no tokenizer there ({e.strerror}): copy the run's own, or "
+                         f"nanochat's <base folder>/tokenizer/tokenizer.pkl, into {folder}") from e
     try:
         tok = from_pickle(data) if path == pickled else from_json(data)
     except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path}: corrupt or foreign tokenizer ({type(e).__name__}: {e}); copy it "
-                         "again, or train one") from e
+        raise ValueError(f"{path}: corrupt or foreign tokenizer ({type(e).__name__}: {e}): copy it "
+                         "again") from e
     if vocab_size and tok.vocab_size != vocab_size:
         raise ValueError(f"{path} has {tok.vocab_size} ids, its model {vocab_size}: "
                          "copy the run's own tokenizer")
@@ -228,15 +223,14 @@ def from_pickle(data):
     if tok.tokens != list(tokens):
         raise ValueError("its first 256 tokens are not the bytes in order")
     if tok.special_ids != state["special_tokens"]:
-        raise ValueError(f"its special tokens are not {SPECIAL_TOKENS[0]} to {SPECIAL_TOKENS[-1]}, "
-                         "after all others")
+        raise ValueError(f"its special tokens are not {', '.join(SPECIAL_TOKENS)}, as the last")
     return tok
 
 
 def export_nanochat(tok, folder):
-    """Write tokenizer.pkl and token_bytes.pt of a BPETokenizer, as nanochat's tok_train.py does.
+    """Write tokenizer.pkl (a pickled tiktoken.Encoding) and token_bytes.pt (int32 (V,)).
 
-    They hold a pickled tiktoken.Encoding and token_bytes() as int32 (V,).
+    tok: a BPETokenizer. nanochat's tok_train.py writes the same files.
     """
     import torch  # nothing else here needs it
     tok.special("<|user_start|>")  # a ByteTokenizer has none: the ValueError
@@ -274,12 +268,12 @@ def render_conversation(tok, conversation):
         is_assistant = role == "assistant"
         add([tok.special(f"<|{role}_start|>")], False)
         for kind, text in parts:
-            if kind == "text":
-                add(tok.encode(text), is_assistant)
-            else:  # what Python answers is not the model's to predict
-                name = "python" if kind == "python" else "output"
+            new_ids = tok.encode(text)
+            if kind != "text":
+                name = kind.removeprefix("python_")  # python, output
                 start, end = tok.special(f"<|{name}_start|>"), tok.special(f"<|{name}_end|>")
-                add([start, *tok.encode(text), end], kind == "python")
+                new_ids = [start, *new_ids, end]
+            add(new_ids, is_assistant and kind != "python_output")
         add([tok.special(f"<|{role}_end|>")], is_assistant)
     return ids, mask
 
@@ -288,14 +282,11 @@ def read_messages(conversation):
     """Return [(role, [(kind, text), ...]), ...] of a conversation; ValueError on a wrong one."""
     try:
         messages = [(m["role"], m["content"]) for m in conversation["messages"]]
-    except (KeyError, TypeError) as e:
-        raise ValueError(f"conversation: {e}; it is "
+        if messages and messages[0][0] == "system":
+            messages[:2] = [(messages[1][0], "\n\n".join([messages[0][1], messages[1][1]]))]
+    except (KeyError, TypeError, IndexError) as e:
+        raise ValueError(f"conversation: {type(e).__name__}: {e}; it is "
                          '{"messages": [{"role": ..., "content": ...}, ...]}') from e
-    if messages and messages[0][0] == "system":
-        texts = [content for _, content in messages[:2]]
-        if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-            raise ValueError("conversation: a system message is text, a user's text follows it")
-        messages[:2] = [(messages[1][0], "\n\n".join(texts))]
     if not messages:
         raise ValueError("conversation: no messages")
     rows = []
@@ -311,14 +302,14 @@ def read_messages(conversation):
         except (KeyError, TypeError):
             is_right = False
         if not is_right:
-            raise ValueError(f"conversation: message {i} ({role}) is neither text nor parts of "
-                             f"type {', '.join(kinds)}")
+            raise ValueError(f"conversation: message {i} ({role}) is no text or parts of type "
+                             f"{', '.join(kinds)}")
         rows.append((role, parts))
     return rows
 
 
 def multiple_choice(question, options):
-    """Return a question with its options, one a line: an answer has the same token ids there."""
+    """Return a question with its options, one a line."""
     return "\n".join([question, *options, "answer with one of the options"])
 
 

@@ -3,13 +3,12 @@
     normalize_transcript("Dr. O’Neil paid $5.50 in 1984 &amp; left")
     -> "dr o'neil paid five dollars and fifty cents in nineteen eighty four and left"
 
-A transcript must say what the audio says. It never loses a word silently: a text that can't be
-written in LETTERS is refused as a whole, with a reason to count (NoSpokenForm). The rules:
+A transcript must say what the audio says. A text that can't be written in LETTERS is refused as a
+whole, with a reason to count (NoSpokenForm). The rules:
 - HTML entities are resolved, zero-width characters vanish, accents are stripped.
 - Numbers, years, times and money are spelled out.
-- Refused: dates, ranges, fractions and other figures that can be read in several ways; <...>,
-  [...], {...}; marks of noise like (coughs) or *sighs*; letters of other scripts; symbols that mean
-  something and are not in SYMBOLS; a text without words, like "...".
+- Refused: dates, ranges, fractions; <...>, [...], {...}; marks of noise like (coughs) or *sighs*;
+  letters of other scripts; symbols that are not in SYMBOLS; a text without words, like "...".
 - Punctuation and emoji separate words. A blank text is a silent clip.
 """
 import functools
@@ -18,7 +17,7 @@ import re
 import unicodedata
 
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")  # words also hold the apostrophe
-NO_FORM = "\ufffd"  # stands for a character that no transcript may hold
+NO_FORM = "\ufffd"  # a character that no transcript may hold
 ORDINARY = re.compile("[a-zA-Z ',;:!?\"-]*[.]?")  # most texts: only words and punctuation
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 PLAIN = str.maketrans({  # before NFKC, which would write ™ and ² as plain letters and digits
@@ -56,10 +55,7 @@ class NoSpokenForm(ValueError):
 # ---- the transcript of a text
 
 def normalize_transcript(text):
-    """Return text (str) as it is spoken: words of LETTERS and apostrophes; "" if it is blank.
-
-    Raises NoSpokenForm where that is not possible.
-    """
+    """Return text (str) as it is spoken, "" if it is blank. Raises NoSpokenForm."""
     spoken = first_reading(read_aloud(text))
     others = re.sub("[a-z' ]", "", spoken)
     if others and unicodedata.category(others[0])[0] in "LMN":
@@ -74,37 +70,33 @@ def normalize_transcript(text):
 def plain_text(text, strict=True):
     """Return text as a model of transcripts reads it: each line a transcript after a space.
 
-    strict: raise NoSpokenForm where a line has none. Else leave out what can't be spoken: for what
-    a user types.
+    strict: raise NoSpokenForm where a line has none. Else leave out what can't be spoken.
     """
     lines = []
     for line in text.split("\n"):
         if strict:
-            spoken = normalize_transcript(line)
+            lines.append(normalize_transcript(line))
         else:
             spoken = re.sub("[^a-z' ]", "", first_reading(read_aloud(line, strict=False)))
-        lines.append(" ".join(spoken.split()))
+            lines.append(" ".join(spoken.split()))
     return "\n".join(" " + line for line in lines if line)
 
 
 def require_distinct(question, options, read=plain_text):
-    """Raise a ValueError if two options of a question are read alike or one has no words.
-
-    question, options: str and list of str; read: function of an option, what the model is given.
-    """
+    """Raise a ValueError if read(option) is equal for two options (str), or "" for one."""
     known = {"": "nothing"}
     for option in options:
         spoken = read(option)
         if spoken in known:
-            raise ValueError(f"question {question!r}: the options {known[spoken]!r} and {option!r} "
-                             "are read alike: change one")
+            raise ValueError(f"question {question!r}: its options {known[spoken]!r} and {option!r} "
+                             "are read alike")
         known[spoken] = option
 
 
 def spoken_turns(turns, dropped):
     """Return the turns [[task, question, answer], ...] whose texts both have a spoken form.
 
-    dropped: Counter; the reasons of the others are added to it.
+    The reasons of the others are added to the Counter dropped.
     """
     kept = []
     for turn in turns:
@@ -125,9 +117,8 @@ def first_reading(slots):
 def read_aloud(text, strict=True):
     """Return text (str) as slots: lists of readings (str of words, or ""), the likeliest first.
 
-    A word has one reading, a number several: 2648 is a quantity or four digits. scoring.py accepts
-    each of them. Characters outside LETTERS stay where they carry a meaning. strict: raise
-    NoSpokenForm for marks of noise and for figures that can be read in several ways.
+    A word has one reading, a number several: 2648 is a quantity or four digits. Symbols and letters
+    without a spoken form stay. strict: raise NoSpokenForm for noise and for dates, ranges and such.
     """
     if ORDINARY.fullmatch(text):
         return [[word] for word in split_words(text.lower())]
@@ -148,10 +139,7 @@ def read_aloud(text, strict=True):
 
 
 class Letters(dict):
-    """For str.translate: what becomes of a character of case-folded text, worked out once.
-
-    A character that stays, but for the apostrophe, is one that no transcript may hold.
-    """
+    """For str.translate: what becomes of a character of case-folded text, worked out once."""
 
     def __missing__(self, code):
         char = chr(code)
@@ -164,7 +152,7 @@ class Letters(dict):
         elif LETTERS.issuperset(bare):
             self[code] = bare  # nothing of an accent alone
         elif char in "'" + NO_FORM or category[0] in "LMN" or category in ("Sm", "Sc"):
-            self[code] = char
+            self[code] = char  # no transcript may hold it, but for the apostrophe
         return self[code]
 
 
@@ -215,7 +203,7 @@ def spell(digits):
 
 
 def variants(words):
-    """Return [words, the same without "and"], and both with "a" for a leading "one" (a hundred)."""
+    """Return words with and without "and", and with "a" for a leading "one" (a hundred)."""
     readings = [words, words.replace(" and ", " ")]
     readings += ["a" + reading[3:] for reading in readings if reading.startswith("one ")]
     return list(dict.fromkeys(readings))
@@ -224,9 +212,9 @@ def variants(words):
 def read_one(written):
     """Return the readings of a number (str of digits, with , between thousands, and . if decimal).
 
-    The likeliest is digit by digit with a leading zero, and from five digits on where neither a
-    comma nor three zeros at the end say that it is a quantity (codes, telephone numbers). It is a
-    year for 1100..1999 and 2010..2099, and else a quantity.
+    The likeliest: digit by digit with a leading zero, and from five digits on without a comma or
+    three zeros at the end (codes, telephone numbers). A year for 1100..1999 and 2010..2099. Else a
+    quantity.
     """
     written, point, places = written.partition(".")
     if point:
@@ -269,7 +257,8 @@ def read_money(body, unit, units, cent, cents):
     whole, _, small = body.partition(".")
     if len(small) not in (0, 2):
         return [read_one(body), [units]]
-    unit, cent = unit if whole == "1" else units, cent if small == "01" else cents
+    unit = unit if whole == "1" else units
+    cent = cent if small == "01" else cents
     few = read_one(small.lstrip("0") or "0")
     if small.strip("0") == "":
         return [read_one(whole), [unit]]
@@ -279,7 +268,7 @@ def read_money(body, unit, units, cent, cents):
 
 
 def plural(words):
-    """Return words with the last one in the plural: sixties, hundreds, sixes."""
+    """Return words with the last one in the plural: sixties, sixes."""
     if words.endswith("y"):
         return words[:-1] + "ies"
     return words + ("es" if words.endswith("x") else "s")

@@ -1,7 +1,7 @@
 """Installed voices: espeak-ng, Piper and flite, called so that a clip always sounds the same.
 
-Each speak_* takes (text, clip): dict with "key", "voice" and the engine's settings, drawn by
-prepare_synthetic.py. It returns (float32 (n,) of at most 1, its sample rate in Hz).
+clip: a dict of prepare_synthetic.py with "key", "voice" and the engine's settings. Each speak_*
+returns (float32 (n,) of at most 1, its sample rate in Hz).
 """
 import ctypes
 import importlib.metadata
@@ -15,25 +15,27 @@ from functools import cache
 import numpy as np
 
 
-def espeak_voices(accents, variants):
-    """Return [(voice, accent, sex or '', quality)] of espeak's variants, each in each accent."""
+ACCENTS = {"en-us": "american", "en-gb-x-rp": "british",
+           "en-gb-scotland": "scottish", "en-029": "caribbean"}
+
+
+def espeak_voices(languages, variants):
+    """Return [(voice, accent, sex or '', quality)] of espeak's variants in each language."""
     found = []
     for kind, names in variants.items():
         for name in names.split():
-            found += [(f"{language}+{name}", accents[language], *kind) for language in accents]
+            found += [(f"{language}+{name}", ACCENTS[language], *kind) for language in languages]
     return found
 
 
-ACCENTS = {"en-us": "american", "en-gb-x-rp": "british",
-           "en-gb-scotland": "scottish", "en-029": "caribbean"}
 MALE, FEMALE = ("male", "plain"), ("female", "plain")
 CROAK, WHISPER = ("male", "croak"), ("male", "whisper")
 VOICES = {  # engine: [(voice, accent, sex or '', quality)]; its place here is a speaker's number
     # of 105 variants and 7 accents those that Whisper-base heard best, and a whisper
-    "espeak": espeak_voices({"en-us": "american"}, {
+    "espeak": espeak_voices(["en-us"], {
         MALE: "m1 m2 m3 m6 m7", CROAK: "croak", WHISPER: "whisper", FEMALE: "f1 f2 f5",
         ("", "plain"): "klatt klatt2 klatt4 Reed benjamin edward john"})
-    + espeak_voices({"en-gb-x-rp": "british"}, {
+    + espeak_voices(["en-gb-x-rp"], {
         MALE: "m3 m7", FEMALE: "f2 f5", ("", "plain"): "klatt Reed"}),
     "piper": [("en_US-joe-medium", "american", *MALE)],
     # of real people
@@ -66,13 +68,13 @@ def version(engine):
 
 
 def speak(engine, text, clip):
-    """Speak with an engine; OSError: it can't start, ValueError: it refuses the clip."""
+    """Speak a text; OSError: the engine can't start, ValueError: it refuses the clip."""
     speakers = {"piper": speak_piper, "flite": speak_flite}
     return speakers.get(engine, speak_espeak)(text.replace("\0", " "), clip)
 
 
 def speak_espeak(text, clip):
-    """Speak with espeak-ng's library."""
+    """Speak with espeak-ng's library, loaded anew (2 ms): nothing resets its filters."""
     import _ctypes
     import espeakng_loader
     folder, chunks = espeakng_loader.get_data_path(), []
@@ -94,7 +96,7 @@ def speak_espeak(text, clip):
         codes.append(lib.espeak_Synth(text.encode(), size, 0, 1, 0, 1, None, None))  # 1: UTF-8
         if any(codes):
             raise ValueError(f"espeak-ng refuses clip {clip['key']} ({clip['voice']}, {codes})")
-    finally:  # loaded anew for each clip (2 ms): flutter and filters go on, and nothing resets them
+    finally:
         lib.espeak_Terminate()
         _ctypes.dlclose(lib._handle)
     return np.frombuffer(b"".join(chunks), np.int16) / np.float32(32768), rate

@@ -1,10 +1,9 @@
-"""A load drill of serve.py: 16 clients send good, broken, huge, slow and cut-off requests.
+"""A load drill of serve.py: 16 clients send good, broken, huge and cut-off requests.
 
-    python tests/drill.py --ckpt=out/cpu_w3 --minutes=30       # prints JSON; exit code 1: failed
-    python tests/drill.py --ckpt=out/cpu_w3 --mutations=10000  # mutated bodies and recordings
+    python tests/drill.py --ckpt=out/cpu_w3 --minutes=30  # prints JSON; exit code 1: failed
 
 Passes when each good answer is the one given alone (in bf16: 98% of them), memory stays within 5%
-once five minutes are over, what is broken gets 4xx, and the server is well at the end.
+once five minutes are over, broken requests get 4xx, and the server is well at the end.
 """
 import argparse
 import base64
@@ -33,8 +32,6 @@ QUESTIONS = ["what does the speaker say", "who is speaking", "how fast does the 
              "how high is it"]
 CHAT = "/v1/chat/completions"
 JSON = "application/json"
-BODY_MB, TIMEOUT_S = 2.0, 20.0  # small, so that huge and slow requests meet them
-LIMITS = f"--max_body_mb={BODY_MB}", f"--request_timeout_s={TIMEOUT_S}"
 
 
 def start_server(ckpt, *args):
@@ -102,116 +99,83 @@ def said(body):
     return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
 
-def multipart(data, name="a.wav"):
-    """-> (body, content type) of a transcription's form."""
-    head = f'--xx\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
-    return head.encode() + data + b"\r\n--xx--\r\n", "multipart/form-data; boundary=xx"
-
-
 class Drill:
     """What the clients do, and what they saw: counts by kind, and what was wrong."""
 
     def __init__(self, port, bodies, expected):
         self.port, self.bodies, self.expected = port, bodies, expected
-        self.seen, self.wrong, self.lock = Counter(), [], threading.Lock()
+        self.seen = Counter()
+        self.wrong = []
+        self.lock = threading.Lock()
 
     def client(self, seed, end):
         """Send requests of every kind until the time is over."""
         rng = random.Random(seed)
-        kinds = {self.good: 12, self.broken: 3, self.huge: 1, self.slow: 1, self.cut_off: 2,
-                 self.leave: 2}
+        kinds = {self.good: 12, self.broken: 3, self.huge: 1, self.leave: 4}
         while time.time() < end:
             kind = rng.choices(list(kinds), list(kinds.values()))[0]
             try:
-                self.note(kind.__name__, *kind(rng))
+                wrong = kind(rng)
             except Exception as e:  # seen and counted, not lost in a thread
-                self.note(kind.__name__, False, f"{type(e).__name__}: {e}")
+                wrong = f"{type(e).__name__}: {e}"
+            with self.lock:
+                self.seen[kind.__name__] += 1
+                self.wrong += [f"{kind.__name__}: {wrong}"] if wrong else []
             time.sleep(rng.uniform(0, 0.05))
-
-    def note(self, kind, is_right=True, what=""):
-        with self.lock:
-            self.seen[kind] += 1
-            if not is_right:
-                self.wrong.append(f"{kind}: {what}"[:200])
 
     def good(self, rng):
         i = rng.randrange(len(self.bodies))
         status, body = post(self.port, self.bodies[i])
         if status == 200 and said(body) != self.expected[i]:
-            self.note("other answer")
-        return status == 200, f"status {status}: {body[:150]}"
+            with self.lock:
+                self.seen["other answer"] += 1
+        return status != 200 and f"status {status}: {body[:150]}"
 
     def broken(self, rng):
-        bodies = [b"", b"{", b"[1]", b'{"messages": []}', b"\xff\xfe",
+        bodies = [b"", b"[1]", b'{"messages": []}', b"\xff\xfe",
                   json.dumps({"messages": [user(sound(b"RIFF no wav"))]}).encode()]
         status, _ = post(self.port, rng.choice(bodies))
-        return 400 <= status < 500, f"status {status}"
+        return status // 100 != 4 and f"status {status}"
 
     def huge(self, rng):
         try:
-            status, _ = post(self.port, b"x" * int(BODY_MB * 1e6 + 1000))
+            status, _ = post(self.port, b"x" * 2_001_000)
         except (ConnectionError, http.client.HTTPException):  # refused while it was being sent
-            status = 413
-        return status == 413, f"status {status}"
-
-    def slow(self, rng):
-        """A body in pieces: one that comes in the end, and one that never does."""
-        stalls = rng.random() < 0.3
-        connection, rest = self.send(self.bodies[0], 20)
-        time.sleep(0.3)
-        connection.send(b"" if stalls else rest)
-        status = connection.getresponse().status
-        connection.close()
-        return status == (408 if stalls else 200), f"status {status}"
-
-    def cut_off(self, rng):
-        """A client that goes away in the middle of its body."""
-        body = rng.choice(self.bodies)
-        self.send(body, rng.randrange(len(body)))[0].close()
-        return ()
+            return ""
+        return status != 413 and f"status {status}"
 
     def leave(self, rng):
-        """A client that goes away before or during its answer."""
+        """A client that goes away in its body, before its answer or in it."""
         body = rng.choice(self.bodies)
-        connection, _ = self.send(body, len(body))
-        if rng.random() < 0.5:
-            connection.getresponse().read(20)
-        connection.close()
-        return ()
-
-    def send(self, body, n):
-        """Announce a body and send its first n bytes -> the connection, and the rest."""
+        n = rng.choice([100, len(body), len(body)])
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.putrequest("POST", CHAT)
         connection.putheader("Content-Type", JSON)
         connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body[:n])
-        return connection, body[n:]
+        if n == len(body) and rng.random() < 0.5:
+            connection.getresponse().read(20)
+        connection.close()
 
 
 def memory_kb(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
 
 
-def errors(server):
-    """The first lines of a server's log that tell of an error."""
-    return [line for line in server.lines if "Error" in line][:5]
-
-
-def run_drill(ckpt, minutes, clients=16, settle_s=300.0):
-    """-> what was seen: counts by kind, what was wrong, memory, times; ok."""
-    server, port = start_server(ckpt, *LIMITS)
+def run_drill(ckpt, minutes):
+    """-> what was seen: counts by kind, what was wrong, memory; ok."""
+    server, port = start_server(ckpt, "--max_body_mb=2")
     try:
         bodies, memory = good_requests(), []
         expected = [said(post(port, body)[1]) for body in bodies]
         drill, began = Drill(port, bodies, expected), time.time()
         end = began + 60 * minutes
-        threads = [threading.Thread(target=drill.client, args=(i, end)) for i in range(clients)]
+        threads = [threading.Thread(target=drill.client, args=(i, end)) for i in range(16)]
         for thread in threads:
             thread.start()
         while time.time() < end and server.poll() is None:
             time.sleep(min(2.0, max(end - time.time(), 0)))
-            if time.time() - began > min(settle_s, 30 * minutes):
+            if time.time() - began > min(300, 30 * minutes):
                 memory.append(memory_kb(server.pid))
         for thread in threads:
             thread.join()
@@ -222,78 +186,20 @@ def run_drill(ckpt, minutes, clients=16, settle_s=300.0):
         growth = (max(memory) - memory[0]) / memory[0]
         like_alone = 1 - drill.seen["other answer"] / max(drill.seen["good"], 1)
         least = 1.0 if compute_dtype("cpu") == torch.float32 else 0.98
-        ok = is_well and not drill.wrong and not errors(server) and growth < 0.05
-        return {"minutes": minutes, "clients": clients, "seen": dict(drill.seen),
-                "wrong": drill.wrong[:10], "answers_like_alone": round(like_alone, 5),
-                "memory_kb": memory[-1], "memory_growth": round(growth, 4),
-                "well_at_the_end": is_well, "errors": errors(server),
-                "ok": ok and like_alone >= least}
-    finally:
-        server.kill()
-
-
-def mutated(data, rng):
-    """Bytes with a few of them changed, cut out, doubled or put in."""
-    data = bytearray(data)
-    for _ in range(rng.choice([1, 1, 2, 5, 20])):
-        i, n = rng.randrange(len(data) + 1), rng.choice([1, 1, 2, 4, 16, 200])
-        what = rng.randrange(5)
-        if what == 0:
-            data[i:i + n] = b""
-        elif what == 1:
-            data[i:i] = rng.randbytes(n)
-        elif what == 2:
-            data[i:i] = data[i:i + n]
-        elif what == 3 and rng.random() < 0.3:
-            del data[i:]
-        elif i < len(data):
-            data[i] = rng.choice([0, 255, data[i] ^ (1 << rng.randrange(8)), rng.randrange(256)])
-    return bytes(data)
-
-
-def mutated_request(files, rng):
-    """-> (body, path, content type) of a request with a mutated recording or body."""
-    form = rng.choice(list(files))
-    data, target = mutated(files[form], rng), rng.randrange(4)
-    chat = {"messages": [user(sound(data, form.lower()), "x")], "max_tokens": 4,
-            "temperature": 0.5, "stop": ["a"], "seed": 3}
-    if target == 1 and rng.random() < 0.8:  # a short body
-        chat["messages"] = [user("how high is it")]
-    body, path, kind = json.dumps(chat).encode(), CHAT, JSON
-    if target > 1:
-        (body, kind), path = multipart(data), "/v1/audio/transcriptions"
-    return mutated(body, rng) if target % 2 else body, path, kind
-
-
-def run_mutations(ckpt, count, seed=0):
-    """Send mutated requests -> counts by status; ok: only 2xx and 4xx, none over 20 s."""
-    server, port = start_server(ckpt, *LIMITS)
-    rng, seen, wrong = random.Random(seed), Counter(), []
-    files = {form: make_audio(0.4, 1, form) for form in ("WAV", "FLAC", "OGG", "MP3")}
-    try:
-        for i in range(count):
-            try:
-                status, _ = post(port, *mutated_request(files, rng), timeout=20)
-            except Exception as e:
-                status = type(e).__name__
-            seen[str(status)] += 1
-            if not isinstance(status, int) or status // 100 not in (2, 4):
-                wrong.append(f"{i}: {status}")
-        is_well = server.poll() is None and post(port, good_requests()[0])[0] == 200
-        return {"mutations": count, "seed": seed, "statuses": dict(seen), "wrong": wrong[:10],
-                "errors": errors(server), "ok": is_well and not wrong and not errors(server)}
+        errors = [line for line in server.lines if "Error" in line][:5]
+        ok = is_well and not drill.wrong and not errors and growth < 0.05
+        return {"seen": dict(drill.seen), "wrong": drill.wrong[:10], "errors": errors,
+                "answers_like_alone": like_alone, "memory_kb": memory[-1],
+                "memory_growth": growth, "is_well": is_well, "ok": ok and like_alone >= least}
     finally:
         server.kill()
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser(description=__doc__,
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--ckpt", default="out/cpu_w3")
     options.add_argument("--minutes", type=float, default=1.0)
-    options.add_argument("--mutations", type=int, default=0)
     given = options.parse_args()
-    run = (run_mutations, given.mutations) if given.mutations else (run_drill, given.minutes)
-    result = run[0](given.ckpt, run[1])
+    result = run_drill(given.ckpt, given.minutes)
     print(json.dumps(result))
     sys.exit(not result["ok"])

