@@ -115,9 +115,8 @@ def test_counts_are_those_of_jiwer():
     pairs = [(draw(), draw()) for _ in range(60)]
     counts = scoring.count_edits(*zip(*pairs))
     for (words, *edits), (reference, hypothesis) in zip(counts.tolist(), pairs):
-        theirs = jiwer.process_words(reference, hypothesis)
         assert words == len(reference.split())
-        assert sum(edits) == theirs.substitutions + theirs.deletions + theirs.insertions
+        assert sum(edits) == round(words * jiwer.wer(reference, hypothesis))
         assert words - edits[1] + edits[2] == len(hypothesis.split())
     rate, _ = scoring.error_rate(counts, range(60))
     assert rate == round(counts[:, 1:].sum() / counts[:, 0].sum(), 5)
@@ -227,8 +226,6 @@ def test_the_command_and_its_files(tiny, tmp_path, monkeypatch, capsys):
     result = json.loads((out / "eval.json").read_text())
     new, voice = result["folders"]["new"], result["folders"]["voice"]
     assert (result["wer_new"], result["wer_voice"]) == (new["wer"], voice["wer"])
-    for kind, (low, high) in new["intervals"].items():
-        assert 0 < low <= new[kind] <= high
     assert (new["clips"], new["words"], voice["clips"]) == (5, 16, 3)  # it's: it is
     assert new["beside"]["wer"] == 11 / 16 and voice["beside"]["wer"] == 1
     assert new["beside"]["difference"] == round(new["wer"] - 11 / 16, 5)
