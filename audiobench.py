@@ -1,10 +1,10 @@
-"""AudioBench-mini: four-choice questions about recordings, a model's answers, and the controls.
+"""AudioBench-mini: four-choice questions about recordings, and the controls.
 
 prepare_bench.py makes a folder of recordings and questions.jsonl: {"id", "cell", "task", "audio",
-"question", "options": four, "key": 0 to 3}. The score of an option is the log-probability of its
-text as the answer, averaged over the four rotations of the options. Controls: another recording of
-the same cell ("shuffled"), noise, no audio. A linear probe of the Whisper features shows how much
-of the answer they hold. A listener is (model, meta, tok, encoder, projector).
+"question", "options": four, "key": 0 to 3}. An option's score is the log-probability of its text as
+the answer, averaged over the four rotations of the options. Controls: another recording of the same
+cell ("shuffled"), noise, no audio. A linear probe shows how much of the answer the features hold.
+A listener is (model, meta, tok, encoder, projector).
 """
 import base64
 import math
@@ -29,7 +29,6 @@ RIDGE = 300.0         # strength of the probe's regression
 PROBE_CLIPS = 1500    # training clips that teach the probe a task, at most
 PROBE_LABELS = 50     # a task with more labels is an open set (words): not probed
 N_ON_PAGE = 20
-STYLE = "body{font:16px system-ui;max-width:44rem;margin:2rem auto} .key{color:#080}"
 
 
 # ---- the questions
@@ -46,9 +45,7 @@ def read_bench(folder):
         try:
             if row["id"] in rows or len(row["options"]) != 4 or row["key"] not in range(4):
                 raise ValueError("give each question its own id, four options, a key 0 to 3")
-            if not os.path.isfile(row["audio"]):
-                raise ValueError(f"there is no recording {row['audio']}")
-            require_distinct(row["question"], row["options"], read_option)
+            require_distinct(row["question"], row["options"], as_spoken)
         except ValueError as e:
             raise ValueError(f"{where}: {e}") from None
         rows[row["id"]] = row
@@ -57,9 +54,9 @@ def read_bench(folder):
     return list(rows.values())
 
 
-def read_option(text):
-    """Return an option or an answer in the form that is compared, as spoken: 42 is forty two."""
-    return plain_text(text, strict=False) or text.strip()
+def as_spoken(option):
+    """Return the form in which options are compared: 42 and forty two are one."""
+    return plain_text(option, strict=False) or option.strip()
 
 
 def partners(rows):
@@ -125,10 +122,9 @@ def ask(listener, row, options):
 
 
 def score_options(listener, rows, audio):
-    """Score the four options of each question; audio: its audio tokens (T_a, C), or None for all.
+    """Return the mean log-probabilities of each question's options, float64 (n, 4).
 
-    Returns mean log-probabilities, float64 (n, 4), and how often the likeliest option stood at each
-    of the four places.
+    audio: audio tokens (T_a, C) of each question, or None.
     """
     model, meta, tok, *_ = listener
     clean = cleaner(listener)
@@ -142,15 +138,13 @@ def score_options(listener, rows, audio):
             jobs.append((i, order, ask(listener, row, options), answers))
     jobs.sort(key=lambda job: len(job[2]) + (0 if audio is None else len(audio[job[0]])))
     scores = np.zeros((len(rows), 4))
-    places = [0] * 4
     for start in range(0, len(jobs), BATCH_SIZE):
         owners, orders, prompts, answers = zip(*jobs[start:start + BATCH_SIZE])
         heard = None if audio is None else [audio[i] for i in owners]
         sums = score_answers(model, prompts, answers, heard, meta["audio"]["audio_at"])
         for i, order, each in zip(owners, orders, sums.tolist()):
             scores[i, order] += np.array(each) / 4
-            places[int(np.argmax(each))] += 1
-    return scores, places
+    return scores
 
 
 def answer_freely(listener, rows, audio):
@@ -178,17 +172,11 @@ def pool(x):
     return np.concatenate([x.mean(0), x.std(0), np.abs(quarters - x.mean(0)).mean(0)])
 
 
-def ridge(x, y):
-    """Return weights (features, classes) of a ridge regression of y on standardized x."""
-    gram = x @ x.T
-    return x.T @ np.linalg.solve(gram + RIDGE * np.eye(len(x), dtype=np.float32), y)
-
-
 def probe(clips, rows, features):
-    """Answer the questions with a linear probe that the labels of training clips taught.
+    """Answer questions by ridge regression on the labels of training clips.
 
-    clips: data.Features; features: of each question's recording. Returns {index of a question:
-    right or not}, without the tasks whose answers are an open set.
+    clips: data.Features; features: of each question's recording. Returns {index of a question: is
+    it right}, without the tasks whose answers are an open set.
     """
     right = {}
     for task, members in members_by(rows, "task").items():
@@ -203,7 +191,9 @@ def probe(clips, rows, features):
         centre = x.mean(0)
         scale = x.std(0) + 1e-6
         y = np.array([[found[i] == label for label in labels] for i in at], np.float32)
-        weight = ridge((x - centre) / scale, y - y.mean(0))
+        x = (x - centre) / scale
+        gram = x @ x.T + RIDGE * np.eye(len(x), dtype=np.float32)
+        weight = x.T @ np.linalg.solve(gram, y - y.mean(0))
         for i in members:
             votes = (pool(features[i]) - centre) / scale @ weight + y.mean(0)
             options = rows[i]["options"]
@@ -215,29 +205,24 @@ def probe(clips, rows, features):
 # ---- the whole bench
 
 def run_bench(listener, rows, wavs, clips):
-    """Ask a model all questions under every condition.
+    """Ask a model all questions under every condition -> (dict of bench.json, a dict a question).
 
-    rows: of read_bench(); wavs: float32 (n,) at 16 kHz, its recordings; clips: data.Features of
-    training for the probe, or None. Returns (dict of bench.json, a dict for each question).
+    rows: of read_bench(); wavs: their recordings, float32 (n,) at 16 kHz; clips: data.Features of
+    training for the probe, or None.
     """
     rng = np.random.default_rng(SEED)
     features, heard = hear_all(listener, wavs)
     noise = [(NOISE * rng.standard_normal(len(wav))).astype(np.float32) for wav in wavs]
     audio = {"score": heard, "shuffled": [heard[j] for j in partners(rows)],
              "noise": hear_all(listener, noise)[1], "no_audio": None}
+    scores = {name: score_options(listener, rows, tokens) for name, tokens in audio.items()}
     keys = np.array([row["key"] for row in rows])
-    scores = {}
-    places = {}
-    for name, tokens in audio.items():
-        scores[name], places[name] = score_options(listener, rows, tokens)
     right = {name: each.argmax(1) == keys for name, each in scores.items()}
-    right["pmi"] = (scores["score"] - scores["no_audio"]).argmax(1) == keys
     said = answer_freely(listener, rows, heard)
     wanted = [cleaner(listener)(row["options"][row["key"]]).strip() for row in rows]
     right["free_generation"] = np.array(said) == np.array(wanted)
     result = summarize(rows, right, probe(clips, rows, features) if clips else {})
     result["mcnemar_p"] = mcnemar(right["score"], right["shuffled"])
-    result["chosen_places"] = places["score"]
     choices = []
     for row, each, text in zip(rows, scores["score"], said):
         best = int(each.argmax())
@@ -248,7 +233,7 @@ def run_bench(listener, rows, wavs, clips):
 
 
 def summarize(rows, right, probed):
-    """Return the figures of all questions and of each cell and task; shares are fractions.
+    """Return the figures of all questions and of each cell; shares are fractions.
 
     right: {condition: bool (n,)}, with "score"; probed: of probe().
     """
@@ -260,61 +245,30 @@ def summarize(rows, right, probed):
                 "interval": wilson(n_right, len(members)), "probed": len(known),
                 "probe": round(float(np.mean(known)), 4) if known else None}
 
-    result = figures(list(range(len(rows)))) | {"questions": len(rows)}
-    result["intervals"] = {name: wilson(int(each.sum()), len(rows)) for name, each in right.items()}
-    for field in ("cell", "task"):
-        groups = members_by(rows, field).items()
-        result[field + "s"] = {name: figures(members) for name, members in groups}
-    return result
-
-
-def score_answers_file(rows, path):
-    """Score another model's answers to the rows of read_bench(); returns as run_bench().
-
-    path: .jsonl of {"id", "answer": text of an option, or A to D}. ValueError: an unknown id.
-    """
-    said = {str(row["id"]): str(row["answer"]).strip()
-            for _, row in read_jsonl(path, id=(str, int), answer=(str, int, float))}
-    unknown = set(said) - {row["id"] for row in rows}
-    if unknown:
-        raise ValueError(f"{path}: the bench has no question {min(unknown)}")
-    choices = []
-    for row in rows:
-        text = said.get(row["id"], "")
-        names = {letter: k for k, letter in enumerate("ABCD")}
-        options = {read_option(option): k for k, option in enumerate(row["options"])}
-        place = options.get(read_option(text), names.get(text.strip(" ().:").upper(), -1))
-        choices.append({"id": row["id"], "said": text, "right": place == row["key"],
-                        "chosen": row["options"][place] if place >= 0 else ""})
-    right = {"score": np.array([choice["right"] for choice in choices])}
-    counts = {"missing": len(rows) - len(said),
-              "malformed": sum(not choice["chosen"] for choice in choices)}
-    return summarize(rows, right, {}) | counts, choices
+    cells = {name: figures(members) for name, members in members_by(rows, "cell").items()}
+    return figures(list(range(len(rows)))) | {"questions": len(rows), "cells": cells}
 
 
 # ---- what is shown
 
 def table(result):
     """Return the result as lines of markdown."""
-    columns = ("score", "shuffled", "noise", "no_audio", "pmi", "free_generation", "probe")
+    columns = ("score", "shuffled", "noise", "no_audio", "free_generation", "probe")
     lines = [f"| cell | of | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for name, cell in [*result["cells"].items(), ("all", result)]:
-        shares = [cell.get(column) for column in columns]
+        shares = [cell[column] for column in columns]
         texts = ["" if share is None else f"{100 * share:.1f}%" for share in shares]
         lines.append(f"| {name} | {cell['of']} | {' | '.join(texts)} |")
     low, high = result["interval"]
-    lines.append(f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%")
-    if "mcnemar_p" in result:
-        lines.append(f"McNemar's p against shuffled {result['mcnemar_p']:.1e}; "
-                     f"places chosen {result['chosen_places']}; {result['probed']} probed")
-    return lines
+    return lines + [f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%; McNemar's p "
+                    f"against shuffled {result['mcnemar_p']:.1e}; {result['probed']} probed"]
 
 
 def page(rows, choices):
     """Return an html page of random questions, to be checked by ear: player, options, choice."""
     drawn = sorted(np.random.default_rng(SEED).permutation(len(rows))[:N_ON_PAGE])
-    parts = [f"<!doctype html><meta charset=utf-8><title>AudioBench-mini</title><style>{STYLE}"
-             f"</style><h1>{len(drawn)} questions by ear</h1><p>Green is the key.</p>"]
+    parts = ["<!doctype html><meta charset=utf-8><title>AudioBench-mini</title>"
+             f"<h1>{len(drawn)} questions by ear</h1><p>Bold is the right option."]
     for i in drawn:
         row = rows[i]
         with open(row["audio"], "rb") as f:
@@ -324,8 +278,8 @@ def page(rows, choices):
                      f'src="data:audio/{kind};base64,{data}"></audio><p>{escape(row["question"])}'
                      "<ol type=A>")
         for k, option in enumerate(row["options"]):
-            key = " class=key" if k == row["key"] else ""
+            text = f"<b>{escape(option)}</b>" if k == row["key"] else escape(option)
             mark = " &larr; chosen" if option == choices[i]["chosen"] else ""
-            parts.append(f"<li{key}>{escape(option)}{mark}</li>")
+            parts.append(f"<li>{text}{mark}")
         parts.append("</ol>")
     return "".join(parts)

@@ -1,14 +1,15 @@
 """
 Speed of the stages on this machine: a line for each figure, then one line of JSON.
 
-    python bench.py                            # all, two minutes on 2 cores
-    python bench.py --only=encoder --quick=True
+    python bench.py                    # all, two minutes on 2 cores
+    python bench.py --only=speedrun    # how long speedrun.sh takes here
 
-encoder  clips of 5 s to features of Whisper-base, log-mel included, a process for each core
-align    a step of train_align.py: frozen d4 GPT and a projector, clips as long as LibriSpeech's
-         in length-sorted batches; padding is not counted
-train    a step of pretraining with the optimizers: 8 rows of 512 (CUDA: d12, 16 rows of 2048)
-decode   64 tokens after 16, of 1, 8 and 32 rows, by a d4 GPT
+encoder   clips of 5 s to features of Whisper-base, log-mel included, a process for each core
+align     a step of train_align.py: frozen d4 GPT and a projector, clips as long as LibriSpeech's
+          in length-sorted batches; padding is not counted
+train     a step of pretraining with the optimizers: 8 rows of 512 (CUDA: d12, 16 rows of 2048)
+decode    64 tokens after 16, of 1, 8 and 32 rows, by a d4 GPT
+speedrun  minutes of speedrun.sh, downloads apart, estimated from its two heaviest loads
 The weights are random: speed does not depend on them. Compare figures of one machine only.
 """
 import json
@@ -29,20 +30,25 @@ from processes import run_all
 from recordings import SAMPLE_RATE
 
 # config: every value here can be set from a config file or as --name=value
-only = ""        # comma-separated parts: encoder, align, train, decode; '': all
+only = ""        # comma-separated parts, named above; '': all
 quick = False    # fewer repeats
 device = "auto"  # auto, cuda, mps, cpu
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
+D4 = GPTConfig.of_depth(4, 4096, 256, 64, "L")
 WHISPER_BASE = dict(name="random", n_mels=80, n_layer=6, n_embd=512, n_head=8)
 CLIP_S = 5.0
 STACK = 4            # encoder frames in an audio token
 BATCH_TOKENS = 3400  # of a batch of align
 SHARED = []          # [encoder, clips] of the encoder's worker processes
+# of speedrun.sh, fitted to all stages in bf16 and in fp32
+STEPS = 2030         # training and evaluation, in steps of 64 rows of 72
+CLIPS = 12_000       # encoding, in clips of 3 s
+OTHER_S = 145        # the rest: speaking, reading, starting Python
 
 
-def fastest(work):
-    """Return the seconds of the fastest call of work() after the first, in 5 s (quick: 1 s)."""
+def time_of(work, choose=min):
+    """Call work() for 5 s (quick: 1 s); return the least or mean seconds of all but the first."""
     times = []
     end = time.perf_counter() + (1 if quick else 5)
     while len(times) < 3 or time.perf_counter() < end:
@@ -51,12 +57,7 @@ def fastest(work):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return min(times[1:])
-
-
-def make_gpt(where):
-    """Return the d4 GPT of align and decode."""
-    return GPT(GPTConfig.of_depth(4, 4096, 256, 64, "L")).to(where)
+    return choose(times[1:])
 
 
 def share(*given):
@@ -81,9 +82,9 @@ def measure_encoder(where):
     share(encoder, list(noise.astype(np.float32)))
     if where.type == "cpu":
         jobs = [(i, n_workers) for i in range(n_workers)]
-        seconds = fastest(lambda: list(run_all(encode_part, jobs, n_workers, share, SHARED)))
+        seconds = time_of(lambda: list(run_all(encode_part, jobs, n_workers, share, SHARED)))
     else:
-        seconds = fastest(lambda: encode_part(0, 1))
+        seconds = time_of(lambda: encode_part(0, 1))
     torch.set_num_threads(n_threads)
     return {"clips_s": n / seconds}
 
@@ -100,7 +101,7 @@ def draw_lengths(n):
 
 def measure_align(where):
     """Return tokens a second of length-sorted batches."""
-    gpt = make_gpt(where).requires_grad_(False)
+    gpt = GPT(D4).to(where).requires_grad_(False)
     D = WHISPER_BASE["n_embd"]
     projector = Projector(D, 1, STACK, gpt.config.n_embd, 2048).to(where).train()
     frames, texts = draw_lengths(28_539)
@@ -120,20 +121,13 @@ def measure_align(where):
             text_lens=text_lens).backward()
         projector.zero_grad()
 
-    seconds = fastest(lambda: [step(at) for at in some])
+    seconds = time_of(lambda: [step(at) for at in some])
     return {"tok_s": sum(int(lengths[at].sum()) for at in some) / seconds}
 
 
-def measure_train(where):
-    """Return tokens a second, the share of the machine's peak, seconds of the first step."""
-    is_cuda = where.type == "cuda"
-    T, V, B, n_layer, n_embd = (2048, 32768, 16, 12, 768) if is_cuda else (512, 8192, 8, 4, 128)
-    n_head = n_embd // (128 if is_cuda else 64)
-    gpt = GPT(GPTConfig(T, V, n_layer, n_head, n_head, n_embd, "L")).to(where)
+def make_step(gpt, ids):
+    """Return a function that trains a GPT by a step on ids, int64 (B, T + 1)."""
     optimizers = gpt_optimizers(gpt)
-    ids = torch.randint(V, (B, T + 1), device=where)
-    gpt.trunk = torch.compile(gpt.trunk)
-    gpt.nll = torch.compile(gpt.nll)
 
     def step():
         gpt(ids[:, :-1], ids[:, 1:]).backward()
@@ -141,27 +135,46 @@ def measure_train(where):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    began = time.perf_counter()
-    step()
-    first_s = time.perf_counter() - began
-    rate = B * T / fastest(step)
-    mfu = gpt.flops_per_token(T) * rate / peak_flops(where)
-    return {"tok_s": rate, "mfu": mfu, "first_step_s": first_s}
+    return step
+
+
+def measure_train(where):
+    """Return tokens a second and the share of the machine's peak."""
+    is_cuda = where.type == "cuda"
+    T, V, B, n_layer, n_embd = (2048, 32768, 16, 12, 768) if is_cuda else (512, 8192, 8, 4, 128)
+    n_head = n_embd // (128 if is_cuda else 64)
+    gpt = GPT(GPTConfig(T, V, n_layer, n_head, n_head, n_embd, "L")).to(where)
+    step = make_step(gpt, torch.randint(V, (B, T + 1), device=where))
+    gpt.trunk = torch.compile(gpt.trunk)
+    gpt.nll = torch.compile(gpt.nll)
+    step()  # compiles
+    rate = B * T / time_of(step)
+    return {"tok_s": rate, "mfu": gpt.flops_per_token(T) * rate / peak_flops(where)}
 
 
 def measure_decode(where):
     """Return tokens a second for 1, 8 and 32 rows."""
-    gpt = for_inference(make_gpt(where))
+    gpt = for_inference(GPT(D4).to(where))
     rates = {}
     for B in (1, 8, 32):
         prompts = torch.randint(4096, (B, 16)).tolist()
-        rates[f"batch_{B}"] = 64 * B / fastest(lambda: list(generate(gpt, prompts, max_tokens=64)))
+        rates[f"batch_{B}"] = 64 * B / time_of(lambda: list(generate(gpt, prompts, max_tokens=64)))
     return rates
+
+
+def measure_speedrun(where):
+    """Return an estimate of the minutes of speedrun.sh."""
+    step = make_step(GPT(D4).to(where), torch.randint(4096, (64, 73), device=where))
+    encoder = WhisperEncoder(WHISPER_BASE, compute_dtype(where)).to(where)
+    clips = list(np.random.default_rng(0).normal(size=(8, 48_000)).astype(np.float32))
+    step_s = time_of(step, np.mean)
+    clip_s = time_of(lambda: encode(encoder, clips), np.mean) / len(clips)
+    return {"minutes": (STEPS * step_s + CLIPS * clip_s + OTHER_S) / 60}
 
 
 def main():
     parts = {"encoder": measure_encoder, "align": measure_align, "train": measure_train,
-             "decode": measure_decode}
+             "decode": measure_decode, "speedrun": measure_speedrun}
     chosen = [part.strip() for part in only.split(",") if part.strip()] or list(parts)
     if set(chosen) - set(parts):
         fail(f"{only=} names {', '.join(parts)}")
@@ -170,10 +183,10 @@ def main():
     torch.manual_seed(0)
     result = {"dtype": str(compute_dtype(where))}
     for part in parts:
-        if part in chosen:
-            for name, value in parts[part](where).items():
-                result[f"{part}.{name}"] = float(f"{value:.4g}")
-                print(f"{part + '.' + name:<22} {value:>12,.3f}")
+        figures = parts[part](where) if part in chosen else {}
+        for name, value in figures.items():
+            result[f"{part}.{name}"] = float(f"{value:.4g}")
+            print(f"{part + '.' + name:<22} {value:>12,.3f}")
     print(json.dumps(result))
 
 

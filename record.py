@@ -1,4 +1,4 @@
-"""What made a result: code, commit, machine, versions; and whether made data are up to date."""
+"""What made a result: code, commit, machine, versions; and whether a result is up to date."""
 import ast
 import hashlib
 import importlib.util
@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 from configurator import fail
 from files import write_json
@@ -48,39 +50,25 @@ def git_commit():
     """Return the commit of this folder, with -dirty if a Python file is changed; '' without git."""
     if not shutil.which("git"):
         return ""
-
-    def git(*args):
-        return subprocess.run(["git", "-C", FOLDER, *args], capture_output=True, text=True).stdout
-
-    head = git("rev-parse", "--verify", "HEAD").strip()
-    is_dirty = head and git("status", "--porcelain", "--", "*.py").strip()
+    git = partial(subprocess.run, capture_output=True, text=True, cwd=FOLDER)
+    head = git(["git", "rev-parse", "--verify", "HEAD"]).stdout.strip()
+    is_dirty = git(["git", "status", "--porcelain", "--", "*.py"]).stdout.strip()
     return head + "-dirty" if is_dirty else head
-
-
-def device_name(device):
-    """Return the name of a GPU, or of the CPU with its instructions for matrices."""
-    import torch
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    about = ""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            about = f.read()
-    name = re.search(r"^model name\s*: (.*)", about, re.MULTILINE)
-    name = name[1] if name else platform.processor() or platform.machine()
-    wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-              if re.search(rf"\b{flag}\b", about)]
-    return " ".join([f"{torch.get_num_threads()} threads of {name}", *wanted])
 
 
 def provenance(device):
     """Return what a figure depends on (dict): commit, code, dtype, device, versions."""
     import torch
     from device import compute_dtype
+    if torch.device(device).type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        info = Path("/proc/cpuinfo")
+        model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+        name = f"{torch.get_num_threads()} threads of {model[1] if model else platform.machine()}"
     dtype = str(compute_dtype(device)).removeprefix("torch.")
-    return {"git_commit": git_commit(), "code": code_sums(), "dtype": dtype,
-            "device": device_name(device), "python": platform.python_version(),
-            "torch": torch.__version__}
+    return {"git_commit": git_commit(), "code": code_sums(), "dtype": dtype, "device": name,
+            "python": platform.python_version(), "torch": torch.__version__}
 
 
 def need(*packages):
@@ -90,27 +78,27 @@ def need(*packages):
         fail(f"this run needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
-# ---- the resume rule of the prepare scripts: meta.json is written last
+# ---- the resume rule of prepare scripts and evaluations: the record is written last
 
-def is_made(folder, settings, inputs):
-    """Return True if folder/meta.json says that these settings, inputs and this code made it.
+def is_made(folder, settings, inputs, record="meta.json"):
+    """Return the record (dict) if these settings, inputs and this code made it, else None.
 
     settings: dict; inputs: {name: sha256 or another JSON value that changes with the input}. The
     files that it names must be there in their sizes.
     """
     try:
-        with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
+        with open(os.path.join(folder, record), encoding="utf-8") as f:
             meta = json.load(f)
-        if (meta["settings"], meta["inputs"]) != (settings, inputs) or changed_code(meta["code"]):
-            return False
         sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in meta["files"]}
-        return sizes == meta["files"]
+        then = meta["settings"], meta["inputs"], meta["files"]
+        is_same = then == (settings, inputs, sizes) and not changed_code(meta["code"])
+        return meta if is_same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # missing, cut short, or of another kind
+        return None  # missing, cut short, or of another kind
 
 
-def note_made(folder, settings, inputs, files, **more):
-    """Write folder/meta.json: is_made()'s settings and inputs, the sizes of files, and `more`."""
+def note_made(folder, settings, inputs, files, record="meta.json", **more):
+    """Write folder/<record>: is_made()'s settings and inputs, the sizes of files, and `more`."""
     sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in files}
     meta = {"settings": settings, "inputs": inputs, "code": code_sums(), "files": sizes, **more}
-    write_json(os.path.join(folder, "meta.json"), meta, indent=2)
+    write_json(os.path.join(folder, record), meta, indent=2)

@@ -47,7 +47,7 @@ train() {
     run "$name" "$script" "$@"
 }
 
-[ -n "$quick" ] || "$python" "$root/estimate.py"
+[ -n "$quick" ] || "$python" "$root/bench.py" --only=speedrun
 "$python" -c "
 import sys
 sys.path.insert(0, '$root')

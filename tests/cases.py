@@ -1,82 +1,82 @@
-"""The 40 kinds of input of public bug reports: runs the tests marked with them and prints a table.
+"""The 40 kinds of input of public bug reports: a table of how the tests marked with them ended.
 
-    python tests/cases.py            # every kind
-    python tests/cases.py B05 B21    # these alone
+    bash test.sh --cases             # after all tests
+    bash test.sh -m case --cases     # these tests alone
 
-A kind is right when it has a test and each of its tests passed. Exit status 0: all are right.
-`bash test.sh --cases` prints the same table after all tests.
+A kind is right when it has a test and each of its tests passed.
 """
-import os
-import sys
 from collections import defaultdict
 
-import pytest
-
-KINDS = {
-    "B01": "FLAC of unknown length", "B02": "Ogg without its end, or cut", "B03": "WAV of size 0 or unknown",
-    "B04": "odd chunks and headers of WAV", "B05": "mp3 without Xing header", "B06": "cover art and tags",
-    "B07": "joined ogg and mp3 files", "B08": "channels that cancel",
-    "B09": "float files in integer range",
-    "B10": "silence (hiss and music: a known limit)",
-    "B11": "quiet, clipped and offset recordings", "B12": "limits at their edge",
-    "B13": "webm, m4a and other containers", "B14": "content other than the extension says",
-    "B15": "byte order marks, UTF-16", "B16": "rows with U+2028 and U+0085",
-    "B17": "keys that collide, dots in names",
-    "B18": "._files and .DS_Store", "B19": "upper-case extensions", "B20": "tabs, CRLF and Latin-1 in transcripts",
-    "B21": "numbers, tags and empty transcripts", "B22": "accents composed or decomposed",
-    "B23": "parquet columns and folders", "B24": "special tokens and long runs in text",
-    "B25": "two system messages, or a later one", "B26": "base64 with line ends, data URIs",
-    "B27": "format labels of sound", "B28": "null and unsupported fields of a chat",
-    "B29": "transcription formats and empty fields", "B30": "a form's part without a filename",
-    "B31": "bearer in any case", "B32": "an unknown Host", "B33": "two servers on one port", "B34": "~ in paths",
-    "B35": "no HOME, no user name", "B36": "settings files with a byte order mark, another working directory",
-    "B37": "shards and other files of Whisper", "B38": "older nanochat checkpoints",
-    "B39": "ranks and accumulation, resume elsewhere", "B40": "slashes, HEAD and addresses"}
+KINDS = dict(line.split(" ", 1) for line in """\
+B01 FLAC of unknown length
+B02 Ogg without its end, or cut
+B03 WAV of size 0 or unknown
+B04 odd chunks and headers of WAV
+B05 mp3 without Xing header
+B06 cover art and tags
+B07 joined ogg and mp3 files
+B08 channels that cancel
+B09 float files in integer range
+B10 silence (hiss and music: a known limit)
+B11 quiet, clipped and offset recordings
+B12 limits at their edge
+B13 webm, m4a and other containers
+B14 content other than the extension says
+B15 byte order marks, UTF-16
+B16 rows with U+2028 and U+0085
+B17 keys that collide, dots in names
+B18 ._files and .DS_Store
+B19 upper-case extensions
+B20 tabs, CRLF and Latin-1 in transcripts
+B21 numbers, tags and empty transcripts
+B22 accents composed or decomposed
+B23 parquet columns and folders
+B24 special tokens and long runs in text
+B25 two system messages, or a later one
+B26 base64 with line ends, data URIs
+B27 format labels of sound
+B28 null and unsupported fields of a chat
+B29 transcription formats and empty fields
+B30 a form's part without a filename
+B31 bearer in any case
+B32 an unknown Host
+B33 two servers on one port
+B34 ~ in paths
+B35 no HOME, no user name
+B36 settings files with a byte order mark, another folder
+B37 shards and other files of Whisper
+B38 older nanochat checkpoints
+B39 ranks and accumulation, resume elsewhere
+B40 slashes, HEAD and addresses""".splitlines())
 
 
 class Table:
-    """A pytest plugin: collects how the tests of each kind ended, and prints a table at the end.
+    """A pytest plugin that prints the table."""
 
-    kinds: those that are shown; is_all: False: tests of no kind asked for are left out.
-    """
-
-    def __init__(self, kinds, is_all):
-        self.kinds, self.is_all, self.outcomes = kinds, is_all, defaultdict(list)
+    def __init__(self):
+        self.outcomes = defaultdict(list)
 
     def pytest_collection_modifyitems(self, items):
         for item in items:
             kinds = [kind for mark in item.iter_markers("case") for kind in mark.args]
-            item.user_properties.append(("kinds", " ".join(kinds)))  # reaches a report of pytest-xdist too
-        if not self.is_all:
-            items[:] = [item for item in items if set(item.user_properties[-1][1].split()) & set(self.kinds)]
+            item.user_properties.append(("kinds", kinds))  # reaches pytest-xdist's reports too
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.outcome != "passed":
-            for kind in dict(report.user_properties).get("kinds", "").split():
-                self.outcomes[kind].append((report.outcome, report.nodeid))
+            for kind in dict(report.user_properties).get("kinds", ()):
+                self.outcomes[kind].append(report.outcome)
 
     def pytest_terminal_summary(self, terminalreporter):
         n_right = 0
-        for kind in self.kinds:
-            outcomes = [outcome for outcome, _ in self.outcomes[kind]]
-            verdict = "WRONG" if outcomes else "NO TEST"
-            if "passed" in outcomes and not set(outcomes) - {"passed", "skipped"}:
-                verdict, n_right = "right", n_right + 1
-            counts = f"{outcomes.count('passed'):3} of {len(outcomes):2} tests"
-            terminalreporter.write_line(f"{kind}  {verdict:8}{counts}  {KINDS[kind]}")
-        terminalreporter.write_line(f"{n_right} of {len(self.kinds)} kinds are right")
-        self.n_wrong = len(self.kinds) - n_right
+        for kind, what in KINDS.items():
+            outcomes = self.outcomes[kind]
+            is_right = "passed" in outcomes and set(outcomes) <= {"passed", "skipped"}
+            n_right += is_right
+            terminalreporter.write_line(f"{kind}  {'right' if is_right else 'WRONG':7}"
+                                        f"{outcomes.count('passed'):3} of {len(outcomes):2} tests  "
+                                        f"{what}")
+        terminalreporter.write_line(f"{n_right} of {len(KINDS)} kinds are right")
 
     def pytest_sessionfinish(self, session):
-        if not all(self.outcomes[kind] for kind in self.kinds) and not session.exitstatus:
-            session.exitstatus = 1  # a kind without a test is no kind that is right
-
-
-if __name__ == "__main__":
-    kinds = sys.argv[1:] or list(KINDS)
-    if unknown := set(kinds) - set(KINDS):
-        sys.exit(f"cases.py: {sorted(unknown)[0]} is no kind: use B01 to B40")
-    os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    table = Table(kinds, is_all=False)
-    pytest.main(["-q", "--no-header", "tests"], plugins=[table])
-    sys.exit(table.n_wrong > 0)
+        if set(KINDS) - set(self.outcomes) and not session.exitstatus:
+            session.exitstatus = 1  # a kind without a test is not right

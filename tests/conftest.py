@@ -11,5 +11,5 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("--cases"):
-        from cases import KINDS, Table
-        config.pluginmanager.register(Table(list(KINDS), is_all=True))
+        from cases import Table
+        config.pluginmanager.register(Table())

@@ -1,4 +1,4 @@
-"""The bench: its file, statistics, controls, others' answers, the real command on a tiny run."""
+"""The bench: its file, statistics, controls, the real command on a tiny run."""
 import json
 import math
 
@@ -13,7 +13,7 @@ from test_eval import read_rows, run, save_run, write_rows
 from tokenizer import train_bpe
 
 
-def make_bench(folder, options=("low", "high", "red", "old")):
+def make_bench(folder):
     """A bench of 8 questions in two cells; the recordings are tones."""
     folder.mkdir()
     rows = []
@@ -21,7 +21,8 @@ def make_bench(folder, options=("low", "high", "red", "old")):
         t = np.arange(4000 + 400 * i) / 16000
         soundfile.write(folder / f"{i}.wav", 0.3 * np.sin(2 * np.pi * (200 + 60 * i) * t), 16000)
         rows.append({"id": str(i), "cell": "ab"[i % 2], "task": "pitch", "audio": f"{i}.wav",
-                     "question": "how high is it", "options": options, "key": i % 4})
+                     "question": "how high is it", "key": i % 4,
+                     "options": ["low", "high", "red", "old"]})
     write_rows(folder / "questions.jsonl", rows)
     return str(folder)
 
@@ -58,29 +59,11 @@ def test_bench_file_is_checked(tmp_path):
     rows = audiobench.read_bench(folder)
     assert len(rows) == 8 and rows[3]["audio"] == f"{folder}/3.wav"
     rows = read_rows(tmp_path / "bench/questions.jsonl")
-    for change in ({"key": 4}, {"options": ["a", "a", "b", "c"]}, {"audio": "gone.wav"},
-                   {"id": "0"}, {"options": ["42", "forty two", "43", "44"]}, {"cell": None}):
+    for change in ({"key": 4}, {"options": ["a", "a", "b", "c"]}, {"id": "0"},
+                   {"options": ["42", "forty two", "43", "44"]}, {"cell": None}):
         write_rows(tmp_path / "bench/questions.jsonl", [*rows[:2], rows[2] | change, *rows[3:]])
         with pytest.raises(ValueError, match="questions.jsonl:3"):
             audiobench.read_bench(folder)
-
-
-def test_others_answers(tmp_path, monkeypatch, capsys):
-    """Broken: another model's texts and letters are scored wrongly, or 42 and 43 are one answer."""
-    folder = make_bench(tmp_path / "bench", ["41", "42", "43", "1984"])
-    path = tmp_path / "theirs.jsonl"
-    args = ["eval_bench.py", f"--bench={folder}", f"--answers={path}", f"--out_dir={tmp_path}/out"]
-    said = ["forty one", "42.", "c.", "nineteen eighty four", "43", "你好", "(C)"]
-    write_rows(path, [{"id": str(i), "answer": answer} for i, answer in enumerate(said)])
-    code, out, err = run(monkeypatch, capsys, *args)
-    result = json.loads((tmp_path / "out/bench.json").read_text())
-    assert code == 0 and result["score"] == pytest.approx(5 / 8, abs=1e-3), err
-    assert result["malformed"] == 2 and result["missing"] == 1 and "62.5%" in out
-    chosen = [choice["chosen"] for choice in read_rows(tmp_path / "out/bench.jsonl")]
-    assert chosen == ["41", "42", "43", "1984", "43", "", "43", ""]
-    write_rows(path, [{"id": "99", "answer": "low"}])
-    code, _, err = run(monkeypatch, capsys, *args)
-    assert code == 2 and "no question 99" in err
 
 
 def test_probe_finds_what_is_there(monkeypatch):
@@ -112,8 +95,8 @@ def test_scores_average_over_rotations(tmp_path, monkeypatch):
         [[0.0, -5.0, -5.0, -5.0]] * len(prompts)))
     monkeypatch.setattr(audiobench, "chat_prompt", lambda *a: [0])
     listener = None, {"audio": {"plain": True, "audio_at": 0}}, Tok, None, None
-    scores, places = audiobench.score_options(listener, rows, None)
-    assert np.ptp(scores) == 0 and places == [32, 0, 0, 0]
+    scores = audiobench.score_options(listener, rows, None)
+    assert scores.shape == (8, 4) and np.ptp(scores) == 0
 
 
 @pytest.mark.slow
@@ -129,12 +112,12 @@ def test_the_command_line_repeats_itself(tmp_path, monkeypatch, capsys):
         assert code == 0, err
         results.append(json.loads((tmp_path / f"{batch_size}/bench.json").read_text()))
     for result in results:
-        del result["seconds"], result["inputs"]
+        del result["seconds"], result["settings"]
     assert results[0] == results[1]
-    assert {"score", "shuffled", "no_audio", "noise", "free_generation", "pmi"} <= set(results[0])
-    assert set(results[0]["cells"]) == {"a", "b"} and sum(results[0]["chosen_places"]) == 32
+    assert {"score", "shuffled", "no_audio", "noise", "free_generation"} <= set(results[0])
+    assert set(results[0]["cells"]) == {"a", "b"}
     page = (tmp_path / "3/page.html").read_text()
-    assert page.count("<audio") == page.count("class=key") == page.count("chosen") == 8
+    assert page.count("<audio") == page.count("<b>") == page.count("chosen") == 8
     choices = read_rows(tmp_path / "3/bench.jsonl")
     assert [choice["id"] for choice in choices] == list("01234567")
     assert all(map(math.isfinite, choices[0]["log_probability"]))

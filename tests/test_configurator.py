@@ -1,7 +1,6 @@
 """Settings: config files and --name=value over a script's globals, and every mistake in them."""
 import math
 import os
-import re
 import subprocess
 import sys
 
@@ -10,25 +9,12 @@ import pytest
 import configurator
 
 ROOT = os.path.dirname(configurator.__file__)
-SCRIPT = '''"""A script to be configured."""
-import math
-from configurator import configure, fail
-LIMIT = 3
-# config: every value here can be set
-# size: clips
-batch_size = 8         # clips per microbatch
-out_dir = "out/a"      # folder
-config = configure(globals())
-after = 5
-print(sorted(config.items()), LIMIT)
-'''
 
 
 def settings():
     """The globals of a script just before configure()."""
-    return {"__name__": "__main__", "__file__": "x.py", "_hidden": 1, "LIMIT": 3, "math": math,
-            "fail": len, "batch_size": 8, "learning_rate": 1e-3, "use_lora": False,
-            "out_dir": "out/a"}
+    return {"__name__": "__main__", "_hidden": 1, "LIMIT": 3, "math": math, "fail": len,
+            "batch_size": 8, "learning_rate": 1e-3, "use_lora": False, "out_dir": "out/a"}
 
 
 def refuse(capsys, argv):
@@ -71,10 +57,10 @@ def test_later_arguments_win_and_changes_are_printed(tmp_path, capsys, monkeypat
 @pytest.mark.parametrize("arg, said", [
     ("--batchsize=4", "did you mean batch_size?"), ("--LIMIT=4", "unknown setting 'LIMIT'"),
     ("--_hidden=4", "unknown"), ("--math=4", "unknown"), ("--fail=4", "unknown"),
-    ("--batch_size=1.5", "not a whole number"), ("--batch_size=True", "not a whole number"),
-    ("--learning_rate=nan", "not a finite number"), ("--learning_rate=1e999", "finite number"),
-    ("--use_lora=true", "not True or False"), ("--use_lora=", "True or False"),
-    ("--use_lora", "--name=value"), ("-b=3", "--name=value"), ("clip.wav", "ends in .py")])
+    ("--batch_size=1.5", "a whole number"), ("--learning_rate=nan", "a finite number"),
+    ("--use_lora=true", "not True or False"), ("--use_lora", "--name=value"),
+    ("-b=3", "--name=value"), ("clip.wav", "config file"),
+    ("cc.py", "cc.py: no such config file (No such file or directory)")])
 def test_wrong_command_line(capsys, arg, said):
     """Broken: a mistyped argument is ignored or misread: the run trains what nobody asked for."""
     assert said in refuse(capsys, ["--out_dir=b", arg])
@@ -85,39 +71,24 @@ def test_wrong_command_line(capsys, arg, said):
     ("batch_size = 4\nbatch_size = 1.5", "c.py:2: batch_size=1.5 is not a whole number"),
     ("batch_size = True", "a whole number"), ("use_lora = 1", "not True or False"),
     ("out_dir = 3", "not a string"), ("learning_rate = 10**400", "not a finite number"),
-    ("import os", "c.py:1: a config file holds plain"), ("print(1)", "plain"),
-    ("batch_size, x = 1, 'b'", "plain"), ("batch_size: 32", "plain"),
-    ("batch_size = ", "SyntaxError"),
-    ("batch_size = open('x')", "NameError"), ("batch_size = 1 // 0", "ZeroDivision"),
-    (b"RIFF\xff\xfe\x00", "no config file"), ("batch_size = 4\0", "no config")])
+    ("import os", "c.py:1: a config file holds plain"), ("batch_size, x = 1, 'b'", "plain"),
+    ("batch_size = ", "SyntaxError"), ("batch_size = open('x')", "NameError"),
+    (b"RIFF\xff\xfe\x00", "no config file")])
 def test_wrong_config_file(tmp_path, capsys, text, said):
     """Broken: a mistake in a config file is ignored, ends in a traceback, or runs code."""
-    path = write(tmp_path, text)
-    assert said in refuse(capsys, [path])
-    assert f"no such config file (No such file or directory), did you mean {path}?" in refuse(
-        capsys, [path.replace("c.py", "cc.py")])
+    assert said in refuse(capsys, [write(tmp_path, text)])
 
 
-def test_real_script(tmp_path):
+@pytest.mark.parametrize("arg, code, said", [
+    ("--help", 0, "Make data/text/"), ("--help", 0, "\n\n# config: every value"),
+    ("--help", 0, "# sentences; of text files"),
+    ("--X=2", 2, "prepare_text.py: command line: unknown setting 'X' (--help lists them)\n")])
+def test_real_script(arg, code, said):
     """Broken: --help omits docstring or config block, or a wrong use isn't one line and exit 2."""
-    path, env = write(tmp_path, SCRIPT, "train_x.py"), {**os.environ, "PYTHONPATH": ROOT}
-
-    def run(*args):
-        command = [sys.executable, path, *args]
-        return subprocess.run(command, capture_output=True, text=True, env=env)
-
-    shown = run("--help")
-    assert shown.returncode == 0 and shown.stderr == ""
-    assert shown.stdout.startswith("A script to be configured.\n\n# config: every")
-    assert "# folder" in shown.stdout and "after" not in shown.stdout
-    with subprocess.Popen([sys.executable, path, "--help"], stdout=-1, stderr=-1, env=env) as piped:
-        piped.stdout.close()  # as `--help | head` does
-        assert piped.stderr.read() == b""
-    done = run("--batch_size=2")
-    assert done.returncode == 0 and "('batch_size', 2)" in done.stdout
-    wrong = run("--after=2")
-    said = "train_x.py: command line: unknown setting 'after' (--help lists them)\n"
-    assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", said)
+    command = [sys.executable, os.path.join(ROOT, "prepare_text.py"), arg]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code and said in (done.stderr or done.stdout)
+    assert done.stderr in ("", said) and "MIN_WORDS" not in done.stdout
 
 
 @pytest.mark.case("B34")
@@ -136,14 +107,13 @@ def test_home_folder(monkeypatch, tmp_path, given, taken):
 @pytest.mark.case("B34", "B35")
 def test_words_are_no_paths_and_a_home_must_be_known(monkeypatch, capsys):
     """Broken: a question that begins with ~ is changed, or a folder ~ is made where no home is."""
-    words = {name: "~/x" for name in ("prompt", "question", "api_key", "name", "maker")}
-    argv = [f"--{name}={text}" for name, text in words.items()]
-    assert configurator.configure(dict.fromkeys(words, ""), argv) == words
+    words = {"prompt": "", "api_key": ""}
+    config = configurator.configure(words, ["--prompt=~/x", "--api_key=~/x"])
+    assert list(config.values()) == ["~/x", "~/x"]
     assert "api_key = '***'" in capsys.readouterr().out
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
-    said = refuse(capsys, ["--out_dir=~/x"])
-    assert "~/x: nobody knows the home folder ~ (HOME is not set): write the path in full" in said
+    assert "~/x: HOME is not set: write the path in full" in refuse(capsys, ["--out_dir=~/x"])
 
 
 @pytest.mark.case("B36")
@@ -152,36 +122,33 @@ def test_words_are_no_paths_and_a_home_must_be_known(monkeypatch, capsys):
     (b"batch_size = 32\rout_dir = 'b'\r", ""),
     (b"# gr\xc3\xb6\xc3\x9fe\nbatch_size = 32\nout_dir = 'b'", ""),
     ("batch_size = 32".encode("utf-16"), "'utf-8' codec"),
-    (b"# gr\xf6\xdfe\nbatch_size = 32", "'utf-8' codec"),
-    ("batch_size\u00a0= 32".encode(), "non-printable character U\\+00A0"),
+    ("batch_size\u00a0= 32".encode(), "non-printable character U+00A0"),
     ("batch_size = 32\nout_dir = \u2019b\u2019".encode(), "invalid character"),
     (b"\tbatch_size = 32", "indent")])
 def test_config_files_as_editors_leave_them(tmp_path, capsys, data, said):
     """Broken: a byte order mark or line ends stop a config file, or a refusal does not say why."""
     path = write(tmp_path, data, "naïve c.py")
     if said:
-        assert re.search(said, refuse(capsys, [path])), said
+        assert said in refuse(capsys, [path])
     else:
         config = configurator.configure(settings(), [path])
         assert (config["batch_size"], config["out_dir"]) == (32, "b")
 
 
 @pytest.mark.case("B34", "B35", "B36")
-def test_scripts_run_from_anywhere(tmp_path):
+@pytest.mark.parametrize("home", ["home", None])
+def test_scripts_run_from_anywhere(tmp_path, home):
     """Broken: a script finds its texts in the repository's folder alone, or makes a folder ~."""
     there = tmp_path / "else where"
     there.mkdir()
-    (there / "c.py").write_text('\ufeffn_train = 2\nout_dir = "~/text"\n', encoding="utf-8")
-    sizes = ["--n_train=4", "--n_val=2", "--n_test=2"]
-
-    def run(*args, home=str(tmp_path / "home")):
-        env = {name: value for name, value in os.environ.items() if name != "HOME"}
-        env |= {"HOME": home} if home else {}
-        command = [sys.executable, os.path.join(ROOT, "prepare_text.py"), *args]
-        done = subprocess.run(command, cwd=there, capture_output=True, text=True, env=env)
-        assert done.returncode == 0, done.stderr
-
-    run("c.py", *sizes)
-    assert len((tmp_path / "home" / "text" / "train.txt").read_text().splitlines()) == 4
-    run("--out_dir=text", *sizes, home="")
-    assert sorted(os.listdir(there)) == ["c.py", "text"]
+    (there / "c.py").write_text(f'\ufeffn_train = 4\nout_dir = "{"~/" if home else ""}text"\n',
+                                encoding="utf-8")
+    env = {name: value for name, value in os.environ.items() if name != "HOME"}
+    env |= {"HOME": str(tmp_path / home)} if home else {}
+    script = os.path.join(ROOT, "prepare_text.py")
+    command = [sys.executable, script, "c.py", "--n_val=2", "--n_test=2"]
+    done = subprocess.run(command, cwd=there, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    made = (tmp_path / home if home else there) / "text" / "train.txt"
+    assert len(made.read_text().splitlines()) == 4
+    assert sorted(os.listdir(there)) == (["c.py"] if home else ["c.py", "text"])
