@@ -142,7 +142,7 @@ def count_words(slots):
 
 
 def word_graph(slots):
-    """Return a graph of slots: for each node, in order, its edges [(earlier node, word or None)]."""
+    """Return a graph of slots: each node's edges, in order: [(earlier node, word or None)]."""
     edges, start = [[]], 0
     for readings in slots:
         ends = []
