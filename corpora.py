@@ -85,6 +85,8 @@ def read_corpus(source, subsets="", seen_voices=False):
             clips.append(describe(clip, counts))
         except NoSpokenForm as e:
             counts[f"dropped: {e.reason}"] += 1
+            if counts[f"dropped: {e.reason}"] == 1:
+                tqdm.write(f"{clip.where}: dropped, the first of this kind: {e}")
         except (ValueError, OSError) as e:
             failures.append({"key": clip.key, "reason": f"{clip.where}: {e}"})
         known.setdefault(clip.key, clip.where)

@@ -75,7 +75,8 @@ def find_clips():
         else:
             chosen.append(clip)
     if not chosen:
-        fail(f"{source}: no clip can be used; {dict(counts)}")
+        reasons = "; ".join(f"{n} {why}" for why, n in counts.items())
+        fail(f"{source}: no clip can be used: {reasons or 'it names none'}")
     return chosen + at_speeds(chosen), failures, counts
 
 

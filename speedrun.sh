@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a model that hears, on 2 cores:                     bash speedrun.sh
-# The same at toy size, to see that the parts fit (about 4 minutes):  bash speedrun.sh --quick
+# The same at toy size, to see that the parts fit (about 3 minutes):  bash speedrun.sh --quick
 # Every script knows when it is done. Killed anywhere, run this again and it goes on from there.
 # Data and results land in data/ and out/ (at toy size in quick/data and quick/out).
 set -euo pipefail

@@ -36,7 +36,7 @@ NUMBER = re.compile(r"""
     (?P<sign>(?<![^\s(])-)?
     (?:(?P<money>[$£€])\s?)?
     (?P<body>\d+(?:[,.:/-]\d+)*|(?<![\w.])\.\d+)
-    (?(money)\s?(?P<scale>(?:hundred|thousand|[mbt]r?illion)\b)?)
+    (?(money)(?:\s?(?P<scale>(?:hundred|thousand|[mbt]r?illion)\b))?)
     (?P<end>(?:st|nd|rd|th|'?s)\b)?
     """, re.VERBOSE | re.ASCII)
 ONE = re.compile(r"(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d+)?")  # number, not a list or a range

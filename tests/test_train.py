@@ -267,7 +267,7 @@ def test_auto_sees_a_changed_script(world, tmp_path):
     code["optim.py"] = f"{sys.version_info.minor}-another"
     path.write_text(json.dumps(meta))
     out = align(world, tmp_path / "run", "--max_steps=2", ok=False)
-    assert "other code (optim.py changed since)" in out and "--init_from=resume" in out
+    assert "other code (optim.py changed since)" in out and "resume (goes on)" in out
     out = align(world, tmp_path / "run", "--max_steps=2", "--init_from=resume")
     assert "starting at step 1" in out
 

@@ -15,6 +15,7 @@ NUMBERS = {
     "1905, 2005, 2015": "nineteen oh five two thousand and five twenty fifteen",
     "the 1960s": "the nineteen sixties", "1984's": "nineteen eighty four's",
     "3.14": "three point one four", ".5": "point five", "$5.50": "five dollars and fifty cents",
+    "$5 for lunch": "five dollars for lunch", "£5 million now": "five million pounds now",
     "£0.99": "ninety nine pence", "-5": "minus five", "5 %": "five percent", "$1": "one dollar",
     "$1,234": "one thousand two hundred and thirty four dollars",
     "$1.5 million": "one point five million dollars",
