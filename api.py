@@ -117,7 +117,7 @@ def read_messages(messages, talker):
         sound = talker.record(*wavs) if wavs else None
         turns.append(("assistant" if is_answer else "user", text, sound))
     if is_answer:
-        raise Refused(400, "the last message is the user's", "messages")
+        raise Refused(400, "the last message must be from the user", "messages")
     return turns
 
 
@@ -133,7 +133,7 @@ def read_turn(numbered, most_s, has_ears):
             at = f"messages.{i}.content.{k}"
             is_sound = part.type == "input_audio"
             if is_sound != bool(part.input_audio) or (is_sound and message.role != "user"):
-                raise Refused(400, "input_audio belongs to a user's part of type input_audio", at)
+                raise Refused(400, "only a user's part of type input_audio holds input_audio", at)
             if is_sound and not has_ears:
                 raise Refused(400, "this model takes no audio", at)
             if is_sound:
@@ -158,7 +158,7 @@ def decode_base64(data, max_s, param):
     if data[:5].lower() == "data:":
         head, _, data = data.partition(",")
         if not head.lower().endswith(";base64"):
-            raise Refused(400, "a data: URI of a sound has ;base64, before its data", param)
+            raise Refused(400, "a data: URI must have ;base64 before the comma", param)
     try:
         data = base64.b64decode(data, validate=True)
     except ValueError as e:

@@ -11,7 +11,7 @@ from files import read_jsonl
 from questions import NOBODY, NUMBERS, pick, read_answers, read_tasks, spoken_task, word_labels
 from recordings import SAMPLE_RATE, read_audio
 
-# from the least to the most of a label; between two labels nobody is asked
+# from the least to the most of a label; a voice between two ranges gets no label
 PITCH_HZ = {"very low": (0, 85), "low": (105, 132), "high": (158, 190), "very high": (220, 500)}
 VOICE_HZ = {"male": {"low": (0, 90), "high": (133, 200)},
             "female": {"low": (100, 150), "high": (215, 400)}}

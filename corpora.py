@@ -2,8 +2,8 @@
 
 LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt, and
              perhaps <source>/labels.jsonl ({"key": ..., any label} a line). Subsets train* are the
-             split train, val* and dev* val, test* test. A source of speakers is one subset.
-             LibriSpeech's own subsets are downloaded when missing.
+             split train, val* and dev* val, test* test. A source that holds the speakers'
+             folders directly is one subset. LibriSpeech's own are downloaded when missing.
 A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line, and perhaps
              "split", "speaker", "key", any label. Without "split" a twentieth is val, by speaker
              where one is named. With "question" and "answer", or "turns" [[task, question, answer],

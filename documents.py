@@ -116,8 +116,9 @@ class Documents:
     """A split ("train", "val") of a folder, in rows of `width` tokens.
 
     n_docs, n_tokens: documents and their tokens; n_rows; n_cropped: tokens that are in no row;
-    share: of all tokens. The tokens stay on disk. tokenizer_sha256: of the run's tokenizer.json;
-    "": any. ValueError: no finished folder, a damaged file, another tokenizer, or no full row.
+    share: n_cropped / n_tokens. The tokens stay on disk. tokenizer_sha256: of the run's
+    tokenizer.json; "": any. ValueError: no finished folder, a damaged file, another tokenizer, or
+    no full row.
     """
 
     def __init__(self, folder, split, width, tokenizer_sha256=""):

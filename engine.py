@@ -67,7 +67,8 @@ class Engine:
                 events = await asyncio.wrap_future(thread.submit(self.turn, job))
             except Exception as e:  # such as out of memory
                 report(e)
-                events = [(job, e) for job in self.answers.values()]
+                begun = [job] if job and job.row else []
+                events = [(each, e) for each in {*begun, *self.answers.values()}]
                 self.reset()
             for job, event in events:
                 job.events.put_nowait(event)

@@ -1,5 +1,8 @@
 """The folder that a prepare script makes: kept while it is up to date, else made anew."""
+import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,26 +18,41 @@ def sums(*paths):
     return {str(path): sha256_file(own_file(path)) for path in bar}
 
 
+def this_script():
+    """Return the name of the script that runs."""
+    return os.path.basename(sys.argv[0])
+
+
+def is_own(folder):
+    """Return True if the script that runs made a folder, or nobody put anything in it."""
+    try:
+        meta = json.loads((folder / "meta.json").read_bytes())
+        return "settings" in meta and "script" not in meta or meta["script"] == this_script()
+    except (OSError, ValueError, KeyError, TypeError):
+        return not any(folder.glob("*"))
+
+
 def make_folder(out_dir, settings, find_inputs, make, *names):
-    """Make a folder, unless an earlier run made the same of the same.
+    """Make a folder, unless an earlier run made it with these settings, inputs and this code.
 
     find_inputs(): {input: checksum or version}. make(): writes into out_dir -> (the names of its
     files, {count's name: value}). names: files and folders of an earlier run, removed first.
-    ValueError and OSError of either end in one line. meta.json is {} until all is there.
+    Their ValueError, OSError and RuntimeError (soundfile's) end in one line. meta.json names the
+    script alone until all is there.
     """
-    folder, meta = Path(out_dir), Path(out_dir, "meta.json")
-    with user_input():
+    folder = Path(out_dir)
+    with user_input(RuntimeError):
         inputs = find_inputs()
         if is_made(out_dir, settings, inputs):
             return print(f"{out_dir} is up to date")
-        if any(folder.glob("*")) and not meta.exists():
+        if not is_own(folder):
             raise ValueError(f"{folder} was not made by this script: set another out_dir, or "
                              "remove it")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(meta, {})
+        write_json(folder / "meta.json", {"script": this_script()})
         for name in names:
             shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).unlink(missing_ok=True)
         files, counts = make()
-        note_made(out_dir, settings, inputs, files, **counts)
+        note_made(out_dir, settings, inputs, files, script=this_script(), **counts)
     print(f"{out_dir}: {', '.join(f'{name} {value}' for name, value in counts.items())}")

@@ -134,9 +134,11 @@ def read_chats(path, speller, limit):
     """
     chats, left_out = {"train": [], "val": []}, Counter()
     for where, row in read_jsonl(path, split=str, text=str, turns=list):
-        is_right = all(list(map(type, turn)) == [str] * 3 for turn in row["turns"])
-        if row["split"] not in chats or not is_right:
-            raise ValueError(f'{where}: "split" is train or val, "turns" are three strings each')
+        is_right = all(isinstance(turn, list) and list(map(type, turn)) == [str] * 3
+                       for turn in row["turns"])
+        if row["split"] not in chats or not is_right or not row["text"]:
+            raise ValueError(f'{where}: "split" must be train or val, "text" must not be empty, '
+                             '"turns" must be three strings each')
         turns = spoken_turns(row["turns"], left_out)
         if not turns:
             continue

@@ -34,6 +34,7 @@ config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SEED = 0
 ON_PLAIN = ("room", "noise", "channel", "loudness", "scene")  # shown on any ordinary voice
+MORE = "make more clips (n_test), or give more recordings"
 ATTEMPTS = 20  # to show the answer: a peaky voice may not get as loud
 
 
@@ -100,7 +101,7 @@ def choose_clip(task, answer, clips, rng):
     fits = [clip for clip in clips if clip["labels"].get(task) == answer
             or task in ON_PLAIN and is_plain(clip)]
     if not fits:
-        raise ValueError(f"no clip shows {task} = {answer}: raise n_test of {voices}")
+        raise ValueError(f"no clip shows {task} = {answer}: {MORE}")
     return pick(fits, rng)
 
 
@@ -116,8 +117,7 @@ def content_sets(task, count, clips, rng):
             keys.append(pick(long, rng))
             seen.update(words)
     if len(chosen) < n_sets:
-        raise ValueError(f"{len(chosen)} clear sentences for {n_sets} questions: raise n_test of "
-                         f"{speech}")
+        raise ValueError(f"{len(chosen)} clear sentences for {n_sets} questions: {MORE}")
     if task == "sentence":
         keys = [clip["text"] for clip in chosen]
     keys += keys[:3]
@@ -173,8 +173,7 @@ def make_wav(clip, row):
         wav, labels = make(clip, rng, task, answer)
         if task == "word" or labels.get(task) == answer:
             return wav
-    raise ValueError(f"question {row['id']}: no recording shows {task} = {answer}: make other "
-                     "voices")
+    raise ValueError(f"question {row['id']}: no recording shows {task} = {answer}: {MORE}")
 
 
 def find_inputs():

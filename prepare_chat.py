@@ -24,7 +24,7 @@ out_dir = "data/chat"
 sources = "data/dstc8"  # comma-separated .jsonl files and folders of DSTC8's dialogues
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
-LIMIT = 4000            # conversations of each source
+LIMIT = 4000            # dialogues of DSTC8; a .jsonl is taken whole
 VAL_SHARE = 0.05
 FORMS = tuple(product(("", "Hello. ", "Hi, ", "Tell me, "), ("", "?", ".")))  # of a question
 IDENTITY = own_file("assets/identity.txt")
@@ -79,7 +79,7 @@ def read_conversations(path):
         yield json.dumps(turns), messages[:len(messages) - len(turns) % 2]
 
 
-def hash_of(text):
+def chat_hash(text):
     """Return a number below 2**64 that depends on a text alone."""
     digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
@@ -92,8 +92,8 @@ def deal(rows):
     """
     splits, n_twice = {"train": {}, "val": {}}, 0
     for text, messages in rows:
-        split = splits["val" if hash_of(text) < VAL_SHARE * 2**64 else "train"]
-        digest = hash_of(json.dumps(messages))
+        split = splits["val" if chat_hash(text) < VAL_SHARE * 2**64 else "train"]
+        digest = chat_hash(json.dumps(messages))
         n_twice += digest in split
         split[digest] = messages
     return splits, n_twice
@@ -106,8 +106,9 @@ def main():
     if is_made(out_dir, config, inputs):
         print(f"{out_dir} is up to date")
         return
-    rows = [islice(chain.from_iterable(map(read_conversations, files)), LIMIT)
-            for files in paths]
+    rows = [chain.from_iterable(map(read_conversations, files)) for files in paths]
+    rows = [each if files[0].endswith(".jsonl") else islice(each, LIMIT)
+            for each, files in zip(rows, paths)]
     with user_input():
         splits, n_twice = deal(chain(read_identity(), *rows))
     os.makedirs(out_dir, exist_ok=True)

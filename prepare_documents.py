@@ -26,6 +26,7 @@ from documents import hash_of, list_documents, read_documents
 from download import download
 from files import sha256_file
 from folders import make_folder, sums
+from record import need
 from tokenizer import load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
@@ -47,9 +48,11 @@ CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of m
 def find_documents():
     """Return the paths of the documents' files; climbmix is downloaded where it is missing."""
     if not documents or doc_chars < 1 or not 1 <= n_files <= N_WEB:
-        raise ValueError(f"documents names files, doc_chars is over 0, n_files 1 to {N_WEB}")
+        raise ValueError("documents must name files, doc_chars be 1 or more, n_files 1 to "
+                         f"{N_WEB}")
     if documents != "climbmix":
         return list_documents("documents", documents)
+    need("pyarrow")  # before gigabytes come
     hubs = [os.environ.get("HF_ENDPOINT") or "https://huggingface.co", MIRROR]
     paths = []
     for address in map(WEB.format, range(n_files)):

@@ -50,6 +50,7 @@ clips_per_shard = 256      # an interruption costs each worker one shard at most
 workers = 0                # CPU: processes; 0: one a core
 config = configure(globals())
 # -----------------------------------------------------------------------------
+BEGUN = "begun.json"  # what the shards that are there are made of
 MAX_AUDIO_S = 30.0    # Whisper hears no more; longer clips are dropped
 MAX_BAD_SHARE = 0.01  # the run stops when a larger share of the clips fails
 BATCH_SIZE = 48       # clips of similar length that the encoder is given at once
@@ -165,6 +166,15 @@ def rows_file(name):
     return (FINAL / name).with_suffix(".json")
 
 
+def is_whole(name):
+    """Return True if a shard and its rows are there, in the size that was written."""
+    try:
+        sums = json.loads(rows_file(name).read_bytes())["sums"]
+        return (FINAL / name).stat().st_size == sums["bytes"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def make_shard(name, clips):
     """Write a shard, then rows_file() with its rows of the index; returns the failures."""
     path, failures = FINAL / name, []
@@ -193,28 +203,30 @@ def plan_shards(clips):
 
 
 def clear(n_clips, n_bytes):
-    """Remove other features from FINAL; stops where the new ones are fewer or don't fit."""
+    """Remove other features from FINAL. Stop if they don't fit, or if a subset replaces more."""
     shards, manifest = list(FINAL.glob("shard-*")), FINAL / "manifest.json"
-    held = json.loads(manifest.read_bytes())["clips"] if manifest.exists() else {}
+    with user_input(KeyError):
+        held = json.loads(manifest.read_bytes())["clips"] if manifest.exists() else {}
+    foreign = [path for path in shards if path.suffix == ".tar" and not rows_file(path).exists()]
     free = shutil.disk_usage(FINAL).free + sum(path.stat().st_size for path in shards)
     print(f"{n_clips:,} clips take {n_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
     wrong = ""
-    if shards and not held and not (FINAL / "meta.json").exists():
-        wrong = f"{shards[0].name} is not of this script"
+    if foreign and not (FINAL / BEGUN).exists():
+        wrong = f"{foreign[0].name} is not of this script"
     elif subset and sum(held.values()) > n_clips:
-        wrong = f"it holds {sum(held.values()):,} clips"
+        wrong = f"it holds {sum(held.values()):,} clips, this subset has {n_clips:,} only"
     elif n_bytes > free:
         wrong = "no space for the features"
     if wrong:
         fail(f"{FINAL}: {wrong}: choose another out_dir, or make room there")
-    lists = [FINAL / f"{split}.jsonl" for split in held]
-    for path in [FINAL / "meta.json", *shards, *lists, manifest]:
+    write_json(FINAL / BEGUN, {})  # not whole, but of this script
+    for path in [FINAL / "meta.json", *shards, *FINAL.glob("*.jsonl"), manifest]:
         path.unlink(missing_ok=True)
 
 
 def make_shards(shards, failures, n_found, encoder, layers, kind):
     """Make the shards that are not whole, the longest clips first."""
-    jobs = [job for job in reversed(shards.items()) if not rows_file(job[0]).exists()]
+    jobs = [job for job in reversed(shards.items()) if not is_whole(job[0])]
     print(f"to do: {len(jobs)} of {len(shards)} shards")
     n_gpus = torch.cuda.device_count() if kind == "cuda" else 1
     n_workers, start = (workers, "") if kind == "cpu" else (n_gpus, "spawn")
@@ -261,7 +273,7 @@ def load():
 def main():
     torch.set_num_threads(1)  # workers are forked from here
     if clips_per_shard < 1 or workers < 0:
-        fail("clips_per_shard starts at 1, workers at 0")
+        fail("clips_per_shard must be 1 or more, workers 0 or more")
     if source.endswith(".jsonl") and Path(HERE).resolve() == FINAL.resolve():
         fail(f"{source} lies in out_dir, whose lists are replaced: give another out_dir")
     if "WORLD_SIZE" in os.environ:
@@ -275,17 +287,16 @@ def main():
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     inputs = {"encoder": encoder.sha256, "clips": digest}
     settings = {"taps": layers, "clips_per_shard": clips_per_shard}
-    begun = settings | {"is_begun": True}
     with user_input():
         FINAL.mkdir(parents=True, exist_ok=True)
         fcntl.flock(os.open(FINAL, os.O_RDONLY), fcntl.LOCK_EX)  # waits for another run's end
     if is_made(FINAL, settings, inputs):
         print(f"{FINAL} is up to date")
         return
-    if not is_made(FINAL, begun, inputs):
+    if not is_made(FINAL, settings, inputs, BEGUN):
         n_frames = 50 * sum(map(seconds_of, clips))  # float16; and 5000 bytes of tar and json
         clear(len(clips), int(n_frames * 2 * len(layers) * encoder.n_embd) + 5000 * len(clips))
-        note_made(FINAL, begun, inputs, [])
+        note_made(FINAL, settings, inputs, [], BEGUN)
     n_found = len(clips) + len(failures)
     make_shards(shards, failures, n_found, encoder, layers, own.type)
     manifest = finish(clips, shards, failures, n_found, {

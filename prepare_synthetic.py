@@ -8,7 +8,8 @@ Reads  <text_dir>/{train,val,test}.txt, a sentence on each line, or assets/spoke
 Writes <out_dir>/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac (16 kHz mono PCM16)
        and .trans.txt; labels.jsonl (a row for each clip, see make_clip()); meta.json.
 
-A clip depends on (seed, split, number, sentence) alone. Earlier clips stay until all are made.
+With one corpus, a clip depends on (seed, split, number, sentence) alone. Earlier clips stay until
+all are made.
 2 cores: about 75 espeak, 15 flite or 5 Piper clips a second.
 """
 import os
@@ -30,7 +31,7 @@ corpus = "plain"         # or many, spoken, flite: see CORPORA
 text_dir = "data/text"
 out_dir = "data/synthetic"
 n_train = 5000           # clips; beyond the sentences, they come again in other voices
-n_val = 200              # heard voices, new sentences
+n_val = 200              # heard voices, new sentences (spoken: the same lines)
 n_test = 200             # new voices, new sentences
 test_engine = ""         # '': as in CORPORA
 seed = 1337
@@ -177,11 +178,13 @@ def choose_texts(split, n):
         lines = [line.partition(" | ")[0] for line in read_lines(SPOKEN)]
         rngs = [np.random.default_rng([*key, i, 1]) for i in range(n)]
         for rng in rngs:
-            rng.uniform()  # not used; it keeps the lines that a corpus always had
+            rng.uniform()  # unused: without it, the same seed would give other lines than before
         return [lines[rng.integers(len(lines))] for rng in rngs]
     path = f"{text_dir}/{split}.txt"
     lines = [" ".join(line.split()) for line in read_lines(path) if line.strip()]
-    if n > len(lines) and (split != "train" or not lines):
+    if not lines:
+        raise ValueError(f"{path} holds no sentence: run prepare_text.py")
+    if n > len(lines) and split != "train":
         raise ValueError(f"{path}: {len(lines)} sentences for n_{split}={n}: lower it")
     order = np.random.default_rng(key).permutation(len(lines))
     return [lines[order[i % len(lines)]] for i in range(n)]

@@ -25,7 +25,7 @@ def run_all(function, jobs, n_workers, set_up=None, arguments=(), chunksize=1, s
         try:
             yield from pool.map(function, *zip(*jobs), chunksize=chunksize)
         except BrokenProcessPool:
-            raise OSError("a worker was killed (out of memory?): lower workers") from None
+            raise OSError("a worker was killed (out of memory?): set fewer workers") from None
 
 
 def begin(set_up, arguments):
@@ -38,5 +38,5 @@ def begin(set_up, arguments):
 
 
 def worker_number():
-    """Return the number of this worker process, from 0 on."""
+    """Return the number of this worker process, from 0 on, in a script's first pool."""
     return int(current_process().name.rpartition("-")[2]) - 1

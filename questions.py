@@ -112,7 +112,8 @@ def options_for(task, answer, rng, said):
         labels = list(answers) if answer in answers else said["sentences"]
     elif task in ("word", "first", "last"):
         labels = [word for word in said["words"] if word not in said["own"]]
-        labels *= len(answer) > 3  # a shorter answer would give itself away
+        if len(answer) <= 3:  # the other options are longer: a short answer would stand out
+            labels = []
     others = [label for label in dict.fromkeys(labels) if label != answer]
     if len(others) < 3 or answer == NOBODY:
         return None

@@ -20,7 +20,7 @@ PYTHON = f"{sys.version_info.minor}-"  # two minor versions may parse a file dif
 
 
 def code_sum(path):
-    """Return a checksum of a Python file without its comments and docstrings."""
+    """Return a checksum of a Python file; the text of comments and docstrings doesn't count."""
     with open(path, encoding="utf-8") as f:
         tree = ast.parse(f.read())
     for node in ast.walk(tree):

@@ -36,10 +36,11 @@ def read_audio(path_or_bytes, max_s=600.0):
     """Decode a sound file, a path or its bytes, of at most max_s -> float32 mono (n,) at 16 kHz.
 
     Channels: their mean; where they cancel (the mean is 12 dB below the loudest channel), the
-    loudest. Levels: float samples over 64 are integers that nobody divided, of 16, 24 or 32 bits by
-    their peak. Ends: joined ogg or mp3 files are read to the end of the last. A file shorter than
-    it declares is refused. ogg, webm and mp3 files of a stopped recorder declare no length: what is
-    there is read. Raises OSError, or a ValueError (TooLong) that names the file and the fault.
+    loudest. Levels: float samples over 64 are taken for integers that nobody divided; their peak
+    tells 16, 24 or 32 bits. Ends: joined ogg or mp3 files are read to the end of the last. A file
+    shorter than it declares is refused. ogg, webm and mp3 files of a stopped recorder declare no
+    length: what is there is read. Raises OSError, or a ValueError (TooLong) that names the file
+    and the fault.
     """
     is_path = not isinstance(path_or_bytes, (bytes, bytearray))
     name = os.fspath(path_or_bytes) if is_path else "audio"

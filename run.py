@@ -16,8 +16,8 @@ from configurator import fail, user_input
 from device import pick_device
 from record import changed_code
 
-FREE = {"init_from", "max_steps", "device", "use_compile", "log_every", "eval_every", "save_every",
-        "wandb_log"}  # settings that a resumed run may change
+FREE = {"init_from", "out_dir", "max_steps", "device", "use_compile", "log_every", "eval_every",
+        "save_every", "wandb_log"}  # settings that a resumed run may change
 FORMATS = {  # of the log's line; log.jsonl keeps every digit
     "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
     "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
@@ -188,6 +188,6 @@ def stop_if_done(out_dir, step, max_steps, *files):
     if all(os.path.exists(os.path.join(out_dir, name)) for name in files):
         if is_first_rank():
             print(f"{out_dir} is up to date: finished at step {step} "
-                  "(--max_steps= above it goes on)")
+                  "(a larger --max_steps= goes on from there)")
         leave_ranks()
         sys.exit(0)

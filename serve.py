@@ -4,7 +4,8 @@ Serve a run: a web page with a microphone at /, and OpenAI's API under /v1.
     python serve.py --ckpt=out/cpu_w3                       # then open http://127.0.0.1:8000
     python serve.py --ckpt=out/cpu_w3 --host=0.0.0.0 --api_key=a-long-secret
 
-Nothing of a request is written to the disk or the log. api.py has the limits of recordings.
+Sounds, texts and keys of a request are never written to the disk or the log.
+api.py has the limits of recordings.
 """
 import asyncio
 import hmac
@@ -100,7 +101,8 @@ def refusal(e):
 def answer_error(request, e):
     """Return the HTTP response to an error, in OpenAI's form."""
     refused = refusal(e)
-    return JSONResponse({"error": refused.error}, refused.status)
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+    return JSONResponse({"error": refused.error}, refused.status, headers.get(refused.status))
 
 
 # --- who may ask, how much and how long
@@ -127,7 +129,8 @@ def check(path, headers):
     scheme, _, given = headers.get("authorization", "").encode("latin1").partition(b" ")
     has_key = scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), KEY)
     if KEY and not has_key and path not in ("/", "/health"):
-        raise Refused(401, "the key is wrong: Authorization: Bearer ...", code="invalid_api_key")
+        raise Refused(401, "the key is missing or wrong: send Authorization: Bearer <key>",
+                      code="invalid_api_key")
     check_length(int("0" + headers.get("content-length", "")[:18]))
 
 
@@ -140,7 +143,7 @@ class Guard:
     """Middleware: the limits above, and a line of log without content."""
 
     def __init__(self, app):
-        self.app = app
+        self.app, self.n_open = app, 0
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -149,6 +152,8 @@ class Guard:
         n_bytes = status = 0
         method = scope["method"]
         path = re.sub("/+", "/", scope["path"]).rstrip("/") or "/"  # a redirect may lose the body
+        is_post = method == "POST"
+        self.n_open += is_post
         scope = scope | {"path": path, "method": "GET" if method == "HEAD" else method}
 
         async def counted():
@@ -166,6 +171,8 @@ class Guard:
         try:
             async with asyncio.timeout(request_timeout_s):
                 check(path, Request(scope).headers)
+                if is_post and self.n_open > 5 * max_batch:
+                    raise Refused(503, "busy: too many requests are open", code="busy")
                 await self.app(scope, counted, noted)
         except Exception as e:
             response = answer_error(None, e)
@@ -173,6 +180,7 @@ class Guard:
                 raise ConnectionError from None
             await response(scope, receive, noted)
         finally:
+            self.n_open -= is_post
             shown = path if path in paths else "(no such path)"
             print(f"{time.strftime('%H:%M:%S')} {method[:8]} {shown} {status} "
                   f"{time.time() - began:.3f} s", flush=True)

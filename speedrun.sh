@@ -34,8 +34,8 @@ run() {
     table+=$(printf '%-10s %5d s' "$name" $((SECONDS - began)))$'\n'
 }
 
-# train NAME SCRIPT OUT_DIR [ARGUMENT ...]: the same. A run of other settings, data or code is moved
-# aside, never removed.
+# train NAME SCRIPT OUT_DIR [ARGUMENT ...]: run a training stage, whose config writes to OUT_DIR.
+# A run there with other settings, data or code is moved aside, never removed.
 train() {
     local name=$1 script=$2 out=$3 aside
     shift 3

@@ -234,7 +234,7 @@ if rank == 0:
     trainer.train(False)
     plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
     print(trainer.clock.closing_line(trainer.result, out_dir))
-    if is_smoke and losses:
+    if is_smoke and losses and not first_step:
         _, pairs = trainer.hear(val_at)
         passed = smoke.judge(out_dir, losses, pairs, trainer.result)
 leave_ranks()

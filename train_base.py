@@ -71,8 +71,8 @@ TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 
 spell_steps = round(spell_share * lr_decay_steps) if practice and not lm else 0
 if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
-    fail(f"{practice=} is at most 1, {practice_vocab=} at least 256, and spelling ends before "
-         f"{max_steps=} (spell_share: now at step {spell_steps})")
+    fail(f"{practice=} must be at most 1, {practice_vocab=} at least 256, and spelling must end "
+         f"before {max_steps=} (it ends at step {spell_steps}: lower spell_share)")
 
 
 # ---- data

@@ -219,8 +219,8 @@ def make_optimizers():
             texture.append(p)
         else:
             matrices.append(p)
-    groups = [(lora, learning_rate), (list(tables.values()), learning_rate), (kept, PROJECTOR_LR),
-              (texture, TEXTURE_LR)]
+    groups = [(kept, PROJECTOR_LR), (texture, TEXTURE_LR), (lora, learning_rate),
+              (list(tables.values()), learning_rate)]
     groups = [dict(params=params, lr=peak) for params, peak in groups]
     return [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
             Muon(matrices, lr=TEXTURE_MUON_LR)]
@@ -300,7 +300,7 @@ audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "pro
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=optimizers, losses=["loss", "text_loss"], data=data,
-    spoken=spoken, score=score, right="val_right", meta={"audio": audio},
+    spoken=spoken, score=score, right="val_right", meta={"audio": audio}, lr_group=2,
     files=lambda: {"model": merged_state(model), "lora": adapters(),
                    "projector": projector.state_dict()})
 sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]

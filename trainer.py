@@ -62,6 +62,7 @@ class Trainer:
     best: str           # the figure that is lowest in the best checkpoint
     meta: dict          # more of a checkpoint's meta
     row_len: int = 0    # tokens of a row, for the mfu
+    lr_group: int = 0   # the parameter group whose learning rate the log shows
     is_mean = True      # losses in the log are means since the line before; False: the step's
 
     def __post_init__(self):
@@ -87,9 +88,11 @@ class Trainer:
         with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
             meta = read_meta(self.c.out_dir)
             self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
-            self.window.copy_(self.state.pop("window", self.window).view_as(self.window))
+            window = self.state.pop("window", self.window).flatten()  # of older runs: longer
+            self.window.copy_(window[:self.window.numel()].view_as(self.window))
             load_optimizers(self.optimizers, self.state.pop("optimizers"))
-            self.is_evaluated = meta["evaluated"] or not self.is_due("eval", self.first_step)
+            was_evaluated = meta.get("evaluated", True)
+            self.is_evaluated = was_evaluated or not self.is_due("eval", self.first_step)
 
     def is_due(self, what, step):
         """Return True where "log", "eval" or "save" is due after `step` steps."""
@@ -120,7 +123,7 @@ class Trainer:
         start_wandb("nanochat-omni", out_dir, vars(self.c))
         self.train(True)
         if not is_evaluated:
-            self.note(self.first_step)
+            self.result = self.note(self.first_step)
         if self.row_len:  # peak_flops may take a second
             self.mfu = self.model.flops_per_token(self.row_len) / peak_flops(self.device)
         self.clock = Clock(self.first_step, self.c.max_steps)
@@ -150,8 +153,8 @@ class Trainer:
                 p.grad /= n_targets
         norm = self.clip()
         if not math.isfinite(norm + sums.sum().item()):
-            fail(f"step {step}: the loss or its gradient is not finite; clips {[*clips]}; "
-                 f"the last good checkpoint stays in {self.c.out_dir}")
+            fail(f"step {step}: the loss or its gradient is not finite; the last clips read: "
+                 f"{[*clips]}; the last good checkpoint stays in {self.c.out_dir}")
         for group in self.groups:
             group["lr"] = share * group["peak_lr"]
             group["weight_decay"] = decay_share * group["peak_decay"]
@@ -172,7 +175,7 @@ class Trainer:
         shown = {name: x for name, x in zip(self.losses, losses) if math.isfinite(x)}  # 0/0: none
         rate = float(self.meter["places"]) * self.world_size / seconds
         log(self.c.out_dir, {
-            "step": step, **shown, "lr": self.groups[0]["lr"], "norm": norm,
+            "step": step, **shown, "lr": self.groups[self.lr_group]["lr"], "norm": norm,
             "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds),
             "eta_min": eta_min}, self.c.wandb_log)
         self.meter.clear()

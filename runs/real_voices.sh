@@ -10,7 +10,10 @@ python=.venv/bin/python
 
 # clone REPOSITORY FOLDER: once
 clone() {
-    [ -d "$2" ] || git clone --depth 1 "https://github.com/$1" "$2"
+    [ -d "$2" ] && return
+    rm -rf "$2.part"
+    git clone --depth 1 "https://github.com/$1" "$2.part"
+    mv "$2.part" "$2"
 }
 
 clone jimbozhang/speechocean762 data/speechocean762

@@ -216,7 +216,7 @@ def test_bad_input_is_one_line(made, tmp_path):
     one.write_text("one text")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n["text"]\n')
     for said, source, *args in (
-            ("documents=nowhere: no such file", "nowhere"), ("documents names files", ""),
+            ("documents=nowhere: no such file", "nowhere"), ("documents must name files", ""),
             ("fewer than two documents", one, f"--tokenizer={made[0]}"),
             ("nowhere", one, "--tokenizer=nowhere"), ("lower vocab_size", one),
             ('bad.jsonl:2: no JSON object, but ["text"]', tmp_path / "bad.jsonl"),
