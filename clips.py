@@ -64,11 +64,11 @@ class Split(Features):
 class ClipTrainer(Trainer):
     """Trainer of a GPT and a projector on clips."""
     data: dict          # {"train": Split, "val": Split}
-    spoken: np.ndarray  # clips of val that have words
+    spoken: np.ndarray  # clips of val to transcribe
     projector: torch.nn.Module
     score: object       # clips of val (B,), features, frames, is_own -> as evaluate_clips() says
     right: str          # name of the share that score counts
-    warp: object = None  # features, frames, stretch (B,), rng -> other features, frames
+    warp: object = None  # (features, frames, stretch (B,), rng) -> changed features, frames
     jitter: float = 0.03  # share of its length by which a clip is stretched
     best: str = "val_loss"
     is_mean = False

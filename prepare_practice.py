@@ -26,7 +26,7 @@ SPOKEN_SHARE = 0.1  # share of train's chats that are about a line of spoken.txt
 TURNS, SPOKEN_TURNS = 10, 3  # questions to a sentence, to a line of spoken.txt
 WEIGHTS = {"word": 0.8, "first": 0.05, "last": 0.05, "sentence": 0.05, "n_words": 0.05}
 SPOKEN_WEIGHT = 0.4  # how often each task of a line of spoken.txt is asked
-SHORT_SHARE = 0.7  # share of the questions without the last line: more of them fit a step
+SHORT_SHARE = 0.7  # of the questions lack the line "answer with one of the options"
 
 
 def make_turns(text, rng, said):

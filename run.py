@@ -77,7 +77,7 @@ def is_due(step, every, max_steps):
 
 
 def read_ahead(read, numbers, workers):
-    """Yield read(n) for each number, in order; `workers` threads keep 4 each ready."""
+    """Yield read(n) for each number, in order; `workers` threads read up to 4 each in advance."""
     if not workers:
         yield from map(read, numbers)
         return

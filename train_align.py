@@ -62,15 +62,15 @@ seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
 DROPOUT = 0.2           # share of the standardized features that is zeroed
-VOICE_MIX = 1.0         # half the clips get up to so much of another clip's mean features
-TIME_WARP = 0.15        # frames are read up to so much faster or slower
+VOICE_MIX = 1.0         # half the clips get up to this share of another clip's mean features
+TIME_WARP = 0.15        # a clip gets up to this share longer or shorter
 AUDIO_AT = 0            # text tokens before the audio: it stands before bos
 
 
 # ---- data
 
 def warp(feats, lens, stretch, rng):
-    """Read frames (B, T, n_taps, D) `stretch` (B,) times as slowly, from one of the first few."""
+    """Make each clip `stretch` (B,) times as long; it starts at one of its first `stack` frames."""
     start = rng.integers(0, np.minimum(stack, lens))
     new_lens = np.ceil((lens - start) * stretch).astype(np.int64)
     frame = (start[:, None] + np.arange(new_lens.max()) / stretch[:, None]).astype(np.int64)
@@ -94,7 +94,7 @@ def forward_clips(split, at, feats, lens, with_logits=False):
     return loss, targets, row_lens, out
 
 
-# ---- data > model, optimizer, resume
+# ---- model, optimizer, resume
 
 def open_encoder():
     """Load Whisper's encoder and write W1's tones, on rank 0 alone; the other ranks wait."""

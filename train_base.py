@@ -61,7 +61,7 @@ wandb_log = False       # WANDB_MODE=offline works
 seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
-CHAT_SHARE = 0.5        # of the practice; from the first step on, or the model unlearns to answer
+CHAT_SHARE = 0.5        # of the practice; from the first step on, else it forgets how to answer
 EVAL_ROWS = 512         # held-out rows of documents
 # the linear fall at the schedule's end: its share of the steps, the share of the rates it ends at
 WARMDOWN_SHARE, FINAL_LR_SHARE = (0.65, 0.05) if documents else (0.5, 0.02)
@@ -90,7 +90,7 @@ def load_documents(source):
     if not documents:
         return {}
     if source and load_tokenizer(documents).pieces != load_tokenizer(source).pieces:
-        fail(f"{documents} was made with another tokenizer than {source}'s: "
+        fail(f"{documents} was made with another tokenizer than {source}'s: run "
              f"prepare_documents.py --tokenizer={source}")
     sha256 = sha256_file(os.path.join(documents, "tokenizer.json"))
     return {split: Documents(documents, split, text_len + 1, sha256) for split in ("train", "val")}
@@ -98,8 +98,8 @@ def load_documents(source):
 
 def kind_of(n):
     """Return the kind of microbatch n of the run: TEXT, PRACTICE or CHATS, spread evenly."""
-    def is_next(n, share):
-        return math.floor((n + 1) * share) > math.floor(n * share)
+    def is_next(k, share):  # True for `share` of all k, evenly spread
+        return math.floor((k + 1) * share) > math.floor(k * share)
 
     if not is_next(n, practice):
         return TEXT
@@ -242,7 +242,7 @@ def evaluate_sentences(step):
 
 
 def evaluate_chats(step):
-    """Return the share of val's questions of which every token of the answer is the likeliest."""
+    """Return the share of val's questions that are answered right in every token."""
     tokenizer = speller if step <= spell_steps else tok
     counts = torch.zeros(2, device=dev)
     for i in range(rank * chat_rows, len(talks["val"]), world_size * chat_rows):

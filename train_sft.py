@@ -134,7 +134,7 @@ def forward_rows(rows, feats=None, lens=None, with_logits=False):
     return (nats * weights.flatten()).sum(), weights.sum(), row_lens, out, targets
 
 
-# ---- data > model, optimizer, resume
+# ---- model, optimizer, resume
 
 def add_turns():
     """Give each clip its questions, and those of the file `turns`, that have a spoken form."""

@@ -57,10 +57,10 @@ class Trainer:
     model: torch.nn.Module
     tok: object
     optimizers: list    # each group's lr and weight_decay are its peaks
-    losses: list        # names in the log of the kinds of loss
+    losses: list        # names of the losses, as the log shows them
     files: object       # () -> {name: state_dict} of a checkpoint
-    best: str           # the figure that is lowest in the best checkpoint
-    meta: dict          # more of a checkpoint's meta
+    best: str           # the figure whose lowest value marks the best checkpoint
+    meta: dict          # what else a checkpoint's meta holds
     row_len: int = 0    # tokens of a row, for the mfu
     lr_group: int = 0   # the parameter group whose learning rate the log shows
     is_mean = True      # losses in the log are means since the line before; False: the step's
