@@ -187,7 +187,6 @@ def stop_if_done(out_dir, step, max_steps, *files):
         return
     if all(os.path.exists(os.path.join(out_dir, name)) for name in files):
         if is_first_rank():
-            print(f"{out_dir} is up to date: finished at step {step} "
-                  "(a larger --max_steps= goes on from there)")
+            print(f"{out_dir} is up to date: finished at step {step} of {max_steps}")
         leave_ranks()
         sys.exit(0)

@@ -49,7 +49,7 @@ check_settings(config, world_size, "batch_size")
 if batch_size % world_size:
     fail(f"{batch_size=} is no multiple of the {world_size} ranks")
 with user_input():
-    inputs = {"conversations": chat_sums(data_dir),
+    inputs = {"conversations": chat_sums(data_dir), "schedule": max_steps,
               "first_model": read_meta(lm).get("sha256", {})}
 first_step = first_step_of(config, inputs)
 source = out_dir if first_step else lm

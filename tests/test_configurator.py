@@ -81,7 +81,7 @@ def test_wrong_config_file(tmp_path, capsys, text, said):
 
 @pytest.mark.parametrize("arg, code, said", [
     ("--help", 0, "Make data/text/"), ("--help", 0, "\n\n# config: every value"),
-    ("--help", 0, "# sentences; of text files"),
+    ("--help", 0, "# sentences, at most"),
     ("--X=2", 2, "prepare_text.py: command line: unknown setting 'X' (--help lists them)\n")])
 def test_real_script(arg, code, said):
     """Broken: --help omits docstring or config block, or a wrong use isn't one line and exit 2."""

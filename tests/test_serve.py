@@ -149,7 +149,7 @@ def test_base64_as_clients_write_it(port):
     for data in (wrapped.replace("\n", "\r\n"), f"  {text}\t",
                  f"DATA:audio/x-wav;codecs=1;BASE64,{wrapped}"):
         assert hear(port, part(data)) == right, data[:60]
-    for data, word in (("data:audio/wav," + text, ";base64,"), (text[:-1], "base64"),
+    for data, word in (("data:audio/wav," + text, ";base64"), (text[:-1], "base64"),
                        (wav.hex(), "audio"), ("", "empty")):
         param, message = refused(port, user(part(data)))
         assert param == "messages.0.content.0.input_audio.data" and word in message, message
