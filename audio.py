@@ -255,7 +255,7 @@ class Projector(nn.Module):
     """Encoder frames -> audio tokens: standardize, mix the taps, stack, MLP, RMSNorm and gain.
 
     d_in: D of a tap. stack: frames in one audio token. hidden: width of the MLP (0: 4 * n_embd).
-    zero_init: W1's form, fc2 starts at zero and no norm follows. texture: so many tokens come
+    zero_init: W1's form, fc2 starts at zero and no norm follows. texture: this many tokens come
     first, made of each tap's mean and spread over the clip. Only in training: dropout is the share
     of features zeroed; with voice_mix, half of the clips get up to that share of another clip's
     mean, because voices and channels differ in the mean (MixStyle, arXiv:2104.02008).

@@ -40,7 +40,7 @@ def list_documents(setting, paths):
 def read_documents(path, doc_chars):
     """Yield the documents (str) of a file of SUFFIXES; null is an empty one.
 
-    doc_chars: .txt and .md are cut at the first empty line after so many characters, or anywhere
+    doc_chars: .txt and .md are cut at the first empty line after this many characters, or anywhere
     after twice as many. ValueError names file and line.
     """
     if path.lower().endswith(".parquet"):

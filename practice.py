@@ -36,7 +36,7 @@ RIVAL_WEIGHT = 0.7  # the rival's weight is 0..RIVAL_WEIGHT, the same in all rep
 BLEND_SHARE = 0.3   # share of places that are blended with the place before, up to half
 NOISE = 0.6         # Gaussian noise of 0..NOISE, drawn per row; the vectors have an RMS of 1
 SLIP_SHARE = 0.1    # share of the text's tokens that are read wrong: the GPT must trust its ears
-EASE_STEPS = 200    # the disturbances grow from nothing to full strength over so many steps
+EASE_STEPS = 200    # the disturbances grow from nothing to full strength over this many steps
 
 
 class Imitation(NamedTuple):

@@ -33,7 +33,7 @@ from tokenizer import load_tokenizer, train_bpe
 documents = ""           # comma-separated files and folders; or climbmix, nanochat's
 out_dir = "data/documents"
 n_files = 1              # of climbmix, 250 MB of text each; kept in data/climbmix
-doc_chars = 4000         # .txt and .md are cut about every so many characters
+doc_chars = 4000         # .txt and .md are cut after about this many characters
 tokenizer = ""           # folder of a tokenizer.json or nanochat's .pkl; '': a new one is trained
 vocab_size = 2048        # of a new one, at most 65,536
 tokenizer_mb = 50.0      # text that a new one is trained on

@@ -57,7 +57,7 @@ def read_data(data, max_clips=0):
 def read_folder(folder, max_clips=0):
     """Read the clips of a list or of a folder in LibriSpeech's layout, as corpora.py describes.
 
-    max_clips: at most so many, drawn at random; 0: all. Returns (dicts of read_clip(), by key;
+    max_clips: at most this many, drawn at random; 0: all. Returns (dicts of read_clip(), by key;
     Counter of why clips were left out). ValueError: a clip can't be read, or all are silent.
     """
     if folder.endswith(".jsonl") and os.path.isfile(folder):
