@@ -10,7 +10,11 @@ A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...}
              ...], a line needs no text.
 speechocean  speechocean762's folder (Zhang et al., arXiv:2104.01378): a tenth of the training
              speakers is val; its test is test_adults (18 years or more) and test_children.
+Common Voice <source>/validated.tsv and clips: a language's folder (Ardila et al.,
+             arXiv:1912.06670); a twentieth of the speakers is val.
+LJSpeech     <source>/metadata.csv (a line is key|text|text with numbers in words) and wavs.
 """
+import csv
 import os
 import re
 import shutil
@@ -71,12 +75,8 @@ def read_corpus(source, subsets="", seen_voices=False):
     "info": labels with key, text, seconds}, failures {"key", "reason"}; counts: what was dropped
     or converted. ValueError, OSError: the corpus is missing or broken.
     """
-    if source.endswith(".jsonl"):
-        found = read_list(source)
-    elif Path(source, "train", "wav.scp").exists():
-        found = read_speechocean(source)
-    else:
-        found = read_librispeech(source, subsets)
+    reader = find_reader(source)
+    found = reader(source) if reader else read_librispeech(source, subsets)
     clips, failures, counts = [], [], Counter()
     known, split_of = {}, {}  # {key: where it is named}, {speaker: split}
     for clip in tqdm(found, desc="corpus", unit=" clips"):
@@ -121,7 +121,16 @@ def clean_key(name):
     return re.sub(r"[./\\]+", "-", name).strip("-")
 
 
-# ---- the three kinds
+# ---- the kinds
+
+def find_reader(source):
+    """Return the function that yields the Clips of a source, None for LibriSpeech's layout."""
+    readers = {"train/wav.scp": read_speechocean, "validated.tsv": read_common_voice,
+               "metadata.csv": read_ljspeech}
+    if source.endswith(".jsonl"):
+        return read_list
+    return next((readers[name] for name in readers if Path(source, name).exists()), None)
+
 
 def read_librispeech(source, subsets):
     """Yield the Clips of folders in LibriSpeech's layout."""
@@ -193,10 +202,14 @@ def read_list(source):
         key = clean_key(str(row.get("key") or os.path.splitext(audio)[0]))
         if not row.get("key") and audio_of.setdefault(key, audio) != audio:  # take.2 and take-2
             key += f"-{zlib.crc32(audio.encode('utf-8', 'replace')):08x}"
-        is_val = zlib.crc32((speaker or key).encode()) % 20 == 0
-        split = str(row.get("split") or ("val" if is_val else "train"))
+        split = str(row.get("split") or draw_split(speaker or key))
         labels = row | {"split": SPLITS.get(split.lower(), split), "speaker": speaker}
         yield Clip(where, key, find_path(os.path.dirname(source), audio), words.strip(), labels)
+
+
+def draw_split(name):
+    """Return train, or val for a twentieth of the names of speakers or clips."""
+    return "train" if zlib.crc32(name.encode()) % 20 else "val"
 
 
 def read_clip_row(line):
@@ -228,6 +241,31 @@ def read_speechocean(source):
             sex = {"m": "male", "f": "female"}.get(sexes.get(speaker, ""), "")
             labels = {"split": split, "speaker": speaker, "sex": sex, "age": age}
             yield Clip(f"{source}/{part}/text", key, path, words, labels)
+
+
+def read_common_voice(source):
+    """Yield the Clips of a language of Common Voice."""
+    path = Path(source, "validated.tsv")
+    rows = csv.DictReader(read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
+    for n, row in enumerate(rows, 2):
+        where = f"{path}:{n}"
+        if not all(row.get(name) for name in ("client_id", "path", "sentence")):
+            yield Clip(where, "", error="it has no client_id, path or sentence")
+            continue
+        speaker = row["client_id"][:16]
+        labels = {"split": draw_split(speaker), "speaker": speaker, "sex": row.get("gender", "")}
+        recording = find_path(os.path.join(source, "clips"), row["path"])
+        yield Clip(where, clean_key(Path(row["path"]).stem), recording, row["sentence"], labels)
+
+
+def read_ljspeech(source):
+    """Yield the Clips of LJSpeech, or of a corpus in its layout; those without a wav are left."""
+    path = Path(source, "metadata.csv")
+    for n, line in enumerate(read_lines(path), 1):
+        key, *texts = line.rstrip("\n").split("|")
+        recording = find_path(os.path.join(source, "wavs"), f"{key}.wav")
+        labels = {"split": draw_split(key), "speaker": "lj"}
+        yield Clip(f"{path}:{n}", clean_key(key), recording, texts[-1] if texts else "", labels)
 
 
 # ---- LibriSpeech from the net

@@ -14,13 +14,16 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+import sounds
 from audio import build_encoder, encode, load_encoder, load_encoder_file
 from configurator import configure, fail, user_input
 from corpora import read_corpus
@@ -39,7 +42,7 @@ out_dir = ""               # '': <source>/features (a .jsonl: beside it, in feat
 min_words = 1              # clips of fewer words are dropped; 0: clips without text are silence
 max_words = 0              # clips of more words are dropped; 0: any number
 new_sentences = False      # True: held-out clips whose sentence is in train too are dropped
-speeds = ""                # training clips are there at these speeds too, like 0.9,1.1
+copies = 0                 # of each training clip, in noise, in a room, at another speed ...
 seen_voices = False        # True: val and test may hold speakers of train; False: such a clip fails
 # features
 whisper = ""               # encoder: '' the default, a model's name, an encoder.pt, a model folder
@@ -52,6 +55,9 @@ config = configure(globals())
 # -----------------------------------------------------------------------------
 BEGUN = "begun.json"  # what the shards that are there are made of
 MAX_AUDIO_S = 30.0    # Whisper hears no more; longer clips are dropped
+WAYS = ["", "noise", "babble", "room", "telephone"]  # a copy's way to the microphone
+SNR_DB = (5, 25)      # speech over noise or babble
+ECHO_S = 0.5          # the longest that sounds.room() adds
 MAX_BAD_SHARE = 0.01  # the run stops when a larger share of the clips fails
 BATCH_SIZE = 48       # clips of similar length that the encoder is given at once
 HERE = os.path.dirname(source) if source.endswith(".jsonl") else source
@@ -78,7 +84,7 @@ def find_clips():
     if not chosen:
         reasons = "; ".join(f"{n} {why}" for why, n in counts.items())
         fail(f"{source}: no clip can be used: {reasons or 'it names none'}")
-    return chosen + at_speeds(chosen), failures, counts
+    return chosen + plan_copies(chosen), failures, counts
 
 
 def reason_to_drop(clip, trained):
@@ -95,20 +101,20 @@ def reason_to_drop(clip, trained):
     return ""
 
 
-def at_speeds(clips):
-    """Return the training clips at the other speeds, under keys of their own."""
-    with user_input():
-        percents = [round(100 * float(speed)) for speed in speeds.split(",") if speeds]
-    if any(n == 100 or not 50 <= n <= 200 or percents.count(n) > 1 for n in percents):
-        fail(f"speeds={speeds}: give different speeds from 0.5 to 2, not 1, like 0.9,1.1")
-    changed = []
-    for clip in clips:
-        for percent in percents if clip["info"]["split"] == "train" else ():
-            own = {"key": f"{clip['info']['key']}-speed{percent}", "at_speed": percent / 100,
-                   "seconds": round(100 * seconds_of(clip) / percent, 4)}
+def plan_copies(clips):
+    """Return `copies` changed copies of each training clip, under keys of their own."""
+    found, trained = [], [clip for clip in clips if clip["info"]["split"] == "train"]
+    for clip in trained:
+        for k in range(copies):
+            rng = np.random.default_rng([zlib.crc32(clip["info"]["key"].encode()), k])
+            how = {"speed": round(rng.uniform(0.85, 1.15), 3), "way": str(rng.choice(WAYS)),
+                   "seed": int(rng.integers(2**31))}
+            own = {"key": f"{clip['info']['key']}-copy{k + 1}", "copy": how,
+                   "seconds": round(seconds_of(clip) / how["speed"] + ECHO_S, 4)}
+            others = [trained[i]["path"] for i in rng.integers(len(trained), size=3)]
             if own["seconds"] <= MAX_AUDIO_S:
-                changed.append(clip | {"info": clip["info"] | own, "speed": percent / 100})
-    return changed
+                found.append(clip | {"info": clip["info"] | own, "others": others})
+    return found
 
 
 def seconds_of(clip):
@@ -140,10 +146,30 @@ def try_read(clip):
         wav = read_audio(clip["path"], MAX_AUDIO_S + 1)
     except (ValueError, OSError) as e:
         return str(e)
-    if "speed" in clip:
-        import soxr
-        wav = soxr.resample(wav, clip["speed"], 1.0)  # pitch and all (Ko et al. 2015)
-    return wav
+    return change(wav, clip) if "others" in clip else wav
+
+
+def change(wav, clip):
+    """Return a copy of wav (n,) as plan_copies() says: faster or slower, then on its way."""
+    import soxr
+    how = clip["info"]["copy"]
+    wav = soxr.resample(wav, how["speed"], 1.0)  # pitch and all (Ko et al. 2015)
+    rng, way = np.random.default_rng(how["seed"]), how["way"]
+    if way == "room":
+        wav = sounds.room(wav, rng, rng.uniform(0.2, 0.8), rng.uniform(0.3, 1.5))
+    elif way == "telephone":
+        wav = sounds.through(wav, rng, "a telephone")
+    elif way:
+        noise = babble(clip["others"], len(wav)) if way == "babble" else sounds.colored(
+            len(wav), rng, rng.uniform(0, 1))
+        wav = sounds.level(wav) + 10 ** (-rng.uniform(*SNR_DB) / 20) * noise
+    return (wav / max(1.0, np.abs(wav).max())).astype(np.float32)
+
+
+def babble(paths, n):
+    """Return n samples of recordings that sound at once, RMS 1; a short one begins again."""
+    voices = [sounds.level(np.resize(read_audio(path, MAX_AUDIO_S + 1), n)) for path in paths]
+    return sounds.level(sum(voices))
 
 
 def features_of(clips, failures):
@@ -253,7 +279,7 @@ def finish(clips, shards, failures, n_found, manifest):
     check_failures(failures, n_found)
     for split in {clip["info"]["split"] for clip in clips}:
         rows = [{"audio": clip["audio"], **clip["info"]} for clip in clips
-                if clip["info"]["split"] == split and "speed" not in clip]
+                if clip["info"]["split"] == split and "others" not in clip]
         write_jsonl(FINAL / f"{split}.jsonl", rows)
     rows = sum((each["rows"] for each in made), [])
     sums = {name: each["sums"] for name, each in zip(shards, made)}
@@ -272,8 +298,8 @@ def load():
 
 def main():
     torch.set_num_threads(1)  # workers are forked from here
-    if clips_per_shard < 1 or workers < 0:
-        fail("clips_per_shard must be 1 or more, workers 0 or more")
+    if clips_per_shard < 1 or min(workers, copies) < 0:
+        fail("clips_per_shard must be 1 or more, workers and copies 0 or more")
     if source.endswith(".jsonl") and Path(HERE).resolve() == FINAL.resolve():
         fail(f"{source} lies in out_dir, whose lists are replaced: give another out_dir")
     if "WORLD_SIZE" in os.environ:

@@ -28,7 +28,7 @@ cut -f1 data/pairs/*/*/data/{cmn,deu,jpn}.txt | LC_ALL=C sort -u | sed G > data/
 # the real clips, at seven speeds; held-out speakers say sentences that no training clip says
 real=data/speechocean762/features
 $python prepare_librispeech.py --source=data/speechocean762 --taps=-1 --min_words=3 --max_words=12 \
-    --new_sentences=True --speeds=0.85,0.9,0.95,1.05,1.1,1.15
+    --new_sentences=True --copies=3
 # text without any sentence of the held-out speakers
 $python prepare_text.py --out_dir=data/real_text --file_kb=80 \
     --text_file="$real/train.jsonl,data/books,data/tatoeba.txt" \

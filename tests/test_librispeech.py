@@ -214,7 +214,7 @@ def test_bad_input(prepare, tmp_path):
             ("--source=nowhere", "nowhere", "no such folder"), ("--subset=train-960", "train-960"),
             ("--taps=last", "taps=last"), (f"--source={tmp_path}/foreign", "foreign", "trans.txt"),
             ("--workers=-1", "workers"), ("--min_words=9", "no clip"), ("--taps=2", "-1 to 1"),
-            ("--speeds=0.9,9", "speeds=0.9,9", "0.5 to 2"),
+            ("--copies=-1", "copies 0 or more"),
             (f"--out_dir={tmp_path}/foreign", "foreign", "out_dir"),
             ("--seen_voices=False", "16 of 20", "speaker 10 is in val too")):
         assert_fails(prepare(setting), *words)
@@ -225,25 +225,55 @@ def test_bad_input(prepare, tmp_path):
 
 def test_own_clips(prepare, tmp_path):
     """Broken: a list of one's own clips is not read, settings choose the wrong ones, a label named
-    like ours changes a clip, or training clips are not there at the other speeds."""
+    like ours changes a clip, or its changed copies are missing, alike, or not drawn again."""
     soundfile.write(tmp_path / "a.ogg", np.random.default_rng(0).normal(0, 0.1, (24000, 2)), 48000)
     row = {"audio": "a.ogg", "mood": "calm", "speed": 2}
     rows = [row | {"key": f"k{i}", "text": f"It's number {'abcdefgh'[i % 8]}!"} for i in range(40)]
     rows[1] |= {"split": "test", "speaker": "me", "key": "the.first"}
     rows += [row | {"key": "few", "text": "two words"}, row | {"key": "none", "text": " "}]
     command = write_rows(tmp_path / "list.jsonl", rows), "--max_words=3"
-    done = prepare(*command, "--min_words=3", "--speeds=0.8,2")
+    done = prepare(*command, "--min_words=3", "--copies=6")
     assert done.code == 0 and "42 converted to 16 kHz mono" in done.out, done.err
     assert "1 too few words" in done.out and "1 without words" in done.out
     features, train = Features(f"{tmp_path}/features"), Features(f"{tmp_path}/features", "train")
     first = features.infos[features.keys.index("the-first")]
     assert (first["split"], first["mood"], first["speaker"]) == ("test", "calm", "me")
     rows = (tmp_path / "features/train.jsonl").read_text()
-    assert len(train) == 3 * rows.count("\n") and "-speed" not in rows
-    lengths = dict(zip(train.keys, train.lengths))
-    assert [lengths[f"k2{end}"] for end in ("", "-speed80", "-speed200")] == [25, 31, 12]
+    assert len(train) == 7 * rows.count("\n") and "-copy" not in rows
+    copies = [info["copy"] | {"n": n} for info, n in zip(train.infos, train.lengths)
+              if "copy" in info]
+    assert {copy["way"] for copy in copies} == {"", "noise", "babble", "room", "telephone"}
+    for copy in copies:  # 0.5 s is 25 frames, an echo adds to them
+        echo = 25 if copy["way"] == "room" else 0
+        assert abs(copy["n"] - 25 / copy["speed"] - echo) <= 1 + 0.6 * echo, copy
+    assert len({copy["seed"] for copy in copies}) == len(copies)
     command += "--new_sentences=True", "--min_words=0", f"--out_dir={tmp_path}/new"
     assert prepare(*command).code == 0
     manifest = Features(f"{tmp_path}/new").manifest
     assert set(manifest["clips"]) == {"train"} and "without words" not in str(manifest["counts"])
     assert manifest["counts"]["sentence in train"] >= 2
+
+
+def test_other_layouts(prepare, tmp_path):
+    """Broken: the folders of Common Voice and of LJSpeech are not read as they come."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 8000)
+    for folder in ("cv/clips", "lj/wavs"):
+        (tmp_path / folder).mkdir(parents=True)
+    lines = ["client_id\tpath\tsentence\tgender"]
+    for i in range(30):
+        soundfile.write(tmp_path / f"cv/clips/common_voice_en_{i}.mp3", noise, 16000)
+        lines.append(f'{i:064x}\tcommon_voice_en_{i}.mp3\tShe said: "number {"abc"[i % 3]}!"\tfemale')
+    (tmp_path / "cv/validated.tsv").write_text("\n".join(lines) + "\nme\t\t\t\n")
+    texts = ["LJ001-0001|Dr. A went.|Doctor A went.", "LJ001-0002|No sound.|No sound."]
+    soundfile.write(tmp_path / "lj/wavs/LJ001-0001.wav", noise, 22050)
+    (tmp_path / "lj/metadata.csv").write_text(texts[0] + "\n")
+    assert_fails(prepare(f"--source={tmp_path}/cv"), "1 of 31", "validated.tsv:32")
+    (tmp_path / "cv/validated.tsv").write_text("\n".join(lines))
+    for name, text in (("cv", 'she said number a'), ("lj", "doctor a went")):
+        done = prepare(f"--source={tmp_path}/{name}")
+        assert done.code == 0, done.err
+        infos = Features(f"{tmp_path}/{name}/features").infos
+        assert text in [info["text"] for info in infos]
+        assert len(infos) == {"cv": 30, "lj": 1}[name]
+    (tmp_path / "lj/metadata.csv").write_text("\n".join(texts))
+    assert_fails(prepare(f"--source={tmp_path}/lj"), "LJ001-0002", "no recording")
