@@ -376,9 +376,12 @@ def load_ears(run_dir, meta, device="cpu"):
     audio = meta.get("audio")
     if not audio:
         raise ValueError(f"{run_dir}: a model without ears")
-    encoder = load_encoder_file(os.path.join(run_dir, "encoder.pt"), device)
+    path = os.path.join(run_dir, "encoder.pt")  # a copy of export.py has none
+    is_there = os.path.exists(path) or not audio.get("encoder")
+    encoder = load_encoder_file(path, device) if is_there else load_encoder(audio["encoder"], device)
     if encoder.sha256 != audio["encoder_sha256"]:
-        raise ValueError(f"{run_dir}: encoder.pt is not the one in meta")
+        raise ValueError(f"{run_dir}: the encoder ({path if is_there else audio['encoder']}) is not "
+                         "the one in meta")
     sizes = {k: v for k, v in audio["projector"].items() if k != "mask_frames"}  # of older runs
     try:
         projector = Projector(**sizes)

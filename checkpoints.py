@@ -10,6 +10,7 @@ from files import sha256_file, write_json
 from model import GPT, GPTConfig, SMEAR_CHANNELS
 
 TAKEN = "nanochat's checkpoints are taken from its commit 6ed7d1d to 92d63d4"
+SCALE = ".scale"  # ends the name of a packed matrix's scales
 FILE = r"(?:meta|model|optim|projector|lora)_(\d{6,})(?:_rank0)?\.(?:pt|json)(?:\.tmp)?"
 
 
@@ -36,7 +37,29 @@ def file_name(name, step):
 def load_saved(folder, meta, name, device="cpu"):
     """Load 'model', 'projector', 'optim' or 'lora' of meta's step."""
     file = file_name(name, meta["step"])
-    return load_tensors(os.path.join(folder, file), device, meta.get("sha256", {}).get(file, ""))
+    sha256 = meta.get("sha256", {}).get(file, "")
+    return unpack(load_tensors(os.path.join(folder, file), device, sha256))
+
+
+def pack(state):
+    """Store matrices as int8 with a float16 scale a row, other tensors as float16; see unpack()."""
+    packed = {}
+    for name, tensor in state.items():
+        if tensor.ndim == 2 and tensor.numel() > 10_000:
+            scale = (tensor.abs().amax(1, keepdim=True) / 127).half().clamp(min=6e-8)
+            packed[name + SCALE] = scale
+            packed[name] = (tensor / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        else:
+            packed[name] = tensor.half()
+    return packed
+
+
+def unpack(state):
+    """Return a state with the packed tensors of pack() as float32; others stay as they are."""
+    if not any(name.endswith(SCALE) for name in state):
+        return state
+    return {name: tensor.float() * state.get(name + SCALE, 1.0)
+            for name, tensor in state.items() if not name.endswith(SCALE)}
 
 
 def checkpoint_steps(folder):

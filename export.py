@@ -1,0 +1,39 @@
+"""Make a small copy of a run to pass on: int8 weights, no optimizer, no encoder.
+
+    python export.py --ckpt=out/real_w2 --out_dir=pretrained
+    python chat.py --ckpt=pretrained --audio=clip.wav
+
+A matrix is kept as int8 with one float16 scale a row (checkpoints.pack), about a quarter of its
+size. Whisper's encoder is not copied: whoever loads the copy fetches it by its name.
+"""
+import os
+import shutil
+
+from checkpoints import load_saved, pack, read_meta, save_checkpoint
+from configurator import configure, fail, user_input
+
+# config: every value here can be set from a config file or as --name=value
+ckpt = "out/real_w2"    # the run's folder
+step = -1               # its checkpoint; -1: the last, -2: the best
+out_dir = "pretrained"  # a new folder
+config = configure(globals())  # prints each change
+# -----------------------------------------------------------------------------
+
+
+def main():
+    with user_input():
+        meta = read_meta(ckpt, step)
+        names = ["model"] + ["projector"] * ("audio" in meta)
+        states = {name: pack(load_saved(ckpt, meta, name)) for name in names}
+        if os.path.exists(out_dir):
+            fail(f"{out_dir} is there: remove it, or give another out_dir")
+        os.makedirs(out_dir)
+        shutil.copy(os.path.join(ckpt, "tokenizer.json"), out_dir)
+    kept = ("model_config", "audio", "versions", "chats", "val_loss", "user_config")
+    save_checkpoint(out_dir, meta["step"], states, {k: meta[k] for k in kept if k in meta})
+    sizes = [entry.stat().st_size for entry in os.scandir(out_dir)]
+    print(f"{out_dir}: {sum(sizes) / 1e6:.1f} MB in {len(sizes)} files")
+
+
+if __name__ == "__main__":
+    main()
