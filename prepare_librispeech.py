@@ -55,8 +55,7 @@ config = configure(globals())
 # -----------------------------------------------------------------------------
 BEGUN = "begun.json"  # what the shards that are there are made of
 MAX_AUDIO_S = 30.0    # Whisper hears no more; longer clips are dropped
-WAYS = ["", "noise", "babble", "room", "telephone"]  # a copy's way to the microphone
-SNR_DB = (5, 25)      # speech over noise or babble
+SNR_DB = (5, 25)      # of copies: speech over noise or babble
 ECHO_S = 0.5          # the longest that sounds.room() adds
 MAX_BAD_SHARE = 0.01  # the run stops when a larger share of the clips fails
 BATCH_SIZE = 48       # clips of similar length that the encoder is given at once
@@ -107,7 +106,7 @@ def plan_copies(clips):
     for clip in trained:
         for k in range(copies):
             rng = np.random.default_rng([zlib.crc32(clip["info"]["key"].encode()), k])
-            how = {"speed": round(rng.uniform(0.85, 1.15), 3), "way": str(rng.choice(WAYS)),
+            how = {"speed": round(rng.uniform(0.85, 1.15), 3), "way": str(rng.choice(sounds.WAYS)),
                    "seed": int(rng.integers(2**31))}
             own = {"key": f"{clip['info']['key']}-copy{k + 1}", "copy": how,
                    "seconds": round(seconds_of(clip) / how["speed"] + ECHO_S, 4)}
@@ -154,22 +153,10 @@ def change(wav, clip):
     import soxr
     how = clip["info"]["copy"]
     wav = soxr.resample(wav, how["speed"], 1.0)  # pitch and all (Ko et al. 2015)
-    rng, way = np.random.default_rng(how["seed"]), how["way"]
-    if way == "room":
-        wav = sounds.room(wav, rng, rng.uniform(0.2, 0.8), rng.uniform(0.3, 1.5))
-    elif way == "telephone":
-        wav = sounds.through(wav, rng, "a telephone")
-    elif way:
-        noise = babble(clip["others"], len(wav)) if way == "babble" else sounds.colored(
-            len(wav), rng, rng.uniform(0, 1))
-        wav = sounds.level(wav) + 10 ** (-rng.uniform(*SNR_DB) / 20) * noise
-    return (wav / max(1.0, np.abs(wav).max())).astype(np.float32)
-
-
-def babble(paths, n):
-    """Return n samples of recordings that sound at once, RMS 1; a short one begins again."""
-    voices = [sounds.level(np.resize(read_audio(path, MAX_AUDIO_S + 1), n)) for path in paths]
-    return sounds.level(sum(voices))
+    paths = clip["others"] if how["way"] == "babble" else ()
+    others = [read_audio(path, MAX_AUDIO_S + 1) for path in paths]
+    rng = np.random.default_rng(how["seed"])
+    return sounds.on_its_way(wav, rng, how["way"], rng.uniform(*SNR_DB), others)
 
 
 def features_of(clips, failures):

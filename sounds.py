@@ -274,3 +274,23 @@ def through(wav, rng, channel):
         hiss = 0.08 * rng.standard_normal(n)
         wav = band(np.clip(2 * wav, -1.2, 1.2) + hiss + crackle, 400, 3000)
     return wav
+
+
+WAYS = ("", "noise", "babble", "room", "telephone")  # to the microphone
+
+
+def on_its_way(wav, rng, way, snr_db=10.0, others=()):
+    """Return speech that came one of WAYS, float32 (n,), peak 1 at most.
+
+    snr_db: speech over noise or babble. others: wavs that speak at once in the babble.
+    """
+    if way == "room":
+        wav = room(wav, rng, rng.uniform(0.2, 0.8), rng.uniform(0.3, 1.5))
+    elif way == "telephone":
+        wav = through(wav, rng, "a telephone")
+    elif way:
+        noise = colored(len(wav), rng, rng.uniform(0, 1))
+        if way == "babble":
+            noise = level(sum(level(np.resize(other, len(wav))) for other in others))
+        wav = level(wav) + 10 ** (-snr_db / 20) * noise
+    return (wav / max(1.0, np.abs(wav).max())).astype(np.float32)
