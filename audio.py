@@ -259,10 +259,11 @@ class Projector(nn.Module):
     first, made of each tap's mean and spread over the clip. Only in training: dropout is the share
     of features zeroed; with voice_mix, half of the clips get up to that share of another clip's
     mean, because voices and channels differ in the mean (MixStyle, arXiv:2104.02008).
+    ctc: a head tells so many pieces of text and a blank, the last, from an audio token; 0: no head.
     """
 
     def __init__(self, d_in, n_taps, stack, n_embd, hidden=0, zero_init=False, dropout=0.0,
-                 voice_mix=0.0, texture=0, texture_hidden=512):
+                 voice_mix=0.0, texture=0, texture_hidden=512, ctc=0):
         super().__init__()
         arguments = locals()
         self.arguments = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
@@ -274,6 +275,7 @@ class Projector(nn.Module):
         self.fc1 = Linear(stack * d_in, hidden or 4 * n_embd)
         self.fc2 = Linear(hidden or 4 * n_embd, n_embd)
         self.gain = None if zero_init else nn.Parameter(torch.ones(n_embd))
+        self.ctc_head = nn.Linear(n_embd, ctc + 1) if ctc else None
         if zero_init:
             nn.init.zeros_(self.fc2.weight)
         if texture:
@@ -378,10 +380,10 @@ def load_ears(run_dir, meta, device="cpu"):
         raise ValueError(f"{run_dir}: a model without ears")
     path = os.path.join(run_dir, "encoder.pt")  # a copy of export.py has none
     is_there = os.path.exists(path) or not audio.get("encoder")
-    encoder = load_encoder_file(path, device) if is_there else load_encoder(audio["encoder"], device)
+    source = path if is_there else audio["encoder"]
+    encoder = (load_encoder_file if is_there else load_encoder)(source, device)
     if encoder.sha256 != audio["encoder_sha256"]:
-        raise ValueError(f"{run_dir}: the encoder ({path if is_there else audio['encoder']}) is not "
-                         "the one in meta")
+        raise ValueError(f"{run_dir}: the encoder from {source} is not the one in meta")
     sizes = {k: v for k, v in audio["projector"].items() if k != "mask_frames"}  # of older runs
     try:
         projector = Projector(**sizes)

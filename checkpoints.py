@@ -42,13 +42,13 @@ def load_saved(folder, meta, name, device="cpu"):
 
 
 def pack(state):
-    """Store matrices as int8 with a float16 scale a row, other tensors as float16; see unpack()."""
+    """Store matrices as int8 with a scale a row, other tensors as float16; see unpack()."""
     packed = {}
     for name, tensor in state.items():
         if tensor.ndim == 2 and tensor.numel() > 10_000:
-            scale = (tensor.abs().amax(1, keepdim=True) / 127).half().clamp(min=6e-8)
+            scale = tensor.float().abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
             packed[name + SCALE] = scale
-            packed[name] = (tensor / scale.float()).round().clamp(-127, 127).to(torch.int8)
+            packed[name] = (tensor / scale).round().to(torch.int8)
         else:
             packed[name] = tensor.half()
     return packed

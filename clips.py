@@ -1,14 +1,17 @@
 """What train_align.py and train_sft.py share: clips in batches, and what of them is heard."""
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
+from zlib import crc32
 
 import numpy as np
 import torch
 
 from configurator import fail, user_input
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
-from decode import transcribe
+from decode import spell, transcribe
 from run import lr_share, read_ahead, sum_over_ranks
 from trainer import Trainer
 
@@ -16,6 +19,7 @@ MAX_AUDIO_S = 30.0     # longer clips are left out, and counted
 EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluation
 GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
 FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
+COMMON = 300           # the most frequent words, which are never held out
 WORKERS = {"cuda": 4}  # threads that read ahead; on a CPU the step reads for itself
 
 
@@ -58,6 +62,17 @@ class Split(Features):
         hours = sum(self.seconds[i] for i in self.at) / 3600
         n_left = len(set(self.keys)) - len({self.keys[i] for i in self.at})
         return f"{self.split}: {len(self.at):,} clips, {hours:.2f} h; left out: {n_left}"
+
+
+def without_words(texts, share):
+    """Return bool (n,): which texts hold none of the words that are held out of all audio.
+
+    These are a share of the words, drawn by their letters, but none of the COMMON most frequent.
+    """
+    counts = Counter(chain.from_iterable(text.split() for text in texts))
+    common = {word for word, _ in counts.most_common(COMMON)}
+    held_out = {word for word in counts if crc32(word.encode()) % 1000 < 1000 * share} - common
+    return np.array([held_out.isdisjoint(text.split()) for text in texts], dtype=bool)
 
 
 @dataclass(kw_only=True)
@@ -167,6 +182,9 @@ class ClipTrainer(Trainer):
         texts, heard, cut = [split.texts[i] for i in at], [], []
         for k in range(0, len(at), 32):
             feats = [clip[:n] for clip, n in zip(*split.read(at[k:k + 32]))]
-            heard += transcribe(self.model, self.projector, self.tok, feats, audio_at, cut=cut)
+            if self.meta["audio"]["prompt"] == "ctc":
+                heard += spell(self.projector, self.tok, feats)
+            else:
+                heard += transcribe(self.model, self.projector, self.tok, feats, audio_at, cut=cut)
         result = {"val_wer": jiwer.wer(texts, heard)} | ({"val_cut": len(cut)} if cut else {})
         return result, list(zip(texts, heard))

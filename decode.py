@@ -90,6 +90,22 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
     return [" ".join(tok.decode(max(each)[1]).split()) for each in search.ended]
 
 
+@torch.inference_mode()
+def spell(projector, tok, features):
+    """Return what the projector's CTC head alone hears, greedily: a list of B str; see Projector.
+
+    features: as in transcribe(); tok: the tokenizer whose first tokens are the head's pieces.
+    """
+    features, lens = pad(features, projector.mean.device)
+    audio, audio_lens = projector(features, lens)
+    texts = []
+    for row, n in zip(projector.ctc_head(audio.float()).argmax(2), audio_lens):
+        ids = torch.unique_consecutive(row[:n])
+        ids = ids[ids < projector.ctc_head.out_features - 1].tolist()
+        texts.append(" ".join(tok.decode(ids).split()))
+    return texts
+
+
 class Search:
     """A beam search of several clips.
 

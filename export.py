@@ -3,7 +3,7 @@
     python export.py --ckpt=out/real_w2 --out_dir=pretrained
     python chat.py --ckpt=pretrained --audio=clip.wav
 
-A matrix is kept as int8 with one float16 scale a row (checkpoints.pack), about a quarter of its
+A matrix is kept as int8 with one scale a row (checkpoints.pack), about a quarter of its
 size. Whisper's encoder is not copied: whoever loads the copy fetches it by its name.
 """
 import os

@@ -16,12 +16,14 @@ import torch.nn.functional as F
 import smoke
 from audio import Projector, load_ears, load_encoder, load_encoder_file, n_audio_tokens
 from checkpoints import load_checkpoint, load_saved, run_sums
-from clips import MAX_AUDIO_S, ClipTrainer, Split
+from clips import MAX_AUDIO_S, ClipTrainer, Split, without_words
 from configurator import configure, fail, user_input
 from decode import pad
+from kernels import norm
 from model import GPT, GPTConfig
 from optim import Muon
 from plot import plot_pca
+from practice import make_speller
 from record import need
 from run import join_ranks, leave_ranks
 from tokenizer import ByteTokenizer, load_tokenizer
@@ -39,7 +41,9 @@ whisper = ""            # encoder by name, folder or encoder.pt; '': WHISPER_HF_
 taps = ""               # the features' taps that are used, comma-separated; '': all
 stack = 4               # encoder frames (50 a second) to one audio token
 hidden = 2048           # width of its MLP; 0: 4 * n_embd
+ctc = 0.0               # weight of a CTC loss on the audio tokens; 1: without the LM, the control
 augment = True          # vary clips in training: dropout, another clip's mean, another pace
+hold_out = 0.0          # share of the words whose clips are left out, to measure unheard words
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
 batch_tokens = 3400     # tokens per microbatch, padding too; lower it on out-of-memory
 batch_size = 0          # clips per microbatch at most; 0: any number
@@ -65,6 +69,7 @@ DROPOUT = 0.2           # share of the standardized features that is zeroed
 VOICE_MIX = 1.0         # half the clips get up to this share of another clip's mean features
 TIME_WARP = 0.15        # a clip gets up to this share longer or shorter
 AUDIO_AT = 0            # text tokens before the audio: it stands before bos
+N_PIECES = 512          # tokens that CTC spells with, those of listening practice
 
 
 # ---- data
@@ -85,13 +90,24 @@ def forward_clips(split, at, feats, lens, with_logits=False):
     ids, text_lens = ids.to(device), n_ids.to(device) - 1
     targets = ids[:, 1:]
     audio, audio_lens = projector(feats.to(device), lens.to(device))
+    row_lens = audio_lens + text_lens
+    if ctc == 1:
+        return ctc_loss(split, at, audio, audio_lens), targets, row_lens, None
     out = model(ids[:, :-1].clamp(min=0), None if with_logits else targets, loss_reduction="sum",
                 audio_features=audio, audio_lens=audio_lens, text_lens=text_lens, audio_at=AUDIO_AT)
-    row_lens = audio_lens + text_lens
     if not with_logits:
+        if ctc and projector.training:
+            out = (1 - ctc) * out + ctc * ctc_loss(split, at, audio, audio_lens)
         return out, targets, row_lens, None
     loss = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
     return loss, targets, row_lens, out
+
+
+def ctc_loss(split, at, audio, audio_lens):
+    """Return the summed CTC loss of the clips' pieces on audio tokens (B, T_a, C)."""
+    ids, n_ids = pad([speller.encode(split.texts[i]) for i in at], device)
+    log_probs = projector.ctc_head(audio.float()).log_softmax(2).transpose(0, 1)
+    return F.ctc_loss(log_probs, ids, audio_lens, n_ids, N_PIECES, "sum", zero_infinity=True)
 
 
 # ---- model, optimizer, resume
@@ -123,8 +139,11 @@ def make_model():
 
 
 def choose_clips(split):
-    """Use the clips that are not too long."""
-    at = np.flatnonzero(np.array(split.seconds) <= MAX_AUDIO_S)
+    """Use the clips that are not too long, and to train those without a held-out word."""
+    is_chosen = np.array(split.seconds) <= MAX_AUDIO_S
+    if split.split == "train":
+        is_chosen &= without_words(split.texts, hold_out)
+    at = np.flatnonzero(is_chosen)
     n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
     split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text)
 
@@ -133,7 +152,11 @@ def make_projector():
     """Return a projector: this run's, or one that goes on from that of lm, or a new one."""
     projector = Projector(
         manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
-        dropout=DROPOUT * augment, voice_mix=VOICE_MIX * augment).to(device)
+        dropout=DROPOUT * augment, voice_mix=VOICE_MIX * augment,
+        ctc=N_PIECES if ctc else 0).to(device)
+    if ctc and not first_step:  # what the LM reads as a piece, CTC takes for it too
+        pieces = model.transformer.wte.weight[:N_PIECES].detach().float()
+        projector.ctc_head.weight.data[:-1] = norm(pieces) / model.config.n_embd**0.5
     with user_input(RuntimeError):  # files cut short, or of another kind of run
         if first_step:
             projector.load_state_dict(load_saved(out_dir, meta, "projector", device))
@@ -168,7 +191,8 @@ def about_audio():
     """Return what a checkpoint's meta says of the ears."""
     seconds = np.array(data["train"].seconds)[data["train"].at]
     piece_s = min(15.0, 1.1 * np.percentile(seconds, 99))  # long recordings are cut so
-    audio = {"projector": projector.arguments, "stack": stack, "prompt": "transcript",
+    prompt = "ctc" if ctc == 1 else "transcript"
+    audio = {"projector": projector.arguments, "stack": stack, "prompt": prompt,
              "audio_at": AUDIO_AT, "piece_s": float(piece_s)}
     return audio | {name: manifest[name] for name in ("encoder", "encoder_sha256", "taps")}
 
@@ -189,6 +213,7 @@ first_step = first_step_of(config, inputs, "pca.png")
 model, tok, meta = make_model()
 for split in data.values():
     choose_clips(split)
+speller = make_speller(tok, N_PIECES) if ctc else None
 projector = make_projector()
 optimizers = make_optimizers()
 
@@ -199,7 +224,9 @@ def score(at, feats, lens, is_own):
     """Return validation clips' loss, their targets, right ones with is_own, and targets again."""
     loss, targets, _, logits = forward_clips(data["val"], at, feats, lens, with_logits=is_own)
     n = (targets >= 0).sum()
-    return loss, n, (logits.argmax(2) == targets).sum() if is_own else n, n
+    if logits is None:
+        return loss, n, n, n
+    return loss, n, (logits.argmax(2) == targets).sum(), n
 
 
 # ---- loop
