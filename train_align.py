@@ -107,7 +107,8 @@ def ctc_loss(split, at, audio, audio_lens):
     """Return the summed CTC loss of the clips' pieces on audio tokens (B, T_a, C)."""
     ids, n_ids = pad([speller.encode(split.texts[i]) for i in at], device)
     log_probs = projector.ctc_head(audio.float()).log_softmax(2).transpose(0, 1)
-    return F.ctc_loss(log_probs, ids, audio_lens, n_ids, N_PIECES, "sum", zero_infinity=True)
+    blank = log_probs.size(2) - 1
+    return F.ctc_loss(log_probs, ids, audio_lens, n_ids, blank, "sum", zero_infinity=True)
 
 
 # ---- model, optimizer, resume
@@ -153,9 +154,9 @@ def make_projector():
     projector = Projector(
         manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
         dropout=DROPOUT * augment, voice_mix=VOICE_MIX * augment,
-        ctc=N_PIECES if ctc else 0).to(device)
+        ctc=len(speller.tokens) if ctc else 0).to(device)
     if ctc and not first_step:  # what the LM reads as a piece, CTC takes for it too
-        pieces = model.transformer.wte.weight[:N_PIECES].detach().float()
+        pieces = model.transformer.wte.weight[:len(speller.tokens)].detach().float()
         projector.ctc_head.weight.data[:-1] = norm(pieces) / model.config.n_embd**0.5
     with user_input(RuntimeError):  # files cut short, or of another kind of run
         if first_step:
