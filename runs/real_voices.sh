@@ -1,12 +1,21 @@
 #!/usr/bin/env bash
-# Real voices: the recipe of speechocean762 (250 people who learn English) beside synthetic speech.
-# About two hours on 2 cores. Needs git, and flite (apt install flite, or brew install flite).
-#     bash speedrun.sh --quick        # once: makes .venv
-#     bash runs/real_voices.sh
+# A model that hears people, on 2 cores in a night:
+#     bash speedrun.sh --quick             # once: makes .venv
+#     bash runs/real_voices.sh             # what git brings: people, books, everyday sentences
+#     bash runs/real_voices.sh MINE ...    # and your own speech: LibriSpeech's layout, Common
+#                                          # Voice's, LJSpeech's, or a .jsonl (see corpora.py)
+# Needs git and flite (apt install flite, or brew install flite). What lies in data/real already is
+# not fetched again: put copies of the repositories there where GitHub can't be reached.
 # Killed anywhere, run it again: what is done is skipped.
 set -euo pipefail
+mine=()
+for folder in "$@"; do
+    mine+=("$(realpath "$folder")")
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
+real=data/real
+mkdir -p $real
 
 # clone REPOSITORY FOLDER: once
 clone() {
@@ -16,30 +25,45 @@ clone() {
     mv "$2.part" "$2"
 }
 
-clone jimbozhang/speechocean762 data/speechocean762
-clone mlschmitt/classic-books-markdown data/books
+# features NAME ARGUMENT...: the features of a corpus; every name is trained on
+data=""
+features() {
+    local name=$1
+    shift
+    $python prepare_librispeech.py --taps=-1 --out_dir="$real/features/$name" "$@"
+    data+="${data:+,}$real/features/$name"
+}
+
+clone jimbozhang/speechocean762 $real/speechocean762
+clone mlschmitt/classic-books-markdown $real/books
 for name in sunlanchang/Seq2Seq-for-NMT DarrenCarvalho/Language-Translation \
             sezan92/attention_sezan; do
-    clone "$name" "data/pairs/$name"
+    clone "$name" "$real/pairs/$name"
 done
 # Tatoeba's English sentences (CC BY 2.0 FR), a blank line after each
-cut -f1 data/pairs/*/*/data/{cmn,deu,jpn}.txt | LC_ALL=C sort -u | sed G > data/tatoeba.txt
+cut -f1 $real/pairs/*/*/data/{cmn,deu,jpn}.txt | LC_ALL=C sort -u | sed G > $real/tatoeba.txt
 
-# the real clips, at seven speeds; held-out speakers say sentences that no training clip says
-real=data/speechocean762/features
-$python prepare_librispeech.py --source=data/speechocean762 --taps=-1 --min_words=3 --max_words=12 \
-    --new_sentences=True --copies=3
-# text without any sentence of the held-out speakers
-$python prepare_text.py --out_dir=data/real_text --file_kb=80 \
-    --text_file="$real/train.jsonl,data/books,data/tatoeba.txt" \
-    --exclude="$real/val.jsonl,$real/test_adults.jsonl,$real/test_children.jsonl"
-$python prepare_synthetic.py --text_dir=data/real_text --out_dir=data/real_synthetic --n_train=12000
-$python prepare_librispeech.py --source=data/real_synthetic --taps=-1 --seen_voices=True
-$python prepare_synthetic.py --corpus=flite --text_dir=data/real_text --out_dir=data/real_flite \
-    --n_train=12000 --n_val=0 --n_test=0 --seed=2
-$python prepare_librispeech.py --source=data/real_flite --taps=-1
+# real speech first: its sentences are text too. Each clip comes twice more, in noise and rooms
+features ocean --source=$real/speechocean762 --copies=2
+ocean=$real/features/ocean
+data+="*2"  # few clips, many people
+spoken=$ocean/train.jsonl
+for i in "${!mine[@]}"; do
+    features "mine$i" --source="${mine[i]}" --seen_voices=True
+    spoken+=",$real/features/mine$i/train.jsonl"
+done
+
+# text that shares no run of six words with what is held out or tested (own tests: data/real/tests)
+exclude=$ocean/val.jsonl,$ocean/test_adults.jsonl,$ocean/test_children.jsonl
+[ ! -d $real/tests ] || exclude+=,$real/tests
+$python prepare_text.py --out_dir=$real/text --file_kb=50 --n_train=700000 \
+    --text_file="$spoken,$real/books,$real/tatoeba.txt" --exclude="$exclude"
+$python prepare_synthetic.py --corpus=flite --text_dir=$real/text --out_dir=$real/flite \
+    --n_train=8000 --n_val=0 --n_test=0 --seed=2
+features flite --source=$real/flite
+
+echo "trained on $data"
 $python train_base.py config/real_base.py
-$python train_align.py config/real_w2.py
-sets="adults=$real/test_adults.jsonl,children=$real/test_children.jsonl"
-$python eval_bench.py --ckpt=out/real_w2 --max_clips=200 \
-    --data="$sets,piper=data/real_synthetic/test"
+$python train_align.py config/real_w2.py --data_dir="$data"
+$python eval_bench.py --ckpt=out/real_w2 \
+    --data="adults=$ocean/test_adults.jsonl,children=$ocean/test_children.jsonl"
