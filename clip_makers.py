@@ -196,9 +196,9 @@ def make_silence(_, rng, *__):
     return sounds.level(wav, rng.uniform(*loudness_db)), {"kind": kind, "sentence": NOBODY}
 
 
-def make_real(clip, rng, *_):
+def make_real(clip, *_):
     """A recording of sources.py, as it is."""
-    return read_audio(clip["path"]), clip["labels"] | {"sentence": clip["text"]}
+    return read_audio(clip["path"]), clip["labels"]
 
 
 MAKERS = {"voice": make_voice, "spoken": make_spoken, "pair": make_pair, "scene": make_scene,

@@ -31,8 +31,7 @@ class GPTConfig:
 
     @classmethod
     def of_depth(cls, depth, vocab_size, sequence_len=2048, head_dim=128, window_pattern="SSSL"):
-        """n_embd is 64*depth rounded up to a multiple of head_dim."""
-        n_embd = -(-64 * depth // head_dim) * head_dim
+        n_embd = -(-64 * depth // head_dim) * head_dim  # rounded up to a multiple of head_dim
         n_head = n_embd // head_dim
         return cls(sequence_len, vocab_size, depth, n_head, n_head, n_embd, window_pattern)
 
@@ -41,9 +40,9 @@ class GPTConfig:
 
     def windows(self):
         """Return each layer's window: a query at i sees the keys i - window to i."""
-        pattern = self.window_pattern.upper()
+        letters = self.window_pattern.upper() * self.n_layer
         size = {"L": self.sequence_len, "S": -(-self.sequence_len // 4 // 128) * 128}  # a quarter
-        return [size[pattern[i % len(pattern)]] for i in range(self.n_layer - 1)] + [size["L"]]
+        return [size[letter] for letter in letters[:self.n_layer - 1] + "L"]
 
 
 # ---- the parts of a block
@@ -157,7 +156,6 @@ def arrange(T, T_a, text_lens, audio_lens, audio_at):
     Returns source (B, width), the index of each place into T text tokens, T_a audio tokens and one
     padding; and place (B, T) of each text token.
     """
-    assert T >= audio_at, f"audio_at={audio_at} is more than the text's {T} tokens"
     n_text, n_audio = text_lens[:, None], audio_lens[:, None]
     width = max(int((n_text + n_audio).max()), 1)
     p = torch.arange(width, device=n_text.device)[None]  # (1, width)
@@ -175,9 +173,7 @@ class GPT(nn.Module):
         self.config = config
         self.nll = softcapped_nll  # a training script may compile it, and the trunk
         self.windows = config.windows()
-        C, n_head = config.n_embd, config.n_head
-        assert C % n_head == 0 and n_head % config.n_kv_head == 0, f"heads don't divide: {config}"
-        head_dim = C // n_head
+        C, head_dim = config.n_embd, config.n_embd // config.n_head
         padded = -(-config.vocab_size // 64) * 64  # logits() cuts off the rows beyond vocab_size
         self.transformer = nn.ModuleDict({
             "wte": nn.Embedding(padded, C),
@@ -332,12 +328,11 @@ class GPT(nn.Module):
             weight = self.lm_head.weight[:self.config.vocab_size]
             total = ChunkedLoss.apply(x, weight, wanted, self.nll)
             return total if reduction == "sum" else total / len(x)
-        n = len(x)
+        n = max(len(x), 1)
         if not torch.is_grad_enabled():
-            n = LOGITS_AT_ONCE.get(x.device.type, 2**21) // self.config.vocab_size
-        parts = zip(x.split(max(n, 1)), wanted.split(max(n, 1)))
+            n = max(LOGITS_AT_ONCE.get(x.device.type, 2**21) // self.config.vocab_size, 1)
         each = torch.cat([F.cross_entropy(self.logits(some), those, reduction="none")
-                          for some, those in parts])  # (N,)
+                          for some, those in zip(x.split(n), wanted.split(n))])  # (N,)
         if reduction == "none":
             return each.new_zeros(targets.shape).index_put((row, at), each).flatten()
         return each.sum() if reduction == "sum" else each.mean()

@@ -75,13 +75,7 @@ def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004
 
 def load_optimizers(optimizers, saved):
     """Restore the moments of saved states [dict], not their rates; ValueError: others' states."""
-    def sizes(states):
-        return [[len(group["params"]) for group in state["param_groups"]] for state in states]
-
-    if sizes(saved) != sizes([optimizer.state_dict() for optimizer in optimizers]):
-        raise ValueError("the checkpoint is of other optimizers: --init_from=scratch starts over")
-    for optimizer, state in zip(optimizers, saved):
-        rates = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    for optimizer, state in zip(optimizers, saved, strict=True):
+        groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict(state)
-        for group, now in zip(optimizer.param_groups, rates):
-            group.update(now)
+        optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})

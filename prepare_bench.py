@@ -4,7 +4,7 @@
     python prepare_bench.py --sources=fsdd=data/fsdd,crema_d=data/CREMA-D --out_dir=data/bench_real
 
 Reads  the split test of three folders of prepare_synthetic.py, or real recordings (sources.py);
-       assets/questions.txt.
+       assets/questions.toml.
 Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl, {"id", "cell", "task", "audio",
        "question", "options": four, "key": 0 to 3}; meta.json.
 Each label is right once for three times that it is wrong, and each place is right equally often:
@@ -21,7 +21,6 @@ from configurator import configure
 from folders import make_folder, sums
 from questions import QUESTIONS, SPOKEN, pick, read_answers, read_tasks, write_rows
 from sources import read_sources
-from transcripts import require_distinct
 
 # config: every value here can be set from a config file or as --name=value
 voices = "data/voices"     # prepare_synthetic.py --corpus=many
@@ -61,34 +60,25 @@ def read_real():
     for task in ("emotion", "thing", "digit", "command"):
         if len(labels_of(task, clips)) >= 4:
             cells.setdefault(read_tasks()[task].cell, {})[task] = 1
-    if len(by_length(clips)) >= 4 * bench_items:
-        cells["what was said"] = {"sentence": 1, "word": 1}
-    if not cells:
-        raise ValueError(f"sources={sources}: no task has four answers or more there")
     return cells, dict.fromkeys(read_tasks(), clips)
 
 
 def labels_of(task, clips):
-    """Return all answers of a task: those of questions.txt, or of real recordings."""
+    """Return all answers of a task: those of questions.toml, or of real recordings."""
     if sources:
-        return sorted({clip["labels"][task] for clip in clips if task in clip["labels"]})
+        return sorted({clip["labels"].get(task, "") for clip in clips} - {""})
     return read_tasks()[task].labels
 
 
-def by_length(clips):
-    """Return the clips whose sentences are of about one length."""
-    return [clip for clip in clips if 5 <= len(clip["text"].split()) <= 8]
-
-
 def label_sets(task, count, clips, rng):
-    """Return [(clip, answer, options)] about labels; each is wrong equally often."""
+    """Return [(clip, options)] about labels, the answer first; each is wrong equally often."""
     labels, left_out, rows = labels_of(task, clips), Counter(), []
     for i in rng.permutation(np.arange(count) % len(labels)):
         others = [label for label in labels if label != labels[i]]
         others.sort(key=lambda label: (left_out[label], rng.uniform()))
         left_out.update(others[:-3])
         clip = choose_clip(task, labels[i], clips, rng)
-        rows.append((clip, labels[i], [labels[i], *others[-3:]]))
+        rows.append((clip, [labels[i], *others[-3:]]))
     return rows
 
 
@@ -106,9 +96,9 @@ def choose_clip(task, answer, clips, rng):
 
 
 def content_sets(task, count, clips, rng):
-    """Return [(clip, answer, options)] about sentences or a word; options: the next three's."""
+    """Return [(clip, options)] about sentences or a word: the answer, the next three's answers."""
     chosen, keys, seen, n_sets = [], [], set(), max(count, 4)
-    clips = by_length(clips)
+    clips = [clip for clip in clips if 5 <= len(clip["text"].split()) <= 8]
     for i in rng.permutation(len(clips)):
         words = clips[i]["text"].split()
         long = [word for word in words if 5 <= len(word) <= 7 and word not in seen]
@@ -121,7 +111,7 @@ def content_sets(task, count, clips, rng):
     if task == "sentence":
         keys = [clip["text"] for clip in chosen]
     keys += keys[:3]
-    return [(clip, keys[i], keys[i:i + 4]) for i, clip in enumerate(chosen[:count])]
+    return [(clip, keys[i:i + 4]) for i, clip in enumerate(chosen[:count])]
 
 
 def plan():
@@ -134,33 +124,28 @@ def plan():
         for k, (task, size) in enumerate(sizes.items()):
             planned += plan_task(cell, task, size, pools[task], [len(planned), k])
     places = np.random.default_rng([SEED, 78]).permutation(np.arange(len(planned)) % 4)
-    for place, (_, row) in zip(places.tolist(), planned):
-        place_answer(row, place)
+    for number, (place, (_, row)) in enumerate(zip(places.tolist(), planned)):
+        answer, *others = row["options"]
+        order = np.random.default_rng([SEED, 79, number]).permutation(3)
+        row["options"] = [others[i] for i in order]
+        row["options"].insert(place, answer)
+        row["key"] = place
     return planned
 
 
 def plan_task(cell, task, size, clips, seed):
-    """Return plan()'s rows of one task; "key" is still the answer's text, not its place."""
+    """Return plan()'s rows of one task, without "key"; the first option is the answer."""
     rng = np.random.default_rng([SEED, 77, *seed])
     phrase = np.random.default_rng([SEED, 81, *seed])  # not moved by the draws of clips
-    ways, planned = read_tasks()[task].bench, []
+    planned = []
     make_sets = content_sets if task in ("sentence", "word") else label_sets
-    for number, (clip, key, options) in enumerate(make_sets(task, size, clips, rng), seed[0]):
+    for number, (clip, options) in enumerate(make_sets(task, size, clips, rng), seed[0]):
         name = f"{number:03d}"
-        require_distinct(f"{name} ({task})", options)
+        question = pick(read_tasks()[task].bench, phrase)
         row = {"id": name, "cell": cell, "task": task, "audio": f"wavs/{name}.wav",
-               "question": pick(ways, phrase), "options": options, "key": key}
+               "question": question, "options": options}
         planned.append((clip, row))
     return planned
-
-
-def place_answer(row, place):
-    """Put a row's answer at a place (0 to 3) among its options, shuffled."""
-    others = [option for option in row["options"] if option != row["key"]]
-    order = np.random.default_rng([SEED, 79, int(row["id"])]).permutation(3)
-    row["options"] = [others[i] for i in order]
-    row["options"].insert(place, row["key"])
-    row["key"] = place
 
 
 def make_wav(clip, row):
@@ -177,8 +162,6 @@ def make_wav(clip, row):
 
 
 def find_inputs():
-    if bench_items < 1:
-        raise ValueError(f"{bench_items=} questions are too few: at least 1")
     paths = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
     if sources:
         paths = [clip["path"] for clip in read_sources(sources)]
@@ -186,7 +169,6 @@ def find_inputs():
 
 
 def make():
-    """Write the recordings and questions -> (file names, counts)."""
     planned = plan()
     Path(out_dir, "wavs").mkdir()
     for clip, row in planned:

@@ -4,7 +4,7 @@
     python prepare_instruct.py --n=400 --out_dir=data/toy     # a toy
 
 Reads  labels.jsonl and clips of three folders of prepare_synthetic.py; <text_dir>/train.txt;
-       assets/questions.txt and assets/spoken.txt.
+       assets/questions.toml and assets/spoken.txt.
 Writes <out_dir>/clips/*.flac (16 kHz mono); items.jsonl, {"audio", "key", "split", "text", "kind",
        "labels": {task: answer}, "turns": [[task, question, answer], ...]}, for
        prepare_librispeech.py; turns.jsonl, {"key", "turns"} about the clips of `speech`;

@@ -3,7 +3,7 @@
     python prepare_practice.py                                # data/practice; one core, 12 s
     python prepare_practice.py --n=200 --out_dir=data/toy     # a toy
 
-Reads  <text_dir>/train.txt and val.txt of prepare_text.py; assets/questions.txt, assets/spoken.txt.
+Reads  <text_dir>/train.txt and val.txt of prepare_text.py; assets/questions.toml and spoken.txt.
 Writes <out_dir>/chats.jsonl, {"split", "text", "turns": [[task, question, answer], ...]} a line;
        meta.json.
 """

@@ -1,17 +1,18 @@
 """Questions about a recording: tasks, how each is asked, and options to choose from.
 
 A task asks for one property of a recording, whose labels are {task: answer}, as in
-{"pitch": "low", "sentence": "the bird sings"}. assets/questions.txt lists the tasks.
+{"pitch": "low", "sentence": "the bird sings"}. assets/questions.toml lists the tasks.
 """
-import re
+import tomllib
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from files import own_file, read_lines, write_jsonl
 from tokenizer import multiple_choice
 from transcripts import require_distinct
 
-QUESTIONS = "assets/questions.txt"
+QUESTIONS = "assets/questions.toml"
 SPOKEN = "assets/spoken.txt"
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NOBODY = "nobody is speaking"
@@ -19,31 +20,19 @@ CHOICE_SHARE = 0.6  # share of the questions with options that list them
 
 
 class Task(NamedTuple):
-    weight: float  # how often it is asked in training, to others' 1
-    n_bench: int   # its questions in the bench, of 25 in its cell
-    cell: str      # the bench's group of tasks, or ""
-    train: list    # of str: questions of training
-    bench: list    # questions that no training sees
-    labels: list   # all answers, or [] where the set is open
+    train: list         # of str: questions of training
+    weight: float = 1   # how often it is asked in training, to others' 1
+    n_bench: int = 0    # its questions in the bench, of 25 in its cell
+    cell: str = ""      # the bench's group of tasks
+    bench: tuple = ()   # questions that no training sees
+    labels: tuple = ()  # all answers, where they are a closed set
 
 
 @cache
-def read_tasks(path=QUESTIONS):
-    """Return {name: Task}. ValueError names the wrong line."""
-    tasks, texts = {}, {}
-    for number, line in enumerate(read_lines(own_file(path)), 1):
-        mark, _, rest = line.strip().partition(" ")
-        header = re.fullmatch(r"\[(\w+)\](?: weight=([\d.]+))?(?: bench=(\d+))?(.*)", line.strip())
-        if header:
-            name, weight, n_bench, cell = header.groups()
-            task = Task(float(weight or 1), int(n_bench or 0), cell.strip(), [], [], [])
-            tasks[name] = task
-            texts = {"?": task.train, "!": task.bench, "=": task.labels}
-        elif mark in texts and rest:
-            texts[mark] += [text.strip() for text in rest.split("|" if mark == "=" else "\n")]
-        elif mark and mark[0] != "#":
-            raise ValueError(f"{path}:{number}: a line starts with [task], ?, !, = or #")
-    return tasks
+def read_tasks():
+    """Return {name: Task}."""
+    tables = tomllib.loads(Path(own_file(QUESTIONS)).read_text(encoding="utf-8"))
+    return {name: Task(**fields) for name, fields in tables.items()}
 
 
 @cache

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 import sounds
-from questions import NUMBERS, read_tasks
+from questions import NUMBERS
 from test_text import run
 
 CORPORA = {"voices": ["--corpus=many", "--n_train=240", "--n_val=40", "--n_test=280"],
@@ -165,6 +165,3 @@ def test_bad_input_is_one_line(tmp_path):
             ("practice", "own", ["--n=9"], "not made by this script")):
         assert message in make(tmp_path, script, out, *args, ok=False)
     assert (tmp_path / "own/letter.txt").exists() and not (tmp_path / "x").exists()
-    (tmp_path / "q.txt").write_text("[pitch] x\nwhat\n")
-    with pytest.raises(ValueError, match="q.txt:2: a line starts with"):
-        read_tasks(str(tmp_path / "q.txt"))

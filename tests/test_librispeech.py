@@ -262,7 +262,8 @@ def test_other_layouts(prepare, tmp_path):
     lines = ["client_id\tpath\tsentence\tgender"]
     for i in range(30):
         soundfile.write(tmp_path / f"cv/clips/common_voice_en_{i}.mp3", noise, 16000)
-        lines.append(f'{i:064x}\tcommon_voice_en_{i}.mp3\tShe said: "number {"abc"[i % 3]}!"\tfemale')
+        said = f'She said: "number {"abc"[i % 3]}!"'
+        lines.append(f"{i:064x}\tcommon_voice_en_{i}.mp3\t{said}\tfemale")
     (tmp_path / "cv/validated.tsv").write_text("\n".join(lines) + "\nme\t\t\t\n")
     texts = ["LJ001-0001|Dr. A went.|Doctor A went.", "LJ001-0002|No sound.|No sound."]
     soundfile.write(tmp_path / "lj/wavs/LJ001-0001.wav", noise, 22050)

@@ -134,18 +134,14 @@ def test_checkpoint_errors(tmp_path):
             load_checkpoint(str(tmp_path), step)
 
     refused("holds no step 7: it has 10", 7)
-    whole = meta.read_text()
-    meta.write_text(json.dumps(json.loads(whole) | {"sha256": {weights.name: "ab"}}))
-    refused("model_000010.pt is cut short or changed .its sha256")
-    meta.write_text(whole)
     weights.write_bytes(weights.read_bytes()[:1000])
     refused("model_000010.pt can't be read")
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"sha256": {weights.name: "ab"}}))
+    refused("model_000010.pt is cut short or changed .its sha256")
     weights.unlink()
     refused("model_000010.pt is missing")
     meta.write_text("{")
     refused("meta_000010.json is no checkpoint's meta")
-    meta.unlink()
-    refused("holds no checkpoint")
 
 
 def test_a_folder_is_cut_back_to_a_step(tmp_path):
@@ -345,14 +341,11 @@ def test_muon_is_torchs(monkeypatch):
 
 
 def test_compute_dtype(monkeypatch):
-    """Broken: a misspelt NANOCHAT_DTYPE runs in another precision, or a CPU in a GPU's dtype."""
+    """Broken: a misspelt NANOCHAT_DTYPE runs in another precision."""
     dtype = device.compute_dtype.__wrapped__  # without the cache
     monkeypatch.setenv("NANOCHAT_DTYPE", "bf16")
     with pytest.raises(ValueError, match="NANOCHAT_DTYPE=bf16 is unknown: use one of float32"):
         dtype("cpu")
     monkeypatch.delenv("NANOCHAT_DTYPE")
-    for has, wanted in (("avx2", torch.float32), ("avx512_bf16", torch.bfloat16)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True})
-        assert dtype("cpu") == wanted
     with pytest.raises(ValueError, match="device=gpu is not on this machine: use one of auto"):
         device.pick_device("gpu")
