@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from itertools import chain
 
 import numpy as np
@@ -24,14 +25,16 @@ import audiobench
 import scoring
 from audio import encode, load_ears
 from checkpoints import load_checkpoint, read_meta
-from configurator import configure, user_input
+from clips import without_words
+from configurator import configure, fail, user_input
 from data import Features
-from decode import transcribe
+from decode import spell, transcribe
 from device import pick_device
 from files import sha256_file, write_jsonl, write_text
 from pauses import split_at_pauses
 from record import is_made, note_made, provenance
 from recordings import read_audio
+from sounds import WAYS, on_its_way
 from tokenizer import load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
@@ -40,6 +43,7 @@ step = -1            # the checkpoint's step; -1: the last, -2: the best
 # [name=]folder,... in LibriSpeech's layout, or a .jsonl of {"audio", "text"}
 data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
 max_clips = 0        # clips of each folder at most, drawn at random; 0: all
+way = ""             # clips come in noise or babble (10 dB), from a room, by telephone
 beside = ""          # comma-separated .jsonl of eval_whisper.py, to compare with ours
 bench = ""           # a folder with questions.jsonl: ask these instead
 out_dir = ""         # where the results go; '': the run's folder
@@ -48,6 +52,7 @@ config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
 BATCH_SIZE = 32  # recordings encoded and decoded together
 BEAMS = 5        # hypotheses kept for each recording, as Whisper keeps
+NOISE_DB = 10.0  # speech over noise or babble
 N_SHOWN = 5      # transcripts printed
 RESULTS = out_dir or ckpt
 
@@ -99,16 +104,43 @@ def hear(listener, clips):
         pieces = []
         for i in order[start:start + BATCH_SIZE]:
             with user_input():
-                wav = read_audio(clips[i]["audio"])
+                wav = come(clips, i)
             spans = split_at_pauses(wav, ears.get("piece_s", 15.0))  # as long as in training
             pieces += [(i, wav[begin:end]) for begin, end in spans]
         for first in range(0, len(pieces), BATCH_SIZE):
             owners, wavs = zip(*pieces[first:first + BATCH_SIZE])
             features = encode(encoder, wavs, tuple(ears["taps"]))
-            texts = transcribe(model, projector, tok, features, ears["audio_at"], BEAMS, cut=cut)
+            if ears["prompt"] == "ctc":
+                texts = spell(projector, tok, features)
+            else:
+                at = ears["audio_at"]
+                texts = transcribe(model, projector, tok, features, at, BEAMS, cut=cut)
             for i, text in zip(owners, texts):
                 heard[i].append(text)
     return [" ".join(filter(None, texts)) for texts in heard], len(cut)
+
+
+def come(clips, i):
+    """Return the wav of clip i as it comes by the setting `way`; babble: the three clips next."""
+    wav = read_audio(clips[i]["audio"])
+    if not way:
+        return wav
+    others = [clips[(i + k) % len(clips)]["audio"] for k in (1, 2, 3)]
+    others = [read_audio(path) for path in others] if way == "babble" else ()
+    return on_its_way(wav, np.random.default_rng([scoring.SEED, i]), way, NOISE_DB, others)
+
+
+def count_spoken(meta):
+    """Return {word: times} of the run's training clips, {} where its features are not there."""
+    settings = meta["user_config"]
+    folders = settings.get("data_dir", "").split(",")
+    if not all(os.path.isdir(folder.strip().partition("*")[0]) for folder in folders):
+        return {}
+    clips = Features(settings["data_dir"], "train")
+    is_kept = without_words(clips.texts, settings.get("hold_out", 0.0))
+    own = {info["key"]: info["text"] for info, is_in in zip(clips.infos, is_kept)
+           if is_in and "copy" not in info}  # each recording once
+    return Counter(chain.from_iterable(text.split() for text in own.values()))
 
 
 def read_speech():
@@ -134,7 +166,10 @@ def evaluate_folder(listener, clips):
     counts = scoring.count_edits(references, heard)
     groups = scoring.groups_of(clips)
     spoken = [i for i, clip in enumerate(clips) if clip["text"]]
-    table = scoring.score(counts, groups)
+    table = scoring.score(counts, groups) | {"by_length": scoring.by_length(counts)}
+    if times := count_spoken(listener[1]):
+        table["by_times_spoken"] = scoring.by_times_spoken(
+            [clips[i]["text"] for i in spoken], [heard[i] for i in spoken], times)
     for kind, texts in (("wer_shuffled", heard), ("wer_shuffled_floor", references)):
         others = [texts[clips[i]["other"]] for i in spoken]
         each = scoring.count_edits([references[i] for i in spoken], others)
@@ -180,6 +215,10 @@ def closing_lines(result):
                       ("difference", other["difference"], other["difference_interval"])]
         lines += [f"    {kind:<18} {100 * rate:5.1f}%  (95% by {' or '.join(table['resampled'])}: "
                   f"{100 * low:.1f} - {100 * high:.1f})" for kind, rate, (low, high) in rates]
+        for name, what in (("by_length", "words a clip"), ("by_times_spoken", "times in training")):
+            bands = [f"{band}: {100 * wrong / max(words, 1):.1f}% of {words}"
+                     for band, (wrong, words) in table.get(name, {}).items()]
+            lines += [f"    {what}: {', '.join(bands)}"] if bands else []
     for row in result["transcripts"]:
         lines += ["", f"    reference  {row['reference']}", f"    heard      {row['hypothesis']}"]
     return lines
@@ -230,6 +269,8 @@ def measure(found):
 def main():
     name = "bench.json" if bench else "eval.json"
     note = f"{RESULTS}/{name} is up to date"
+    if way not in WAYS:
+        fail(f"way={way}: give one of {', '.join(WAYS[1:])}, or nothing")
     with user_input():  # a wrong setting fails before the work
         found = audiobench.read_bench(bench) if bench else read_speech()
         rows = found if bench else sum((clips for _, _, clips, _ in found), [])

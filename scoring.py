@@ -24,6 +24,8 @@ from transcripts import NoSpokenForm, name, normalize_transcript, read_aloud
 SEED = 0            # of the clips drawn and of the bootstrap
 N_RESAMPLES = 2000  # of the bootstrap
 MIN_SPEAKERS = 10   # with fewer known speakers, clips are resampled instead of speakers
+LENGTHS = {"1-5": 5, "6-10": 10, "11-20": 20, "more": np.inf}  # words of a clip
+TIMES_SPOKEN = {"0": 0, "1-3": 3, "4-15": 15, "more": np.inf}  # in training
 DIGITS = {name(n) for n in range(10)}
 NUMBERS = {name(n) for n in [*range(20), *range(20, 100, 10)]}
 POWERS = {"hundred", "thousand", "million", "billion", "trillion"}
@@ -235,6 +237,39 @@ def compare(counts, others, groups):
     rates = resample(counts, groups) - resample(others, groups)
     return {"wer": theirs, "interval": ends, "difference": difference,
             "difference_interval": interval(rates)}
+
+
+def by_length(counts):
+    """Return {band: [errors, words]} of counts (n, 4) by the words of a clip."""
+    return {band: [int(n) for n in (some[:, 1:].sum(), some[:, 0].sum())]
+            for band, at in in_bands(counts[:, 0].tolist(), LENGTHS).items()
+            for some in [counts[at]]}
+
+
+def by_times_spoken(texts, heard, spoken):
+    """Return {band: [wrong, words]} of the words of texts by how often training clips say them.
+
+    texts, heard: n transcripts each; spoken: {word: times}. An inserted word counts in no band.
+    """
+    import jiwer
+    said = jiwer.process_words(texts, [text or "-" for text in heard])
+    words, is_wrong = [], []
+    for reference, chunks in zip(said.references, said.alignments):
+        for chunk in chunks:
+            some = reference[chunk.ref_start_idx:chunk.ref_end_idx]
+            words += some
+            is_wrong += [chunk.type != "equal"] * len(some)
+    times = [spoken.get(word, 0) for word in words]
+    is_wrong = np.array(is_wrong)
+    return {band: [int(is_wrong[at].sum()), len(at)]
+            for band, at in in_bands(times, TIMES_SPOKEN).items()}
+
+
+def in_bands(values, bands):
+    """Return {band: where (list of ints)} of values by the ends of bands: {"1-5": 5, ...}."""
+    ends = np.array(list(bands.values()))
+    places = np.searchsorted(ends, values)
+    return {name: np.flatnonzero(places == i).tolist() for i, name in enumerate(bands)}
 
 
 def read_beside(paths, clips):
