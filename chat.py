@@ -12,10 +12,10 @@ from contextlib import suppress
 
 from configurator import configure, fail, user_input
 from recordings import SAMPLE_RATE, read_audio
-from talk import Batch, Row, Talker, Text, size
+from talk import Batch, Row, Talker, Text, default_run, size
 
 # config: every value here can be set from a config file or as --name=value
-ckpt = "out/cpu_w3"  # the run's folder
+ckpt = ""            # the run's folder; '': out/cpu_w3, or else the model in pretrained/
 step = -1            # its checkpoint; -1: the last, -2: the best
 audio = ""           # a recording to transcribe, or with `prompt` to ask about
 prompt = ""          # a question, or a text to continue; '': a chat
@@ -83,7 +83,7 @@ def hear(path):
     """Read a recording for /audio -> [wav (n,)]; [] where that is not possible."""
     try:
         if not talker.ears:
-            raise ValueError(f"{ckpt} has no ears: it reads and writes text")
+            raise ValueError(f"{run} has no ears: it reads and writes text")
         wav = read_audio(path.strip("'\" "))
     except (ValueError, OSError) as e:
         print(e, file=sys.stderr, flush=True)
@@ -122,13 +122,14 @@ def chat():
 
 with user_input():
     wav = read_audio(audio) if audio else None
-    talker = Talker(ckpt, step)
+    run = ckpt or default_run()
+    talker = Talker(run, step)
 if audio and not talker.ears:
-    fail(f"{ckpt} takes no audio: give a run of train_align.py or train_sft.py")
+    fail(f"{run} takes no audio: give a run of train_align.py or train_sft.py")
 if audio and prompt and not talker.can_chat:
-    fail(f"{ckpt} only transcribes: leave out --prompt")
+    fail(f"{run} only transcribes: leave out --prompt")
 if not (audio or prompt or talker.can_chat):
-    fail(f"{ckpt} holds no chat: give it --audio= to transcribe or --prompt= to continue")
+    fail(f"{run} holds no chat: give it --audio= to transcribe or --prompt= to continue")
 batch = Batch(talker.model, talker.hear)
 said = ""
 if audio and not prompt:

@@ -1,6 +1,5 @@
 """Conversations in rows of tokens, packed whole: what train_chat.py learns from."""
 import os
-from bisect import bisect_right, insort
 
 import numpy as np
 
@@ -16,24 +15,15 @@ def chat_sums(folder):
     return {name: sha256_file(os.path.join(folder, name)) for name in ("train.jsonl", "val.jsonl")}
 
 
-def pack_whole(lengths, width, n_buffer=1000):
-    """Pack items of these lengths, `width` at most, into rows: lists of their numbers.
-
-    A row takes the longest that fits of the next n_buffer items, until none fits.
-    """
-    keys = [(n, i) for i, n in enumerate(lengths)]
-    following, buffer = iter(keys[n_buffer:]), sorted(keys[:n_buffer])
+def pack_whole(lengths, width):
+    """Pack items of these lengths, `width` at most, in their order into rows: lists of numbers."""
     rows, left = [], 0
-    while buffer:
-        at = bisect_right(buffer, (left, len(keys))) - 1
-        if at < 0:  # none fits: the longest begins a row
+    for i, n in enumerate(lengths):
+        if n > left:
             rows.append([])
-            left, at = width, len(buffer) - 1
-        n, i = buffer.pop(at)
+            left = width
         rows[-1].append(i)
         left -= n
-        if (key := next(following, None)) is not None:
-            insort(buffer, key)
     return rows
 
 

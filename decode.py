@@ -1,10 +1,15 @@
 """Decoding: sampling, streamed tokens, transcripts by beam search, scores of given answers."""
+from functools import cache
 from itertools import chain
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from kv_cache import KVCache
+from practice import make_speller
+
+CTC_WEIGHT = 0.3  # of the CTC head's log-probability beside the LM's; chosen on held-out clips
 
 
 def sample(logits, temperature, top_p, generator):
@@ -70,7 +75,8 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
     """Return the transcripts (list of B str) of clips by beam search.
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a
-    clip; 1 is greedy. Any special token ends one; the highest mean log-probability wins.
+    clip; 1 is greedy. Any special token ends one; the highest mean log-probability a token wins,
+    with CTC_WEIGHT of the CTC head's where the projector has one.
     cut: a list; it gets the index of each clip whose transcript was cut off at 16 bytes and 25 a
     second (the model writes in a loop).
     """
@@ -87,7 +93,34 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
         logits = model(last, kv_cache=cache)[:, -1]
     if cut is not None:
         cut += search.cut
-    return [" ".join(tok.decode(max(each)[1]).split()) for each in search.ended]
+    found = []
+    for row, each in zip(audio, search.ended):
+        each = [(score, " ".join(tok.decode(ids).split()), len(ids) + 1) for score, ids in each]
+        found.append(max(weigh(projector, tok, row, each))[1])
+    return found
+
+
+def weigh(projector, tok, audio, found):
+    """Add the CTC head's scores to hypotheses [(score, text, n tokens)] of audio tokens (T_a, C).
+
+    Returns [(score, text)]; without a head, and for one hypothesis alone, the scores stay.
+    """
+    if projector.ctc_head is None or len(found) < 2:
+        return [(score, text) for score, text, _ in found]
+    log_probs = projector.ctc_head(audio.float()).log_softmax(1)  # (T_a, n_pieces + 1)
+    T_a, blank = len(log_probs), log_probs.size(1) - 1
+    pieces = [spelling(tok, blank).encode(text) for _, text, _ in found]
+    ids, n_ids = pad(pieces, log_probs.device)
+    log_probs = log_probs[:, None].expand(-1, len(found), -1)
+    nats = F.ctc_loss(log_probs, ids, torch.full_like(n_ids, T_a), n_ids, blank, "none")
+    return [(score - CTC_WEIGHT * n / size, text)
+            for (score, text, size), n in zip(found, nats.tolist())]
+
+
+@cache
+def spelling(tok, n_pieces):
+    """Return make_speller(), kept."""
+    return make_speller(tok, n_pieces)
 
 
 @torch.inference_mode()

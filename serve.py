@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from configurator import configure, fail, user_input
 
 # config: every value here can be set from a config file or as --name=value
-ckpt = "out/cpu_w3"  # the run's folder
+ckpt = ""            # the run's folder; '': out/cpu_w3, or else the model in pretrained/
 step = -1            # its checkpoint; -1: the last, -2: the best
 host = "127.0.0.1"   # the IPv4 address to listen at; 0.0.0.0: all of this machine's
 port = 8000          # 0: any free one
@@ -56,7 +56,7 @@ try:
 except ImportError as e:
     fail(f"{e}: source .venv/bin/activate")
 from engine import Engine, Job, report
-from talk import Talker, Text, size
+from talk import Talker, Text, default_run, size
 
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
           "'unsafe-inline'; img-src data:; media-src blob:; connect-src 'self'; frame-ancestors "
@@ -64,10 +64,11 @@ POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob
 KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
 
 with user_input():
-    talker = Talker(ckpt, step)
+    run = ckpt or default_run()
+    talker = Talker(run, step)
 if not (talker.ears or talker.can_chat):
-    fail(f"{ckpt} neither hears nor chats: chat.py --prompt= continues a text")
-name = os.path.basename(os.path.normpath(ckpt))
+    fail(f"{run} neither hears nor chats: chat.py --prompt= continues a text")
+name = os.path.basename(os.path.normpath(run))
 started = int(time.time())
 engine = Engine(talker, max_batch, 4 * max_batch)
 readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once

@@ -2,13 +2,14 @@
 
 A prompt is a list of token ids and Recordings, in the order in which the model reads them.
 """
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from audio import HOP, encode, load_ears, n_audio_tokens
-from checkpoints import load_checkpoint
+from checkpoints import checkpoint_steps, load_checkpoint
 from decode import pad, sample, transcribe
 from device import pick_device
 from kv_cache import KVCache
@@ -74,6 +75,12 @@ class Text:
         new = text[len(self.shown):]
         self.shown += new
         return new
+
+
+def default_run():
+    """Return out/cpu_w3 where it is a run, else the folder of the model that comes with us."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    return "out/cpu_w3" if checkpoint_steps("out/cpu_w3") else os.path.join(here, "pretrained")
 
 
 class Talker:
