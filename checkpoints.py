@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from files import sha256_file, write_json
+from files import sha256_file, write_json, write_text
 from model import GPT, GPTConfig, SMEAR_CHANNELS
 
 TAKEN = "nanochat's checkpoints are taken from its commit 6ed7d1d to 92d63d4"
@@ -25,8 +25,7 @@ def load_tensors(path, device="cpu", sha256=""):
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as e:
-        reason = " ".join(str(e).split())[:100] or type(e).__name__
-        raise ValueError(f"{path} can't be read, is it cut short? ({reason})") from None
+        raise ValueError(f"{path} can't be read, is it cut short? ({e!r:.100})") from None
 
 
 def file_name(name, step):
@@ -174,17 +173,13 @@ def cut_back(folder, step, evaluated=True):
     """
     keep_steps(folder, [kept for kept in checkpoint_steps(folder) if kept <= step])
     path = os.path.join(folder, "log.jsonl")
-    with open(path + ".tmp", "w") as new:
-        if step and os.path.exists(path):
-            with open(path) as old:
-                new.writelines(line for line in old if is_kept(line, step, evaluated))
-    os.replace(path + ".tmp", path)
-
-
-def is_kept(line, step, evaluated):
-    """Return True for a line of log.jsonl that cut_back() leaves."""
-    try:
-        record = json.loads(line) if line.endswith("\n") else {}  # a kill may tear the last line
-        return record["step"] < step or record["step"] == step and (evaluated or "lr" in record)
-    except (ValueError, KeyError, TypeError):
-        return False
+    kept = []
+    if step and os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            for line in f:
+                if not line.endswith("\n"):
+                    break  # a kill tore the last line
+                record = json.loads(line)
+                if (record["step"], not evaluated and "lr" not in record) <= (step, False):
+                    kept.append(line)
+    write_text(path, "".join(kept))

@@ -125,8 +125,8 @@ def come(clips, i):
     wav = read_audio(clips[i]["audio"])
     if not way:
         return wav
-    others = [clips[(i + k) % len(clips)]["audio"] for k in (1, 2, 3)]
-    others = [read_audio(path) for path in others] if way == "babble" else ()
+    next_ones = (1, 2, 3) if way == "babble" else ()
+    others = [read_audio(clips[(i + k) % len(clips)]["audio"]) for k in next_ones]
     return on_its_way(wav, np.random.default_rng([scoring.SEED, i]), way, NOISE_DB, others)
 
 

@@ -17,7 +17,7 @@ from device import pick_device
 from record import changed_code
 
 FREE = {"init_from", "out_dir", "max_steps", "device", "use_compile", "log_every", "eval_every",
-        "save_every", "wandb_log"}  # settings that a resumed run may change
+        "save_every"}  # settings that a resumed run may change
 FORMATS = {  # of the log's line; log.jsonl keeps every digit
     "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
     "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
@@ -126,14 +126,7 @@ class Clock:
 
 # ---- the log, and whether a run may go on
 
-def start_wandb(project, out_dir, config):
-    """Begin a run on Weights & Biases if config["wandb_log"] asks for it."""
-    if config["wandb_log"] and is_first_rank():
-        import wandb
-        wandb.init(project=project, name=os.path.basename(out_dir), config=config)
-
-
-def log(out_dir, record, wandb_log=False):
+def log(out_dir, record):
     """Print a dict's fields on one line and append it to out_dir/log.jsonl: on rank 0 only."""
     if not is_first_rank():
         return
@@ -144,9 +137,6 @@ def log(out_dir, record, wandb_log=False):
     print(" | ".join(fields), flush=True)
     with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
         f.write(json.dumps(record) + "\n")
-    if wandb_log:
-        import wandb
-        wandb.log(record, step=record["step"])
 
 
 def last_step(out_dir, init_from, config, inputs):

@@ -15,12 +15,12 @@ from device import compute_dtype, peak_flops
 from optim import load_optimizers
 from record import provenance
 from rows import to_tensor
-from run import Clock, is_due, last_step, log, start_wandb, stop_if_done, sum_over_ranks
+from run import Clock, is_due, last_step, log, stop_if_done, sum_over_ranks
 from tokenizer import export_nanochat
 
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
-DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6, "grad_clip": 1.0, "log_every": 10,
-            "wandb_log": False}  # where a script has no such setting
+# of a script without such a setting
+DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6, "grad_clip": 1.0, "log_every": 10}
 
 
 def check_settings(config, world_size, *from_one):
@@ -120,7 +120,6 @@ class Trainer:
                 export_nanochat(self.tok, out_dir)
             print(*about, f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
                   f"starting at step {self.first_step}", sep="\n")
-        start_wandb("nanochat-omni", out_dir, vars(self.c))
         self.train(True)
         if not is_evaluated:
             self.result = self.note(self.first_step)
@@ -177,7 +176,7 @@ class Trainer:
         log(self.c.out_dir, {
             "step": step, **shown, "lr": self.groups[self.lr_group]["lr"], "norm": norm,
             "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds),
-            "eta_min": eta_min}, self.c.wandb_log)
+            "eta_min": eta_min})
         self.meter.clear()
         self.window = torch.zeros_like(self.window)
 
@@ -200,7 +199,7 @@ class Trainer:
         with torch.no_grad():
             result = self.evaluate(step)
         self.train(True)
-        log(self.c.out_dir, {"step": step, **result}, self.c.wandb_log)
+        log(self.c.out_dir, {"step": step, **result})
         note_evaluation(self.c.out_dir, step, result, self.best)
         return result
 

@@ -1,14 +1,15 @@
 """
-    python train_align.py config/real_w2.py
+    python train_align.py config/real_w2.py --data_dir=data/real/features/ocean,...
 
-W2 on synthetic and real voices: LM and Whisper frozen, the real clips at seven speeds. 2 cores,
-12 minutes. WER 33.3% on adults, 35.5% on children, none of whom it had heard (2026-11-24).
+W2 on real and synthetic voices: LM and Whisper frozen. runs/real_voices.sh names the folders. 2
+cores, 27 minutes in bf16. FIGURES
 """
 out_dir = "out/real_w2"
-data_dir = "data/real_synthetic/features,data/real_flite/features,data/speechocean762/features*2"
+data_dir = "data/real/features/ocean,data/real/features/flite"
 lm = "out/real_base"
-max_steps = 800
-lr_decay_steps = 800
-eval_every = 400
-save_every = 100
+ctc = 0.3
+max_steps = 2400
+lr_decay_steps = 2400
+eval_every = 800
+save_every = 200
 use_compile = False     # compiling takes longer here than it saves

@@ -1,4 +1,6 @@
 """train_align.py's CTC loss, the control without the LM, words held out of all audio."""
+import types
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -6,9 +8,10 @@ import torch.nn.functional as F
 from audio import Projector
 from checkpoints import load_saved, read_meta
 from clips import COMMON, without_words
-from decode import spell
+from decode import CTC_WEIGHT, spell, weigh
+from practice import make_speller
 from test_train import align, log_of, same_state, world  # noqa: F401 (world is a fixture)
-from tokenizer import ByteTokenizer
+from tokenizer import BPETokenizer, ByteTokenizer
 
 
 def test_spell_drops_repeats_and_blanks():
@@ -25,6 +28,25 @@ def test_spell_drops_repeats_and_blanks():
     projector.ctc_head = torch.nn.Linear(257, 257)
     projector.ctc_head.weight.data = torch.eye(257)
     assert spell(projector, ByteTokenizer(), [torch.zeros(12, 1, 4)] * 2) == ["hitt", ""]
+
+
+def test_ctc_weighs_the_beams_hypotheses():
+    """Broken: the text that the CTC head heard loses to one the LM likes a little more, or the
+    weight, the length or the pieces are others than said."""
+    tok = make_speller(BPETokenizer([b"hi", b"ho"]), 258)
+    ids = torch.tensor([tok.encode("hi")[0], 258, ord("t"), 258])
+    heard = torch.zeros(4, 259).scatter_(1, ids[:, None], 9.0)
+    projector = types.SimpleNamespace(ctc_head=torch.nn.Identity())
+    found = [(-0.2, "ho", 2), (-0.5, "hit", 4), (-0.1, "", 1)]
+    weighed = weigh(projector, tok, heard, found)
+    assert max(weighed)[1] == "hit"
+    nats = [F.ctc_loss(heard.log_softmax(1)[:, None], torch.tensor([tok.encode(text)]), [4],
+                       [len(tok.encode(text))], 258, "sum").item() for _, text, _ in found]
+    for (score, text), (alone, _, size), n in zip(weighed, found, nats):
+        assert abs(score - (alone - CTC_WEIGHT * n / size)) < 1e-5, text
+    assert weigh(projector, tok, heard, found[:1]) == [(-0.2, "ho")]
+    projector.ctc_head = None
+    assert weigh(projector, tok, heard, found) == [pair[:2] for pair in found]
 
 
 def test_held_out_words(monkeypatch):

@@ -11,7 +11,7 @@ BYTES = {"*.py": 20_000, "README*.md": 12_000, "chat.html": 18_000}  # of one fi
 TOTAL_BYTES = {"tests": 321_000, "all else": 475_000}  # of Python
 COLUMNS, FUNCTION_LINES, README_LINES = 100, 50, 160
 SETTINGS, ALL_SETTINGS, CONFIGS = 30, 180, 15
-LAZY = {"pyarrow", "wandb", "webdataset", "fastapi", "uvicorn", "matplotlib", "jiwer",
+LAZY = {"pyarrow", "webdataset", "fastapi", "uvicorn", "matplotlib", "jiwer",
         "soundfile", "soxr", "av", "num2words", "faster_whisper"}
 # a script after python, bash, torchrun, or `run NAME` of speedrun.sh; its arguments up to a
 # comment or ` | ; & >

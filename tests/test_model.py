@@ -223,7 +223,7 @@ def test_sampling():
 
 class Hears:
     """Stands for projector and tokenizer: up to 3 frames as audio tokens; ids as text."""
-    bos_id = 0
+    bos_id, ctc_head = 0, None
 
     def __init__(self, size):
         self.token_bytes = lambda: [0] + [size] * 48 + [0]
