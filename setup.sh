@@ -1,6 +1,6 @@
-# Sourced by test.sh and speedrun.sh, in the repository's folder. `setup requirements.txt ...` makes
-# .venv and installs the named requirement files, if they changed since the last time. It can be
-# interrupted and run again.
+# `bash setup.sh` makes .venv with what serve.py and chat.py need. Sourced by test.sh and speedrun.sh,
+# in the repository's folder: `setup requirements.txt ...` makes .venv and installs the named requirement
+# files, if they changed since the last time. It can be interrupted and run again.
 
 setup() {
     local is_new='import sys; sys.exit(sys.version_info < (3, 11))'
@@ -31,3 +31,10 @@ setup() {
         cp "$file" ".venv/installed-$file"
     done
 }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then  # bash setup.sh: what serve.py and chat.py need
+    set -e
+    cd "$(dirname "$0")"
+    setup requirements.txt
+    echo "ready:  .venv/bin/python serve.py"
+fi

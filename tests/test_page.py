@@ -5,6 +5,8 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+from drill import start_server
+from test_eval import make_run
 from test_serve import ckpt, port, server  # noqa: F401 (fixtures)
 
 from recordings import read_audio
@@ -84,3 +86,23 @@ def test_the_page_says_what_is_wrong(browser, port, tmp_path):
     page.route("**/completions", lambda route: route.fulfill(**busy))
     page.get_by_role("button", name="Send").click()
     page.get_by_text("The server is busy").wait_for()
+
+
+@pytest.mark.slow
+def test_a_model_that_only_transcribes(browser, tmp_path):
+    """Broken: the page has no use for a model of W2, or asks it questions."""
+    server, port = start_server(make_run(tmp_path / "run"))
+    try:
+        page, errors = open_page(browser, port)
+        page.get_by_text("it writes down what you say").wait_for()
+        assert not page.get_by_role("button", name="Who is speaking?").is_visible()
+        assert not page.locator("#text").is_visible()
+        soundfile.write(tmp_path / "clip.wav", np.random.default_rng(0).normal(0, 0.1, 9000), 16_000)
+        page.set_input_files("#file", tmp_path / "clip.wav")
+        page.locator("#clip audio").wait_for()
+        page.get_by_role("button", name="Send").click()
+        page.locator(".turn.assistant .time").wait_for()
+        assert page.locator(".turn.user audio").count() == 1 and not errors
+        assert page.locator(".turn.assistant").inner_text().strip()
+    finally:
+        server.kill()
