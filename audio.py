@@ -295,7 +295,7 @@ class Projector(nn.Module):
         if not set(other_taps) <= set(taps) or any(mine[k] != theirs[k] for k in alike):
             raise ValueError(f"a projector of taps {other_taps}, {theirs} is no start for one of "
                              f"taps {taps}, {mine}: {', '.join(alike)} have to be alike")
-        names = ("fc", "gain")
+        names = ("fc", "gain") + ("ctc",) * (mine["ctc"] == theirs.get("ctc"))
         if all(mine[k] == theirs.get(k) for k in ("n_taps", "texture", "texture_hidden")):
             names += ("texture",)
         state = {name: w for name, w in other.state_dict().items() if name.startswith(names)}

@@ -10,6 +10,7 @@ from kv_cache import KVCache
 from practice import make_speller
 
 CTC_WEIGHT = 0.3  # of the CTC head's log-probability beside the LM's; chosen on held-out clips
+IMPOSSIBLE = 1e4  # nats of a text with more pieces than there are audio tokens
 
 
 def sample(logits, temperature, top_p, generator):
@@ -107,12 +108,13 @@ def weigh(projector, tok, audio, found):
     """
     if projector.ctc_head is None or len(found) < 2:
         return [(score, text) for score, text, _ in found]
-    log_probs = projector.ctc_head(audio.float()).log_softmax(1)  # (T_a, n_pieces + 1)
+    log_probs = projector.ctc_head(audio[projector.texture:].float()).log_softmax(1)
     T_a, blank = len(log_probs), log_probs.size(1) - 1
     pieces = [spelling(tok, blank).encode(text) for _, text, _ in found]
     ids, n_ids = pad(pieces, log_probs.device)
     log_probs = log_probs[:, None].expand(-1, len(found), -1)
     nats = F.ctc_loss(log_probs, ids, torch.full_like(n_ids, T_a), n_ids, blank, "none")
+    nats = nats.clamp(max=IMPOSSIBLE)
     return [(score - CTC_WEIGHT * n / size, text)
             for (score, text, size), n in zip(found, nats.tolist())]
 

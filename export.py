@@ -7,10 +7,10 @@ A matrix is kept as int8 with a scale a row (checkpoints.pack). Whisper's encode
 name when the copy is loaded.
 """
 import os
-import shutil
 
 from checkpoints import load_saved, pack, read_meta, save_checkpoint
 from configurator import configure, fail, user_input
+from tokenizer import load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/real_w2"    # the run's folder
@@ -27,10 +27,13 @@ def main():
         states = {name: pack(load_saved(ckpt, meta, name)) for name in names}
         if os.path.exists(out_dir):
             fail(f"{out_dir} is there: remove it, or give another out_dir")
+        tok = load_tokenizer(ckpt, meta["model_config"]["vocab_size"])
         os.makedirs(out_dir)
-        shutil.copy(os.path.join(ckpt, "tokenizer.json"), out_dir)
-    kept = ("model_config", "audio", "versions", "chats", "val_loss", "user_config")
-    save_checkpoint(out_dir, meta["step"], states, {k: meta[k] for k in kept if k in meta})
+    tok.save(out_dir)
+    kept = {k: meta[k] for k in ("model_config", "audio", "versions", "chats") if k in meta}
+    kept["user_config"] = {name: value for name, value in meta["user_config"].items()
+                           if not isinstance(value, str)}  # paths are of this machine alone
+    save_checkpoint(out_dir, meta["step"], states, kept)
     sizes = [entry.stat().st_size for entry in os.scandir(out_dir)]
     print(f"{out_dir}: {sum(sizes) / 1e6:.1f} MB in {len(sizes)} files")
 

@@ -44,7 +44,7 @@ done
 cut -f1 $real/pairs/*/*/data/{cmn,deu,jpn}.txt | LC_ALL=C sort -u | sed G > $real/tatoeba.txt
 
 # real speech first: its sentences are text too. Each clip comes twice more, in noise and rooms
-features ocean --source=$real/speechocean762 --copies=2
+features ocean --source=$real/speechocean762 --new_sentences=True --copies=2
 ocean=$real/features/ocean
 data+="*2"  # few clips, many people
 spoken=$ocean/train.jsonl

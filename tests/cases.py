@@ -67,15 +67,11 @@ class Table:
                 self.outcomes[kind].append(report.outcome)
 
     def pytest_terminal_summary(self, terminalreporter):
-        n_right = 0
         for kind, what in KINDS.items():
-            outcomes = self.outcomes[kind]
-            is_right = "passed" in outcomes and set(outcomes) <= {"passed", "skipped"}
-            n_right += is_right
-            terminalreporter.write_line(f"{kind}  {'right' if is_right else 'WRONG':7}"
-                                        f"{outcomes.count('passed'):3} of {len(outcomes):2} tests  "
-                                        f"{what}")
-        terminalreporter.write_line(f"{n_right} of {len(KINDS)} kinds are right")
+            seen = self.outcomes[kind]
+            is_right = "passed" in seen and "failed" not in seen
+            terminalreporter.write_line(f"{kind}  {'right' if is_right else 'WRONG'}  "
+                                        f"{seen.count('passed')} of {len(seen)} tests  {what}")
 
     def pytest_sessionfinish(self, session):
         if set(KINDS) - set(self.outcomes) and not session.exitstatus:

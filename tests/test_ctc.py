@@ -36,7 +36,7 @@ def test_ctc_weighs_the_beams_hypotheses():
     tok = make_speller(BPETokenizer([b"hi", b"ho"]), 258)
     ids = torch.tensor([tok.encode("hi")[0], 258, ord("t"), 258])
     heard = torch.zeros(4, 259).scatter_(1, ids[:, None], 9.0)
-    projector = types.SimpleNamespace(ctc_head=torch.nn.Identity())
+    projector = types.SimpleNamespace(ctc_head=torch.nn.Identity(), texture=0)
     found = [(-0.2, "ho", 2), (-0.5, "hit", 4), (-0.1, "", 1)]
     weighed = weigh(projector, tok, heard, found)
     assert max(weighed)[1] == "hit"
@@ -73,6 +73,9 @@ def test_ctc_beside_the_lm_and_alone(world, tmp_path):  # noqa: F811
     assert not torch.equal(states["0"]["fc1.weight"], states["0.5"]["fc1.weight"])
     projector = Projector(**metas["0.5"]["audio"]["projector"])
     projector.load_state_dict(states["0.5"])
+    align(world, tmp_path / "on", "--max_steps=1", "--ctc=0.5", "--stack=1", "--learning_rate=0",
+          f"--lm={tmp_path}/0.5", "--muon_lr=1e-30")  # the head goes on too
+    assert same_state(tmp_path / "0.5/projector_000002.pt", tmp_path / "on/projector_000001.pt")
     assert same_state(world / "base" / "model_000002.pt", tmp_path / "1" / "model_000002.pt")
     assert {"val_loss", "val_wer"} <= set(log_of(tmp_path / "1")[-1])
     straight = [row["loss"] for row in log_of(tmp_path / "1") if "loss" in row]
