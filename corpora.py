@@ -259,13 +259,14 @@ def read_common_voice(source):
 
 
 def read_ljspeech(source):
-    """Yield the Clips of LJSpeech, or of a corpus in its layout; those without a wav are left."""
+    """Yield the Clips of LJSpeech, or of a corpus in its layout."""
     path = Path(source, "metadata.csv")
     for n, line in enumerate(read_lines(path), 1):
         key, *texts = line.rstrip("\n").split("|")
         recording = find_path(os.path.join(source, "wavs"), f"{key}.wav")
-        labels = {"split": draw_split(key), "speaker": "lj"}
-        yield Clip(f"{path}:{n}", clean_key(key), recording, texts[-1] if texts else "", labels)
+        labels = {"split": draw_split(key), "speaker": ""}
+        text = next(filter(None, reversed(texts)), "")
+        yield Clip(f"{path}:{n}", clean_key(key), recording, text, labels)
 
 
 # ---- LibriSpeech from the net

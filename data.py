@@ -99,7 +99,9 @@ class Features:
             encoder_sha256, stored = manifest["encoder_sha256"], manifest["taps"]
             self.folders.append(part)
             rows = [row for row in rows if split in ("", row["info"]["split"])]
-            self.rows += rows * int(times or 1)  # ValueError: no number behind the *
+            if not (times or "1").isdigit():
+                raise ValueError(f"{folder}: a folder that counts three times is {part}*3")
+            self.rows += rows * int(times or 1)
         if not self.rows:
             raise ValueError(f"{folder}: no {split!r} clip, only {sorted(manifest['clips'])}: "
                              "add a folder, as a,b")

@@ -159,15 +159,18 @@ def read_speech():
     return found
 
 
-def evaluate_folder(listener, clips):
-    """Hear and score the clips of a folder; return (figures, a row for each clip)."""
+def evaluate_folder(listener, clips, times):
+    """Hear and score the clips of a folder; times: of count_spoken().
+
+    Returns (figures, a row for each clip).
+    """
     heard, n_cut = hear(listener, clips)
     references = [clip["reference"] for clip in clips]
     counts = scoring.count_edits(references, heard)
     groups = scoring.groups_of(clips)
     spoken = [i for i, clip in enumerate(clips) if clip["text"]]
     table = scoring.score(counts, groups) | {"by_length": scoring.by_length(counts)}
-    if times := count_spoken(listener[1]):
+    if times:
         table["by_times_spoken"] = scoring.by_times_spoken(
             [clips[i]["text"] for i in spoken], [heard[i] for i in spoken], times)
     for kind, texts in (("wer_shuffled", heard), ("wer_shuffled_floor", references)):
@@ -188,10 +191,11 @@ def evaluate_folder(listener, clips):
 
 def evaluate(listener, found):
     """Evaluate the folders of read_speech(), write a jsonl of each; return eval.json's figures."""
-    result = {"folders": {}}
-    shown = []
+    result, shown = {"folders": {}}, []
+    with user_input():
+        times = count_spoken(listener[1])
     for name, folder, clips, left_out in found:
-        table, rows = evaluate_folder(listener, clips)
+        table, rows = evaluate_folder(listener, clips, times)
         suffix = f"_{name}" if name else ""
         result["folders"][name] = table | {"folder": folder, "left_out": dict(left_out)}
         result["wer" + suffix] = table["wer"]
@@ -269,8 +273,8 @@ def measure(found):
 def main():
     name = "bench.json" if bench else "eval.json"
     note = f"{RESULTS}/{name} is up to date"
-    if way not in WAYS:
-        fail(f"way={way}: give one of {', '.join(WAYS[1:])}, or nothing")
+    if way not in WAYS or way and (bench or not out_dir):
+        fail(f"way={way}: give one of {', '.join(WAYS[1:])}, with --out_dir and without --bench")
     with user_input():  # a wrong setting fails before the work
         found = audiobench.read_bench(bench) if bench else read_speech()
         rows = found if bench else sum((clips for _, _, clips, _ in found), [])

@@ -75,7 +75,7 @@ def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004
 
 def load_optimizers(optimizers, saved):
     """Restore the moments of saved states [dict], not their rates; ValueError: others' states."""
-    for optimizer, state in zip(optimizers, saved, strict=True):
+    for optimizer, state in zip(optimizers, saved, strict=True):  # ValueError: others' states
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict(state)
         optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})

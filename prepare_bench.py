@@ -123,6 +123,9 @@ def plan():
         sizes[next(iter(sizes))] += bench_items - sum(sizes.values())
         for k, (task, size) in enumerate(sizes.items()):
             planned += plan_task(cell, task, size, pools[task], [len(planned), k])
+    if not planned:
+        raise ValueError(f"no question: {bench_items=} is to be 1 or more, and {sources=} to hold "
+                         "recordings of four answers to a task")
     places = np.random.default_rng([SEED, 78]).permutation(np.arange(len(planned)) % 4)
     for number, (place, (_, row)) in enumerate(zip(places.tolist(), planned)):
         answer, *others = row["options"]

@@ -56,7 +56,7 @@ config = configure(globals())
 BEGUN = "begun.json"  # what the shards that are there are made of
 MAX_AUDIO_S = 30.0    # Whisper hears no more; longer clips are dropped
 SNR_DB = (5, 25)      # of copies: speech over noise or babble
-ECHO_S = 0.5          # the longest that sounds.room() adds
+ECHO_S = 0.5          # the longest that sounds.room() adds; a copy that may be too long is left out
 MAX_BAD_SHARE = 0.01  # the run stops when a larger share of the clips fails
 BATCH_SIZE = 48       # clips of similar length that the encoder is given at once
 HERE = os.path.dirname(source) if source.endswith(".jsonl") else source
@@ -109,9 +109,9 @@ def plan_copies(clips):
             how = {"speed": round(rng.uniform(0.85, 1.15), 3), "way": str(rng.choice(sounds.WAYS)),
                    "seed": int(rng.integers(2**31))}
             own = {"key": f"{clip['info']['key']}-copy{k + 1}", "copy": how,
-                   "seconds": round(seconds_of(clip) / how["speed"] + ECHO_S, 4)}
+                   "seconds": round(seconds_of(clip) / how["speed"], 4)}
             others = [trained[i]["path"] for i in rng.integers(len(trained), size=3)]
-            if own["seconds"] <= MAX_AUDIO_S:
+            if own["seconds"] + ECHO_S <= MAX_AUDIO_S:
                 found.append(clip | {"info": clip["info"] | own, "others": others})
     return found
 
@@ -143,9 +143,9 @@ def try_read(clip):
     """Return float32 (n,) at 16 kHz, or the reason (str) why a clip can't be read."""
     try:
         wav = read_audio(clip["path"], MAX_AUDIO_S + 1)
+        return change(wav, clip) if "others" in clip else wav
     except (ValueError, OSError) as e:
         return str(e)
-    return change(wav, clip) if "others" in clip else wav
 
 
 def change(wav, clip):

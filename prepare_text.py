@@ -14,6 +14,7 @@ another run holds out.
 """
 import re
 from collections import Counter
+from itertools import chain
 from random import Random
 
 from tqdm import tqdm
@@ -29,17 +30,20 @@ out_dir = "data/text"
 grammar = "assets/grammar.txt"
 text_file = ""           # comma-separated text files and folders, in place of the grammar
 file_kb = 0              # of each .txt and .md in a folder read so many kB from the middle; 0: all
-exclude = ""             # comma-separated text files: no split gets their sentences
+max_words = 14           # of a sentence; text files: a longer one is cut at commas
+exclude = ""             # comma-separated text files: no split gets six words in a row of theirs
 n_train = 150_000        # sentences, at most
 n_val = 2_000
 n_test = 2_000
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
-MIN_WORDS, MAX_WORDS = 3, 14  # other sentences are left out and counted
+RUN = 6                  # words in a row that a sentence may not share with `exclude`
+MIN_WORDS = 3            # other sentences are left out and counted
 SEED = 1337              # of the draws from the grammar
 MAX_MISSES = 20_000      # draws in a row that added nothing: the grammar has no more to give
 RULE = re.compile(r"([a-z]\w*):(.*)")
 IRREGULAR = re.compile(r"~(\s*[a-z']+(\s+\.(pl|s|ed|en|ing)\s+[a-z']+)+\s*(\||$))+")
+CLAUSE = re.compile(r"(?<=[,;:\u2014])\s+|(?<=--|.\u2014)")  # where a long sentence is cut
 BRACKET = re.compile(r"\[([^][()]*)\]|\(([^][()]*)\)")  # an innermost one
 SLOT = re.compile(r"\$(#?\w+)(?:\.(pl|s|ed|en|ing))?('s)?")
 AN = re.compile(r"\ba (?=[ai]|e(?!u)|o(?!n(?:e|ce)\b)|u(?!ni|s[eu]|k)|hour|honest)")  # by sound
@@ -178,7 +182,7 @@ def text_sentences(paths, dropped):
         is_cut = file_kb and path not in named and path.lower().endswith((".txt", ".md"))
         texts = list(read_documents(path, 1000 * file_kb if is_cut else 10**12))
         text = texts[len(texts) // 2] if is_cut else "\n\n".join(texts)
-        for piece in SENTENCE_END.split(text):
+        for piece in chain.from_iterable(map(clauses, SENTENCE_END.split(text))):
             try:
                 words = [word.strip("'") for word in normalize_transcript(piece).split()]
                 if any(words):
@@ -188,12 +192,23 @@ def text_sentences(paths, dropped):
                     dropped[e.reason] += 1
 
 
+def clauses(sentence):
+    """Cut a sentence of over max_words words at its commas -> [str], as few as there can be."""
+    parts = [""]
+    for clause in CLAUSE.split(sentence):
+        if parts[-1] and len(f"{parts[-1]} {clause}".split()) > max_words:
+            parts.append("")
+        parts[-1] = f"{parts[-1]} {clause}"
+    return parts
+
+
 # ---- splits
 
 def deal(sentences, excluded, dropped):
     """Deal sentences by their hash until each split is full, or none is left -> {split: [str]}.
 
-    `dropped` (Counter) counts sentences of another length, seen before, or in `excluded` (set).
+    `dropped` (Counter) counts sentences of another length, seen before, or with a run that is in
+    `excluded` (set).
     """
     sizes = {"train": n_train, "val": n_val, "test": n_test}
     splits = {split: [] for split in sizes}
@@ -204,11 +219,11 @@ def deal(sentences, excluded, dropped):
         key = hash_of(sentence)
         split = {0: "val", 1: "test"}.get(key % 100 // 2, "train")  # 2% are val's, 2% test's
         n_misses += 1
-        if not MIN_WORDS <= len(sentence.split()) <= MAX_WORDS:
+        if not MIN_WORDS <= len(sentence.split()) <= max_words:
             dropped["of another length"] += 1
         elif key in seen:
             dropped["seen before"] += 1
-        elif sentence in excluded:
+        elif not excluded.isdisjoint(runs(sentence)):
             dropped["excluded"] += 1
         elif len(splits[split]) < sizes[split]:
             seen.add(key)
@@ -216,6 +231,12 @@ def deal(sentences, excluded, dropped):
             n_missing -= 1
             n_misses = 0
     return splits
+
+
+def runs(sentence):
+    """Return all runs of RUN words of a sentence (set of str), or the whole of a shorter one."""
+    words = sentence.split()
+    return {" ".join(words[i:i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
 
 
 def find_inputs():
@@ -232,11 +253,12 @@ def find_sources():
 def make():
     """Write the splits -> (file names, counts); ValueError: the text files have no sentence."""
     paths, dropped = find_sources(), Counter()
-    excluded = set(text_sentences(list_documents("exclude", exclude), Counter()))
+    held_out = text_sentences(list_documents("exclude", exclude), Counter())
+    excluded = set(chain.from_iterable(map(runs, held_out)))
     sentences = text_sentences(paths, dropped) if text_file else Grammar(*paths).sentences()
     splits = deal(sentences, excluded, dropped)
     if n_train and not splits["train"]:
-        raise ValueError(f"{', '.join(paths[:3])}: no sentence of {MIN_WORDS} to {MAX_WORDS} words "
+        raise ValueError(f"{', '.join(paths[:3])}: no sentence of {MIN_WORDS} to {max_words} words "
                          f"(left out: {dict(dropped)}); sentences end at . ! ? or an empty line")
     for split, found in splits.items():
         write_text(f"{out_dir}/{split}.txt", "".join(f"{sentence}\n" for sentence in found))

@@ -31,8 +31,11 @@ class Task(NamedTuple):
 @cache
 def read_tasks():
     """Return {name: Task}."""
-    tables = tomllib.loads(Path(own_file(QUESTIONS)).read_text(encoding="utf-8"))
-    return {name: Task(**fields) for name, fields in tables.items()}
+    try:
+        tables = tomllib.loads(Path(own_file(QUESTIONS)).read_text(encoding="utf-8"))
+        return {name: Task(**fields) for name, fields in tables.items()}
+    except (ValueError, TypeError) as e:  # no TOML; another field, or one missing
+        raise ValueError(f"{QUESTIONS}: {e}") from None
 
 
 @cache

@@ -1,6 +1,6 @@
-# `bash setup.sh` makes .venv with what serve.py and chat.py need. Sourced by test.sh and speedrun.sh,
-# in the repository's folder: `setup requirements.txt ...` makes .venv and installs the named requirement
-# files, if they changed since the last time. It can be interrupted and run again.
+# `bash setup.sh` makes .venv with what serve.py and chat.py need. Sourced by test.sh and
+# speedrun.sh, in the repository's folder: `setup requirements.txt ...` makes .venv and installs
+# the named requirement files, if they changed since the last time. It can be interrupted.
 
 setup() {
     local is_new='import sys; sys.exit(sys.version_info < (3, 11))'

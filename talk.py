@@ -101,6 +101,8 @@ class Talker:
             self.encoder, projector = load_ears(ckpt, meta, self.device)
             self.projector = for_inference(projector)
             self.can_chat = self.ears["prompt"] == "chat"
+            if self.ears["prompt"] == "ctc":
+                raise ValueError(f"{ckpt} is a control without an LM: eval_bench.py measures it")
 
     def record(self, *wavs):
         """Join float32 wavs (n,) at 16 kHz, 0.2 s of silence between them -> Recording."""

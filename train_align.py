@@ -199,6 +199,8 @@ def about_audio():
 
 ranks = rank, world_size, device = join_ranks(device, seed)
 check_settings(config, world_size, "stack", "batch_tokens")
+if max(ctc, hold_out) > 1 or ctc and not lm:
+    fail(f"{ctc=} and {hold_out=} are shares, and CTC spells with the tokens of an lm ({lm=})")
 need("jiwer", "matplotlib")
 is_smoke = data_dir == "tones"
 features_dir = os.path.join(out_dir, "features") if is_smoke else data_dir
@@ -225,7 +227,7 @@ def score(at, feats, lens, is_own):
     loss, targets, _, logits = forward_clips(data["val"], at, feats, lens, with_logits=is_own)
     n = (targets >= 0).sum()
     if logits is None:
-        return loss, n, n, n
+        return loss, n, n * 0, n
     return loss, n, (logits.argmax(2) == targets).sum(), n
 
 

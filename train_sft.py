@@ -181,7 +181,7 @@ def make_projector():
     """Return a projector that goes on from the aligned one, with texture tokens in front."""
     sizes = dict(n_taps=len(manifest["taps"]), dropout=DROPOUT, texture=TEXTURE,
                  texture_hidden=texture_hidden)
-    projector = Projector(**aligned.arguments | sizes).to(device)
+    projector = Projector(**aligned.arguments | sizes | {"ctc": 0}).to(device)
     if not first_step:
         projector.set_stats(*data["train"].stats(seed))
         with user_input():

@@ -35,6 +35,7 @@ features() {
 }
 
 clone jimbozhang/speechocean762 $real/speechocean762
+clone google-research-datasets/dstc8-schema-guided-dialogue $real/dstc8
 clone mlschmitt/classic-books-markdown $real/books
 for name in sunlanchang/Seq2Seq-for-NMT DarrenCarvalho/Language-Translation \
             sezan92/attention_sezan; do
@@ -43,21 +44,25 @@ done
 # Tatoeba's English sentences (CC BY 2.0 FR), a blank line after each
 cut -f1 $real/pairs/*/*/data/{cmn,deu,jpn}.txt | LC_ALL=C sort -u | sed G > $real/tatoeba.txt
 
+# a third of DSTC8's lines (CC BY-SA 4.0)
+cat $real/dstc8/train/*.json | sed -n 's/^ *"utterance": "\(.*\)"$/\1/p' | LC_ALL=C sort -u |
+    awk 'NR % 3 == 1 {print $0 "\n"}' > $real/dialogues.txt
+
 # real speech first: its sentences are text too. Each clip comes twice more, in noise and rooms
 features ocean --source=$real/speechocean762 --new_sentences=True --copies=2
 ocean=$real/features/ocean
-data+="*2"  # few clips, many people
 spoken=$ocean/train.jsonl
-for i in "${!mine[@]}"; do
+exclude=$ocean/val.jsonl,$ocean/test_adults.jsonl,$ocean/test_children.jsonl
+for i in ${mine[@]+"${!mine[@]}"}; do  # old bash: none is unbound
     features "mine$i" --source="${mine[i]}" --seen_voices=True
-    spoken+=",$real/features/mine$i/train.jsonl"
+    [ ! -f "$real/features/mine$i/train.jsonl" ] || spoken+=",$real/features/mine$i/train.jsonl"
+    [ ! -f "$real/features/mine$i/val.jsonl" ] || exclude+=",$real/features/mine$i/val.jsonl"
 done
 
 # text that shares no run of six words with what is held out or tested (own tests: data/real/tests)
-exclude=$ocean/val.jsonl,$ocean/test_adults.jsonl,$ocean/test_children.jsonl
 [ ! -d $real/tests ] || exclude+=,$real/tests
-$python prepare_text.py --out_dir=$real/text --file_kb=50 --n_train=700000 \
-    --text_file="$spoken,$real/books,$real/tatoeba.txt" --exclude="$exclude"
+$python prepare_text.py --out_dir=$real/text --max_words=20 --file_kb=50 --n_train=700000 \
+    --text_file="$spoken,$real/books,$real/tatoeba.txt,$real/dialogues.txt" --exclude="$exclude"
 $python prepare_synthetic.py --corpus=flite --text_dir=$real/text --out_dir=$real/flite \
     --n_train=8000 --n_val=0 --n_test=0 --seed=2
 features flite --source=$real/flite
@@ -65,5 +70,9 @@ features flite --source=$real/flite
 echo "trained on $data"
 $python train_base.py config/real_base.py
 $python train_align.py config/real_w2.py --data_dir="$data"
-$python eval_bench.py --ckpt=out/real_w2 \
+# then the LM learns along, slowly
+$python train_align.py config/real_w2.py --data_dir="$data" --out_dir=out/real --lm=out/real_w2 \
+    --lm_learning_rate=3e-4 --learning_rate=5e-4 --muon_lr=0.01 --max_steps=350 \
+    --lr_decay_steps=350 --eval_every=0
+$python eval_bench.py --ckpt=out/real \
     --data="adults=$ocean/test_adults.jsonl,children=$ocean/test_children.jsonl"

@@ -179,7 +179,8 @@ def test_clips_come_another_way(bench, tiny, monkeypatch, capsys):
         if way in ("noise", "babble"):
             added = wav / np.linalg.norm(wav) - clean / np.linalg.norm(clean)
             assert 0.2 < np.linalg.norm(added) < 0.45, way  # 0.32 of the speech: 10 dB
-    code, _, err = run(monkeypatch, capsys, "eval_bench.py", f"--ckpt={tiny[0]}", "--way=space")
+    code, _, err = run(monkeypatch, capsys, "eval_bench.py", f"--ckpt={tiny[0]}", "--way=space",
+                       "--out_dir=x")
     assert code == 2 and "noise, babble, room, telephone" in err
 
 
@@ -338,7 +339,7 @@ def test_wrong_input_is_one_line(tiny, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken/7/1/7-1-0002.flac").write_bytes(b"no audio")
     cases = [(ckpt, "", "data is empty"), (ckpt, f"{tmp_path}/nowhere", "no such folder"),
              (ckpt, f"{tmp_path}/empty", "no *.trans.txt"), (ckpt, broken, "7-1-0002.flac"),
-             (deaf, folder, "takes no audio"), (other, folder, "tokenizer.json has 258 ids"),
+             (deaf, folder, "takes no audio"), (other, folder, "it has 258 ids, its model"),
              ("no_run", folder, "no_run"), (ckpt, f"{folder} --step=9", "no step 9"),
              (ckpt, f"{folder} --bench=no", "no/questions.jsonl"),
              (ckpt, f"{folder},{folder}", "'a' can't name"), (ckpt, f"../x={folder}", "can't name")]
