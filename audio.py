@@ -379,10 +379,14 @@ def load_ears(run_dir, meta, device="cpu"):
     if not audio:
         raise ValueError(f"{run_dir}: a model without ears")
     path = os.path.join(run_dir, "encoder.pt")  # a copy of export.py has none
-    is_there = os.path.exists(path) or not audio.get("encoder")
-    source = path if is_there else audio["encoder"]
-    encoder = (load_encoder_file if is_there else load_encoder)(source, device)
+    try:
+        is_there = os.path.exists(path)
+        encoder = (load_encoder_file(path, device) if is_there
+                   else load_encoder(audio.get("encoder", ""), device))
+    except OSError as e:
+        raise OSError(f"{path} is missing: {e}") from None
     if encoder.sha256 != audio["encoder_sha256"]:
+        source = path if is_there else audio["encoder"]
         raise ValueError(f"{run_dir}: the encoder from {source} is not the one in meta")
     sizes = {k: v for k, v in audio["projector"].items() if k != "mask_frames"}  # of older runs
     try:
