@@ -1,5 +1,6 @@
 """documents.py and prepare_documents.py: reading, splits, tokens, rows, bad input."""
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -120,3 +121,63 @@ def test_rows(made):
     assert epochs[0] == epochs[2] != epochs[1]
     assert not Counter(map(tuple, epochs[0])) - Counter(map(tuple, rows.tolist()))
     assert Documents(made[0], "train", 10**9).rows([0]).tolist() == [tokens.tolist()]
+
+
+@pytest.mark.case("B23")
+def test_parquet_of_any_writer(tmp_path):
+    """Broken: nulls or row groups are lost, pandas' categories or polars' views are no strings, a
+    file cut short is a traceback, or lists are taken for text."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts, path = make_texts(3000), str(tmp_path / "a.parquet")
+    plain = pyarrow.array([*texts, None])
+    view = plain.cast(pyarrow.string_view())
+    for column in (view, plain.cast(pyarrow.large_string()).dictionary_encode(), plain):
+        parquet.write_table(pyarrow.table({"text": column}), path, row_group_size=1024)
+        assert list(read_documents(path, 9)) == [*texts, ""], column.type
+    os.truncate(path, os.path.getsize(path) - 100)
+    with pytest.raises(ValueError, match="a.parquet: .*cut short"):
+        list(read_documents(path, 9))
+    for name, column in (("text", plain.cast(pyarrow.binary())), ("Text", plain),
+                         ("text", pyarrow.array([["a"]]))):
+        parquet.write_table(pyarrow.table({name: column}), path)
+        with pytest.raises(ValueError, match='a.parquet: "text" is no string'):
+            list(read_documents(path, 9))
+
+
+@pytest.mark.case("B16", "B18", "B19", "B23")
+def test_files_as_people_have_them(tmp_path):
+    """Broken: a file named twice is read twice, NOTES.TXT is not, Spark's folder of parts is no
+    file, U+2028 cuts a row, half a surrogate pair is a traceback, or a wrong row is not named."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder, texts = tmp_path / "in", make_texts(30)
+    (folder / "all.parquet").mkdir(parents=True)
+    (folder / "NOTES.TXT").write_text(texts[1], encoding="utf-8")
+    parquet.write_table(pyarrow.table({"text": texts[2:]}), folder / "all.parquet/part-0.parquet")
+    lines = [json.dumps({"text": "one\u2028two"}, ensure_ascii=False), '{"text": "half \\ud83d"}']
+    (folder / "a.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
+    prepare(tmp_path / "out", f"{folder}/NOTES.TXT,{folder}")
+    wanted = [*texts[1:], "one\u2028two", "half ?"]
+    assert sorted(read(tmp_path / "out", "train", "val")) == sorted(wanted)
+    for line, said in (('{"text": 5}', '"text" is no string'), ('{"no": "a"}', "not among no")):
+        (tmp_path / "a.jsonl").write_text(line)
+        with pytest.raises(ValueError, match=f"a.jsonl:1: .*{said}"):
+            list(read_documents(str(tmp_path / "a.jsonl"), 100))
+
+
+def test_bad_input_is_one_line(made, tmp_path):
+    """Broken: a user's mistake ends in a traceback, names neither file nor line, or makes a folder
+    that training takes for whole."""
+    one = tmp_path / "one.txt"
+    one.write_text("one text")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n["text"]\n')
+    for said, source, *args in (
+            ("documents=nowhere: no such file", "nowhere"), ("documents must name files", ""),
+            ("fewer than two documents", one, f"--tokenizer={made[0]}"),
+            ("nowhere", one, "--tokenizer=nowhere"), ("vocab_size=300: these texts", one),
+            ('bad.jsonl:2: no JSON object, but ["text"]', tmp_path / "bad.jsonl"),
+            ("n_files 1 to 6543", "climbmix", "--n_files=0")):
+        assert said in prepare(tmp_path / "out", source, *args, ok=False)
+    with pytest.raises(ValueError, match="holds no finished documents"):
+        Documents(tmp_path / "out", "val", 9)
