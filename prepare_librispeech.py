@@ -56,7 +56,7 @@ config = configure(globals())
 BEGUN = "begun.json"  # what the shards that are there are made of
 MAX_AUDIO_S = 30.0    # Whisper hears no more; longer clips are dropped
 SNR_DB = (5, 25)      # of copies: speech over noise or babble
-ECHO_S = 0.5          # the longest that sounds.room() adds; a copy that may be too long is left out
+ECHO_S = 0.5          # the longest that sounds.room() adds
 MAX_BAD_SHARE = 0.01  # the run stops when a larger share of the clips fails
 BATCH_SIZE = 48       # clips of similar length that the encoder is given at once
 HERE = os.path.dirname(source) if source.endswith(".jsonl") else source
@@ -83,7 +83,7 @@ def find_clips():
     if not chosen:
         reasons = "; ".join(f"{n} {why}" for why, n in counts.items())
         fail(f"{source}: no clip can be used: {reasons or 'it names none'}")
-    return chosen + plan_copies(chosen), failures, counts
+    return chosen + plan_copies(chosen, counts), failures, counts
 
 
 def reason_to_drop(clip, trained):
@@ -100,8 +100,9 @@ def reason_to_drop(clip, trained):
     return ""
 
 
-def plan_copies(clips):
-    """Return `copies` changed copies of each training clip, under keys of their own."""
+def plan_copies(clips, counts):
+    """Return `copies` changed copies of each training clip, under keys of their own; counts
+    (Counter) gets those that may be too long."""
     found, trained = [], [clip for clip in clips if clip["info"]["split"] == "train"]
     for clip in trained:
         for k in range(copies):
@@ -113,6 +114,8 @@ def plan_copies(clips):
             others = [trained[i]["path"] for i in rng.integers(len(trained), size=3)]
             if own["seconds"] + ECHO_S <= MAX_AUDIO_S:
                 found.append(clip | {"info": clip["info"] | own, "others": others})
+            else:
+                counts["copies that are too long"] += 1
     return found
 
 
