@@ -6,10 +6,8 @@ the answer, averaged over the four rotations of the options. Controls: another r
 cell ("shuffled"), noise, no audio. A linear probe shows how much of the answer the features hold.
 A listener is (model, meta, tok, encoder, projector).
 """
-import base64
 import math
 import os
-from html import escape
 
 import numpy as np
 import torch
@@ -28,7 +26,6 @@ NOISE = 0.03          # standard deviation of the noise in place of a recording
 RIDGE = 300.0         # strength of the probe's regression
 PROBE_CLIPS = 1500    # training clips that teach the probe a task, at most
 PROBE_LABELS = 50     # a task with more labels is an open set (words): not probed
-N_ON_PAGE = 20
 
 
 # ---- the questions
@@ -262,24 +259,3 @@ def table(result):
     low, high = result["interval"]
     return lines + [f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%; McNemar's p "
                     f"against shuffled {result['mcnemar_p']:.1e}; {result['probed']} probed"]
-
-
-def page(rows, choices):
-    """Return an html page of random questions, to be checked by ear: player, options, choice."""
-    drawn = sorted(np.random.default_rng(SEED).permutation(len(rows))[:N_ON_PAGE])
-    parts = ["<!doctype html><meta charset=utf-8><title>AudioBench-mini</title>"
-             f"<h1>{len(drawn)} questions by ear</h1><p>Bold is the right option."]
-    for i in drawn:
-        row = rows[i]
-        with open(row["audio"], "rb") as f:
-            data = base64.b64encode(f.read()).decode()
-        kind = os.path.splitext(row["audio"])[1][1:]
-        parts.append(f"<hr><p>{escape(row['id'])} &middot; {escape(row['cell'])}<p><audio controls "
-                     f'src="data:audio/{kind};base64,{data}"></audio><p>{escape(row["question"])}'
-                     "<ol type=A>")
-        for k, option in enumerate(row["options"]):
-            text = f"<b>{escape(option)}</b>" if k == row["key"] else escape(option)
-            mark = " &larr; chosen" if option == choices[i]["chosen"] else ""
-            parts.append(f"<li>{text}{mark}")
-        parts.append("</ol>")
-    return "".join(parts)

@@ -13,6 +13,8 @@ speechocean  speechocean762's folder (Zhang et al., arXiv:2104.01378): a tenth o
 Common Voice <source>/validated.tsv and clips: a language's folder (Ardila et al.,
              arXiv:1912.06670); a twentieth of the speakers is val.
 LJSpeech     <source>/metadata.csv (a line is key|text|text with numbers in words) and wavs.
+queen        <source>/queen.1c of the game Flight of the Amazon Queen (Debian packs it): its actors'
+             lines, which are unpacked to <source>/clips. Format: ScummVM's engines/queen.
 """
 import csv
 import os
@@ -23,6 +25,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from pathlib import Path
+from struct import iter_unpack, unpack_from
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -126,7 +129,7 @@ def clean_key(name):
 def find_reader(source):
     """Return the function that yields the Clips of a source, None for LibriSpeech's layout."""
     readers = {"train/wav.scp": read_speechocean, "validated.tsv": read_common_voice,
-               "metadata.csv": read_ljspeech}
+               "metadata.csv": read_ljspeech, "queen.1c": read_queen}
     if source.endswith(".jsonl"):
         return read_list
     return next((readers[name] for name in readers if Path(source, name).exists()), None)
@@ -267,6 +270,74 @@ def read_ljspeech(source):
         labels = {"split": draw_split(key), "speaker": ""}
         text = next(filter(None, reversed(texts)), "")
         yield Clip(f"{path}:{n}", clean_key(key), recording, text, labels)
+
+
+# ---- a game
+
+def read_queen(source):
+    """Yield the Clips of queen.1c; a speaker is a character."""
+    data, files = Path(source, "queen.1c").read_bytes(), {}
+    for name, at, size in iter_unpack(">12sxII", data[15:15 + 21 * unpack_from(">H", data, 13)[0]]):
+        files[name.decode().strip("\0")] = data[at:at + size]
+    jas = files["QUEEN.JAS"][20:]
+    n_rooms, n_things, n, n_notes = unpack_from(">4H", jas)
+    texts = files["QUEEN2.JAS"].decode("cp437").splitlines()
+    objects = [("Joe", -3)]
+    for name, *_, kind in iter_unpack(">8h", jas[8:8 + 16 * n]):
+        objects.append((texts[n_notes + abs(name) - 1], kind))
+    objects += [("narrator", 0)] * 3 + objects[:1]
+    texts = texts[n_notes + n_things + n_rooms + 12:][:40] + texts[:n_notes]
+    said = [(f"JOE{i:04}", text, "Joe") for i, text in enumerate(texts, 1)]
+    for name in files:
+        read = {"CUT": queen_scene, "DOG": queen_dialogue}.get(name[-3:])
+        said += read(name[:-4], files[name][20:], objects) if read else []
+    os.makedirs(Path(source, "clips"), exist_ok=True)
+    for stem, line, speaker in said:
+        for i, text in enumerate(re.split(r"\*..", line), 1):  # '*' and a code end a clip
+            text, key = " ".join(text.split()), f"{stem}{i:X}"
+            sound, path = files.pop(f"{key}.SB", b""), Path(source, "clips", f"{key}.mp3")
+            if sound and re.fullmatch(r"\W*[A-Za-z][A-Za-z .,;:!?'\"-]*", text):
+                if not path.exists():
+                    path.write_bytes(sound)
+                labels = {"split": "train", "speaker": speaker.title()}
+                yield Clip(f"{source}/queen.1c", key, str(path), text, labels)
+
+
+def queen_string(data, at, align=2):
+    """Return a string at a place, and the next one's place."""
+    end = at + 1 + data[at]
+    return data[at + 1:end].decode("cp437"), end + (data[at] and -end % align)
+
+
+def queen_scene(stem, data, objects):
+    """Yield (key, text, speaker) of a .CUT file."""
+    count, _, _, texts = unpack_from(">4h", data, 2)
+    texts, at = queen_string(data, texts)[1], 12
+    for i in range(abs(count)):
+        which, *how, people = unpack_from(">18h", data, at)
+        at += 36 + 2 * people
+        text, texts = queen_string(data, texts)
+        speaker, kind = objects[which]
+        yield f"{stem:_<5}{i + 1:02}", text, speaker
+        if how[11] < 1 and how[4] and (how[3] or kind not in (-3, -4)):
+            while unpack_from(">h", data, at)[0] != -2:  # moves
+                at += 20
+            at += 2
+
+
+def queen_dialogue(stem, data, _):
+    """Yield (key, text, speaker) of a .DOG file."""
+    levels, _, talk, n_joe, n = unpack_from(">5h", data)
+    at, _, again = unpack_from(">3H", data, 22)
+    joe = 32 + abs(levels) * 96
+    yield f"{talk:02}SSSSJ", queen_string(data, joe + 4)[0], "Joe"
+    for side, who, at, n in ("P", stem.strip("12345678"), at, n), ("J", "Joe", joe, n_joe):
+        text, again = queen_string(data, again)
+        yield f"{talk:02}XXXX{side}", text, who
+        for _ in range(n):
+            key = unpack_from(">H", data, at + 2)[0]
+            text, at = queen_string(data, at + 4, 4)
+            yield f"{talk:02}{key:04X}{side}", text, who
 
 
 # ---- LibriSpeech from the net

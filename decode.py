@@ -10,7 +10,7 @@ from kv_cache import KVCache
 from practice import make_speller
 
 CTC_WEIGHT = 0.3  # of the CTC head's log-probability beside the LM's; chosen on held-out clips
-IMPOSSIBLE = 1e4  # nats of a text with more pieces than there are audio tokens
+NEVER = -1e30     # the log-probability of what can't be
 
 
 def sample(logits, temperature, top_p, generator):
@@ -76,8 +76,8 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
     """Return the transcripts (list of B str) of clips by beam search.
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a
-    clip; 1 is greedy. Any special token ends one; the highest mean log-probability a token wins,
-    with CTC_WEIGHT of the CTC head's where the projector has one.
+    clip; 1 is greedy. Any special token ends one; the highest mean log-probability a token wins.
+    Where the projector has a CTC head, CTC_WEIGHT of its log-probability counts all the way.
     cut: a list; it gets the index of each clip whose transcript was cut off at 16 bytes and 25 a
     second (the model writes in a loop).
     """
@@ -87,42 +87,16 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
     audio = [row[:n] for row, n in zip(audio, audio_lens)]
     room = [16 + n // 2 for n in lens.tolist()]  # bytes
     cache, logits = prefill(model, [[tok.bos_id]] * len(audio), audio, audio_at, max(room))
-    search = Search(tok.token_bytes(), room, beams)
+    ctc = CTCScores(projector, tok, audio) if projector.ctc_head else None
+    search = Search(tok.token_bytes(), room, beams, ctc)
     while rows := search.step(logits):
         cache.select(rows)
         last = torch.tensor([[ids[-1]] for _, _, ids in search.live], device=device)
         logits = model(last, kv_cache=cache)[:, -1]
     if cut is not None:
         cut += search.cut
-    found = []
-    for row, each in zip(audio, search.ended):
-        each = [(score, " ".join(tok.decode(ids).split()), len(ids) + 1) for score, ids in each]
-        found.append(max(weigh(projector, tok, row, each))[1])
-    return found
-
-
-def weigh(projector, tok, audio, found):
-    """Add the CTC head's scores to hypotheses [(score, text, n tokens)] of audio tokens (T_a, C).
-
-    Returns [(score, text)]; without a head, and for one hypothesis alone, the scores stay.
-    """
-    if projector.ctc_head is None or len(found) < 2:
-        return [(score, text) for score, text, _ in found]
-    log_probs = projector.ctc_head(audio[projector.texture:].float()).log_softmax(1)
-    T_a, blank = len(log_probs), log_probs.size(1) - 1
-    pieces = [spelling(tok, blank).encode(text) for _, text, _ in found]
-    ids, n_ids = pad(pieces, log_probs.device)
-    log_probs = log_probs[:, None].expand(-1, len(found), -1)
-    nats = F.ctc_loss(log_probs, ids, torch.full_like(n_ids, T_a), n_ids, blank, "none")
-    nats = nats.clamp(max=IMPOSSIBLE)
-    return [(score - CTC_WEIGHT * n / size, text)
-            for (score, text, size), n in zip(found, nats.tolist())]
-
-
-@cache
-def spelling(tok, n_pieces):
-    """Return make_speller(), kept."""
-    return make_speller(tok, n_pieces)
+    best = [max(ended)[1] for ended in search.ended]
+    return [" ".join(tok.decode(ids).split()) for ids in best]
 
 
 @torch.inference_mode()
@@ -141,49 +115,112 @@ def spell(projector, tok, features):
     return texts
 
 
+class CTCScores:
+    """How likely a CTC head writes texts that grow by tokens (Hori et al., arXiv:1706.02737).
+
+    Of each live hypothesis it keeps how likely the head has written its pieces, and no more, by
+    each place of the audio: n, b (rows, 1 + T_a), where a piece or a blank was the last.
+    """
+
+    def __init__(self, projector, tok, audio):
+        """audio: B tensors (T_a, C), texture tokens first."""
+        log_probs = [projector.ctc_head(row[projector.texture:].float()).log_softmax(1)
+                     for row in audio]
+        self.log_probs, lens = pad(log_probs, audio[0].device, -30.0)  # (B, T_a, pieces and blank)
+        self.blank = self.log_probs[..., -1]
+        self.blank[torch.arange(self.blank.size(1), device=lens.device) >= lens[:, None]] = 0
+        self.pieces = spelling(tok, log_probs[0].size(1) - 1).to(lens.device)
+        b = F.pad(self.blank.cumsum(1), (1, 0))
+        rows = torch.arange(len(audio), device=lens.device)
+        self.state = torch.full_like(b, NEVER), b, torch.full_like(rows, -1), rows
+
+    def extend(self, tokens):
+        """Return the log-probability (rows, K) of the texts that begin with a row and one of its
+        next tokens (rows, K), or are the row if the token is special; keep() must follow."""
+        rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens.size(1))
+        n, b, last, clips = (x[rows] for x in self.state)
+        score = torch.logaddexp(n[:, -1], b[:, -1])
+        for piece in self.pieces[tokens.flatten()].T:
+            own = self.log_probs[clips, :, piece.clamp(min=0)]
+            before = torch.where((piece == last)[:, None], b, torch.logaddexp(n, b))[:, :-1]
+            new_n = advance(before, own)
+            new_b = advance(new_n[:, :-1], self.blank[clips])
+            more = piece >= 0
+            score = torch.where(more, torch.logsumexp(before + own, 1), score)
+            last = torch.where(more, piece, last)
+            n, b = torch.where(more[:, None], new_n, n), torch.where(more[:, None], new_b, b)
+        self.state = n, b, last, clips
+        return score.view(tokens.shape)
+
+    def keep(self, places):
+        """Keep the hypotheses at places (list of ints) of the last tokens, flattened."""
+        self.state = tuple(x[places] for x in self.state)
+
+
+def advance(before, own):
+    """Return x (N, 1 + T): x[t + 1] = own[t] + logaddexp(x[t], before[t]), x[0] never; log-
+    probabilities before, own (N, T)."""
+    total = own.cumsum(1)
+    return F.pad(total + torch.logcumsumexp(before - (total - own), 1), (1, 0), value=NEVER)
+
+
+@cache
+def spelling(tok, n_pieces):
+    """Return the pieces that spell each token, int64 (V, longest), -1 behind; special: none."""
+    speller = make_speller(tok, n_pieces)
+    special = [[]] * len(tok.special_ids)
+    return pad([*map(speller.spell, tok.tokens), *special], "cpu", -1)[0].long()
+
+
 class Search:
     """A beam search of several clips.
 
-    sizes: bytes of each id, 0: it ends a transcript; room: bytes that each clip may take.
-    live: [(clip, log-probability, ids)], a row of logits each. ended: of each clip [(mean
-    log-probability, ids)].
+    sizes: bytes of each id, 0: it ends a transcript; room: bytes that each clip may take; ctc:
+    CTCScores or None. live: [(clip, the LM's log-probability, ids)], a row of logits each. ended:
+    of each clip [(mean log-probability, ids)].
     """
 
-    def __init__(self, sizes, room, beams):
-        self.sizes, self.room, self.beams = sizes, room, beams
+    def __init__(self, sizes, room, beams, ctc=None):
+        self.sizes, self.room, self.beams, self.ctc = sizes, room, beams, ctc
+        self.n_next = 4 * beams if ctc else 2 * beams  # tokens of a row that are tried
         self.live = [(clip, 0.0, []) for clip in range(len(room))]
         self.ended = [[] for _ in room]
         self.cut = []
 
     def step(self, logits):
         """Add a token, given logits (rows, V) -> rows of the cache that the new `live` goes on."""
-        candidates = self.extend(logits)
-        rows, self.live = [], []
+        n_next = min(self.n_next, logits.size(1))
+        candidates = self.extend(logits, n_next)
+        places, self.live = [], []
         for clip, best in candidates.items():
             kept = []
-            for rank, (total, row, ids) in enumerate(best):
+            for rank, (score, total, place, ids) in enumerate(best):
                 n_bytes = sum(self.sizes[token] for token in ids)
                 if not self.sizes[ids[-1]]:
                     if rank < self.beams:
-                        self.ended[clip].append((total / len(ids), ids[:-1]))
+                        self.ended[clip].append((score / len(ids), ids[:-1]))
                 elif len(kept) < self.beams and n_bytes <= self.room[clip]:
-                    kept.append((row, (clip, total, ids)))
+                    kept.append((place, (clip, total, ids)))
             if not kept and not self.ended[clip]:
-                self.ended[clip].append((0.0, best[0][2][:-1]))
+                self.ended[clip].append((0.0, best[0][3][:-1]))
                 self.cut.append(clip)
             if len(self.ended[clip]) < self.beams:
-                rows += [row for row, _ in kept]
+                places += [place for place, _ in kept]
                 self.live += [hypothesis for _, hypothesis in kept]
-        return rows
+        if self.ctc:
+            self.ctc.keep(places)
+        return [place // n_next for place in places]
 
-    def extend(self, logits):
-        """Return {clip: its 2*beams likeliest (log-probability, row, ids)}, best first."""
-        best, tokens = logits.log_softmax(1).topk(min(2 * self.beams, logits.size(1)))
-        best, tokens = best.tolist(), tokens.tolist()
+    def extend(self, logits, n_next):
+        """Return {clip: its 2*beams likeliest (score, log-probability, place, ids)}, best first."""
+        best, tokens = logits.log_softmax(1).topk(n_next)
+        heard = CTC_WEIGHT * self.ctc.extend(tokens) if self.ctc else torch.zeros_like(best)
         found = {}
         for row, (clip, total, ids) in enumerate(self.live):
-            found.setdefault(clip, []).extend(
-                (total + p, row, [*ids, token]) for p, token in zip(best[row], tokens[row]))
+            for i, (p, token, more) in enumerate(zip(*(x[row].tolist()
+                                                       for x in (best, tokens, heard)))):
+                found.setdefault(clip, []).append(
+                    (total + p + more, total + p, row * n_next + i, [*ids, token]))
         return {clip: sorted(each, key=lambda candidate: -candidate[0])[:2 * self.beams]
                 for clip, each in found.items()}
 

@@ -9,7 +9,7 @@ Measure a checkpoint: word error rates of speech, or AudioBench-mini's four-choi
 Speech: writes eval.json and eval_<name>.jsonl, the worst clip first. In the shuffled control a
 clip's text is scored against what the model hears in another clip of similar length. The floor of
 this control is the score of that other clip's own text. scoring.py says what an error is.
-Questions: writes bench.json, bench.jsonl and page.html: 20 random questions to check by ear.
+Questions: writes bench.json and bench.jsonl.
 """
 import hashlib
 import json
@@ -30,7 +30,7 @@ from configurator import configure, fail, user_input
 from data import Features
 from decode import spell, transcribe
 from device import pick_device
-from files import sha256_file, write_jsonl, write_text
+from files import sha256_file, write_jsonl
 from pauses import split_at_pauses
 from record import is_made, note_made, provenance
 from recordings import read_audio
@@ -231,7 +231,7 @@ def closing_lines(result):
 # ---- questions
 
 def ask_questions(listener, rows):
-    """Ask the questions of a bench, write jsonl and page; return bench.json's figures."""
+    """Ask the questions of a bench, write the jsonl; return bench.json's figures."""
     ears = listener[1]["audio"]
     data_dir = listener[1]["user_config"].get("data_dir", "")
     folders = [part.strip().partition("*")[0] for part in data_dir.split(",")]
@@ -242,7 +242,6 @@ def ask_questions(listener, rows):
         wavs = [read_audio(row["audio"]) for row in rows]
     result, choices = audiobench.run_bench(listener, rows, wavs, clips)
     write_jsonl(os.path.join(RESULTS, "bench.jsonl"), choices)
-    write_text(os.path.join(RESULTS, "page.html"), audiobench.page(rows, choices))
     return result
 
 

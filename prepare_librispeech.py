@@ -40,7 +40,6 @@ subset = ""                # comma-separated folder names; '': all train*, val*,
 out_dir = ""               # '': <source>/features (a .jsonl: beside it, in features)
 # clips
 min_words = 1              # clips of fewer words are dropped; 0: clips without text are silence
-max_words = 0              # clips of more words are dropped; 0: any number
 new_sentences = False      # True: held-out clips whose sentence is in train too are dropped
 copies = 0                 # of each training clip, in noise, in a room, at another speed ...
 seen_voices = False        # True: val and test may hold speakers of train; False: such a clip fails
@@ -93,8 +92,6 @@ def reason_to_drop(clip, trained):
         return "too long"
     if n_words < min_words and "turns" not in info:
         return "too few words" if n_words else "without words (min_words=0 takes them as silence)"
-    if max_words and n_words > max_words:
-        return "too many words"
     if new_sentences and info["split"] != "train" and info["text"] in trained:
         return "sentence in train"
     return ""

@@ -27,7 +27,7 @@ from processes import run_all
 from voices import VOICES
 
 # config: every value here can be set from a config file or as --name=value
-corpus = "plain"         # or many, spoken, flite: see CORPORA
+corpus = "plain"         # or many, spoken, flite, piper: see CORPORA
 text_dir = "data/text"
 out_dir = "data/synthetic"
 n_train = 5000           # clips; beyond the sentences, they come again in other voices
@@ -46,7 +46,7 @@ CORPORA = {  # engines of train and test, shares of clips with a style and noise
     "plain": ("espeak", "piper", 0.0, 0.3, {"rate_set": (160, 205)}),
     "many": ("espeak_many", "espeak_new", 0.3, 0.0, {"rate_set": (85, 265), "pitch": (5, 95)}),
     "spoken": ("espeak", "piper", 0.0, 0.0, {"rate_set": (140, 195)}),
-    "flite": ("flite", "piper", 0.0, 0.3, {})}
+    "flite": ("flite", "piper", 0.0, 0.3, {}), "piper": ("piper", "flite", 0.0, 0.3, {})}
 RANGES = {  # drawn evenly for each clip; 50 is normal for espeak, 1 for the others
     "espeak": {"rate_set": (135, 175), "pitch": (15, 65), "pitch_range": (30, 70),
                "word_gap": (1, 3)},

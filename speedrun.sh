@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
 # From nothing to a model that hears, on 2 cores:                     bash speedrun.sh
 # The same at toy size, to see that the parts fit (about 3 minutes):  bash speedrun.sh --quick
+# With people, from a list or a folder (see corpora.py):              bash speedrun.sh --speech=PATH
 # Every script knows when it is done. Killed anywhere, run this again and it goes on from there.
 # Data and results land in data/ and out/ (at toy size in quick/data and quick/out).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
-quick=""
-if [ "${1:-}" = --quick ]; then
-    quick=yes
-    shift
-fi
-[ $# -eq 0 ] || { echo "speedrun.sh: unknown argument '$1' (there is only --quick)" >&2; exit 2; }
+quick="" speech=""
+for argument in "$@"; do
+    case $argument in
+        --quick) quick=yes ;;
+        --speech=*) speech=${argument#*=} ;;
+        *) echo "speedrun.sh: unknown argument '$argument' (--quick, --speech=PATH)" >&2; exit 2 ;;
+    esac
+done
 
+if [ -n "$speech" ]; then
+    [ -e "$speech" ] || { echo "speedrun.sh: --speech=$speech is not there" >&2; exit 2; }
+    speech=$(realpath "$speech")
+fi
 source setup.sh
 setup requirements.txt requirements-demo.txt
 python=$root/.venv/bin/python
@@ -47,7 +54,6 @@ train() {
     run "$name" "$script" "$@"
 }
 
-[ -n "$quick" ] || "$python" "$root/bench.py" --only=speedrun
 "$python" -c "
 import sys
 sys.path.insert(0, '$root')
@@ -61,13 +67,23 @@ run text prepare_text.py ${quick:+--n_train=20000 --n_val=200 --n_test=400}
 run speech prepare_synthetic.py ${quick:+--n_train=200 --n_val=24 --n_test=24}
 run features prepare_librispeech.py --seen_voices=True ${quick:+--clips_per_shard=64}
 run practice prepare_practice.py ${quick:+--n=200}
-train base train_base.py out/cpu_base "$root/config/cpu_base.py" ${quick:+--depth=2 \
+text="" clips="" questions=""
+if [ -n "$speech" ]; then  # people, and their words in the base's text
+    run people prepare_librispeech.py --source="$speech" --out_dir=data/people --seen_voices=True
+    sed G data/text/train.txt > data/text/spaced.txt
+    run mixed prepare_text.py --text_file=data/people/train.jsonl,data/text/spaced.txt \
+        --max_words=20 --out_dir=data/people_text
+    text=--data_dir=data/people_text
+    clips=--data_dir=data/synthetic/features,data/people
+    questions="--data_dir=data/instruct/features*2,data/synthetic/features,data/people"
+fi
+train base train_base.py out/cpu_base "$root/config/cpu_base.py" $text ${quick:+--depth=2 \
     --vocab_size=512 --practice_vocab=320 --chat_rows=8 --batch_size=16 --max_steps=20 \
     --lr_decay_steps=20 --eval_every=10 --save_every=10}
 
 # W1: five tones through every part; W2: the projector learns to be read by the frozen base
 [ -z "$quick" ] || run smoke train_align.py "$root/config/w1_smoke.py"  # a check, so at toy size
-train align train_align.py out/cpu_w2 "$root/config/cpu_w2.py" ${quick:+--hidden=128 \
+train align train_align.py out/cpu_w2 "$root/config/cpu_w2.py" $clips ${quick:+--hidden=128 \
     --batch_tokens=850 --max_steps=20 --lr_decay_steps=20 --eval_every=10 --save_every=10}
 run eval eval_bench.py --ckpt=out/cpu_w2 ${quick:+--max_clips=8}
 
@@ -78,8 +94,9 @@ run spoken prepare_synthetic.py --corpus=spoken --out_dir=data/spoken --n_train=
     --n_test=300 ${quick:+--n_train=60 --n_val=20 --n_test=200 --test_engine=espeak_new}
 run items prepare_instruct.py ${quick:+--n=600}
 run sounds prepare_librispeech.py --source=data/instruct/items.jsonl ${quick:+--clips_per_shard=64}
-train sft train_sft.py out/cpu_w3 "$root/config/cpu_w3.py" ${quick:+--texture_hidden=64 \
-    --batch_tokens=850 --max_steps=20 --lr_decay_steps=20 --eval_every=10 --save_every=10}
+train sft train_sft.py out/cpu_w3 "$root/config/cpu_w3.py" $questions \
+    ${quick:+--texture_hidden=64 --batch_tokens=850 --max_steps=20 --lr_decay_steps=20 \
+    --eval_every=10 --save_every=10}
 run words eval_bench.py --ckpt=out/cpu_w3 ${quick:+--max_clips=8}
 run bench prepare_bench.py ${quick:+--bench_items=8}
 run score eval_bench.py --ckpt=out/cpu_w3 --bench=data/audiobench_mini

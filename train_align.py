@@ -233,7 +233,7 @@ def score(at, feats, lens, is_own):
 
 # ---- loop
 
-val_at = data["val"].at
+val_at = np.array([i for i in data["val"].at if data["val"].texts[i]], dtype=int)  # not silence
 by_length = val_at[np.argsort(data["val"].lengths[val_at], kind="stable")]
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,

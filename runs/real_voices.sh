@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A model that hears people, on 2 cores in a night:
-#     bash speedrun.sh --quick             # once: makes .venv
+#     bash speedrun.sh --quick             # once: makes .venv and the quick demo's sounds
 #     bash runs/real_voices.sh             # what git brings: people, books, everyday sentences
 #     bash runs/real_voices.sh MINE ...    # and your own speech: LibriSpeech's layout, Common
-#                                          # Voice's, LJSpeech's, or a .jsonl (see corpora.py)
+#                                          # Voice's, LJSpeech's, a game's, or a .jsonl (corpora.py)
 # Needs git and flite (apt install flite, or brew install flite). What lies in data/real already is
 # not fetched again: put copies of the repositories there where GitHub can't be reached.
 # Killed anywhere, run it again: what is done is skipped.
@@ -15,13 +15,18 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 real=data/real
-mkdir -p $real
+mkdir -p $real/lists
 
-# clone REPOSITORY FOLDER: once
+# clone REPOSITORY FOLDER [PART]: once, whole or one folder of it
 clone() {
     [ -d "$2" ] && return
     rm -rf "$2.part"
-    git clone --depth 1 "https://github.com/$1" "$2.part"
+    if [ -n "${3:-}" ]; then
+        git clone --depth 1 --filter=blob:none --sparse "https://github.com/$1" "$2.part"
+        git -C "$2.part" sparse-checkout set "$3"
+    else
+        git clone --depth 1 "https://github.com/$1" "$2.part"
+    fi
     mv "$2.part" "$2"
 }
 
@@ -34,21 +39,44 @@ features() {
     data+="${data:+,}$real/features/$name"
 }
 
+# speak NAME ENGINE: the sentences of $real/NAME/train.txt, each once, and their features
+speak() {
+    $python prepare_synthetic.py --corpus="$2" --text_dir="$real/$1" --out_dir="$real/$1" \
+        --n_train="$(wc -l < "$real/$1/train.txt")" --n_val=0 --n_test=0
+    features "$1" --source="$real/$1"
+}
+
+# fresh FILE: keep standard input as FILE if it says something new, so that what is made stays
+fresh() {
+    mkdir -p "$(dirname "$1")"
+    cat > "$1.part"
+    cmp -s "$1.part" "$1" && rm "$1.part" || mv "$1.part" "$1"
+}
+
 clone jimbozhang/speechocean762 $real/speechocean762
+clone Jakobovski/free-spoken-digit-dataset $real/fsdd
+clone thegtagamer/PICO-tinyML-benchmark $real/commands MLTK_keyworkSpotting/dataset
 clone google-research-datasets/dstc8-schema-guided-dialogue $real/dstc8
 clone mlschmitt/classic-books-markdown $real/books
 for name in sunlanchang/Seq2Seq-for-NMT DarrenCarvalho/Language-Translation \
             sezan92/attention_sezan; do
     clone "$name" "$real/pairs/$name"
 done
-# Tatoeba's English sentences (CC BY 2.0 FR), a blank line after each
-cut -f1 $real/pairs/*/*/data/{cmn,deu,jpn}.txt | LC_ALL=C sort -u | sed G > $real/tatoeba.txt
 
+# ---- text
+# Tatoeba's English sentences (CC BY 2.0 FR), a blank line after each
+cut -f1 $real/pairs/*/*/data/{cmn,deu,jpn}.txt | LC_ALL=C sort -u | sed G | fresh $real/tatoeba.txt
 # a third of DSTC8's lines (CC BY-SA 4.0)
 cat $real/dstc8/train/*.json | sed -n 's/^ *"utterance": "\(.*\)"$/\1/p' | LC_ALL=C sort -u |
-    awk 'NR % 3 == 1 {print $0 "\n"}' > $real/dialogues.txt
+    awk 'NR % 3 == 1 {print $0 "\n"}' | fresh $real/dialogues.txt
+# a transcript can be one word, or a number: the books' words, by how often they stand there
+[ -s $real/words.tsv ] || cat $real/books/*/*.md | LC_ALL=C tr A-Z a-z |
+    LC_ALL=C tr -cs "a-z'" '\n' | LC_ALL=C awk '{n[$0]++} END {for (w in n)
+        if (n[w] >= 100 && w ~ /^[a-z]+([a-z]*.[a-z]+)?$/) print n[w] "\t" w}' |
+    LC_ALL=C sort -k2 | fresh $real/words.tsv
+{ cut -f2 $real/words.tsv; seq 0 999; seq 1700 2030; } | sed G | fresh $real/words.txt
 
-# real speech first: its sentences are text too. Each clip comes twice more, in noise and rooms
+# ---- people: each clip of speechocean762 comes twice more, in noise and rooms
 features ocean --source=$real/speechocean762 --new_sentences=True --copies=2
 ocean=$real/features/ocean
 spoken=$ocean/train.jsonl
@@ -58,21 +86,68 @@ for i in ${mine[@]+"${!mine[@]}"}; do  # old bash: none is unbound
     [ ! -f "$real/features/mine$i/train.jsonl" ] || spoken+=",$real/features/mine$i/train.jsonl"
     [ ! -f "$real/features/mine$i/val.jsonl" ] || exclude+=",$real/features/mine$i/val.jsonl"
 done
+# the actors of a game in Debian, 4.6 hours of native speech
+game=flight-of-the-amazon-queen
+if [ ! -d $real/game ] && command -v dpkg-deb > /dev/null; then
+    (cd $real; apt-get download $game; dpkg-deb -x ${game}_*.deb game.part; mv game.part game)
+fi
+if [ -d $real/game ]; then
+    features game --copies=1 --source=$real/game/usr/share/scummvm/$game
+    spoken+=,$real/features/game/train.jsonl
+else
+    echo "without apt: $game is left out, 4.6 of 18 hours of native speech"
+fi
+# digits of four speakers (two are for testing), commands, and recordings without words
+(cd $real/fsdd/recordings; ls | sed -nE 's/^(.)_(george|jackson|lucas|nicolas)_(1?[0-9]|2[0-4])'`
+    `'\.wav$/{"audio": "..\/fsdd\/recordings\/&", "text": "\1", "split": "train"}/p') |
+    fresh $real/lists/digits.jsonl
+features digits --source=$real/lists/digits.jsonl
+(cd $real/commands/MLTK_keyworkSpotting/dataset
+for word in down go left no off on right stop up yes _silence_; do
+    ls $word/*.wav | head -n "$([ $word = _silence_ ] && echo 999 || echo 120)" |
+        sed -E "s#^($word)/(.*)#{\"audio\": \"../commands/MLTK_keyworkSpotting/dataset/&\", "`
+            `"\"text\": \"$([ $word = _silence_ ] || echo $word)\", \"key\": \"\1-\2\"}#"
+done) | fresh $real/lists/commands.jsonl
+features commands --source=$real/lists/commands.jsonl --min_words=0
+$python prepare_instruct.py --voices=quick/data/voices --spoken=quick/data/spoken \
+    --speech=quick/data/synthetic --text_dir=quick/data/text --out_dir=$real/instruct
+grep -E '"kind": "(event|music|beeps|silence)"' $real/instruct/items.jsonl |
+    sed -E 's#"audio": "#&../instruct/#; s/, "turns".*/}/' | fresh $real/lists/nobody.jsonl
+features nobody --source=$real/lists/nobody.jsonl --min_words=0
 
-# text that shares no run of six words with what is held out or tested (own tests: data/real/tests)
+# ---- text without a run of six words of what is held out or tested (own tests: data/real/tests)
 [ ! -d $real/tests ] || exclude+=,$real/tests
 $python prepare_text.py --out_dir=$real/text --max_words=20 --file_kb=50 --n_train=700000 \
-    --text_file="$spoken,$real/books,$real/tatoeba.txt,$real/dialogues.txt" --exclude="$exclude"
-$python prepare_synthetic.py --corpus=flite --text_dir=$real/text --out_dir=$real/flite \
-    --n_train=8000 --n_val=0 --n_test=0 --seed=2
-features flite --source=$real/flite
+    --text_file="$spoken,$real/words.txt,$real/books,$real/tatoeba.txt,$real/dialogues.txt" \
+    --exclude="$exclude"
+
+# ---- voices: sentences that say each common word three times, by flite and Piper; single words
+[ -s $real/cover.txt ] || LC_ALL=C awk 'BEGIN {srand(2)} {print rand() "\t" $0}' \
+    $real/text/train.txt | LC_ALL=C sort | cut -f2- | LC_ALL=C awk '
+    NR == FNR {for (i = 1; i <= NF; i++) times[$i]++; next}
+    NF >= 4 && NF <= 16 {
+        n = 0
+        for (i = 1; i <= NF; i++) if (said[$i] < 3 && times[$i] >= 20) n++
+        if (n < 2) next
+        for (i = 1; i <= NF; i++) said[$i]++
+        print
+    }' $real/text/train.txt - | fresh $real/cover.txt
+sed -n '1,9000p' $real/cover.txt | fresh $real/flite/train.txt
+sed -n '9001,11000p' $real/cover.txt | fresh $real/piper/train.txt
+{ for i in 1 2 3 4 5 6 7 8; do
+      printf '%s\n' zero one two three four five six seven eight nine
+  done
+  awk -F '\t' '$1 >= 1500 {print $2}' $real/words.tsv
+  seq 10 99; } | fresh $real/single/train.txt
+speak single flite
+speak flite flite
+speak piper piper
 
 echo "trained on $data"
 $python train_base.py config/real_base.py
 $python train_align.py config/real_w2.py --data_dir="$data"
 # then the LM learns along, slowly
 $python train_align.py config/real_w2.py --data_dir="$data" --out_dir=out/real --lm=out/real_w2 \
-    --lm_learning_rate=3e-4 --learning_rate=5e-4 --muon_lr=0.01 --max_steps=350 \
-    --lr_decay_steps=350 --eval_every=0
+    --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02
 $python eval_bench.py --ckpt=out/real \
     --data="adults=$ocean/test_adults.jsonl,children=$ocean/test_children.jsonl"

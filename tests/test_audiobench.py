@@ -101,7 +101,7 @@ def test_scores_average_over_rotations(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_line_repeats_itself(tmp_path, monkeypatch, capsys):
-    """Broken: the bench says something else in other batches, lacks a control or the page."""
+    """Broken: the bench says something else in other batches, or lacks a control."""
     folder = make_bench(tmp_path / "bench")
     ckpt = make_run(tmp_path / "run")
     results = []
@@ -116,8 +116,6 @@ def test_the_command_line_repeats_itself(tmp_path, monkeypatch, capsys):
     assert results[0] == results[1]
     assert {"score", "shuffled", "no_audio", "noise", "free_generation"} <= set(results[0])
     assert set(results[0]["cells"]) == {"a", "b"}
-    page = (tmp_path / "3/page.html").read_text()
-    assert page.count("<audio") == page.count("<b>") == page.count("chosen") == 8
     choices = read_rows(tmp_path / "3/bench.jsonl")
     assert [choice["id"] for choice in choices] == list("01234567")
     assert all(map(math.isfinite, choices[0]["log_probability"]))

@@ -17,12 +17,11 @@ def run(*args):
 
 @pytest.mark.slow
 def test_figures_are_there():
-    """Broken: a part dies, hangs in a forked process, or the JSON line lacks a figure."""
+    """Broken: a part dies, or the JSON line lacks a figure."""
     done = run()
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    names = ["encoder.clips_s", "align.tok_s", "train.tok_s", "train.mfu", "decode.batch_1",
-             "decode.batch_8", "decode.batch_32", "speedrun.minutes"]
+    names = ["train.tok_s", "train.mfu", "decode.batch_1", "decode.batch_8", "decode.batch_32"]
     assert all(result[name] > 0 for name in names), result
 
 

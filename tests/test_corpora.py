@@ -3,6 +3,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import tarfile
 import unicodedata
 from collections import Counter
@@ -152,6 +153,23 @@ def test_layouts(flac, tmp_path):
     for folder in (tmp_path, root / "dev-a" / "200"):
         with pytest.raises(ValueError, match="trans.txt here, but .*trans.txt: point --source at "):
             read(folder)
+
+
+def test_queen(flac, tmp_path):
+    """Broken: a line of the game gets another's clip, or its words aren't cut where clips are."""
+    lines = ["A note?", *12 * ["?"], "It's *aa50%*bb LOCKED"]
+    files = {"QUEEN.JAS": bytes(20) + struct.pack(">4H", 0, 0, 0, 1),
+             "QUEEN2.JAS": "\r\n".join(lines).encode()}
+    files |= {f"JOE000{key}.SB": flac for key in ("11", "12", "13", "21", "31")}
+    table, at = b"", 15 + 21 * len(files)
+    for name, data in files.items():
+        table += struct.pack(">12sxII", name.encode(), at, len(data))
+        at += len(data)
+    (tmp_path / "queen.1c").write_bytes(
+        bytes(13) + struct.pack(">H", len(files)) + table + b"".join(files.values()))
+    good, bad = read(tmp_path)
+    texts = {key: info["text"] for key, info in good.items()}
+    assert texts == {"JOE00011": "it's", "JOE00013": "locked", "JOE00021": "a note"} and not bad
 
 
 def test_speechocean(flac, tmp_path):

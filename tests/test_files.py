@@ -4,10 +4,7 @@ import os
 
 import pytest
 
-from files import (find_files, own_file, read_jsonl, read_lines, read_pairs, write_json,
-                   write_jsonl)
-
-SEPARATORS = "\u2028 \u2029 \x85 \v \f \x1c"  # str.splitlines() cuts at each
+from files import find_files, own_file, read_jsonl, write_json, write_jsonl
 
 
 def write(path, data):
@@ -15,23 +12,6 @@ def write(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return str(path)
-
-
-@pytest.mark.case("B15", "B16", "B20")
-def test_rows_end_at_newlines_alone(tmp_path):
-    """Broken: a byte order mark stays in the first row, a row is cut at a character that is no line
-    end, or a tab or Windows' line end makes a key another."""
-    for mark, end in (("", "\n"), ("\ufeff", "\r\n")):
-        path = write(tmp_path / "a.txt", f"{mark}one{end}two {SEPARATORS} three{end}{end}four")
-        assert list(read_lines(path)) == ["one", f"two {SEPARATORS} three", "", "four"]
-    rows = [{"text": f"a{char}b", "n": n} for n, char in enumerate("\u2028\u2029\x85")]
-    lines = "\n \n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    path = write(tmp_path / "a.jsonl", "\ufeff" + lines)
-    found = list(read_jsonl(path, text=str))
-    assert found == [(f"{path}:{2 * n + 1}", row) for n, row in enumerate(rows)]
-    path = write(tmp_path / "a", "\ufeffk-1\tONE TWO\r\nk-2  THREE\u2028FOUR\r\n \r\nk-3\r\n")
-    pairs = [("1", "k-1", "ONE TWO"), ("2", "k-2", "THREE\u2028FOUR"), ("4", "k-3", "")]
-    assert list(read_pairs(path)) == [(f"{path}:{n}", key, words) for n, key, words in pairs]
 
 
 @pytest.mark.case("B15", "B20")

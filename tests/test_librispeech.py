@@ -231,7 +231,7 @@ def test_own_clips(prepare, tmp_path):
     rows = [row | {"key": f"k{i}", "text": f"It's number {'abcdefgh'[i % 8]}!"} for i in range(40)]
     rows[1] |= {"split": "test", "speaker": "me", "key": "the.first"}
     rows += [row | {"key": "few", "text": "two words"}, row | {"key": "none", "text": " "}]
-    command = write_rows(tmp_path / "list.jsonl", rows), "--max_words=3"
+    command = (write_rows(tmp_path / "list.jsonl", rows),)
     done = prepare(*command, "--min_words=3", "--copies=6")
     assert done.code == 0 and "42 converted to 16 kHz mono" in done.out, done.err
     assert "1 too few words" in done.out and "1 without words" in done.out
@@ -246,7 +246,6 @@ def test_own_clips(prepare, tmp_path):
     for copy in copies:  # 0.5 s is 25 frames, an echo adds to them
         echo = 25 if copy["way"] == "room" else 0
         assert abs(copy["n"] - 25 / copy["speed"] - echo) <= 1 + 0.6 * echo, copy
-    assert len({copy["seed"] for copy in copies}) == len(copies)
     command += "--new_sentences=True", "--min_words=0", f"--out_dir={tmp_path}/new"
     assert prepare(*command).code == 0
     manifest = Features(f"{tmp_path}/new").manifest
