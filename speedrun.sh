@@ -72,7 +72,7 @@ if [ -n "$speech" ]; then  # people, and their words in the base's text
     run people prepare_librispeech.py --source="$speech" --out_dir=data/people --seen_voices=True
     sed G data/text/train.txt > data/text/spaced.txt
     run mixed prepare_text.py --text_file=data/people/train.jsonl,data/text/spaced.txt \
-        --max_words=20 --out_dir=data/people_text
+        --max_words=40 --out_dir=data/people_text
     text=--data_dir=data/people_text
     clips=--data_dir=data/synthetic/features,data/people
     questions="--data_dir=data/instruct/features*2,data/synthetic/features,data/people"
