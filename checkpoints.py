@@ -179,7 +179,11 @@ def cut_back(folder, step, evaluated=True):
             for line in f:
                 if not line.endswith("\n"):
                     break  # a kill tore the last line
-                record = json.loads(line)
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    print(f"{path}: a damaged line is dropped: {line[:40]!r}")
+                    continue
                 if (record["step"], not evaluated and "lr" not in record) <= (step, False):
                     kept.append(line)
     write_text(path, "".join(kept))

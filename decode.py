@@ -135,12 +135,15 @@ class CTCScores:
         self.state = torch.full_like(b, NEVER), b, torch.full_like(rows, -1), rows
 
     def extend(self, tokens):
-        """Return the log-probability (rows, K) of the texts that begin with a row and one of its
-        next tokens (rows, K), or are the row if the token is special; keep() must follow."""
+        """Return the log-probabilities (rows, K) of the texts that begin with a row and one of its
+        K next tokens; after a special token the text is whole. Then keep() must follow.
+
+        tokens: ids (rows, K).
+        """
         rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens.size(1))
         n, b, last, clips = (x[rows] for x in self.state)
-        score = torch.logaddexp(n[:, -1], b[:, -1])
-        for piece in self.pieces[tokens.flatten()].T:
+        score, pieces = torch.logaddexp(n[:, -1], b[:, -1]), self.pieces[tokens.flatten()]
+        for piece in pieces[:, (pieces >= 0).any(0)].T:
             own = self.log_probs[clips, :, piece.clamp(min=0)]
             before = torch.where((piece == last)[:, None], b, torch.logaddexp(n, b))[:, :-1]
             new_n = advance(before, own)
@@ -158,8 +161,10 @@ class CTCScores:
 
 
 def advance(before, own):
-    """Return x (N, 1 + T): x[t + 1] = own[t] + logaddexp(x[t], before[t]), x[0] never; log-
-    probabilities before, own (N, T)."""
+    """Return log-probabilities x (N, 1 + T): x[t + 1] = own[t] + logaddexp(x[t], before[t]).
+
+    before, own: (N, T); x[0] is NEVER.
+    """
     total = own.cumsum(1)
     return F.pad(total + torch.logcumsumexp(before - (total - own), 1), (1, 0), value=NEVER)
 

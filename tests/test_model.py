@@ -154,7 +154,7 @@ def test_a_folder_is_cut_back_to_a_step(tmp_path):
     for name in ("encoder.pt", "model_000003.pt", "model_000004.pt", "optim_000006_rank0.pt.tmp"):
         (tmp_path / name).touch()
     lines = ['{"step": 3}\n', '{"step": 4, "lr": 1}\n', '{"step": 4, "val_loss": 1}\n']
-    (tmp_path / "log.jsonl").write_text("".join(lines) + '{"step": 5}\n{"st')
+    (tmp_path / "log.jsonl").write_text("".join(lines) + '{"step": 5}\n?\n{"st')
     cut_back(tmp_path, 4)
     assert read_meta(tmp_path, -2)["step"] == 2 and read_meta(tmp_path)["step"] == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == [
