@@ -74,6 +74,8 @@ def transcribe(wav):
             print(between + piece, end="", flush=True)
             between = " "
     print(flush=True)
+    if not between:
+        print("chat.py: nobody spoke", file=sys.stderr)
     if n_cut:
         print(f"chat.py: {n_cut} transcripts were cut off: the model wrote in a loop",
               file=sys.stderr)
