@@ -41,9 +41,9 @@ features() {
 
 # speak NAME ENGINE: the sentences of $real/NAME/train.txt, each once, and their features
 speak() {
-    $python prepare_synthetic.py --corpus="$2" --text_dir="$real/$1" --out_dir="$real/$1" \
+    $python prepare_synthetic.py --corpus="$2" --text_dir="$real/$1" --out_dir="$real/$1/speech" \
         --n_train="$(wc -l < "$real/$1/train.txt")" --n_val=0 --n_test=0
-    features "$1" --source="$real/$1"
+    features "$1" --source="$real/$1/speech"
 }
 
 # fresh FILE: keep standard input as FILE if it says something new, so that what is made stays
