@@ -70,7 +70,7 @@ cut -f1 $real/pairs/*/*/data/{cmn,deu,jpn}.txt | LC_ALL=C sort -u | sed G | fres
 cat $real/dstc8/train/*.json | sed -n 's/^ *"utterance": "\(.*\)"$/\1/p' | LC_ALL=C sort -u |
     awk 'NR % 3 == 1 {print $0 "\n"}' | fresh $real/dialogues.txt
 # a transcript can be one word, or a number: the books' words, by how often they stand there
-[ -s $real/words.tsv ] || cat $real/books/*/*.md | LC_ALL=C tr A-Z a-z |
+cat $real/books/*/*.md | LC_ALL=C tr A-Z a-z |
     LC_ALL=C tr -cs "a-z'" '\n' | LC_ALL=C awk '{n[$0]++} END {for (w in n)
         if (n[w] >= 100 && w ~ /^[a-z]+([a-z]*.[a-z]+)?$/) print n[w] "\t" w}' |
     LC_ALL=C sort -k2 | fresh $real/words.tsv
@@ -122,8 +122,8 @@ $python prepare_text.py --out_dir=$real/text --max_words=20 --file_kb=50 --n_tra
     --exclude="$exclude"
 
 # ---- voices: sentences that say each common word three times, by flite and Piper; single words
-[ -s $real/cover.txt ] || LC_ALL=C awk 'BEGIN {srand(2)} {print rand() "\t" $0}' \
-    $real/text/train.txt | LC_ALL=C sort | cut -f2- | LC_ALL=C awk '
+LC_ALL=C awk 'BEGIN {srand(2)} {print rand() "\t" $0}' $real/text/train.txt |
+    LC_ALL=C sort | cut -f2- | LC_ALL=C awk '
     NR == FNR {for (i = 1; i <= NF; i++) times[$i]++; next}
     NF >= 4 && NF <= 16 {
         n = 0
