@@ -47,8 +47,10 @@ def measure_train(where):
     T, V, B, n_layer, n_embd = (2048, 32768, 16, 12, 768) if is_cuda else (512, 8192, 8, 4, 128)
     n_head = n_embd // (128 if is_cuda else 64)
     gpt = GPT(GPTConfig(T, V, n_layer, n_head, n_head, n_embd, "L")).to(where)
-    optimizers, ids = gpt_optimizers(gpt), torch.randint(V, (B, T + 1), device=where)
-    gpt.trunk, gpt.nll = torch.compile(gpt.trunk), torch.compile(gpt.nll)
+    optimizers = gpt_optimizers(gpt)
+    ids = torch.randint(V, (B, T + 1), device=where)
+    gpt.trunk = torch.compile(gpt.trunk)
+    gpt.nll = torch.compile(gpt.nll)
 
     def step():
         gpt(ids[:, :-1], ids[:, 1:]).backward()

@@ -75,7 +75,7 @@ def transcribe(wav):
             between = " "
     print(flush=True)
     if not between:
-        print("chat.py: nobody spoke", file=sys.stderr)
+        print("chat.py: no words were heard", file=sys.stderr)
     if n_cut:
         print(f"chat.py: {n_cut} transcripts were cut off: the model wrote in a loop",
               file=sys.stderr)

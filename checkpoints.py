@@ -175,15 +175,14 @@ def cut_back(folder, step, evaluated=True):
     path = os.path.join(folder, "log.jsonl")
     kept = []
     if step and os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8", errors="replace") as f:
             for line in f:
                 if not line.endswith("\n"):
                     break  # a kill tore the last line
                 try:
                     record = json.loads(line)
-                except ValueError:
+                    if (record["step"], not evaluated and "lr" not in record) <= (step, False):
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError):
                     print(f"{path}: a damaged line is dropped: {line[:40]!r}")
-                    continue
-                if (record["step"], not evaluated and "lr" not in record) <= (step, False):
-                    kept.append(line)
     write_text(path, "".join(kept))

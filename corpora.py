@@ -294,13 +294,14 @@ def read_queen(source):
     os.makedirs(Path(source, "clips"), exist_ok=True)
     for stem, line, speaker in said:
         for i, text in enumerate(re.split(r"\*..", line), 1):  # '*' and a code end a clip
-            text, key = " ".join(text.split()), f"{stem}{i:X}"
-            sound, path = files.pop(f"{key}.SB", b""), Path(source, "clips", f"{key}.mp3")
-            if sound and re.fullmatch(r"\W*[A-Za-z][A-Za-z .,;:!?'\"-]*", text):
-                if not path.exists():
+            key = f"{stem}{i:X}"
+            sound = files.pop(f"{key}.SB", b"")
+            path = Path(source, "clips", f"{key}.mp3")
+            if sound:
+                if not path.exists() or path.stat().st_size != len(sound):
                     path.write_bytes(sound)
                 labels = {"split": "train", "speaker": speaker.title()}
-                yield Clip(f"{source}/queen.1c", key, str(path), text, labels)
+                yield Clip(f"{source}/queen.1c", key, str(path), text.strip(), labels)
 
 
 def queen_string(data, at, align=2):

@@ -1,6 +1,6 @@
 """Decoding: sampling, streamed tokens, transcripts by beam search, scores of given answers."""
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 import torch.nn as nn
@@ -77,7 +77,7 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a
     clip; 1 is greedy. Any special token ends one; the highest mean log-probability a token wins.
-    Where the projector has a CTC head, CTC_WEIGHT of its log-probability counts all the way.
+    Where the projector has a CTC head, CTC_WEIGHT of its own is added to the LM's at each step.
     cut: a list; it gets the index of each clip whose transcript was cut off at 16 bytes and 25 a
     second (the model writes in a loop).
     """
@@ -126,7 +126,7 @@ class CTCScores:
         """audio: B tensors (T_a, C), texture tokens first."""
         log_probs = [projector.ctc_head(row[projector.texture:].float()).log_softmax(1)
                      for row in audio]
-        self.log_probs, lens = pad(log_probs, audio[0].device, -30.0)  # (B, T_a, pieces and blank)
+        self.log_probs, lens = pad(log_probs, audio[0].device, -1e4)  # (B, T_a, pieces and blank)
         self.blank = self.log_probs[..., -1]
         self.blank[torch.arange(self.blank.size(1), device=lens.device) >= lens[:, None]] = 0
         self.pieces = spelling(tok, log_probs[0].size(1) - 1).to(lens.device)
@@ -142,7 +142,8 @@ class CTCScores:
         """
         rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens.size(1))
         n, b, last, clips = (x[rows] for x in self.state)
-        score, pieces = torch.logaddexp(n[:, -1], b[:, -1]), self.pieces[tokens.flatten()]
+        score = torch.logaddexp(n[:, -1], b[:, -1])
+        pieces = self.pieces[tokens.flatten()]
         for piece in pieces[:, (pieces >= 0).any(0)].T:
             own = self.log_probs[clips, :, piece.clamp(min=0)]
             before = torch.where((piece == last)[:, None], b, torch.logaddexp(n, b))[:, :-1]
@@ -220,12 +221,12 @@ class Search:
         """Return {clip: its 2*beams likeliest (score, log-probability, place, ids)}, best first."""
         best, tokens = logits.log_softmax(1).topk(n_next)
         heard = CTC_WEIGHT * self.ctc.extend(tokens) if self.ctc else torch.zeros_like(best)
+        nexts = enumerate(zip(*(x.flatten().tolist() for x in (best, tokens, heard))))
         found = {}
-        for row, (clip, total, ids) in enumerate(self.live):
-            for i, (p, token, more) in enumerate(zip(*(x[row].tolist()
-                                                       for x in (best, tokens, heard)))):
-                found.setdefault(clip, []).append(
-                    (total + p + more, total + p, row * n_next + i, [*ids, token]))
+        for clip, total, ids in self.live:
+            for place, (p, token, more) in islice(nexts, n_next):
+                row = total + p + more, total + p, place, [*ids, token]
+                found.setdefault(clip, []).append(row)
         return {clip: sorted(each, key=lambda candidate: -candidate[0])[:2 * self.beams]
                 for clip, each in found.items()}
 

@@ -6,20 +6,18 @@
 # Data and results land in data/ and out/ (at toy size in quick/data and quick/out).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-cd "$root"
 quick="" speech=""
 for argument in "$@"; do
     case $argument in
         --quick) quick=yes ;;
-        --speech=*) speech=${argument#*=} ;;
+        --speech=*) speech=${argument#*=}
+            [ -e "$speech" ] || { echo "speedrun.sh: $argument: no such file" >&2; exit 2; }
+            speech=$(realpath "$speech") ;;
         *) echo "speedrun.sh: unknown argument '$argument' (--quick, --speech=PATH)" >&2; exit 2 ;;
     esac
 done
 
-if [ -n "$speech" ]; then
-    [ -e "$speech" ] || { echo "speedrun.sh: --speech=$speech is not there" >&2; exit 2; }
-    speech=$(realpath "$speech")
-fi
+cd "$root"
 source setup.sh
 setup requirements.txt requirements-demo.txt
 python=$root/.venv/bin/python

@@ -14,6 +14,7 @@ for folder in "$@"; do
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
+[ -f quick/data/voices/labels.jsonl ] || { echo "run first: bash speedrun.sh --quick" >&2; exit 2; }
 real=data/real
 mkdir -p $real/lists
 
@@ -46,7 +47,7 @@ speak() {
     features "$1" --source="$real/$1/speech"
 }
 
-# fresh FILE: keep standard input as FILE if it says something new, so that what is made stays
+# fresh FILE: replace FILE by standard input, if they differ
 fresh() {
     mkdir -p "$(dirname "$1")"
     cat > "$1.part"
@@ -86,28 +87,29 @@ for i in ${mine[@]+"${!mine[@]}"}; do  # old bash: none is unbound
     [ ! -f "$real/features/mine$i/train.jsonl" ] || spoken+=",$real/features/mine$i/train.jsonl"
     [ ! -f "$real/features/mine$i/val.jsonl" ] || exclude+=",$real/features/mine$i/val.jsonl"
 done
-# the actors of a game in Debian, 4.6 hours of native speech
+# the actors of a game in Debian, 4.5 hours of native speech
 game=flight-of-the-amazon-queen
 if [ ! -d $real/game ] && command -v dpkg-deb > /dev/null; then
-    (cd $real; apt-get download $game; dpkg-deb -x ${game}_*.deb game.part; mv game.part game)
+    (cd $real && rm -f ${game}_*.deb && apt-get download $game &&
+        dpkg-deb -x ${game}_*.deb game.part && mv game.part game) || true
 fi
 if [ -d $real/game ]; then
     features game --copies=1 --source=$real/game/usr/share/scummvm/$game
     spoken+=,$real/features/game/train.jsonl
 else
-    echo "without apt: $game is left out, 4.6 of 18 hours of native speech"
+    echo "$game could not be fetched: 4.5 of 7.5 hours of people are left out"
 fi
 # digits of four speakers (two are for testing), commands, and recordings without words
-(cd $real/fsdd/recordings; ls | sed -nE 's/^(.)_(george|jackson|lucas|nicolas)_(1?[0-9]|2[0-4])'`
-    `'\.wav$/{"audio": "..\/fsdd\/recordings\/&", "text": "\1", "split": "train"}/p') |
-    fresh $real/lists/digits.jsonl
+digits='^(.)_(george|jackson|lucas|nicolas)_(1?[0-9]|2[0-4])\.wav$'
+row='{"audio": "../fsdd/recordings/&", "text": "\1", "split": "train"}'
+(cd $real/fsdd/recordings && ls | sed -nE "s#$digits#$row#p") | fresh $real/lists/digits.jsonl
 features digits --source=$real/lists/digits.jsonl
 (cd $real/commands/MLTK_keyworkSpotting/dataset
-for word in down go left no off on right stop up yes _silence_; do
-    ls $word/*.wav | head -n "$([ $word = _silence_ ] && echo 999 || echo 120)" |
-        sed -E "s#^($word)/(.*)#{\"audio\": \"../commands/MLTK_keyworkSpotting/dataset/&\", "`
-            `"\"text\": \"$([ $word = _silence_ ] || echo $word)\", \"key\": \"\1-\2\"}#"
-done) | fresh $real/lists/commands.jsonl
+row='{"audio": "../commands/MLTK_keyworkSpotting/dataset/&", "text": "\1", "key": "\1-\2"}'
+for word in down go left no off on right stop up yes; do
+    ls $word/*.wav | sed -nE "1,120s#^($word)/(.*)#$row#p"
+done
+ls _silence_/*.wav | sed -E "s#^()(_silence_/.*)#$row#") | fresh $real/lists/commands.jsonl
 features commands --source=$real/lists/commands.jsonl --min_words=0
 $python prepare_instruct.py --voices=quick/data/voices --spoken=quick/data/spoken \
     --speech=quick/data/synthetic --text_dir=quick/data/text --out_dir=$real/instruct

@@ -169,7 +169,8 @@ def test_queen(flac, tmp_path):
         bytes(13) + struct.pack(">H", len(files)) + table + b"".join(files.values()))
     good, bad = read(tmp_path)
     texts = {key: info["text"] for key, info in good.items()}
-    assert texts == {"JOE00011": "it's", "JOE00013": "locked", "JOE00021": "a note"} and not bad
+    assert texts == {"JOE00011": "it's", "JOE00012": "fifty percent",
+                     "JOE00013": "locked", "JOE00021": "a note"} and not bad
 
 
 def test_speechocean(flac, tmp_path):

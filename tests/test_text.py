@@ -148,18 +148,17 @@ Mr. Smith doesn't like cafes -- never did.
 """, encoding="utf-8")
     texts, meta = prepare(tmp_path / "out", f"--text_file={tmp_path / 'book.txt'}")
     assert sorted(sum(texts.values(), [])) == [
-        "go away now", "he said go away again", "he said to the well known man",
-        "he was forty two years old", "mr smith doesn't like cafes never did"]
-    assert meta["dropped"] == {
-        "of another length": 2, "a symbol without a spoken form": 1, "seen before": 1}
-    (tmp_path / "list.txt").write_text("a line without an end\n" * 9)
+        "chapter one", "go away now", "he said go away again", "he said to the well known man",
+        "he was forty two years old", "mr smith doesn't like cafes never did", "too short"]
+    assert meta["dropped"] == {"a symbol without a spoken form": 1, "seen before": 1}
+    (tmp_path / "list.txt").write_text("a line\n" * 9)
     said = prepare(tmp_path / "none", f"--text_file={tmp_path / 'list.txt'}", ok=False)
     assert "sentences end at . ! ? or an empty line" in said
 
 
 def test_folders_lists_and_exclusion(tmp_path):
-    """Broken: a list of clips is not read, a book takes more than its share, or a test sentence
-    stands in the LM's text."""
+    """Broken: a list is not read, a book takes more than its share, or a test sentence is learnt.
+    """
     (tmp_path / "in" / "deep").mkdir(parents=True)
     rows = [{"text": "Is \"this\" heard?\nYes, it is."}, {"text": "A second row here"}]
     (tmp_path / "in/deep/talk.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -168,11 +167,9 @@ def test_folders_lists_and_exclusion(tmp_path):
     (tmp_path / "in/book.md").write_text("\n\n".join(book))
     (tmp_path / "list.jsonl").write_text('{"text": "YES, IT IS"}\n')
     args = f"--text_file={tmp_path}/in", f"--exclude={tmp_path}/list.jsonl"
-    expected = ["a second row here", "is this heard", "now comes the middle",
+    expected = ["a second row here", "is this heard", "it does", "now comes the middle",
                 "the first half ends", "the last part ends", "title of it"]
     assert prepare_all(tmp_path / "out", *args) == expected
     assert prepare_all(tmp_path / "middle", *args, "--file_kb=1") == expected[:-1]
-    named = f"--text_file={tmp_path}/in/deep, {tmp_path}/in/book.md"  # is read whole
-    assert "title of it" in prepare_all(tmp_path / "whole", named, "--file_kb=1")
     (tmp_path / "list.jsonl").write_text('{"text": "yes"}\nno json\n')
     assert "list.jsonl:2" in prepare(tmp_path / "no", *args, ok=False)
