@@ -68,7 +68,7 @@ run practice prepare_practice.py ${quick:+--n=200}
 text="" clips="" questions=""
 if [ -n "$speech" ]; then  # people, and their words in the base's text
     run people prepare_librispeech.py --source="$speech" --out_dir=data/people --seen_voices=True
-    sed G data/text/train.txt > data/text/spaced.txt
+    sed G data/text/{train,val,test}.txt > data/text/spaced.txt
     run mixed prepare_text.py --text_file=data/people/train.jsonl,data/text/spaced.txt \
         --max_words=40 --out_dir=data/people_text
     text=--data_dir=data/people_text
