@@ -1,8 +1,7 @@
 """
 Speed of the stages on this machine: a line for each figure, then one line of JSON.
 
-    python bench.py                 # all, a minute on 2 cores
-    python bench.py --only=train    # one part
+    python bench.py    # a minute on 2 cores
 
 train   a step of pretraining with the optimizers: 8 rows of 512 (CUDA: d12, 16 rows of 2048)
 decode  64 tokens after 16, of 1, 8 and 32 rows, by a d4 GPT
@@ -20,7 +19,7 @@ from model import GPT, GPTConfig, for_inference
 from optim import gpt_optimizers
 
 # config: every value here can be set from a config file or as --name=value
-only = ""        # comma-separated parts, named above; '': all
+only = ""        # parts named above, by commas; '': all
 quick = False    # fewer repeats
 device = "auto"  # auto, cuda, mps, cpu
 config = configure(globals())  # prints each change

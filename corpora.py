@@ -13,8 +13,8 @@ speechocean  speechocean762's folder (Zhang et al., arXiv:2104.01378): a tenth o
 Common Voice <source>/validated.tsv and clips: a language's folder (Ardila et al.,
              arXiv:1912.06670); a twentieth of the speakers is val.
 LJSpeech     <source>/metadata.csv (a line is key|text|text with numbers in words) and wavs.
-queen        <source>/queen.1c of the game Flight of the Amazon Queen (Debian packs it): its actors'
-             lines, which are unpacked to <source>/clips. Format: ScummVM's engines/queen.
+queen        <source>/queen.1c of Debian's flight-of-the-amazon-queen, a game: actors' lines, which
+             are unpacked to <source>/clips. Format: ScummVM's engines/queen.
 """
 import csv
 import os
@@ -25,7 +25,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from pathlib import Path
-from struct import iter_unpack, unpack_from
+from struct import error, iter_unpack, unpack_from
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -276,7 +276,26 @@ def read_ljspeech(source):
 
 def read_queen(source):
     """Yield the Clips of queen.1c; a speaker is a character."""
-    data, files = Path(source, "queen.1c").read_bytes(), {}
+    game = Path(source, "queen.1c")
+    try:
+        files, said = queen_lines(game.read_bytes())
+    except (LookupError, ValueError, error):
+        raise ValueError(f"{game} is cut short or not Debian's") from None
+    os.makedirs(Path(source, "clips"), exist_ok=True)
+    for stem, line, speaker in said:
+        for i, text in enumerate(re.split(r"\*..", line), 1):  # '*' and a code end a clip
+            key = f"{stem}{i:X}"
+            sound = files.pop(f"{key}.SB", b"")
+            path = Path(source, "clips", f"{key}.mp3")
+            if sound:
+                path.write_bytes(sound)
+                labels = {"split": "train", "speaker": speaker.title()}
+                yield Clip(str(game), key, str(path), text.strip(), labels)
+
+
+def queen_lines(data):
+    """Return ({file name: bytes}, [(key, text, speaker), ...]) of the archive."""
+    files = {}
     for name, at, size in iter_unpack(">12sxII", data[15:15 + 21 * unpack_from(">H", data, 13)[0]]):
         files[name.decode().strip("\0")] = data[at:at + size]
     jas = files["QUEEN.JAS"][20:]
@@ -291,21 +310,11 @@ def read_queen(source):
     for name in files:
         read = {"CUT": queen_scene, "DOG": queen_dialogue}.get(name[-3:])
         said += read(name[:-4], files[name][20:], objects) if read else []
-    os.makedirs(Path(source, "clips"), exist_ok=True)
-    for stem, line, speaker in said:
-        for i, text in enumerate(re.split(r"\*..", line), 1):  # '*' and a code end a clip
-            key = f"{stem}{i:X}"
-            sound = files.pop(f"{key}.SB", b"")
-            path = Path(source, "clips", f"{key}.mp3")
-            if sound:
-                if not path.exists() or path.stat().st_size != len(sound):
-                    path.write_bytes(sound)
-                labels = {"split": "train", "speaker": speaker.title()}
-                yield Clip(f"{source}/queen.1c", key, str(path), text.strip(), labels)
+    return files, said
 
 
 def queen_string(data, at, align=2):
-    """Return a string at a place, and the next one's place."""
+    """Return the string at a place, and the next place."""
     end = at + 1 + data[at]
     return data[at + 1:end].decode("cp437"), end + (data[at] and -end % align)
 

@@ -116,10 +116,10 @@ def spell(projector, tok, features):
 
 
 class CTCScores:
-    """How likely a CTC head writes texts that grow by tokens (Hori et al., arXiv:1706.02737).
+    """Log-probabilities of growing texts by a CTC head (Hori et al., arXiv:1706.02737).
 
-    Of each live hypothesis it keeps how likely the head has written its pieces, and no more, by
-    each place of the audio: n, b (rows, 1 + T_a), where a piece or a blank was the last.
+    state: of each live hypothesis that its pieces, and no more, are written by each place of the
+    audio: n, b (rows, 1 + T_a), where a piece or a blank was the last; its last piece; its clip.
     """
 
     def __init__(self, projector, tok, audio):

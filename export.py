@@ -32,7 +32,7 @@ def main():
     tok.save(out_dir)
     kept = {k: meta[k] for k in ("model_config", "audio", "versions", "chats") if k in meta}
     kept["user_config"] = {name: value for name, value in meta["user_config"].items()
-                           if not isinstance(value, str)}  # paths are of this machine alone
+                           if not isinstance(value, str)}  # paths are this machine's
     save_checkpoint(out_dir, meta["step"], states, kept)
     sizes = [entry.stat().st_size for entry in os.scandir(out_dir)]
     print(f"{out_dir}: {sum(sizes) / 1e6:.1f} MB in {len(sizes)} files")

@@ -38,7 +38,7 @@ n_test = 2_000
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 RUN = 6                  # words in a row that a sentence may not share with `exclude`
-MIN_WORDS = 1 if text_file else 3  # other sentences are left out and counted
+MIN_WORDS = 1 if text_file else 3  # others are left out and counted
 SEED = 1337              # of the draws from the grammar
 MAX_MISSES = 20_000      # draws in a row that added nothing: the grammar has no more to give
 RULE = re.compile(r"([a-z]\w*):(.*)")

@@ -156,7 +156,7 @@ def test_layouts(flac, tmp_path):
 
 
 def test_queen(flac, tmp_path):
-    """Broken: a line of the game gets another's clip, or its words aren't cut where clips are."""
+    """Broken: a line gets another's clip; a cut file is a traceback."""
     lines = ["A note?", *12 * ["?"], "It's *aa50%*bb LOCKED"]
     files = {"QUEEN.JAS": bytes(20) + struct.pack(">4H", 0, 0, 0, 1),
              "QUEEN2.JAS": "\r\n".join(lines).encode()}
@@ -171,6 +171,9 @@ def test_queen(flac, tmp_path):
     texts = {key: info["text"] for key, info in good.items()}
     assert texts == {"JOE00011": "it's", "JOE00012": "fifty percent",
                      "JOE00013": "locked", "JOE00021": "a note"} and not bad
+    os.truncate(tmp_path / "queen.1c", 90)
+    with pytest.raises(ValueError, match="queen.1c is cut short"):
+        read(tmp_path)
 
 
 def test_speechocean(flac, tmp_path):

@@ -32,8 +32,7 @@ def test_spell_drops_repeats_and_blanks():
 
 
 def written(heard, pieces):
-    """Reference: log-probabilities that the head writes a text of pieces, or one that begins so,
-    summed over all alignments; heard: log-probabilities (T, V), blank last."""
+    """Reference: log-probabilities of a text, and of all that begin so, by each alignment."""
     whole, begun = [], []
     for path in product(range(heard.size(1)), repeat=len(heard)):
         ids = torch.unique_consecutive(torch.tensor(path)).tolist()

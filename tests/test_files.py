@@ -1,4 +1,4 @@
-"""files.py: rows of text in odd encodings, folders with a system's own files."""
+"""files.py: odd encodings, folders with a system's own files."""
 import json
 import os
 
