@@ -256,7 +256,7 @@ class Projector(nn.Module):
 
     d_in: D of a tap. stack: frames in one audio token. hidden: width of the MLP (0: 4 * n_embd).
     zero_init: W1's form, fc2 starts at zero and no norm follows. texture: this many tokens come
-    first, made of each tap's mean and spread over the clip. Only in training: dropout is the share
+    first (texture.py), made of each tap's mean and spread over the clip. Only in training: dropout is the share
     of features zeroed; with voice_mix, half of the clips get up to that share of another clip's
     mean, because voices and channels differ in the mean (MixStyle, arXiv:2104.02008).
     ctc: a head tells so many pieces of text and a blank, the last, from an audio token; 0: no head.
@@ -281,7 +281,7 @@ class Projector(nn.Module):
         if texture:
             self.texture_fc1 = Linear(3 * n_taps * d_in, texture_hidden)
             self.texture_fc2 = Linear(texture_hidden, texture * n_embd)
-            self.texture_gain = nn.Parameter(torch.ones(texture, n_embd))
+            self.texture_key = nn.Parameter(torch.zeros(texture, n_embd))
 
     @torch.no_grad()
     def start_from(self, other, taps, other_taps):
@@ -331,7 +331,8 @@ class Projector(nn.Module):
         if self.gain is not None:
             x = norm(x) * self.gain.to(x.dtype)
         if self.texture:
-            x = torch.cat([self.texture_tokens(feats, lens), x], 1)
+            self.told = self.tell(feats, lens)
+            x = torch.cat([norm(self.texture_key.to(x.dtype) + self.told), x], 1)
         return x, n_audio_tokens(lens, self.stack) + self.texture
 
     def centre(self, feats, lens):
@@ -358,12 +359,22 @@ class Projector(nn.Module):
         apart = (quarter / is_in.sum(2, keepdim=True).clamp(min=1) - mean[:, None]).abs().mean(1)
         return torch.cat([mean, spread, apart], 1)
 
-    def texture_tokens(self, feats, lens):
-        """feats (B, T, n_taps, D), lens (B,) -> (B, texture, n_embd)."""
+    def ctc_loss(self, audio, lens, pieces):
+        """Return the CTC loss of B texts, lists of piece ids, on audio tokens of forward(): (B,).
+
+        A text of more pieces than the clip has tokens costs nothing.
+        """
+        log_probs = self.ctc_head(audio[:, self.texture:].float()).log_softmax(2).transpose(0, 1)
+        ids = torch.tensor([i for each in pieces for i in each], device=audio.device)
+        sizes = torch.tensor([len(each) for each in pieces], device=audio.device)
+        return F.ctc_loss(log_probs, ids, lens - self.texture, sizes, log_probs.size(2) - 1, "none",
+                          zero_infinity=True)
+
+    def tell(self, feats, lens):
+        """Return what texture tokens add to their keys: (B, texture, n_embd)."""
         x = F.dropout(self.pool(feats, lens), self.dropout, self.training)
         x = F.gelu(self.texture_fc1(x.to(compute_dtype(feats.device))))
-        x = self.texture_fc2(x).unflatten(1, (self.texture, -1))
-        return norm(x) * self.texture_gain.to(x.dtype)
+        return self.texture_fc2(x).unflatten(1, (self.texture, -1))
 
 
 def drop_(x, n):

@@ -1,13 +1,16 @@
 """AudioBench-mini: four-choice questions about recordings, and the controls.
 
-prepare_bench.py makes a folder of recordings and questions.jsonl: {"id", "cell", "task", "audio",
-"question", "options": four, "key": 0 to 3}. An option's score is the log-probability of its text as
+prepare_bench.py makes a folder of recordings and questions.jsonl: {"id", "part", "cell", "task",
+"audio", "question", "options": four, "key": 0 to 3}. An option's score is the log-probability of its text as
 the answer, averaged over the four rotations of the options. Controls: another recording of the same
-cell ("shuffled"), noise, no audio. A linear probe shows how much of the answer the features hold.
+cell ("shuffled"), noise, no audio. Baselines: a linear probe, which shows how much of the answer
+the features hold; level meters (meters.py); the answer that is most often right.
 A listener is (model, meta, tok, encoder, projector).
 """
 import math
 import os
+from collections import Counter
+from functools import cache
 
 import numpy as np
 import torch
@@ -16,6 +19,9 @@ from audio import encode
 from data import load_batch
 from decode import generate, score_answers
 from files import find_path, read_jsonl
+from meters import measure
+from questions import read_small_talk
+from recordings import read_audio
 from tokenizer import chat_prompt, multiple_choice
 from transcripts import plain_text, require_distinct
 
@@ -24,6 +30,7 @@ SEED = 0
 MAX_TOKENS = 32       # of a free answer
 NOISE = 0.03          # standard deviation of the noise in place of a recording
 RIDGE = 300.0         # strength of the probe's regression
+METERS_RIDGE = 3.0    # and of the meters'
 PROBE_CLIPS = 1500    # training clips that teach the probe a task, at most
 PROBE_LABELS = 50     # a task with more labels is an open set (words): not probed
 
@@ -35,7 +42,7 @@ def read_bench(folder):
     path = os.path.join(folder, "questions.jsonl")
     if not os.path.isfile(path):
         raise ValueError(f"{path} is missing: prepare_bench.py makes a bench")
-    fields = {"cell": str, "task": str, "audio": str, "question": str, "options": list, "key": int}
+    fields = {"part": str, "cell": str, "task": str, "audio": str, "question": str, "options": list, "key": int}
     rows = {}
     for where, row in read_jsonl(path, id=(str, int), **fields):
         row |= {"id": str(row["id"]), "audio": find_path(folder, row["audio"])}
@@ -144,20 +151,31 @@ def score_options(listener, rows, audio):
     return scores
 
 
-def answer_freely(listener, rows, audio):
-    """Return what the model says (greedy) to each question: list of str."""
+def answer_freely(listener, prompts, audio=None):
+    """Return what the model says (greedy) to each prompt: list of str."""
     model, meta, tok, *_ = listener
     settings = {"audio_at": meta["audio"]["audio_at"], "max_tokens": MAX_TOKENS,
                 "stop_ids": (tok.special("<|assistant_end|>"), tok.bos_id)}
     said = []
-    for start in range(0, len(rows), BATCH_SIZE):
+    for start in range(0, len(prompts), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
-        prompts = [ask(listener, row, row["options"]) for row in rows[part]]
-        steps = list(generate(model, prompts, audio[part], **settings))
-        for b in range(len(prompts)):
+        steps = list(generate(model, prompts[part], audio and audio[part], **settings))
+        for b in range(len(prompts[part])):
             ids = [tokens[b] for tokens in steps if tokens[b] is not None]
             said.append(tok.decode(ids).strip())
     return said
+
+
+def talk(listener):
+    """Return [(line, what the model says, is it an answer of the line's block)] of small talk.
+
+    The lines are those of assets/chat.txt that no training sees.
+    """
+    asked = [(line, block[" "]) for block in read_small_talk() for line in block["?"]]
+    clean = cleaner(listener)
+    said = answer_freely(listener, [chat_prompt(listener[2], [], clean(line)) for line, _ in asked])
+    return [(line, text, text in [clean(answer).strip() for answer in answers])
+            for (line, answers), text in zip(asked, said)]
 
 
 # ---- the ceiling: a linear probe
@@ -169,11 +187,11 @@ def pool(x):
     return np.concatenate([x.mean(0), x.std(0), np.abs(quarters - x.mean(0)).mean(0)])
 
 
-def probe(clips, rows, features):
+def regress(clips, vector, rows, own, ridge):
     """Answer questions by ridge regression on the labels of training clips.
 
-    clips: data.Features; features: of each question's recording. Returns {index of a question: is
-    it right}, without the tasks whose answers are an open set.
+    clips: data.Features; vector(i): of its clip i, (D,); own: of the questions' recordings (n, D).
+    Returns {index of a question: is it right}, without the tasks whose answers are an open set.
     """
     right = {}
     for task, members in members_by(rows, "task").items():
@@ -184,19 +202,47 @@ def probe(clips, rows, features):
         if not 1 < len(labels) <= PROBE_LABELS or not is_known:
             continue
         at = np.random.default_rng(SEED).permutation(list(found))[:PROBE_CLIPS]
-        x = np.stack([pool(load_batch(clips, [i])[0][0]) for i in at])
+        x = np.stack([vector(i) for i in at])
         centre = x.mean(0)
         scale = x.std(0) + 1e-6
         y = np.array([[found[i] == label for label in labels] for i in at], np.float32)
         x = (x - centre) / scale
-        gram = x @ x.T + RIDGE * np.eye(len(x), dtype=np.float32)
+        gram = x @ x.T + ridge * np.eye(len(x), dtype=np.float32)
         weight = x.T @ np.linalg.solve(gram, y - y.mean(0))
         for i in members:
-            votes = (pool(features[i]) - centre) / scale @ weight + y.mean(0)
+            votes = (own[i] - centre) / scale @ weight + y.mean(0)
             options = rows[i]["options"]
             best = max(options, key=lambda option: votes[labels.index(option)])
             right[i] = best == options[rows[i]["key"]]
     return right
+
+
+def baselines(clips, rows, features, wavs):
+    """Return {"probe", "meters", "majority": {index of a question: is it right}}.
+
+    The probe knows the features, the meters 62 numbers that no network made; majority always takes
+    the option that is most often right in its cell.
+    """
+    @cache
+    def pooled(i):
+        return pool(load_batch(clips, [i])[0][0])
+
+    @cache
+    def metered(i):
+        return measure(read_audio(clips.rows[i]["audio"]))
+
+    found = {"probe": {}, "meters": {}, "majority": {}}
+    for members in members_by(rows, "cell").values():
+        keys = Counter(rows[i]["options"][rows[i]["key"]] for i in members)
+        for i in members:
+            best = max(rows[i]["options"], key=lambda option: keys[option])
+            found["majority"][i] = best == rows[i]["options"][rows[i]["key"]]
+    if clips:
+        found["probe"] = regress(clips, pooled, rows, list(map(pool, features)), RIDGE)
+        if all(os.path.isfile(row["audio"]) for row in clips.rows):
+            own = [measure(wav) for wav in wavs]
+            found["meters"] = regress(clips, metered, rows, own, METERS_RIDGE)
+    return found
 
 
 # ---- the whole bench
@@ -215,11 +261,18 @@ def run_bench(listener, rows, wavs, clips):
     scores = {name: score_options(listener, rows, tokens) for name, tokens in audio.items()}
     keys = np.array([row["key"] for row in rows])
     right = {name: each.argmax(1) == keys for name, each in scores.items()}
-    said = answer_freely(listener, rows, heard)
+    said = answer_freely(listener, [ask(listener, row, row["options"]) for row in rows], heard)
     wanted = [cleaner(listener)(row["options"][row["key"]]).strip() for row in rows]
     right["free_generation"] = np.array(said) == np.array(wanted)
-    result = summarize(rows, right, probe(clips, rows, features) if clips else {})
+    others = baselines(clips, rows, features, wavs)
+    result = summarize(rows, right, others)
     result["mcnemar_p"] = mcnemar(right["score"], right["shuffled"])
+    result["small_talk"] = talk(listener)
+    for name in ("probe", "meters"):
+        at = list(others[name])
+        theirs = np.array([others[name][i] for i in at], dtype=bool)
+        result[f"mcnemar_p_{name}"] = mcnemar(right["score"][at], theirs)
+        result[f"beside_{name}"] = [int(right["score"][at].sum()), int(theirs.sum()), len(at)]
     choices = []
     for row, each, text in zip(rows, scores["score"], said):
         best = int(each.argmax())
@@ -229,33 +282,48 @@ def run_bench(listener, rows, wavs, clips):
     return result, choices
 
 
-def summarize(rows, right, probed):
-    """Return the figures of all questions and of each cell; shares are fractions.
+def summarize(rows, right, others):
+    """Return the figures of all questions, of each part and of each cell; shares are fractions.
 
-    right: {condition: bool (n,)}, with "score"; probed: of probe().
+    right: {condition: bool (n,)}, with "score"; others: of baselines().
     """
     def figures(members):
-        known = [probed[i] for i in members if i in probed]
         n_right = int(right["score"][members].sum())
         shares = {name: round(float(each[members].mean()), 4) for name, each in right.items()}
-        return {**shares, "right": n_right, "of": len(members),
-                "interval": wilson(n_right, len(members)), "probed": len(known),
-                "probe": round(float(np.mean(known)), 4) if known else None}
+        for name, known in others.items():
+            each = [known[i] for i in members if i in known]
+            shares[name] = round(float(np.mean(each)), 4) if each else None
+            shares[f"{name}_of"] = len(each)
+        return {**shares, "right": n_right, "of": len(members), "interval": wilson(n_right,
+                                                                                  len(members))}
 
-    cells = {name: figures(members) for name, members in members_by(rows, "cell").items()}
-    return figures(list(range(len(rows)))) | {"questions": len(rows), "cells": cells}
+    groups = {name: {key: figures(members) for key, members in members_by(rows, field).items()}
+              for name, field in (("cells", "cell"), ("parts", "part"))}
+    return figures(list(range(len(rows)))) | {"questions": len(rows), **groups}
 
 
 # ---- what is shown
 
 def table(result):
     """Return the result as lines of markdown."""
-    columns = ("score", "shuffled", "noise", "no_audio", "free_generation", "probe")
+    columns = ("score", "meters", "probe", "majority", "shuffled", "noise", "no_audio",
+               "free_generation")
     lines = [f"| cell | of | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
-    for name, cell in [*result["cells"].items(), ("all", result)]:
+    parts = result["parts"] if len(result["parts"]) > 1 else {}
+    for name, cell in [*result["cells"].items(), *parts.items(), ("all", result)]:
         shares = [cell[column] for column in columns]
         texts = ["" if share is None else f"{100 * share:.1f}%" for share in shares]
+        for i in (1, 2):
+            if cell[f"{columns[i]}_of"] < cell["of"]:
+                texts[i] += f" of {cell[f'{columns[i]}_of']}"
         lines.append(f"| {name} | {cell['of']} | {' | '.join(texts)} |")
     low, high = result["interval"]
-    return lines + [f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%; McNemar's p "
-                    f"against shuffled {result['mcnemar_p']:.1e}; {result['probed']} probed"]
+    lines.append(f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%; McNemar's p against "
+                 f"another clip's audio {result['mcnemar_p']:.1e}")
+    is_right = [each for *_, each in result["small_talk"]]
+    lines.append(f"small talk in new words: {sum(is_right)} of {len(is_right)} answered in kind")
+    for name in ("meters", "probe"):
+        ours, theirs, n = result[f"beside_{name}"]
+        lines.append(f"where {name} can answer: {ours} of {n} right, {name} {theirs}, McNemar's p "
+                     f"{result[f'mcnemar_p_{name}']:.1e}")
+    return lines

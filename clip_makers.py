@@ -2,7 +2,7 @@
 
 A maker takes (clip, rng, task, label): a row of read_clips(), numpy's Generator, and the bench's
 task and the answer that the recording must show, or "". It returns (wav float32 (n,) at 16 kHz,
-{task: answer}).
+{task: answer}). The bench's rng is a Beyond: rooms, places and sounds are none of training.
 """
 import numpy as np
 
@@ -24,6 +24,8 @@ PEOPLE = {"male": "a man", "female": "a woman"}
 PAIRS = {"one man": ("male", True), "one woman": ("female", True), "two men": ("male", False),
          "two women": ("female", False), "a man and a woman": ("", False)}  # (sex, is one voice)
 WAYS = ("room", "noise", "channel")  # between speaker and microphone
+REACH = 0.3     # of a range of training, beyond which the bench draws
+MATCHED = 0.12  # octaves between the pitches of the bench's two voices, and between their rates
 
 
 def read_clips(folder, split, texts=(), **fields):
@@ -45,6 +47,8 @@ def read_clips(folder, split, texts=(), **fields):
 
 def read_voice(clip):
     """Return the wav of a row of read_clips()."""
+    if "path" in clip:  # of sources.py
+        return read_audio(clip["path"])
     speaker, chapter, _ = clip["key"].split("-")
     return read_audio(f"{clip['root']}/{clip['split']}/{speaker}/{chapter}/{clip['key']}.flac")
 
@@ -91,15 +95,36 @@ def is_clear(clip):
 
 def is_plain(clip):
     """Return whether a clip is an ordinary voice in no style."""
-    return clip["quality"] == "plain" and not clip["style"]
+    return clip["quality"] == "plain" and not clip.get("style")
 
 
 # ---- makers
 
+class Beyond:
+    """numpy's Generator, but a number of uniform(low, high) lies outside, by up to REACH of it."""
+
+    def __init__(self, rng):
+        self.rng = rng
+
+    def __getattr__(self, name):
+        return getattr(self.rng, name)
+
+    def uniform(self, low=0.0, high=1.0, size=None):
+        if size is not None or (low, high) == (0.0, 1.0):
+            return self.rng.uniform(low, high, size)
+        step = self.rng.random() * REACH * (high - low)
+        return high + step if self.rng.random() < 0.5 else low - step
+
+
+def inside(ends, rng):
+    """Draw a number between two ends, in the bench too."""
+    return ends[0] + (ends[1] - ends[0]) * rng.random()
+
+
 def at_loudness(wav, rng, name=""):
     """Return (wav at a loudness, drawn if not named; its label, {} where peaks forbid it)."""
     name = name or pick(list(LOUDNESS_DB), rng)
-    wav = sounds.level(wav, rng.uniform(*LOUDNESS_DB[name]))
+    wav = sounds.level(wav, inside(LOUDNESS_DB[name], rng))
     peak = np.abs(wav).max()
     wav = wav * (0.98 / peak) if peak > 0.98 else wav
     return wav, {"loudness": name} if peak < 1.2 else {}
@@ -108,12 +133,12 @@ def at_loudness(wav, rng, name=""):
 def on_its_way(wav, rng, way, label):
     """Return speech in a room, in noise or through a channel, as that task's label says."""
     if way == "channel":
-        return sounds.through(wav, rng, label)
+        return sounds.through(wav, rng, label, rng.uniform(0.9, 1.1))
     if way == "room" and sounds.ROOMS[label]:
-        return sounds.room(wav, rng, *sounds.ROOMS[label])
+        return sounds.room(wav, rng, *(rng.uniform(0.85, 1.15) * x for x in sounds.ROOMS[label]))
     if way == "noise" and sounds.SNR_DB[label]:
-        noise = sounds.colored(len(wav), rng, rng.uniform(0, 1))
-        return sounds.level(wav) + 10 ** (-rng.uniform(*sounds.SNR_DB[label]) / 20) * noise
+        noise = sounds.colored(len(wav), rng, rng.uniform(0.1, 0.9))
+        return sounds.level(wav) + 10 ** (-inside(sounds.SNR_DB[label], rng) / 20) * noise
     return wav
 
 
@@ -156,7 +181,7 @@ def make_scene(clip, rng, task, label):
     """Speech with a place around it."""
     label = label or pick(list(sounds.SCENES), rng)
     wav = sounds.level(read_voice(clip))
-    wav = wav + 10 ** (-rng.uniform(3, 9) / 20) * sounds.SCENES[label](len(wav), rng)
+    wav = wav + 10 ** (-inside((3, 9), rng) / 20) * sounds.SCENES[label](len(wav), rng)
     found = {"scene": label} | ({} if task else voice_labels(clip))
     return at_loudness(wav, rng, "loud")[0], found
 
@@ -193,7 +218,7 @@ def make_silence(_, rng, *__):
     wav = sounds.colored(int(rng.uniform(1, 3) * SAMPLE_RATE), rng, rng.uniform(0, 1))
     kind = "noise" if rng.uniform() < 0.5 else "silence"
     loudness_db = {"noise": (-45, -20), "silence": (-85, -70)}[kind]
-    return sounds.level(wav, rng.uniform(*loudness_db)), {"kind": kind, "sentence": NOBODY}
+    return sounds.level(wav, inside(loudness_db, rng)), {"kind": kind, "sentence": NOBODY}
 
 
 def make_real(clip, *_):
@@ -211,21 +236,29 @@ MAKERS = {"voice": make_voice, "spoken": make_spoken, "pair": make_pair, "scene"
 def pair_up(clips, rng, label=""):
     """Return two plain clips of other texts, whose speakers are as a label of PAIRS says.
 
-    Without a label one is drawn, and the others where no two clips fit. ValueError: none fit.
+    Without a label one is drawn, and the others where no two clips fit; with one, for the bench,
+    pitch and rate of both are alike. ValueError: none fit.
     """
-    plain = [clip for clip in clips if is_plain(clip) and clip["seconds"] < 4 and clip["pitch_hz"]]
+    plain = [clip for clip in clips if is_plain(clip) and clip["seconds"] < 4
+             and clip.get("pitch_hz", 1)]
     wanted = [label]
     if not label:
         first = pick(list(PAIRS), rng)
         wanted = [first, *(name for name in PAIRS if name != first)]
     for name in wanted:
         sex, is_one = PAIRS[name]
-        firsts = [clip for clip in plain if sex in ("", clip["sex"])]
+        firsts = [clip for clip in plain if clip["sex"] and sex in ("", clip["sex"])]
         for i in rng.permutation(len(firsts)):
-            seconds = [clip for clip in plain if are_pair(firsts[i], clip, sex, is_one)]
+            seconds = [clip for clip in plain if are_pair(firsts[i], clip, sex, is_one)
+                       and (not label or are_alike(firsts[i], clip))]
             if seconds:
                 return [firsts[i], pick(seconds, rng)]
-    raise ValueError(f"{clips[0]['root']}: no two clips of {wanted[0]}: make more there")
+    raise ValueError(f"{clips[0].get('root', 'sources')}: no two clips of {wanted[0]}: add some")
+
+
+def are_alike(a, b):
+    """Return whether no meter of pitch or rate can tell two clips apart."""
+    return all(abs(np.log2(a[name] / b[name])) < MATCHED for name in ("pitch_hz", "rate"))
 
 
 def are_pair(a, b, sex, is_one):
@@ -233,8 +266,5 @@ def are_pair(a, b, sex, is_one):
     if a["text"] == b["text"]:
         return False
     if not sex:
-        return a["sex"] != b["sex"]
-    if is_one:
-        return a["voice"] == b["voice"] and abs(a["pitch"] - b["pitch"]) <= 4
-    return (a["sex"] == b["sex"] and a["voice"] != b["voice"]
-            and abs(np.log2(b["pitch_hz"] / a["pitch_hz"])) > 0.35)
+        return {a["sex"], b["sex"]} == {"male", "female"}
+    return a["sex"] == b["sex"] and is_one == (a["voice"] == b["voice"])

@@ -140,6 +140,10 @@ def read_librispeech(source, subsets):
     path, labels = Path(source, "labels.jsonl"), {}
     if path.exists():
         labels = {row["key"]: row for _, row in read_jsonl(path, key=str)}
+    sexes, known = {}, path.with_name("SPEAKERS.TXT")
+    for line in read_lines(known) if known.exists() else ():
+        speaker, _, rest = line.partition("|")
+        sexes[speaker.strip()] = {"M": "male", "F": "female"}.get(rest.strip()[:1], "")
     for folder in find_subsets(Path(source), subsets):
         name = folder.resolve().name
         split = next((SPLITS[start] for start in SPLITS if name.startswith(start)), "train")
@@ -147,7 +151,7 @@ def read_librispeech(source, subsets):
             heard = set()
             for clip in read_transcripts(transcripts):
                 heard.add(clip.path)
-                own = {"sex": ""} | labels.get(clip.key, {}) | {"split": split} | clip.labels
+                own = {"sex": sexes.get(clip.labels["speaker"], "")} | labels.get(clip.key, {}) | {"split": split} | clip.labels
                 yield clip._replace(key=clean_key(clip.key), labels=own)
             chapter = os.path.dirname(transcripts)
             for key, path in find_audio(chapter).items():

@@ -61,7 +61,7 @@ def write_index(folder, rows, shards, manifest):
 
 
 def read_index(folder, encoder_sha256, taps):
-    """Return a folder's (manifest, rows with the paths of their shards)."""
+    """Return a folder's (manifest, rows with the paths of their shards and recordings)."""
     try:
         manifest, rows = (json.loads(Path(folder, name).read_bytes())
                           for name in ("manifest.json", "index.json"))
@@ -77,7 +77,9 @@ def read_index(folder, encoder_sha256, taps):
         if n != shard["bytes"]:
             raise ValueError(f"{path}: {n:,} bytes instead of {shard['bytes']:,}: delete it and "
                              f"{AGAIN}")
-    return manifest, [row | {"shard": os.path.join(folder, row["shard"])} for row in rows]
+    for row in rows:
+        row |= {name: os.path.join(folder, row.get(name, "")) for name in ("shard", "audio")}
+    return manifest, rows
 
 
 class Features:

@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from files import read_jsonl
 from kernels import norm
 from rows import pad_rows
+from texture import TEXTURE
 from tokenizer import BPETokenizer, render_conversation
 from transcripts import plain_text, spoken_turns
 
@@ -63,6 +64,9 @@ def make_speller(tok, n_tokens):
 def imitate(ids, spelling, rng, ease):
     """Imitate one sentence: pieces ids (n,) -> pairs (n_places, 2), weights (n_places, 1)."""
     n = len(ids)
+    if not n:  # nobody speaks
+        n_blanks = int(rng.integers(1, 12))
+        return torch.full((n_blanks, 2), -1), torch.zeros(n_blanks, 1)
     is_swapped = rng.random(n) < ease * SWAP_SHARE
     pieces = np.where(is_swapped, rng.choice(spelling, n), ids)
     has_rival = rng.random(n) < ease * RIVAL_SHARE
@@ -129,25 +133,25 @@ def as_messages(turns):
 def read_chats(path, speller, limit):
     """Read chats.jsonl -> {"train": [(heard, chat), ...], "val": ...}, Counter of left-outs.
 
-    heard: int (n,), the sentence in pieces; chat: as_messages() of it. A chat that could take over
-    `limit` positions is left out. ValueError: a wrong line, or a split without a chat.
+    heard: (int (n,), the sentence in pieces; {task: answer}, how it sounds); chat: as_messages()
+    of it. A chat that could take over `limit` positions is left out. ValueError: a wrong line, or a
+    split without a chat.
     """
     chats, left_out = {"train": [], "val": []}, Counter()
-    for where, row in read_jsonl(path, split=str, text=str, turns=list):
+    for where, row in read_jsonl(path, split=str, text=str, labels=dict, turns=list):
         is_right = all(isinstance(turn, list) and list(map(type, turn)) == [str] * 3
                        for turn in row["turns"])
-        if row["split"] not in chats or not is_right or not row["text"]:
-            raise ValueError(f'{where}: "split" must be train or val, "text" must not be empty, '
-                             '"turns" must be three strings each')
+        if row["split"] not in chats or not is_right:
+            raise ValueError(f'{where}: "split" must be train or val, "turns" three strings each')
         turns = spoken_turns(row["turns"], left_out)
         if not turns:
             continue
-        chat, heard = as_messages(turns), np.array(speller.encode(row["text"]))
+        chat, pieces = as_messages(turns), np.array(speller.encode(row["text"]), dtype=int)
         n_text = len(render_conversation(speller, chat)[0])
-        if (STRETCH + 2) * len(heard) + 4 + n_text > limit:
+        if TEXTURE + (STRETCH + 2) * len(pieces) + 11 + n_text > limit:
             left_out[f"over {limit} positions"] += 1
         else:
-            chats[row["split"]].append((heard, chat))
+            chats[row["split"]].append(((pieces, row["labels"]), chat))
     if not all(chats.values()):
         raise ValueError(f"{path} has no chat for train or val: run prepare_practice.py again")
     return chats, left_out

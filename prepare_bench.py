@@ -1,25 +1,29 @@
 """Make AudioBench-mini: four-choice questions about recordings that no training hears.
 
     python prepare_bench.py                         # data/audiobench_mini: 200 questions, 3 s
-    python prepare_bench.py --sources=fsdd=data/fsdd,crema_d=data/CREMA-D --out_dir=data/bench_real
+    python prepare_bench.py --bench_items=100 --out_dir=data/audiobench   # these, and 600 more
+    python prepare_bench.py --sources=fsdd=data/fsdd,people=data/LibriSpeech    # and real ones
 
-Reads  the split test of three folders of prepare_synthetic.py, or real recordings (sources.py);
+Reads  the split test of three folders of prepare_synthetic.py; real recordings (sources.py);
        assets/questions.toml.
-Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl, {"id", "cell", "task", "audio",
-       "question", "options": four, "key": 0 to 3}; meta.json.
+Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl, {"id", "part": "synthetic" or "real",
+       "cell", "task", "audio", "question", "options": four, "key": 0 to 3}; meta.json.
 Each label is right once for three times that it is wrong, and each place is right equally often:
-text alone can't answer.
+text alone can't answer. Voices, rooms and sounds are none of training (clip_makers.Beyond); two
+voices to compare are alike in pitch and rate. A real cell that no source can fill is left out.
 """
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from clip_makers import (MAKERS, is_clear, is_plain, make_voice, pair_up, read_clips,
+from clip_makers import (MAKERS, Beyond, is_clear, is_plain, make_voice, pair_up, read_clips,
                          voice_labels, write_clip)
 from configurator import configure
 from folders import make_folder, sums
+from meters import median_pitch
 from questions import QUESTIONS, SPOKEN, pick, read_answers, read_tasks, write_rows
+from recordings import read_audio
 from sources import read_sources
 
 # config: every value here can be set from a config file or as --name=value
@@ -28,10 +32,13 @@ spoken = "data/spoken"     # --corpus=spoken
 speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/audiobench_mini"
 bench_items = 25           # questions in each cell
-sources = ""               # real recordings instead: name=folder, ... (sources.py)
+sources = ""               # real recordings too: name=folder, ... (sources.py)
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SEED = 0
+BLOCK = 25     # questions of a cell that are drawn together: the first blocks are AudioBench-mini
+REAL_TASKS = ("emotion", "thing", "digit", "command", "person", "pair")
+COMPARED = 400  # real voices, of less than 4 s, among which pairs are sought
 ON_PLAIN = ("room", "noise", "channel", "loudness", "scene")  # shown on any ordinary voice
 MORE = "make more clips (n_test), or give more recordings"
 ATTEMPTS = 20  # to show the answer: a peaky voice may not get as loud
@@ -46,28 +53,39 @@ def read_synthetic():
     others = read_clips(voices, "test", style=str, pitch=int)
     numbers = read_clips(spoken, "test", read_answers())
     clear = [clip for clip in read_clips(speech, "test") if is_clear(clip)]
-    for clip in others:
+    for clip in others + clear:
         clip["labels"] = voice_labels(clip)
     for clip in numbers:
         clip["labels"] = {"digit": clip["text"]}
     pools = dict.fromkeys(read_tasks(), others)
-    return cells, pools | {"digit": numbers, "sentence": clear, "word": clear}
+    pools |= dict.fromkeys(("room", "noise", "channel", "scene", "sentence", "word"), clear)
+    return cells, pools | {"digit": numbers}
 
 
 def read_real():
-    """Return the same of real recordings."""
-    clips, cells = read_sources(sources), {}
-    for task in ("emotion", "thing", "digit", "command"):
-        if len(labels_of(task, clips)) >= 4:
-            cells.setdefault(read_tasks()[task].cell, {})[task] = 1
-    return cells, dict.fromkeys(read_tasks(), clips)
+    """Return the same of real recordings: a cell for each task that they hold four labels of."""
+    cells, pools = {}, {}
+    for task in REAL_TASKS if sources else ():
+        clips = [clip for clip in read_sources(sources, True)
+                 if task in clip["labels"] or task == "pair" and clip.get("seconds", 9) < 4]
+        if task == "pair" and clips:
+            at = np.random.default_rng(SEED).permutation(len(clips))[:COMPARED]
+            clips = [clips[i] for i in at]
+            for clip in clips:
+                wav = read_audio(clip["path"])
+                clip |= {"pitch_hz": median_pitch(wav),
+                         "rate": len(clip["text"].split()) / clip["seconds"]}
+        labels = {clip["labels"].get(task) for clip in clips}
+        if len(labels) >= 4 or task == "pair" and len({clip["sex"] for clip in clips}) == 2:
+            cells[f"real {task}"], pools[task] = {task: BLOCK}, clips
+    return cells, pools
 
 
 def labels_of(task, clips):
-    """Return all answers of a task: those of questions.toml, or of real recordings."""
-    if sources:
-        return sorted({clip["labels"].get(task, "") for clip in clips} - {""})
-    return read_tasks()[task].labels
+    """Return the answers of a task that clips show, or all where a sound can be made of each."""
+    shown = {clip["labels"].get(task) for clip in clips if "path" in clip}
+    return [label for label in read_tasks()[task].labels if task == "pair" or not clips
+            or "path" not in clips[0] or label in shown]
 
 
 def label_sets(task, count, clips, rng):
@@ -115,17 +133,20 @@ def content_sets(task, count, clips, rng):
 
 
 def plan():
-    """Return [(clip, row of questions.jsonl), ...]."""
-    cells, pools = read_real() if sources else read_synthetic()
+    """Return [(clip, row of questions.jsonl), ...], AudioBench-mini's before all others."""
     planned = []
-    for cell, shares in cells.items():
-        sizes = {task: round(bench_items / sum(shares.values()) * n) for task, n in shares.items()}
-        sizes[next(iter(sizes))] += bench_items - sum(sizes.values())
-        for k, (task, size) in enumerate(sizes.items()):
-            planned += plan_task(cell, task, size, pools[task], [len(planned), k])
+    parts = {"synthetic": read_synthetic(), "real": read_real()}
+    for block in range(0, bench_items, BLOCK):
+        for part, (cells, pools) in parts.items():
+            items = min(BLOCK, bench_items - block)
+            for cell, shares in cells.items():
+                sizes = {task: round(items * n / BLOCK) for task, n in shares.items()}
+                sizes[next(iter(sizes))] += items - sum(sizes.values())
+                for k, (task, size) in enumerate(sizes.items()):
+                    rows = plan_task(cell, task, size, pools[task], [len(planned), k])
+                    planned += [(clip, row | {"part": part}) for clip, row in rows]
     if not planned:
-        raise ValueError(f"no question: {bench_items=} is to be 1 or more, and {sources=} to hold "
-                         "recordings of four answers to a task")
+        raise ValueError(f"{bench_items=} is to be 1 or more")
     places = np.random.default_rng([SEED, 78]).permutation(np.arange(len(planned)) % 4)
     for number, (place, (_, row)) in enumerate(zip(places.tolist(), planned)):
         answer, *others = row["options"]
@@ -154,10 +175,12 @@ def plan_task(cell, task, size, clips, seed):
 def make_wav(clip, row):
     """Return a question's wav; ValueError: none shows the answer."""
     task, answer = row["task"], row["options"][row["key"]]
-    kind = "real" if sources else {"digit": "spoken"}.get(task, task)
+    kind = {"digit": "spoken"}.get(task, task)
+    if row["part"] == "real" and task != "pair":
+        kind = "real"
     make = MAKERS.get(kind, make_voice)
     for attempt in range(ATTEMPTS):
-        rng = np.random.default_rng([SEED, 80, int(row["id"]), attempt])
+        rng = Beyond(np.random.default_rng([SEED, 80, int(row["id"]), attempt]))
         wav, labels = make(clip, rng, task, answer)
         if task == "word" or labels.get(task) == answer:
             return wav
@@ -167,7 +190,7 @@ def make_wav(clip, row):
 def find_inputs():
     paths = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
     if sources:
-        paths = [clip["path"] for clip in read_sources(sources)]
+        paths += [clip["path"] for clip in read_sources(sources, True)]
     return sums(*paths, QUESTIONS, SPOKEN)
 
 

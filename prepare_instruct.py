@@ -2,9 +2,11 @@
 
     python prepare_instruct.py                                # data/instruct; 2 cores, 25 s
     python prepare_instruct.py --n=400 --out_dir=data/toy     # a toy
+    python prepare_instruct.py --sources=fsdd=data/fsdd,emodb=data/emodb    # real ones too
 
-Reads  labels.jsonl and clips of three folders of prepare_synthetic.py; <text_dir>/train.txt;
-       assets/questions.toml and assets/spoken.txt.
+Reads  labels.jsonl and clips of three folders of prepare_synthetic.py; <text_dir>/train.txt; real
+       recordings (sources.py), but not those of the bench;
+       assets/questions.toml, spoken.txt and chat.txt.
 Writes <out_dir>/clips/*.flac (16 kHz mono); items.jsonl, {"audio", "key", "split", "text", "kind",
        "labels": {task: answer}, "turns": [[task, question, answer], ...]}, for
        prepare_librispeech.py; turns.jsonl, {"key", "turns"} about the clips of `speech`;
@@ -20,8 +22,10 @@ from clip_makers import MAKERS, is_clear, pair_up, read_clips, voice_labels, wri
 from configurator import configure
 from folders import make_folder, sums
 from processes import run_all
-from questions import (NOBODY, QUESTIONS, SPOKEN, ask, pick, read_answers, read_sentences,
-                       read_tasks, said_in, some_of, word_labels, write_rows)
+from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick, read_answers,
+                       read_sentences, read_small_talk, read_tasks, said_in, some_of, word_labels,
+                       write_rows)
+from sources import read_sources
 
 # config: every value here can be set from a config file or as --name=value
 voices = "data/voices"     # prepare_synthetic.py --corpus=many
@@ -29,17 +33,22 @@ spoken = "data/spoken"     # --corpus=spoken
 speech = "data/synthetic"  # --corpus=plain
 text_dir = "data/text"
 out_dir = "data/instruct"
-n = 12_000                 # questions about the clips made here, roughly
+sources = ""               # real recordings too: name=folder, ... (sources.py)
+n = 12_000                 # questions about the synthetic clips, roughly
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 SEED = 0
 KINDS = {"voice": 0.46, "spoken": 0.1, "pair": 0.14, "scene": 0.06, "event": 0.11, "music": 0.06,
          "beeps": 0.03, "silence": 0.04}  # shares of the clips
 VAL_SHARE = 0.05      # val's clips to train's: heard voices, new sentences
+NOBODY_SHARE = 0.6    # share of the clips without a voice where it is asked about
 TEXT_SHARE = 0.1      # chats without audio to n
 TURNS = 4             # questions to a clip, at most
 CLIP_TURNS = 3        # questions to a clip, on average
 UNASKED_CLEAR = 0.6   # share of clear voices not asked about their quality: most are clear
+REAL_PAIRS = 0.3      # pairs of real voices to recordings of people
+TALK_SHARE = 0.6      # share of the chats without audio that are small talk
+NO_RECORDING = "send me a recording first"
 JOINED_SHARE = 0.16   # share of pairs of short questions that become one
 
 
@@ -49,6 +58,8 @@ def make_turns(labels, rng, said):
         labels = {task: answer for task, answer in labels.items() if task != "quality"}
     if not labels:
         return []
+    if labels.get("sentence") == NOBODY and rng.uniform() < NOBODY_SHARE:
+        labels = labels | {pick(VOICE_TASKS, rng): NOBODY}
     weights = np.array([read_tasks()[task].weight for task in labels])
     count = min(TURNS, len(labels))
     chosen = rng.choice(len(labels), count, False, weights / weights.sum())
@@ -96,10 +107,26 @@ def plan_clips(split, count, said, salt):
     return jobs
 
 
+def plan_real(said):
+    """Return make_item()'s arguments for the recordings of `sources`, and for pairs of people."""
+    clips, rng = read_sources(sources, False), np.random.default_rng([SEED, 3])
+    people = [clip for clip in clips if "voice" in clip]
+    made = [("real", clip) for clip in clips]
+    made += [("pair", pair_up(people, rng)) for _ in range(round(REAL_PAIRS * len(people)))]
+    jobs = []
+    for i, (kind, clip) in enumerate(made):
+        split = "val" if rng.uniform() < VAL_SHARE else "train"
+        own = clip["labels"].get("sentence", "") if kind == "real" else ""
+        jobs.append((f"real-{i:06d}", kind, clip, split, some_of(said, rng, own), [SEED, 3, i]))
+    return jobs
+
+
 def make_item(key, kind, clip, split, said, seed):
     """Make a clip and write it; return its row of items.jsonl."""
     rng = np.random.default_rng(seed)
     wav, labels = MAKERS[kind](clip, rng, "", "")
+    if labels.get("kind") == "speech" and labels.get("sentence"):
+        labels = labels | word_labels(labels["sentence"], rng)
     path = f"clips/{key}.flac"
     write_clip(f"{out_dir}/{path}", wav)
     text = labels.get("sentence", "").replace(NOBODY, "")
@@ -108,15 +135,16 @@ def make_item(key, kind, clip, split, said, seed):
 
 
 def make_text_chats(count):
-    """Return chats without audio: a line or its ends to repeat, questions of spoken.txt."""
+    """Return chats without audio: small talk, questions that need a recording, words to repeat."""
     lines, answers = read_sentences(text_dir, "train"), list(read_answers().items())
-    rng, chats = np.random.default_rng([SEED, 9]), []
+    tasks, rng, chats = list(read_tasks().values()), np.random.default_rng([SEED, 9]), []
     for _ in range(count):
-        line, spoken_line = pick(lines, rng), pick(answers, rng)
-        question, answer = pick([(f"say this\n{line}", line),
-                                 (f"what is the last word\n{line}", line.split()[-1]),
-                                 (f"what is the first word\n{line}", line.split()[0]),
-                                 spoken_line], rng)
+        line, block = pick(lines, rng), pick(read_small_talk(), rng)
+        talk = pick(block["|"], rng), pick(block[" "], rng)
+        deaf = pick(pick(tasks, rng).train, rng), NO_RECORDING
+        others = [(f"say this\n{line}", line), (f"what is the last word\n{line}", line.split()[-1]),
+                  (f"what is the first word\n{line}", line.split()[0]), pick(answers, rng), deaf]
+        question, answer = talk if rng.uniform() < TALK_SHARE else pick(others, rng)
         chats.append({"question": question, "answer": answer})
     return chats
 
@@ -125,7 +153,8 @@ def find_inputs():
     if n < 1:
         raise ValueError(f"{n=} questions are too few: at least 1")
     labels = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
-    return sums(*labels, f"{text_dir}/train.txt", QUESTIONS, SPOKEN)
+    paths = [clip["path"] for clip in read_sources(sources, False)]
+    return sums(*labels, *paths, f"{text_dir}/train.txt", QUESTIONS, SPOKEN, SMALL_TALK)
 
 
 def make():
@@ -138,6 +167,7 @@ def make():
         said = said_in([clip["text"] for clip in clips])
         jobs += plan_clips(split, count, said, salt)
         overlay += ask_speech(clips, said, 50 + salt)
+        jobs += plan_real(said) if split == "train" else []
     chats = make_text_chats(max(8, round(TEXT_SHARE * n)))
     Path(out_dir, "clips").mkdir()
     made = run_all(make_item, jobs, 0, chunksize=32)

@@ -14,8 +14,10 @@ from transcripts import require_distinct
 
 QUESTIONS = "assets/questions.toml"
 SPOKEN = "assets/spoken.txt"
+SMALL_TALK = "assets/chat.txt"
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NOBODY = "nobody is speaking"
+VOICE_TASKS = "style emotion voice accent sex pair pitch rate quality".split()  # of a speaker
 CHOICE_SHARE = 0.6  # share of the questions with options that list them
 
 
@@ -26,6 +28,11 @@ class Task(NamedTuple):
     cell: str = ""      # the bench's group of tasks
     bench: tuple = ()   # questions that no training sees
     labels: tuple = ()  # all answers, where they are a closed set
+
+    @property
+    def texture(self):
+        """Whether it is about how a recording sounds, not about its words."""
+        return bool(self.labels) and self.cell != "spoken content"
 
 
 @cache
@@ -43,6 +50,19 @@ def read_answers():
     """Return {line: answer} of spoken.txt: numbers, orders and short questions."""
     lines = read_lines(own_file(SPOKEN))
     return dict(line.split(" | ", 1) for line in lines if " | " in line)
+
+
+@cache
+def read_small_talk():
+    """Return the blocks of chat.txt: [{"|": lines of training, "?": held-out lines, " ": answers}]."""
+    blocks = []
+    for line in read_lines(own_file(SMALL_TALK)):
+        kind = line[:1] if line[:1] in ("?", "#", " ") else "|"
+        if kind == "|" and line:
+            blocks.append({"|": [], "?": [], " ": []})
+        if kind != "#" and line:
+            blocks[-1][kind] += [part.strip() for part in line.lstrip("? ").split("|")]
+    return blocks
 
 
 def pick(values, rng):

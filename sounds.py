@@ -49,12 +49,12 @@ def tone(hz):
 def repeat(n, rng, period_s, make, jitter=0.0):
     """Return n samples in which make(rng) starts every period_s, a share `jitter` off at most."""
     out = np.zeros(n + SAMPLE_RATE)
-    at = rng.uniform(0, 0.3) * period_s
+    at = 0.3 * rng.random() * period_s
     while at < n / SAMPLE_RATE:
         sound = make(rng)
         i = int(at * SAMPLE_RATE)
         out[i:i + len(sound)] += sound[:len(out) - i]
-        at += period_s * (1 + jitter * rng.uniform(-1, 1))
+        at += period_s * (1 + jitter * (2 * rng.random() - 1))
     return level(out[:n] + 1e-6)  # never all zeros
 
 
@@ -263,11 +263,11 @@ CHANNELS = {"a good microphone": None, "a telephone": (300, 3400), "a wall": (20
             "an old radio": (500, 2200)}
 
 
-def through(wav, rng, channel):
-    """Return speech as it comes through one of CHANNELS."""
+def through(wav, rng, channel, shift=1.0):
+    """Return speech as it comes through one of CHANNELS, whose edges are `shift` times as high."""
     if not CHANNELS[channel]:
         return wav
-    wav = level(band(wav, *CHANNELS[channel]))
+    wav = level(band(wav, *(shift * hz for hz in CHANNELS[channel])))
     if channel == "an old radio":
         n = len(wav)
         crackle = (rng.uniform(size=n) < 0.002) * rng.standard_normal(n) * 6

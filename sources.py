@@ -1,44 +1,72 @@
 """Real recordings that questions can be made of: public sets, read from folders you have.
 
-assets/sources.toml describes each set.
+assets/sources.toml describes each set; any corpus of people that corpora.py reads will do too.
 """
 import re
 import tomllib
 from functools import cache
 from pathlib import Path
 
+from corpora import read_corpus
 from files import AUDIO_SUFFIXES, find_files, own_file
+from questions import NOBODY
+
+ADULT = 16  # years; under CHILD a child
+CHILD = 13
 
 
 @cache
-def read_sources(setting):
-    """Return the held-out clips of "name=folder, ...": {"path", "labels": {task: answer}}.
+def read_sources(setting, is_held_out):
+    """Return clips of "name=folder, ...": {"path", "labels": {task: answer}}, one part of each set.
 
-    A folder may hold a part of a set. Prints each set's licence. ValueError: no such set or clip.
+    is_held_out: True for the bench's part, False for training's. A folder may hold a part of a set.
+    Prints each set's licence. ValueError: no such set or clip.
     """
     sets = tomllib.loads(Path(own_file("assets/sources.toml")).read_text(encoding="utf-8"))
     clips = []
-    for part in setting.split(","):
+    for part in filter(None, setting.split(",")):
         name, _, folder = part.strip().partition("=")
-        if name not in sets:
-            raise ValueError(f"sources: '{name}' is none of {', '.join(sets)}")
-        found = list_clips(folder, **sets[name])
-        print(f"{name}: {len(found)} held-out recordings, {sets[name]['licence']}")
+        if name == "people":
+            found, licence = list_people(folder, is_held_out), "see there"
+        elif name in sets:
+            found, licence = list_clips(folder, is_held_out, **sets[name]), sets[name]["licence"]
+        else:
+            raise ValueError(f"sources: '{name}' is none of people, {', '.join(sets)}")
+        print(f"{name}: {len(found)} recordings, {licence}")
         clips += found
     return clips
 
 
-def list_clips(folder, held_out, address, example, words=None, **_):
-    """Return the held-out clips of a set below a folder; arguments: see sources.toml."""
+def list_clips(folder, is_held_out, labels, held_out, address, example, words=None, **_):
+    """Return a part of the clips of a set below a folder; arguments: see sources.toml."""
     clips = []
     for path in find_files(folder, AUDIO_SUFFIXES):
-        if match := re.search(held_out, f"/{Path(path).as_posix()}"):
-            labels = {}
+        name = f"/{Path(path).as_posix()}"
+        match = re.search(labels, name)
+        if match and bool(re.search(held_out, name)) == is_held_out:
+            found = {}
             for task, value in match.groupdict().items():
                 if value:
                     table = (words or {}).get(task, {value: value})
-                    labels[task] = table[int(value) if isinstance(table, list) else value]
-            clips.append({"path": path, "labels": labels})
-    if not clips:
+                    found[task] = table[int(value) if isinstance(table, list) else value]
+            said = found.get("digit", found.get("command", NOBODY if "thing" in found else ""))
+            clips.append({"path": path, "labels": found | ({"sentence": said} if said else {})})
+    if is_held_out and not clips:
         raise ValueError(f"sources: {folder}: no recording such as {example}, from {address}")
+    return clips
+
+
+def list_people(folder, is_held_out):
+    """Return the clips of a corpus whose speakers' sex is known, its test or the other splits."""
+    clips = []
+    for clip in read_corpus(folder)[0]:
+        info = clip["info"]
+        sex, age = info.get("sex"), info.get("age", ADULT)
+        if sex and info["text"] and info["split"].startswith("test") == is_held_out:
+            labels = {"kind": "speech", "sentence": info["text"]}
+            if age >= ADULT or age < CHILD:
+                names = ("a man", "a woman") if age >= ADULT else ("a boy", "a girl")
+                labels["person"] = names[sex == "female"]
+            clips.append(info | {"path": clip["path"], "labels": labels, "quality": "plain",
+                                 "voice": info["speaker"]})
     return clips

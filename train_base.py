@@ -1,4 +1,4 @@
-"""Pretrain the GPT on text, with listening practice (practice.py).
+"""Pretrain the GPT on text, with listening practice (practice.py, texture.py).
 
     python train_base.py config/cpu_base.py                        # 2 cores
     python train_base.py config/base_d12.py                        # documents, one GPU
@@ -22,6 +22,7 @@ from practice import (count_right, ease_at, imitate_audio, make_speller, practic
                       read_chats, render_chats, slip)
 from rows import Sentences, to_tensor
 from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
+from texture import TEXTURE, Texture
 from tokenizer import load_tokenizer, train_bpe
 from trainer import Trainer, check_settings, first_step_of
 
@@ -119,11 +120,25 @@ def get_text(step, microbatch):
     return rows[pick(np.ones(len(rows)), step, microbatch, batch_size)]
 
 
-def hear(sentences, rng, ease=1.0):
-    """Return the model's arguments about imitated audio of sentences (arrays of pieces)."""
+def hear(sentences, rng, ease=1.0, texture=None, facts=None):
+    """Return the model's arguments about imitated audio of sentences (arrays of pieces).
+
+    facts: how each recording sounds, {task: answer}, which tokens of a Texture in front tell.
+    """
     imitation = imitate_audio(sentences, spelling, rng, ease)
-    return {"audio_features": practice_features(model, blank, imitation, rng, ease),
-            "audio_lens": imitation.lens.to(dev)}
+    audio, lens = practice_features(model, blank, imitation, rng, ease), imitation.lens.to(dev)
+    if texture:
+        told = texture.imitate(model, facts, rng, ease)
+        audio, lens = torch.cat([told.to(audio.dtype), audio], 1), lens + TEXTURE
+    return {"audio_features": audio, "audio_lens": lens}
+
+
+def render(chats, tokenizer, rng, ease=1.0):
+    """Return the model's arguments about chats of read_chats(), targets among them."""
+    heard, facts = zip(*(recording for recording, _ in chats))
+    texture = Texture(tokenizer, dev)
+    idx, targets = (to_tensor(array, dev) for array in render_chats(chats, tokenizer))
+    return hear(heard, rng, ease, texture, facts) | {"idx": idx, "targets": targets}
 
 
 def get_batch(step, microbatch, kind):
@@ -135,16 +150,13 @@ def get_batch(step, microbatch, kind):
     ease, is_spelled = ease_at(step), step < spell_steps
     if kind == CHATS:
         some = [talks["train"][i] for i in pick(talk_sizes, step, microbatch, chat_rows)]
-        heard = [ids for ids, _ in some]
-        idx, targets = render_chats(some, speller if is_spelled else tok)
-    else:
-        sentences = (pieces if is_spelled else words)["train"]
-        at = pick(sentences.lens, step, microbatch, batch_size)
-        heard = pieces["train"].each(at)
-        idx, targets = sentences.padded(at)
-        idx = slip(idx, sentences.ids, tok.bos_id, rng, ease)
-    batch = hear(heard, rng, ease)
-    return batch | {"idx": to_tensor(idx, dev), "targets": to_tensor(targets, dev)}
+        return render(some, speller if is_spelled else tok, rng, ease)
+    sentences = (pieces if is_spelled else words)["train"]
+    at = pick(sentences.lens, step, microbatch, batch_size)
+    idx, targets = sentences.padded(at)
+    idx = slip(idx, sentences.ids, tok.bos_id, rng, ease)
+    return hear(pieces["train"].each(at), rng, ease) | {
+        "idx": to_tensor(idx, dev), "targets": to_tensor(targets, dev)}
 
 
 rank, world_size, dev = join_ranks(device, seed)
@@ -246,9 +258,9 @@ def evaluate_chats(step):
     counts = torch.zeros(2, device=dev)
     for i in range(rank * chat_rows, len(talks["val"]), world_size * chat_rows):
         some = talks["val"][i:i + chat_rows]
-        idx, targets = render_chats(some, tokenizer)
-        heard = hear([ids for ids, _ in some], np.random.default_rng([seed, i]))
-        best = model(to_tensor(idx, dev), **heard).argmax(2).cpu().numpy()
+        batch = render(some, tokenizer, np.random.default_rng([seed, i]))
+        targets = batch.pop("targets").cpu().numpy()
+        best = model(**batch).argmax(2).cpu().numpy()
         counts += torch.tensor(count_right(best, targets), device=dev)
     sum_over_ranks(counts)
     n_right, n_all = counts.tolist()

@@ -19,9 +19,10 @@ from decode import pad
 from files import read_jsonl, read_lines, sha256_file
 from model import add_lora, lora_state, merged_state
 from optim import Muon
-from practice import as_messages, count_right
+from practice import as_messages, count_right, make_speller
 from record import need
 from run import join_ranks, leave_ranks
+from texture import TEXTURE, Texture
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
 from trainer import check_settings, first_step_of
 from transcripts import spoken_turns
@@ -55,7 +56,8 @@ seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
 LORA_ALPHA = 32.0       # the product of the LoRA matrices counts alpha / rank times
-TEXTURE = 16            # tokens of how the clip sounds on the whole, before those of its words
+FACT_WEIGHT = 0.5       # of a label that the texture tokens shall tell
+CTC_WEIGHT = 0.3        # of the words that the projector's CTC head shall tell
 DROPOUT = 0.2           # share of the standardized features that is zeroed
 PROJECTOR_LR = 2e-4     # peak, of what alignment trained
 TEXTURE_LR = 1e-3       # peak, of the texture tokens
@@ -108,8 +110,8 @@ def draw_text(rng):
     return rows
 
 
-def forward_rows(rows, feats=None, lens=None, with_logits=False):
-    """Let the GPT read rows, with their clips' features if given.
+def forward_rows(rows, heard=None, with_logits=False):
+    """Let the GPT read rows, with their clips' tokens and the numbers of these if given.
 
     Returns the weighted loss, the sum of weights, row lengths (B,), with_logits the logits (else
     the losses), targets (B, T).
@@ -120,13 +122,12 @@ def forward_rows(rows, feats=None, lens=None, with_logits=False):
     targets = torch.where(weights > 0, following, -1)
     idx, text_lens, weights, targets = (
         x.to(device) for x in (idx, text_lens, weights, targets))
-    row_lens, heard = text_lens, {}
-    if feats is not None:
-        audio, audio_lens = projector(feats.to(device), lens.to(device))
-        row_lens = audio_lens + text_lens
-        heard = dict(audio_features=audio, audio_lens=audio_lens, text_lens=text_lens,
-                     audio_at=ears["audio_at"])
-    out = nats = model(idx, None if with_logits else targets, loss_reduction="none", **heard)
+    row_lens, more = text_lens, {}
+    if heard:
+        row_lens = heard[1] + text_lens
+        more = dict(audio_features=heard[0], audio_lens=heard[1], text_lens=text_lens,
+                    audio_at=ears["audio_at"])
+    out = nats = model(idx, None if with_logits else targets, loss_reduction="none", **more)
     if with_logits:
         nats = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
                                reduction="none")
@@ -181,9 +182,10 @@ def make_projector():
     """Return a projector that goes on from the aligned one, with texture tokens in front."""
     sizes = dict(n_taps=len(manifest["taps"]), dropout=DROPOUT, texture=TEXTURE,
                  texture_hidden=texture_hidden)
-    projector = Projector(**aligned.arguments | sizes | {"ctc": 0}).to(device)
+    projector = Projector(**aligned.arguments | sizes).to(device)
     if not first_step:
         projector.set_stats(*data["train"].stats(seed))
+        projector.texture_key.data = texture.key(model).detach()
         with user_input():
             projector.start_from(aligned, manifest["taps"], ears["taps"])
     return projector
@@ -214,7 +216,7 @@ def make_optimizers():
     for name, p in projector.named_parameters():
         if not name.startswith("texture"):
             kept += [p] if p.requires_grad else []
-        elif p.shape[-1] == model.config.n_embd:  # the gain, and fc2 if texture_hidden is n_embd
+        elif p.shape[-1] == model.config.n_embd:  # the keys, and fc2 if texture_hidden is n_embd
             texture.append(p)
         else:
             matrices.append(p)
@@ -267,6 +269,7 @@ for split in data.values():
     choose_clips(split)
 talks = keep_short(talks, lambda talk: chat_row([talk]))
 texts = keep_short(texts, transcript_row)
+texture = Texture(tok, device)
 projector = make_projector()
 new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10 ends an option
 if not first_step and ears["prompt"] != "chat" and not start.get("chats"):
@@ -283,7 +286,8 @@ if first_step:
 def score(at, feats, lens, is_own):
     """Return validation clips' weighted loss, weights, and with is_own answers right and all."""
     rows, counts = [clip_row(data["val"], i) for i in at], (0, 0)
-    loss, weight, _, logits, targets = forward_rows(rows, feats, lens, with_logits=is_own)
+    heard = projector(feats.to(device), lens.to(device))
+    loss, weight, _, logits, targets = forward_rows(rows, heard, with_logits=is_own)
     if is_own:
         is_asked = [bool(data["val"].infos[i].get("turns")) for i in at]
         ids = logits.argmax(2)[is_asked], targets[is_asked]
@@ -291,8 +295,29 @@ def score(at, feats, lens, is_own):
     return loss, weight, *torch.tensor(counts, device=device)
 
 
+def teach_projector(at, audio, audio_lens):
+    """Return the loss of what the projector itself tells of train's clips: facts and, by CTC, words.
+
+    at: clips (B,); audio: their tokens, as the projector has just made them.
+    """
+    infos = [data["train"].infos[i] for i in at]
+    facts = [dict(turn[::2] for turn in info.get("turns", [])) | info.get("labels", {})
+             for info in infos]
+    loss = FACT_WEIGHT * texture.loss(projector.told, vectors, facts)
+    if projector.ctc_head:
+        ids = [speller.encode(info["text"]) for info in infos]
+        is_known = [bool(info["text"]) or "sentence" in info.get("labels", {}) for info in infos]
+        weights = torch.tensor(is_known) * torch.tensor([max(len(each), 1) for each in ids],
+                                                        dtype=torch.float32) ** -LENGTH_POWER
+        nats = projector.ctc_loss(audio, audio_lens, ids)
+        loss = loss + CTC_WEIGHT * (nats * weights.to(device)).sum()
+    return loss
+
+
 # ---- loop
 
+vectors = texture.vectors(model).detach()
+speller = make_speller(tok, projector.arguments["ctc"])
 spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
 audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
                 "plain": True}  # it reads and writes transcripts.plain_text()
@@ -309,8 +334,10 @@ trainer.begin(trainer.evaluate_clips, about, evaluate_first=eval_every > 0, enco
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):
-        parts = [([clip_row(data["train"], i, rng) for i in at], feats, lens), (draw_text(rng),)]
-        for k, part in enumerate(parts):
+        heard = projector(feats.to(device), lens.to(device))
+        teach_projector(at, *heard).backward(retain_graph=True)
+        rows = [clip_row(data["train"], i, rng) for i in at]
+        for k, part in enumerate(((rows, heard), (draw_text(rng),))):
             if part[0]:
                 loss, weight, row_lens, *_ = forward_rows(*part)
                 loss.backward()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A model that hears people, on 2 cores in a night:
+# A model that hears people and answers about what it hears, on 2 cores in a night:
 #     bash speedrun.sh --quick             # once: makes .venv and the quick demo's sounds
 #     bash runs/real_voices.sh             # what git brings: people, books, everyday sentences
 #     bash runs/real_voices.sh MINE ...    # and your own speech: LibriSpeech's layout, Common
@@ -77,8 +77,8 @@ cat $real/books/*/*.md | LC_ALL=C tr A-Z a-z |
     LC_ALL=C sort -k2 | fresh $real/words.tsv
 { cut -f2 $real/words.tsv; seq 0 999; seq 1700 2030; } | sed G | fresh $real/words.txt
 
-# ---- people: each clip of speechocean762 comes twice more, in noise and rooms
-features ocean --source=$real/speechocean762 --new_sentences=True --copies=2
+# ---- people: each clip of speechocean762 comes four times more, in noise and rooms
+features ocean --source=$real/speechocean762 --new_sentences=True --copies=4
 ocean=$real/features/ocean
 spoken=$ocean/train.jsonl
 exclude=$ocean/val.jsonl,$ocean/test_adults.jsonl,$ocean/test_children.jsonl
@@ -103,14 +103,14 @@ fi
 digits='^(.)_(george|jackson|lucas|nicolas)_(1?[0-9]|2[0-4])\.wav$'
 row='{"audio": "../fsdd/recordings/&", "text": "\1", "split": "train"}'
 (cd $real/fsdd/recordings && ls | sed -nE "s#$digits#$row#p") | fresh $real/lists/digits.jsonl
-features digits --source=$real/lists/digits.jsonl
+features digits --source=$real/lists/digits.jsonl --copies=5
 (cd $real/commands/MLTK_keyworkSpotting/dataset
 row='{"audio": "../commands/MLTK_keyworkSpotting/dataset/&", "text": "\1", "key": "\1-\2"}'
 for word in down go left no off on right stop up yes; do
-    ls $word/*.wav | sed -nE "1,120s#^($word)/(.*)#$row#p"
+    ls $word/*.wav | sed -nE "121,\$d; /[0-2]_nohash/d; s#^($word)/(.*)#$row#p"  # not the bench's
 done
 ls _silence_/*.wav | sed -E "s#^()(_silence_/.*)#$row#") | fresh $real/lists/commands.jsonl
-features commands --source=$real/lists/commands.jsonl --min_words=0
+features commands --source=$real/lists/commands.jsonl --min_words=0 --copies=1
 $python prepare_instruct.py --voices=quick/data/voices --spoken=quick/data/spoken \
     --speech=quick/data/synthetic --text_dir=quick/data/text --out_dir=$real/instruct
 grep -E '"kind": "(event|music|beeps|silence)"' $real/instruct/items.jsonl |
@@ -147,9 +147,29 @@ speak piper piper
 
 echo "trained on $data"
 $python train_base.py config/real_base.py
-$python train_align.py config/real_w2.py --data_dir="$data"
+# the base goes on with chats about recordings that it imagines
+$python prepare_practice.py --text_dir=$real/text --out_dir=$real/practice --n=15000
+$python train_base.py config/real_base.py --lm=out/real_base --out_dir=out/real_chats \
+    --chats=$real/practice/chats.jsonl --chat_rows=20 --practice=0.9 --matrix_lr=0.03 \
+    --max_steps=1200 --lr_decay_steps=1200 --eval_every=1200 --save_every=400
+$python train_align.py config/real_w2.py --lm=out/real_chats --data_dir="$data"
 # then the LM learns along, slowly
 $python train_align.py config/real_w2.py --data_dir="$data" --out_dir=out/real --lm=out/real_w2 \
-    --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02
+    --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02 --max_steps=2000 \
+    --lr_decay_steps=2000
 $python eval_bench.py --ckpt=out/real \
     --data="adults=$ocean/test_adults.jsonl,children=$ocean/test_children.jsonl"
+
+# ---- W3: questions about voices, moods, rooms and sounds; licences: assets/sources.toml
+clone sylaschacko/voice-emotion-analysis $real/emodb wav
+$python prepare_instruct.py --voices=quick/data/voices --spoken=quick/data/spoken \
+    --speech=quick/data/synthetic --text_dir=$real/text --out_dir=$real/questions \
+    --sources="fsdd=$real/fsdd,speech_commands=$real/commands,emodb=$real/emodb,people=$real/speechocean762"
+$python prepare_librispeech.py --source=$real/questions/items.jsonl
+data=$real/questions/features
+if [ -d $real/game ]; then
+    $python prepare_librispeech.py --source=$real/game/usr/share/scummvm/$game \
+        --out_dir=$real/features/game_w3
+    data+=,$real/features/game_w3
+fi
+$python train_sft.py config/real_w3.py --data_dir="$data"

@@ -88,14 +88,17 @@ def test_sentences_as_rows(tok):
 def test_chats(tok, tmp_path):
     """Broken: too long chats stay or vanish uncounted, or special tokens get other ids spelled."""
     path, turn = tmp_path / "chats.jsonl", ["word", "which word is it\nred\nblue", "red"]
-    rows = [{"split": split, "text": "the red dog" * n, "turns": [turn, ["empty", "?!", "!"]]}
-            for split, n in (("train", 1), ("val", 1), ("train", 40))]
+    rows = [{"split": split, "text": "the red dog" * n, "labels": {"sex": "a man"},
+             "turns": [turn, ["empty", "?!", "!"]]}
+            for split, n in (("train", 1), ("val", 0), ("train", 40))]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     speller = practice.make_speller(tok, 270)
     chats, left_out = practice.read_chats(path, speller, 200)
     assert [len(chats[split]) for split in ("train", "val")] == [1, 1]
     assert left_out["over 200 positions"] == 1 and sum(left_out.values()) == 4
-    heard, chat = chats["train"][0]
+    assert not len(chats["val"][0][0][0])  # nobody speaks
+    (heard, facts), chat = chats["train"][0]
+    assert facts == {"sex": "a man"}
     assert heard.tolist() == speller.encode("the red dog") and max(heard) < 270
     for tokenizer in (tok, speller):
         idx, targets = practice.render_chats(chats["train"], tokenizer)

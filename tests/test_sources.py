@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from questions import NOBODY
 from sources import read_sources
 from test_instruct import rows
 from test_text import run
@@ -10,10 +11,12 @@ from test_text import run
 HELD_OUT = {  # of each set: a recording that is held out, and its labels
     "ravdess": ("Actor_21/03-01-06-01-02-01-21.wav", {"emotion": "afraid"}),
     "crema_d": ("AudioWAV/1005_DFA_NEU_XX.wav", {"emotion": "neutral"}),
-    "esc50": ("audio/5-234879-A-36.wav", {"thing": "vacuum cleaner"}),
-    "fsdd": ("recordings/7_theo_0.wav", {"digit": "seven"}),
-    "speech_commands": ("yes/0a7c2a80_nohash_0.wav", {"command": "yes"})}
-OTHERS = {  # recordings of training, without a label, or there twice
+    "emodb": ("wav/16b10Wb.wav", {"emotion": "angry"}),
+    "esc50": ("audio/5-234879-A-36.wav", {"thing": "vacuum cleaner", "sentence": NOBODY}),
+    "fsdd": ("recordings/7_theo_0.wav", {"digit": "seven", "sentence": "seven"}),
+    "speech_commands": ("yes/0a7c2a80_nohash_0.wav", {"command": "yes", "sentence": "yes"})}
+OTHERS = {  # a recording of training; those without a label, or there twice
+    "emodb": ["wav/03b10Wb.wav"],
     "ravdess": ["Actor_01/03-01-06-01-02-01-01.wav"],
     "crema_d": ["AudioWAV/1001_DFA_NEU_XX.wav", "AudioMP3/1005_DFA_NEU_XX.mp3"],
     "esc50": ["audio/1-100032-A-0.wav"], "fsdd": ["recordings/7_jackson_0.wav"],
@@ -27,13 +30,15 @@ def test_a_set_is_read(name, tmp_path):
     for each in (path, *OTHERS[name]):
         (tmp_path / "copy" / each).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "copy" / each).touch()
-    clips = read_sources(f" {name}={tmp_path}")
+    clips = read_sources(f" {name}={tmp_path}", True)
     assert clips == [{"path": f"{tmp_path}/copy/{path}", "labels": labels}]
+    others = read_sources(f" {name}={tmp_path}", False)
+    assert [clip["path"] for clip in others] == [f"{tmp_path}/copy/{OTHERS[name][0]}"]
     (tmp_path / "copy" / path).unlink()
     with pytest.raises(ValueError, match=f"{tmp_path}/copy: no recording such as .* from https:"):
-        read_sources(f"{name}={tmp_path}/copy")
-    with pytest.raises(ValueError, match="timit' is none of ravdess, "):
-        read_sources(f"timit={tmp_path}")
+        read_sources(f"{name}={tmp_path}/copy", True)
+    with pytest.raises(ValueError, match="timit' is none of people, ravdess, "):
+        read_sources(f"timit={tmp_path}", True)
 
 
 def test_a_bench_of_real_recordings(tmp_path):

@@ -1,0 +1,66 @@
+"""Texture practice and its rival: labels as vectors of a GPT, and what level meters tell."""
+import numpy as np
+import pytest
+import torch
+
+from meters import measure, median_pitch
+from model import GPT, GPTConfig
+from questions import read_tasks
+from texture import TEXTURE, Texture
+from tokenizer import train_bpe
+
+FACTS = [{"style": "sad", "loudness": "very loud", "voice": "a man with a high voice",
+          "channel": "a wall"}, {"event": "rain", "kind": "noise", "sentence": "the dog"}]
+
+
+@pytest.fixture(scope="module")
+def world():
+    torch.manual_seed(0)
+    words = [label for task in read_tasks().values() for label in task.labels]
+    tok = train_bpe(words * 3, 400)
+    return GPT(GPTConfig.of_depth(2, tok.vocab_size)), Texture(tok)
+
+
+def test_tokens_tell_the_facts(world):
+    """Broken: a label can't be read from its token, or its vector is another label's."""
+    model, texture = world
+    tokens = texture.imitate(model, FACTS, np.random.default_rng(0), ease=0.0).detach()
+    assert tokens.shape == (2, TEXTURE, 128)
+    vectors = texture.vectors(model).detach()
+    for token, facts in zip(tokens, FACTS):
+        for name in facts.items():
+            if name in texture.place:  # sentences are not told
+                at = texture.tasks.index(name[0])
+                likeness = (vectors @ token[at % TEXTURE]) * texture.is_of[at]
+                assert likeness.argmax() == texture.place[name], name
+    others = texture.imitate(model, FACTS, np.random.default_rng(0)).detach()
+    assert 0.05 < (others - tokens).abs().mean() < 1 and others.square().mean() < 1.1
+
+
+def test_loss_falls_to_the_truth(world):
+    """Broken: the projector learns another label, or is punished for tasks that nobody asked."""
+    model, texture = world
+    vectors = texture.vectors(model).detach()
+    right = torch.zeros(2, len(texture.names))
+    for row, facts in zip(right, FACTS):
+        row[[texture.place[name] for name in facts.items() if name in texture.place]] = 1
+    told = texture.token_of @ (right[:, None] * texture.is_of) @ vectors
+    nothing = texture.loss(0 * told, vectors, FACTS)
+    sizes = [len(read_tasks()[task].labels) for facts in FACTS for task in facts
+             if task in texture.tasks]
+    assert nothing.item() == pytest.approx(np.log(sizes).sum(), rel=1e-4)
+    assert texture.loss(told, vectors, FACTS) < 0.2 < nothing < texture.loss(-told, vectors, FACTS)
+    assert texture.loss(told, vectors, [{}, {}]) == 0
+
+
+def test_meters_measure():
+    """Broken: a level or a pitch is off, or a short clip gives another number of figures."""
+    t = np.arange(16000) / 16000
+    tone = sum(np.sin(2 * np.pi * 125 * k * t) / k for k in (1, 2, 3))
+    tone += 0.03 * np.random.default_rng(0).standard_normal(16000)
+    quiet, loud = measure(0.01 * tone), measure(0.1 * tone)
+    assert loud[0] - quiet[0] == pytest.approx(20, abs=0.01)
+    assert np.abs(loud - quiet)[1:].max() < 0.1
+    assert median_pitch(tone) == pytest.approx(125, rel=0.02)
+    for n in (1, 700, 16001):
+        assert measure(np.zeros(n)).shape == loud.shape and np.isfinite(measure(np.zeros(n))).all()

@@ -1,0 +1,105 @@
+"""Texture practice: a GPT learns to read how a recording sounds, from text alone.
+
+TEXTURE tokens stand before those of a recording's words. Each tells the answers of a task or two
+of assets/questions.toml: a vector of the task's name, its key, plus the answers' vectors, weighted
+by how likely they are. All are made of the GPT's own token embeddings, so a new label needs no new
+weight. In practice labels are drawn and blurred; train_base.py asks about them. In W3 the projector
+learns to put the answers of real recordings there (train_sft.py).
+
+    style     =  norm(key of "style" + 0.7 * "sad" + 0.3 * "bored" + noise)
+    loudness  =  norm(key of "loudness" + "very quiet" + noise)
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from kernels import norm
+from questions import read_tasks
+
+TEXTURE = 16         # tokens; task i of questions.toml speaks in token i % TEXTURE
+DOUBT = 0.5          # share of an answer's weight that its rivals get, at most
+RUMOUR_SHARE = 0.5   # share of the tasks without a label where some labels weigh a little anyway
+NOISE = 0.7          # Gaussian noise of 0..NOISE, drawn per recording; a key has an RMS of 1
+SHARPNESS = 8.0      # logit of a label whose vector alone is told
+
+
+class Texture:
+    """The labels of all tasks with a closed set of answers, as a GPT's embeddings tell them.
+
+    names: [(task, label), ...], L of them. place: {(task, label): its index}.
+    """
+
+    def __init__(self, tok, device="cpu"):
+        tasks = {name: task.labels for name, task in read_tasks().items() if task.texture}
+        self.names = [(task, label) for task, labels in tasks.items() for label in labels]
+        self.place = {name: i for i, name in enumerate(self.names)}
+        self.tasks = list(tasks)
+        owner = torch.tensor([self.tasks.index(task) for task, _ in self.names])
+        self.is_of = F.one_hot(owner).T.float().to(device)  # (tasks, L)
+        self.token_of = F.one_hot(torch.arange(len(tasks)) % TEXTURE, TEXTURE).T.float().to(device)
+        self.labels = self.tokenize(tok, [label for _, label in self.names]).to(device)
+        self.keys = self.tokenize(tok, self.tasks).to(device)
+
+    @staticmethod
+    def tokenize(tok, texts):
+        """Return the ids of n texts, int64 (n, T), -1 after each."""
+        ids = [torch.tensor(tok.encode(text)) for text in texts]
+        return torch.nn.utils.rnn.pad_sequence(ids, True, -1)
+
+    @staticmethod
+    def embed(model, ids):
+        """Return the mean embedding of each text of ids (n, T): (n, C), of RMS 1."""
+        x = norm(model.transformer.wte(ids.clamp(min=0)).float()) * (ids >= 0)[..., None]
+        return norm(x.sum(1))
+
+    def vectors(self, model):
+        """Return the labels' vectors (L, C), of RMS 1: how a label differs from its rivals."""
+        x = self.embed(model, self.labels)
+        mean = self.is_of @ x / self.is_of.sum(1, keepdim=True)
+        return norm(x - self.is_of.T @ mean)
+
+    def key(self, model):
+        """Return what a token holds before any answer: (TEXTURE, C)."""
+        return self.token_of @ self.embed(model, self.keys)
+
+    def draw(self, facts, rng, ease=1.0):
+        """Blur B facts -> weights of the labels, float32 (B, L)."""
+        weights = np.zeros((len(facts), len(self.names)), np.float32)
+        sizes = self.is_of.sum(1).int().tolist()
+        for row, known in zip(weights, facts):
+            end = 0
+            for task, n in zip(self.tasks, sizes):
+                end += n
+                if (task, known.get(task)) in self.place:
+                    share = ease * rng.uniform(0, DOUBT)
+                    row[end - n:end] = share * rng.dirichlet(np.full(n, 0.5))
+                    row[self.place[task, known[task]]] += 1 - share
+                elif rng.uniform() < RUMOUR_SHARE:
+                    row[end - n:end] = rng.uniform(0, DOUBT) * rng.dirichlet(np.ones(n))
+        return torch.from_numpy(weights)
+
+    def imitate(self, model, facts, rng, ease=1.0):
+        """Imitate the texture tokens of B recordings: (B, TEXTURE, C), of RMS 1.
+
+        facts: B dicts {task: answer}; rng: numpy's Generator; ease: 0..1.
+        """
+        weights = self.draw(facts, rng, ease).to(self.is_of.device)
+        told = self.token_of @ (weights[:, None] * self.is_of) @ self.vectors(model)
+        gaussian = torch.from_numpy(rng.standard_normal(told.shape, dtype=np.float32))
+        strength = torch.from_numpy(rng.random((len(told), 1, 1), dtype=np.float32))
+        return norm(self.key(model) + told + (ease * NOISE * strength * gaussian).to(told.device))
+
+    def loss(self, told, vectors, facts):
+        """Return the summed cross entropy of B facts {task: answer}.
+
+        told: what tokens add to their keys, (B, TEXTURE, C); vectors: (L, C) of vectors().
+        """
+        logits = SHARPNESS / told.size(2) * told.float() @ vectors.T  # (B, TEXTURE, L)
+        logits = torch.einsum("bkl,kt,tl->bl", logits, self.token_of, self.is_of)
+        right = torch.zeros_like(logits)
+        for row, known in zip(right, facts):
+            for name in known.items():
+                if name in self.place:
+                    row[self.place[name]] = 1
+        all_of = torch.where(self.is_of > 0, logits[:, None], -torch.inf).logsumexp(2)  # (B, tasks)
+        return (right @ self.is_of.T * all_of).sum() - (right * logits).sum()
