@@ -1,6 +1,6 @@
 """Requests to OpenAI's API, read into Rows and recordings.
 
-A field that would change the answer and that this server can't do is refused; others are ignored.
+A field that would change the answer and can't be obeyed is refused; others are ignored.
 """
 import base64
 import logging
@@ -106,12 +106,12 @@ def make_row(ask, talker, max_tokens):
 def read_messages(messages, talker):
     """Join the Messages of each speaker -> [(role, text, Recording or None)]; or Refused.
 
-    User and assistant come by turns; a system's words are the user's.
+    A system's words are the user's.
     """
     left_s = talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
     turns = []
-    speakers = groupby(enumerate(messages), lambda pair: pair[1].role == "assistant")
-    for is_answer, numbered in speakers:
+    by_speaker = groupby(enumerate(messages), lambda pair: pair[1].role == "assistant")
+    for is_answer, numbered in by_speaker:
         text, wavs = read_turn(numbered, min(left_s, MAX_AUDIO_S), bool(talker.ears))
         left_s -= seconds(wavs)
         sound = talker.record(*wavs) if wavs else None
@@ -123,10 +123,7 @@ def read_messages(messages, talker):
 
 def read_turn(numbered, most_s, has_ears):
     """Read [(number, Message)] of one speaker -> (text, [wav]), most_s seconds at most."""
-    texts = []
-    wavs = []
-    roles = set()
-    has_question = False
+    texts, wavs, roles, has_question = [], [], set(), False
     for i, message in numbered:
         parts = message.content or []
         for k, part in enumerate(parts):
@@ -179,7 +176,7 @@ def decode(data, max_s, param):
 # --- transcriptions
 def read_form(content_type, body):
     """Read a multipart body, in memory alone -> {name: bytes} with a "file"; or Refused."""
-    parts = []
+    parts, in_memory = [], {"MAX_MEMORY_FILE_SIZE": float("inf")}
 
     def keep(part):
         if len(parts) == MAX_FORM_PARTS:
@@ -187,7 +184,6 @@ def read_form(content_type, body):
         value = part.file_object.getvalue() if hasattr(part, "file_object") else part.value
         parts.append((part.field_name or b"", value))
 
-    in_memory = {"MAX_MEMORY_FILE_SIZE": float("inf")}
     try:
         parser = create_form_parser({"Content-Type": content_type}, keep, keep, in_memory)
         parser.write(body)

@@ -256,10 +256,11 @@ class Projector(nn.Module):
 
     d_in: D of a tap. stack: frames in one audio token. hidden: width of the MLP (0: 4 * n_embd).
     zero_init: W1's form, fc2 starts at zero and no norm follows. texture: this many tokens come
-    first (texture.py), made of each tap's mean and spread over the clip. Only in training: dropout is the share
-    of features zeroed; with voice_mix, half of the clips get up to that share of another clip's
-    mean, because voices and channels differ in the mean (MixStyle, arXiv:2104.02008).
-    ctc: a head tells so many pieces of text and a blank, the last, from an audio token; 0: no head.
+    first (texture.py), made of each tap's mean and spread over the clip. Only in training: dropout
+    is the share of features zeroed; with voice_mix, half of the clips get up to that share of
+    another clip's mean, because voices and channels differ in the mean (MixStyle,
+    arXiv:2104.02008). ctc: a head tells so many pieces of text and a blank, the last, from an audio
+    token; 0: no head.
     """
 
     def __init__(self, d_in, n_taps, stack, n_embd, hidden=0, zero_init=False, dropout=0.0,
@@ -372,7 +373,7 @@ class Projector(nn.Module):
 
     def tell(self, feats, lens):
         """Return what texture tokens add to their keys: (B, texture, n_embd)."""
-        x = F.dropout(self.pool(feats, lens), self.dropout, self.training)
+        x = F.dropout(self.pool(feats, lens), 2 * self.dropout, self.training)
         x = F.gelu(self.texture_fc1(x.to(compute_dtype(feats.device))))
         return self.texture_fc2(x).unflatten(1, (self.texture, -1))
 
@@ -399,9 +400,8 @@ def load_ears(run_dir, meta, device="cpu"):
     if encoder.sha256 != audio["encoder_sha256"]:
         source = path if is_there else audio["encoder"]
         raise ValueError(f"{run_dir}: the encoder from {source} is not the one in meta")
-    sizes = {k: v for k, v in audio["projector"].items() if k != "mask_frames"}  # of older runs
     try:
-        projector = Projector(**sizes)
+        projector = Projector(**audio["projector"])
         projector.load_state_dict(load_saved(run_dir, meta, "projector"))
     except (RuntimeError, TypeError) as e:
         raise ValueError(f"{run_dir}: projector_{meta['step']:06d}.pt and meta don't fit: "

@@ -1,10 +1,10 @@
 """AudioBench-mini: four-choice questions about recordings, and the controls.
 
 prepare_bench.py makes a folder of recordings and questions.jsonl: {"id", "part", "cell", "task",
-"audio", "question", "options": four, "key": 0 to 3}. An option's score is the log-probability of its text as
-the answer, averaged over the four rotations of the options. Controls: another recording of the same
-cell ("shuffled"), noise, no audio. Baselines: a linear probe, which shows how much of the answer
-the features hold; level meters (meters.py); the answer that is most often right.
+"audio", "question", "options": four, "key": 0 to 3}. An option's score is the log-probability of
+its text as the answer, averaged over the four rotations of the options. Controls: another recording
+of the same cell ("shuffled"), noise, no audio. Baselines: a linear probe, which shows how much of
+the answer the features hold; level meters (meters.py); the answer that is most often right.
 A listener is (model, meta, tok, encoder, projector).
 """
 import math
@@ -42,9 +42,9 @@ def read_bench(folder):
     path = os.path.join(folder, "questions.jsonl")
     if not os.path.isfile(path):
         raise ValueError(f"{path} is missing: prepare_bench.py makes a bench")
-    fields = {"part": str, "cell": str, "task": str, "audio": str, "question": str, "options": list, "key": int}
+    fields = dict.fromkeys(("part", "cell", "task", "audio", "question"), str)
     rows = {}
-    for where, row in read_jsonl(path, id=(str, int), **fields):
+    for where, row in read_jsonl(path, id=(str, int), options=list, key=int, **fields):
         row |= {"id": str(row["id"]), "audio": find_path(folder, row["audio"])}
         try:
             if row["id"] in rows or len(row["options"]) != 4 or row["key"] not in range(4):
@@ -167,10 +167,7 @@ def answer_freely(listener, prompts, audio=None):
 
 
 def talk(listener):
-    """Return [(line, what the model says, is it an answer of the line's block)] of small talk.
-
-    The lines are those of assets/chat.txt that no training sees.
-    """
+    """Return [(held-out line of chat.txt, what the model says, is it its block's answer)]."""
     asked = [(line, block[" "]) for block in read_small_talk() for line in block["?"]]
     clean = cleaner(listener)
     said = answer_freely(listener, [chat_prompt(listener[2], [], clean(line)) for line, _ in asked])
@@ -191,7 +188,7 @@ def regress(clips, vector, rows, own, ridge):
     """Answer questions by ridge regression on the labels of training clips.
 
     clips: data.Features; vector(i): of its clip i, (D,); own: of the questions' recordings (n, D).
-    Returns {index of a question: is it right}, without the tasks whose answers are an open set.
+    Returns {index of a question: is it right}, without tasks whose answers are an open set.
     """
     right = {}
     for task, members in members_by(rows, "task").items():
@@ -220,8 +217,7 @@ def regress(clips, vector, rows, own, ridge):
 def baselines(clips, rows, features, wavs):
     """Return {"probe", "meters", "majority": {index of a question: is it right}}.
 
-    The probe knows the features, the meters 62 numbers that no network made; majority always takes
-    the option that is most often right in its cell.
+    majority takes the option that is most often right in its cell.
     """
     @cache
     def pooled(i):
@@ -283,7 +279,7 @@ def run_bench(listener, rows, wavs, clips):
 
 
 def summarize(rows, right, others):
-    """Return the figures of all questions, of each part and of each cell; shares are fractions.
+    """Return the figures of all questions, of each part and cell; shares are fractions.
 
     right: {condition: bool (n,)}, with "score"; others: of baselines().
     """
@@ -293,9 +289,8 @@ def summarize(rows, right, others):
         for name, known in others.items():
             each = [known[i] for i in members if i in known]
             shares[name] = round(float(np.mean(each)), 4) if each else None
-            shares[f"{name}_of"] = len(each)
-        return {**shares, "right": n_right, "of": len(members), "interval": wilson(n_right,
-                                                                                  len(members))}
+        n = len(members)
+        return {**shares, "right": n_right, "of": n, "interval": wilson(n_right, n)}
 
     groups = {name: {key: figures(members) for key, members in members_by(rows, field).items()}
               for name, field in (("cells", "cell"), ("parts", "part"))}
@@ -313,9 +308,6 @@ def table(result):
     for name, cell in [*result["cells"].items(), *parts.items(), ("all", result)]:
         shares = [cell[column] for column in columns]
         texts = ["" if share is None else f"{100 * share:.1f}%" for share in shares]
-        for i in (1, 2):
-            if cell[f"{columns[i]}_of"] < cell["of"]:
-                texts[i] += f" of {cell[f'{columns[i]}_of']}"
         lines.append(f"| {name} | {cell['of']} | {' | '.join(texts)} |")
     low, high = result["interval"]
     lines.append(f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%; McNemar's p against "

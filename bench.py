@@ -5,21 +5,20 @@ Speed of the stages on this machine: a line for each figure, then one line of JS
 
 train   a step of pretraining with the optimizers: 8 rows of 512 (CUDA: d12, 16 rows of 2048)
 decode  64 tokens after 16, of 1, 8 and 32 rows, by a d4 GPT
-The weights are random: speed does not depend on them. Compare figures of one machine only.
+The weights are random. Compare figures of one machine only.
 """
 import json
 import time
 
 import torch
 
-from configurator import configure, fail, user_input
+from configurator import configure, user_input
 from decode import generate
 from device import compute_dtype, peak_flops, pick_device
 from model import GPT, GPTConfig, for_inference
 from optim import gpt_optimizers
 
 # config: every value here can be set from a config file or as --name=value
-only = ""        # parts named above, by commas; '': all
 quick = False    # fewer repeats
 device = "auto"  # auto, cuda, mps, cpu
 config = configure(globals())  # prints each change
@@ -41,7 +40,6 @@ def time_of(work):
 
 
 def measure_train(where):
-    """Return tokens a second and the share of the machine's peak."""
     is_cuda = where.type == "cuda"
     T, V, B, n_layer, n_embd = (2048, 32768, 16, 12, 768) if is_cuda else (512, 8192, 8, 4, 128)
     n_head = n_embd // (128 if is_cuda else 64)
@@ -63,7 +61,6 @@ def measure_train(where):
 
 
 def measure_decode(where):
-    """Return tokens a second for 1, 8 and 32 rows."""
     gpt = for_inference(GPT(D4).to(where))
     rates = {}
     for B in (1, 8, 32):
@@ -73,17 +70,12 @@ def measure_decode(where):
 
 
 def main():
-    parts = {"train": measure_train, "decode": measure_decode}
-    chosen = [part.strip() for part in only.split(",") if part.strip()] or list(parts)
-    if set(chosen) - set(parts):
-        fail(f"{only=} names {', '.join(parts)}")
     with user_input():
         where = pick_device(device)
     torch.manual_seed(0)
     result = {"dtype": str(compute_dtype(where))}
-    for part in parts:
-        figures = parts[part](where) if part in chosen else {}
-        for name, value in figures.items():
+    for part, measure in (("train", measure_train), ("decode", measure_decode)):
+        for name, value in measure(where).items():
             result[f"{part}.{name}"] = float(f"{value:.4g}")
             print(f"{part + '.' + name:<22} {value:>12,.3f}")
     print(json.dumps(result))

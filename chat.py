@@ -33,10 +33,7 @@ HELP = "/audio FILE adds a recording to your next question, /new begins anew, /q
 
 
 def say(items, text, stop_ids):
-    """Print what follows a prompt, a piece at a time, until it ends or Ctrl-C -> str.
-
-    None where the prompt is too long.
-    """
+    """Print what follows a prompt, until it ends or Ctrl-C -> str, or None: it is too long."""
     if size(items) + max_tokens > talker.limit:
         print(f"chat.py: {size(items)} tokens and max_tokens={max_tokens} > the model's "
               f"{talker.limit}: lower them, or begin anew", file=sys.stderr)
@@ -55,7 +52,7 @@ def say(items, text, stop_ids):
 
 
 def answer(messages):
-    """Print the answer to [(role, text, wavs)] -> str, or None as say()."""
+    """Print the answer to [(role, text, wavs)] -> as say()."""
     turns = []
     for role, text, wavs in messages:
         if sum(map(len, wavs)) > LONGEST_S * SAMPLE_RATE:
@@ -65,9 +62,7 @@ def answer(messages):
 
 
 def transcribe(wav):
-    """Print what was said in a wav (n,), piece by piece."""
-    between = ""
-    n_cut = 0
+    between, n_cut = "", 0
     for piece, is_cut in talker.transcripts(wav):
         n_cut += is_cut
         if piece:
@@ -95,7 +90,6 @@ def hear(path):
 
 
 def chat():
-    """Take turns with the user, who may add recordings to each."""
     messages, wavs = [], []
     print(HELP)
     with suppress(ImportError):

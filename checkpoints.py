@@ -3,13 +3,14 @@ import json
 import os
 import pickle
 import re
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from files import sha256_file, write_json, write_text
 from model import GPT, GPTConfig, SMEAR_CHANNELS
 
-TAKEN = "nanochat's checkpoints are taken from its commit 6ed7d1d to 92d63d4"
 SCALE = ".scale"  # ends the name of a packed matrix's scales
 FILE = r"(?:meta|model|optim|projector|lora)_(\d{6,})(?:_rank0)?\.(?:pt|json)(?:\.tmp)?"
 
@@ -17,7 +18,7 @@ FILE = r"(?:meta|model|optim|projector|lora)_(\d{6,})(?:_rank0)?\.(?:pt|json)(?:
 # ---- reading
 
 def load_tensors(path, device="cpu", sha256=""):
-    """torch.load, weights_only; ValueError: the file is missing, cut short or changed."""
+    """Load a file of tensors; ValueError: it is missing, cut short or changed."""
     if not os.path.isfile(path):
         raise ValueError(f"{path} is missing: copy the run's whole folder")
     if sha256 and sha256_file(path) != sha256:
@@ -29,19 +30,17 @@ def load_tensors(path, device="cpu", sha256=""):
 
 
 def file_name(name, step):
-    """Return the name of the file of 'model', 'projector', 'lora' or 'optim'."""
     return f"{name}_{step:06d}{'_rank0' if name == 'optim' else ''}.pt"
 
 
 def load_saved(folder, meta, name, device="cpu"):
     """Load 'model', 'projector', 'optim' or 'lora' of meta's step."""
     file = file_name(name, meta["step"])
-    sha256 = meta.get("sha256", {}).get(file, "")
-    return unpack(load_tensors(os.path.join(folder, file), device, sha256))
+    return unpack(load_tensors(f"{folder}/{file}", device, meta.get("sha256", {}).get(file, "")))
 
 
 def pack(state):
-    """Store matrices as int8 with a scale a row, other tensors as float16; see unpack()."""
+    """Store matrices as int8 with a scale a row, other tensors as float16."""
     packed = {}
     for name, tensor in state.items():
         if tensor.ndim == 2 and tensor.numel() > 10_000:
@@ -54,7 +53,7 @@ def pack(state):
 
 
 def unpack(state):
-    """Return a state with the packed tensors of pack() as float32; others stay as they are."""
+    """Return a state with the tensors of pack() as float32; others stay as they are."""
     if not any(name.endswith(SCALE) for name in state):
         return state
     return {name: tensor.float() * state.get(name + SCALE, 1.0)
@@ -62,13 +61,13 @@ def unpack(state):
 
 
 def checkpoint_steps(folder):
-    """Return the steps of a run's folder that have a meta_<step>.json, ascending."""
+    """Return the steps of a folder's meta_<step>.json, ascending."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(int(name[5:-5]) for name in names if re.fullmatch(r"meta_\d+\.json", name))
 
 
 def read_meta(folder, step=-1):
-    """Return meta_<step>.json of a run's folder (dict, with "step"); step -1: last, -2: best."""
+    """Return meta_<step>.json (dict, with "step") of a folder; step -1: last, -2: best."""
     steps = checkpoint_steps(folder)
     if not steps:
         raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json)")
@@ -80,10 +79,9 @@ def read_meta(folder, step=-1):
     step = steps[-1] if step == -1 else step
     if step not in steps:
         raise ValueError(f"{folder} holds no step {step}: it has {', '.join(map(str, steps))}")
-    path = os.path.join(folder, f"meta_{step:06d}.json")
+    path = f"{folder}/meta_{step:06d}.json"
     try:
-        with open(path, encoding="utf-8") as f:
-            meta = json.load(f)
+        meta = json.loads(Path(path).read_bytes())
         return {**meta, "step": step, "model_config": dict(meta["model_config"])}
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path} is no checkpoint's meta ({type(e).__name__}: {e})") from None
@@ -92,36 +90,31 @@ def read_meta(folder, step=-1):
 def load_checkpoint(folder, step=-1, device="cpu"):
     """Load a GPT of ours or nanochat's -> (model in eval mode, meta); ValueError: a wrong file."""
     meta = read_meta(folder, step)
-    path = os.path.join(folder, file_name("model", meta["step"]))
+    path = f"{folder}/{file_name('model', meta['step'])}"
     state = load_saved(folder, meta, "model", device)
     state = {name.removeprefix("_orig_mod."): p.float() for name, p in state.items()}
     try:  # the first models had full windows alone
         config = GPTConfig(**{"window_pattern": "L", **meta["model_config"]})
+        n = config.n_layer
+        neutral = {"resid_lambdas": torch.ones(n), "x0_lambdas": torch.zeros(n),
+                   "smear_gate.weight": torch.zeros(1, SMEAR_CHANNELS),
+                   "smear_lambda": torch.zeros(1), "backout_lambda": torch.zeros(1)}
         with torch.device(device):
             model = GPT(config)
-            model.load_state_dict(neutral_state(config) | state)
+            model.load_state_dict(neutral | state)  # an older model lacks some of these
     except (RuntimeError, TypeError, KeyError, AssertionError) as e:
         reason = " ".join(str(e).split())[:160]
-        raise ValueError(f"{path} is of another architecture ({TAKEN}): {reason}") from None
+        raise ValueError(f"{path} is of another architecture (nanochat's checkpoints are taken "
+                         f"from its commit 6ed7d1d to 92d63d4): {reason}") from None
     if "backout_lambda" not in state:
         print(f"{path}: of nanochat before its commit a825e63: smear and backout are off, but "
-              "attention has today's scale (1.2, was 1.15) and windows (a quarter, was a third)")
+              "attention has today's scale and windows")
     return model.eval(), meta
 
 
-def neutral_state(config):
-    """Return weights that do nothing, for what an older model lacks."""
-    n = config.n_layer
-    return {"resid_lambdas": torch.ones(n), "x0_lambdas": torch.zeros(n),
-            "smear_gate.weight": torch.zeros(1, SMEAR_CHANNELS),
-            "smear_lambda": torch.zeros(1), "backout_lambda": torch.zeros(1)}
-
-
 def run_sums(folder):
-    """Return {file name: sha256} of model and projector of a run's last step."""
-    step = read_meta(folder)["step"]
-    paths = [os.path.join(folder, file_name(name, step)) for name in ("model", "projector")]
-    return {os.path.basename(path): sha256_file(path) for path in paths if os.path.exists(path)}
+    """Return {file name: sha256} of a run's last step; {} of nanochat's."""
+    return read_meta(folder).get("sha256", {})
 
 
 # ---- writing
@@ -132,16 +125,16 @@ def save_checkpoint(out_dir, step, files, meta):
         return
     sums = {}
     for name, state in files.items():
-        path = os.path.join(out_dir, file_name(name, step))
-        torch.save(state, path + ".tmp")
-        os.replace(path + ".tmp", path)
-        sums[file_name(name, step)] = sha256_file(path)
+        file = file_name(name, step)
+        torch.save(state, f"{out_dir}/{file}.tmp")
+        os.replace(f"{out_dir}/{file}.tmp", f"{out_dir}/{file}")
+        sums[file] = sha256_file(f"{out_dir}/{file}")
     best = read_meta(out_dir).get("best") if checkpoint_steps(out_dir) else None
     write_meta(out_dir, {"step": step, "best": best, "evaluated": False, **meta, "sha256": sums})
 
 
 def note_evaluation(out_dir, step, result, figure):
-    """Add an evaluation to the meta of its step, if saved; the lowest result[figure] is best."""
+    """Add an evaluation to its step's meta, if saved; the lowest result[figure] is best."""
     if os.environ.get("RANK", "0") != "0" or step not in checkpoint_steps(out_dir):
         return
     meta = read_meta(out_dir, step)
@@ -152,8 +145,8 @@ def note_evaluation(out_dir, step, result, figure):
 
 
 def write_meta(out_dir, meta):
-    """Write a step's meta, which makes it whole; keep the last two steps and the best."""
-    write_json(os.path.join(out_dir, f"meta_{meta['step']:06d}.json"), meta, indent=2)
+    """Write a step's meta, which makes it whole; keep the last two and the best."""
+    write_json(f"{out_dir}/meta_{meta['step']:06d}.json", meta, indent=2)
     kept = checkpoint_steps(out_dir)[-2:]
     keep_steps(out_dir, kept + [meta["best"]["step"]] if meta["best"] else kept)
 
@@ -163,7 +156,7 @@ def keep_steps(folder, steps):
     for name in sorted(os.listdir(folder), key=lambda name: not name.startswith("meta_")):
         match = re.fullmatch(FILE, name)
         if match and int(match[1]) not in steps:
-            os.remove(os.path.join(folder, name))
+            os.remove(f"{folder}/{name}")
 
 
 def cut_back(folder, step, evaluated=True):
@@ -172,17 +165,10 @@ def cut_back(folder, step, evaluated=True):
     evaluated: False removes that step's evaluation too.
     """
     keep_steps(folder, [kept for kept in checkpoint_steps(folder) if kept <= step])
-    path = os.path.join(folder, "log.jsonl")
-    kept = []
-    if step and os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as f:
-            for line in f:
-                if not line.endswith("\n"):
-                    break  # a kill tore the last line
-                try:
-                    record = json.loads(line)
-                    if (record["step"], not evaluated and "lr" not in record) <= (step, False):
-                        kept.append(line)
-                except (ValueError, KeyError, TypeError):
-                    print(f"{path}: a damaged line is dropped: {line[:40]!r}")
-    write_text(path, "".join(kept))
+    path, kept = Path(folder, "log.jsonl"), ""
+    for line in path.read_text(errors="replace").splitlines() if step and path.exists() else ():
+        with suppress(ValueError, KeyError, TypeError):  # a kill tore the line
+            record = json.loads(line)
+            if (record["step"], not evaluated and "lr" not in record) <= (step, False):
+                kept += line + "\n"
+    write_text(path, kept)

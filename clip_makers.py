@@ -80,7 +80,7 @@ def voice_labels(clip):
     if quality in ("plain", "klatt"):
         labels["pitch"] = band(PITCH_HZ, clip["pitch_hz"])
     if quality == "plain" and sex:
-        labels |= {"accent": clip["accent"], "sex": PEOPLE[sex]}
+        labels |= {"accent": clip["accent"], "sex": PEOPLE[sex], "person": PEOPLE[sex]}
         height = band(VOICE_HZ[sex], clip["pitch_hz"])
         labels["voice"] = height and f"{PEOPLE[sex]} with a {height} voice"
     labels["rate"] = band(RATE_WPM, clip.get("rate_set"))
@@ -236,8 +236,8 @@ MAKERS = {"voice": make_voice, "spoken": make_spoken, "pair": make_pair, "scene"
 def pair_up(clips, rng, label=""):
     """Return two plain clips of other texts, whose speakers are as a label of PAIRS says.
 
-    Without a label one is drawn, and the others where no two clips fit; with one, for the bench,
-    pitch and rate of both are alike. ValueError: none fit.
+    Without a label one that fits is drawn; with one, for the bench, pitch and rate are alike, as
+    far as the clips allow.
     """
     plain = [clip for clip in clips if is_plain(clip) and clip["seconds"] < 4
              and clip.get("pitch_hz", 1)]
@@ -247,18 +247,24 @@ def pair_up(clips, rng, label=""):
         wanted = [first, *(name for name in PAIRS if name != first)]
     for name in wanted:
         sex, is_one = PAIRS[name]
-        firsts = [clip for clip in plain if clip["sex"] and sex in ("", clip["sex"])]
+        firsts, best = [clip for clip in plain if clip["sex"] and sex in ("", clip["sex"])], []
         for i in rng.permutation(len(firsts)):
-            seconds = [clip for clip in plain if are_pair(firsts[i], clip, sex, is_one)
-                       and (not label or are_alike(firsts[i], clip))]
-            if seconds:
-                return [firsts[i], pick(seconds, rng)]
+            a = firsts[i]
+            seconds = [clip for clip in plain if are_pair(a, clip, sex, is_one)]
+            if seconds and not label:
+                return [a, pick(seconds, rng)]
+            best += [(unlike(a, clip), a, clip) for clip in seconds]
+            best = sorted(best, key=lambda each: each[0])[:1]
+            if best and best[0][0] < MATCHED:
+                break
+        if best:
+            return best[0][1:]
     raise ValueError(f"{clips[0].get('root', 'sources')}: no two clips of {wanted[0]}: add some")
 
 
-def are_alike(a, b):
-    """Return whether no meter of pitch or rate can tell two clips apart."""
-    return all(abs(np.log2(a[name] / b[name])) < MATCHED for name in ("pitch_hz", "rate"))
+def unlike(a, b):
+    """Return how far the pitches or the rates of two clips are apart, octaves."""
+    return max(abs(np.log2(a[name] / b[name])) for name in ("pitch_hz", "rate"))
 
 
 def are_pair(a, b, sex, is_one):

@@ -67,7 +67,7 @@ class Split(Features):
 def without_words(texts, share):
     """Return bool (n,): which texts hold none of the words that are held out of all audio.
 
-    These are a share of the words, drawn by their letters, but none of the COMMON most frequent.
+    These are a share of the words but for the COMMON most frequent.
     """
     counts = Counter(chain.from_iterable(text.split() for text in texts))
     common = {word for word, _ in counts.most_common(COMMON)}

@@ -35,11 +35,10 @@ def configure(globals_dict, argv=None):
     """Apply config files and --name=value to a script's settings, print changes -> dict of all.
 
     globals_dict: the script's globals(), changed in place; a setting is an int, float, bool or str
-    of a lower-case name. argv: list of str, default sys.argv[1:]. A mistake ends in fail(), before
-    any change.
+    of a lower-case name. A mistake ends in fail(), before any change.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if "-h" in argv or "--help" in argv:
+    if "--help" in argv:
         print_help(globals_dict)
     defaults = {name: value for name, value in globals_dict.items()
                 if type(value) in KINDS and name == name.lower() and not name.startswith("_")}
@@ -62,7 +61,7 @@ def configure(globals_dict, argv=None):
 
 
 def read_argument(arg):
-    """Return [(name, value, where)] of an argument: --name=value or a config file."""
+    """Return [(name, value, where)] of --name=value or of a config file."""
     if arg.startswith("--") and "=" in arg:
         name, value = arg[2:].split("=", 1)  # a value may hold a = too
         return [(name, value, "command line")]
@@ -92,7 +91,7 @@ def read_config_file(path):
 
 
 def convert(name, value, kind, where):
-    """Return `value` as `kind`; from the command line it is a str, from a file it has a type."""
+    """Return `value` as `kind`; from the command line it is a str."""
     new = value
     try:
         if kind is bool and where == "command line":
@@ -107,18 +106,17 @@ def convert(name, value, kind, where):
 
 
 def expand_home(text):
-    """Put the home folder for ~ where a path of `a,b` or `name=path` starts with it."""
+    """Put the home folder for ~ at the start of a path of `a,b` or `name=path`."""
     def expand(match):
         home = os.path.expanduser(match[2])
         if home == "~":
-            fail(f"{text}: HOME is not set: write the path in full instead of ~")
+            fail(f"{text}: HOME is not set: write the path in full")
         return match[1] + home
 
     return re.sub(r"((?:^|[,=])\s*)(~[^/,=*\s]*)", expand, text)
 
 
 def print_help(globals_dict):
-    """Print the script's docstring and its lines from '# config:' to configure(), then exit."""
     source = Path(globals_dict.get("__file__") or sys.argv[0]).read_text(encoding="utf-8")
     block = source.partition("\n# config:")[2].partition("config = configure(")[0]
     print(f"{(globals_dict.get('__doc__') or '').strip()}\n\n# config:{block.rstrip()}")

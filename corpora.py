@@ -4,15 +4,14 @@ LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<cha
              perhaps <source>/labels.jsonl ({"key": ..., any label} a line). Subsets train* are the
              split train, val* and dev* val, test* test. A source that holds the speakers'
              folders directly is one subset. LibriSpeech's own are downloaded when missing.
-A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line, and perhaps
-             "split", "speaker", "key", any label. Without "split" a twentieth is val, by speaker
-             where one is named. With "question" and "answer", or "turns" [[task, question, answer],
-             ...], a line needs no text.
-speechocean  speechocean762's folder (Zhang et al., arXiv:2104.01378): a tenth of the training
-             speakers is val; its test is test_adults (18 years or more) and test_children.
-Common Voice <source>/validated.tsv and clips: a language's folder (Ardila et al.,
-             arXiv:1912.06670); a twentieth of the speakers is val.
-LJSpeech     <source>/metadata.csv (a line is key|text|text with numbers in words) and wavs.
+A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line, perhaps
+             "split" (else a twentieth is val), "speaker", "key", any label. With "question" and
+             "answer", or "turns" [[task, question, answer], ...], a line needs no text.
+speechocean  speechocean762's folder (arXiv:2104.01378): a tenth of train's speakers is val; its
+             test is test_adults (18 years or more) and test_children.
+Common Voice <source>/validated.tsv and clips, of a language (arXiv:1912.06670); a twentieth of the
+             speakers is val.
+LJSpeech     <source>/metadata.csv (key|text|text with numbers in words) and wavs.
 queen        <source>/queen.1c of Debian's flight-of-the-amazon-queen, a game: actors' lines, which
              are unpacked to <source>/clips. Format: ScummVM's engines/queen.
 """
@@ -151,7 +150,8 @@ def read_librispeech(source, subsets):
             heard = set()
             for clip in read_transcripts(transcripts):
                 heard.add(clip.path)
-                own = {"sex": sexes.get(clip.labels["speaker"], "")} | labels.get(clip.key, {}) | {"split": split} | clip.labels
+                own = {"sex": sexes.get(clip.labels["speaker"], ""), **labels.get(clip.key, {}),
+                       "split": split, **clip.labels}
                 yield clip._replace(key=clean_key(clip.key), labels=own)
             chapter = os.path.dirname(transcripts)
             for key, path in find_audio(chapter).items():

@@ -54,7 +54,7 @@ def prefill(model, prompts, audio, audio_at, room):
 def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, stop_ids=()):
     """Continue B prompts (lists of ids) together, greedily; audio: None, or B tensors (T_a, C).
 
-    Yields a list of B at each step: a token id, or None once that row has met one of stop_ids.
+    Yields B ids at each step, None once a row has met one of stop_ids.
     """
     cache, logits = prefill(model, prompts, audio, audio_at, max_tokens)
     stopped = [False] * len(prompts)
@@ -77,9 +77,9 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a
     clip; 1 is greedy. Any special token ends one; the highest mean log-probability a token wins.
-    Where the projector has a CTC head, CTC_WEIGHT of its own is added to the LM's at each step.
-    cut: a list; it gets the index of each clip whose transcript was cut off at 16 bytes and 25 a
-    second (the model writes in a loop).
+    A CTC head's log-probability counts CTC_WEIGHT times beside the LM's. cut: a list that gets the
+    index of each clip whose transcript was cut off at 16 bytes and 25 a second (the model writes in
+    a loop).
     """
     device = model.cos.device
     features, lens = pad(features, device)
@@ -101,9 +101,9 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
 
 @torch.inference_mode()
 def spell(projector, tok, features):
-    """Return what the projector's CTC head alone hears, greedily: a list of B str; see Projector.
+    """Return what the projector's CTC head alone hears, greedily: a list of B str.
 
-    features: as in transcribe(); tok: the tokenizer whose first tokens are the head's pieces.
+    features: as in transcribe(); tok: its first tokens are the head's pieces.
     """
     features, lens = pad(features, projector.mean.device)
     audio, audio_lens = projector(features, lens)
@@ -118,8 +118,8 @@ def spell(projector, tok, features):
 class CTCScores:
     """Log-probabilities of growing texts by a CTC head (Hori et al., arXiv:1706.02737).
 
-    state: of each live hypothesis that its pieces, and no more, are written by each place of the
-    audio: n, b (rows, 1 + T_a), where a piece or a blank was the last; its last piece; its clip.
+    state: of each live hypothesis that just its pieces are written by each place of the audio: n, b
+    (rows, 1 + T_a), where a piece or a blank was the last; its last piece; its clip.
     """
 
     def __init__(self, projector, tok, audio):
@@ -136,9 +136,7 @@ class CTCScores:
 
     def extend(self, tokens):
         """Return the log-probabilities (rows, K) of the texts that begin with a row and one of its
-        K next tokens; after a special token the text is whole. Then keep() must follow.
-
-        tokens: ids (rows, K).
+        next tokens, ids (rows, K); after a special token the text is whole. keep() must follow.
         """
         rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens.size(1))
         n, b, last, clips = (x[rows] for x in self.state)
@@ -172,7 +170,7 @@ def advance(before, own):
 
 @cache
 def spelling(tok, n_pieces):
-    """Return the pieces that spell each token, int64 (V, longest), -1 behind; special: none."""
+    """Return the pieces that spell each token, int64 (V, longest), -1 behind."""
     speller = make_speller(tok, n_pieces)
     special = [[]] * len(tok.special_ids)
     return pad([*map(speller.spell, tok.tokens), *special], "cpu", -1)[0].long()
@@ -181,9 +179,9 @@ def spelling(tok, n_pieces):
 class Search:
     """A beam search of several clips.
 
-    sizes: bytes of each id, 0: it ends a transcript; room: bytes that each clip may take; ctc:
-    CTCScores or None. live: [(clip, the LM's log-probability, ids)], a row of logits each. ended:
-    of each clip [(mean log-probability, ids)].
+    sizes: bytes of each id, 0: it ends a transcript; room: bytes that each clip may take. live:
+    [(clip, the LM's log-probability, ids)], a row of logits each. ended: of each clip [(mean
+    log-probability, ids)].
     """
 
     def __init__(self, sizes, room, beams, ctc=None):
@@ -235,7 +233,7 @@ class Search:
 def score_answers(model, prompts, answers, audio=None, audio_at=0):
     """Return float32 (B, K), the summed log-probability of K answers after each of B prompts.
 
-    prompts: lists of ids; answers: B lists of K lists of ids; audio: None, or B tensors (T_a, C).
+    prompts: lists of ids; answers: B lists of K of them; audio: None, or B tensors (T_a, C).
     """
     K, flat = len(answers[0]), list(chain.from_iterable(answers))
     cache, logits = prefill(model, prompts, audio, audio_at, max(map(len, flat)))

@@ -1,7 +1,7 @@
 """Documents of text: read from files, or from a folder of tokens as rows of equal length.
 
-prepare_documents.py makes such a folder. Its train.bin and val.bin are token ids, uint16; <|bos|>
-begins every document and stands nowhere else.
+prepare_documents.py makes such a folder: train.bin and val.bin are ids, uint16, <|bos|> before
+every document and nowhere else.
 """
 import hashlib
 import json
@@ -20,7 +20,7 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 # ---- files of documents
 
 def list_documents(setting, paths):
-    """Return the files (list of str) of comma-separated files and folders, in order, each once.
+    """Return the files (list of str) of comma-separated files and folders, each once.
 
     FileNotFoundError names the setting.
     """
@@ -37,22 +37,20 @@ def list_documents(setting, paths):
 def read_documents(path, doc_chars):
     """Yield the documents (str) of a file of SUFFIXES; null is an empty one.
 
-    doc_chars: .txt and .md are cut at the first empty line after this many characters, or at any
+    doc_chars: .txt and .md are cut at the first empty line after so many characters, or at any
     line's end after twice as many. ValueError names file and line.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in (".jsonl", ".parquet"):
         yield from read_text(path, doc_chars)
         return
-    rows = read_jsonl(path, '"text"') if suffix == ".jsonl" else read_parquet(path)
-    for where, row in rows:
+    for where, row in read_jsonl(path, '"text"') if suffix == ".jsonl" else read_parquet(path):
         if not isinstance(row.get("text", 0), str | None):
             raise ValueError(f'{where}: "text" is no string, or not among {", ".join(row)}')
         yield (row["text"] or "").encode(errors="replace").decode()  # half a surrogate pair: ?
 
 
 def read_text(path, doc_chars):
-    """Yield the documents of a text file."""
     lines, n_chars = [], 0
     for line in read_lines(path):
         lines.append(line)
@@ -64,15 +62,14 @@ def read_text(path, doc_chars):
 
 
 def read_parquet(path):
-    """Yield (path, row) for each row of a parquet file; of other columns only without "text"."""
+    """Yield (path, row) for each row of a parquet file, of its column "text" if there is one."""
     need("pyarrow")
     import pyarrow.parquet as parquet
     try:
         with parquet.ParquetFile(path) as f:
             columns = ["text"] if "text" in f.schema_arrow.names else None
             for batch in f.iter_batches(1024, columns=columns):
-                for row in batch.to_pylist():
-                    yield path, row
+                yield from ((path, row) for row in batch.to_pylist())
     except (ValueError, OSError) as e:  # as Arrow raises them
         raise ValueError(f"{path}: {e} (cut short? delete it, copy it again)") from None
 
@@ -88,9 +85,8 @@ class Documents:
     """A split ("train", "val") of a folder: one stream, cut into rows of `width` tokens at most.
 
     Each row begins with the last token of the row before, so that every token is a target once.
-    n_docs, n_tokens: documents and their tokens; n_rows; n_cropped: tokens that are in no row, at
-    the end; share: n_cropped / n_tokens. The tokens stay on
-    disk. tokenizer_sha256: of the run's tokenizer.json; "": any. ValueError: no finished folder, a
+    n_docs, n_tokens, n_rows; n_cropped: tokens at the end that are in no row; share: of all tokens.
+    tokenizer_sha256: of the run's tokenizer.json; "": any. ValueError: no finished folder, a
     damaged file or another tokenizer.
     """
 
@@ -116,7 +112,6 @@ class Documents:
 
 @lru_cache(maxsize=1)
 def shuffled(n, seed, epoch):
-    """Return 0..n-1 in random order."""
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 

@@ -7,7 +7,7 @@ import requests
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError, MaxRetryError
 
-TIMEOUTS_S = 5.0, 30.0  # without an answer, without a byte: after these the next try or source
+TIMEOUTS_S = 5.0, 30.0  # without an answer, without a byte
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -16,7 +16,7 @@ def download(urls, path, checksum="", n_tries=4):
 
     urls: str or list of str, tried in order. checksum: "md5:" or "sha256:" and hex, "": unknown.
     n_tries: failures in a row, without a new byte, before the next source. Returns the url that
-    served, or path when the file was there. OSError names the reason of each source.
+    served, or path when it was there. OSError: each source's reason.
     """
     if os.path.exists(path) and not mismatch(path, checksum):
         return path
@@ -34,7 +34,7 @@ def download(urls, path, checksum="", n_tries=4):
 
 
 def download_from(url, part, checksum, n_tries):
-    """Fill `part` from one source and verify it. Returns '' or the reason why that failed."""
+    """Fill `part` from one source and verify it -> '' or why that failed."""
     n_failed, is_mixed = 0, os.path.exists(part)
     while True:
         had = size_of(part)
@@ -48,12 +48,11 @@ def download_from(url, part, checksum, n_tries):
                 return wrong
             is_mixed = False  # its beginning came from elsewhere: get all of it from this source
         except (HTTPError, requests.RequestException, ValueError) as e:
-            reason = f"{type(e).__name__}: {str(e).rsplit(': ', 1)[-1]}"
-            is_refused = e.args and isinstance(e.args[0], MaxRetryError)
-            may_pass = isinstance(e, (HTTPError, requests.ConnectionError, requests.ReadTimeout))
             n_failed = 1 if size_of(part) > had else n_failed + 1
-            if is_refused or not may_pass or n_failed >= n_tries:
-                return reason
+            is_final = isinstance(e, ValueError) or any(
+                isinstance(arg, MaxRetryError) for arg in e.args)
+            if is_final or n_failed >= n_tries:
+                return f"{type(e).__name__}: {str(e).rsplit(': ', 1)[-1]}"
             time.sleep(2.0 ** (n_failed - 1))
 
 
@@ -82,12 +81,11 @@ def fetch(url, part):
 
 
 def size_of(path):
-    """Return the bytes of a file, 0 when there is none."""
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 
 def mismatch(path, checksum):
-    """Return how a file differs from its published checksum, or ''."""
+    """Return how a file differs from its checksum, or ''."""
     name, _, expected = checksum.partition(":")
     with open(path, "rb") as f:
         found = hashlib.file_digest(f, name).hexdigest() if name else expected

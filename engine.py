@@ -31,12 +31,10 @@ class Job:
 
 
 class Engine:
-    """talker: a Talker. max_batch: answers decoded together. max_queue: Jobs that may wait."""
+    """max_batch: answers decoded together. max_queue: Jobs that may wait."""
 
     def __init__(self, talker, max_batch, max_queue):
-        self.talker = talker
-        self.max_batch = max_batch
-        self.max_queue = max_queue
+        self.talker, self.max_batch, self.max_queue = talker, max_batch, max_queue
         self.n_threads = torch.get_num_threads()
         self.wake = asyncio.Event()  # there is work
         self.waiting = deque()
@@ -58,7 +56,7 @@ class Engine:
         return True
 
     async def run(self):
-        """Work for ever. An error of a turn ends the answers in it, not the server."""
+        """Work for ever. An error of a turn ends its answers, not the server."""
         thread = ThreadPoolExecutor(1)
         while True:
             await self.wake.wait()
@@ -86,7 +84,7 @@ class Engine:
                 return job
 
     def turn(self, job):
-        """Begin a Job (or None), then decode or transcribe; in the thread. -> [(Job, event)]"""
+        """Begin a Job (or None), then decode or transcribe, in the thread -> [(Job, event)]."""
         torch.set_num_threads(self.n_threads)
         events = self.begin(job) if job and not job.gone else []
         torch.set_num_threads(1)  # for one token, threads wait longer than they work
@@ -96,7 +94,7 @@ class Engine:
         return events + self.decode()
 
     def begin(self, job):
-        """Read a Job's prompt or begin its transcript. An error ends this Job alone."""
+        """Read a Job's prompt or begin its transcript. An error ends it alone."""
         if job.row is None:
             self.transcripts.append((job, self.talker.transcripts(job.wav)))
             return []
@@ -109,7 +107,6 @@ class Engine:
         return []
 
     def decode(self):
-        """Decode a token of every answer that somebody reads."""
         self.batch.drop([row for row, job in self.answers.items() if job.gone])
         said = [(self.answers[row], token, row.ended) for row, token in self.batch.step()]
         self.answers = {row: self.answers[row] for row in self.batch.rows}
@@ -117,7 +114,6 @@ class Engine:
         return events + [(job, None) for job, _, ended in said if ended]
 
     def transcribe(self, job, pieces):
-        """Hear the next piece of a transcript."""
         try:
             piece = None if job.gone else next(pieces, None)
         except Exception as e:

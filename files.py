@@ -2,7 +2,6 @@
 import hashlib
 import json
 import os
-import re
 import unicodedata
 
 # where a recording lies there twice, the first kind is taken
@@ -15,8 +14,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".webm", ".m4a", ".m
 def read_lines(path):
     """Yield the lines (str) of a text file in UTF-8, with or without a byte order mark.
 
-    A line ends at \\n or \\r\\n alone: U+2028 may stand in a row of JSON. ValueError names file,
-    line and the fix.
+    A line ends at \\n or \\r\\n alone: U+2028 may stand in a row of JSON. ValueError names it.
     """
     with open(path, "rb") as f:
         for n, line in enumerate(f, 1):
@@ -33,7 +31,7 @@ def read_pairs(path):
     """Yield ('<path>:<line>', first word, the rest) of each line that is not empty."""
     for n, line in enumerate(read_lines(path), 1):
         if line.strip():
-            word, *rest = re.split(r"[ \t]+", line.strip(), maxsplit=1)
+            word, *rest = line.strip().split(maxsplit=1)
             yield f"{path}:{n}", word, rest[0] if rest else ""
 
 
@@ -62,7 +60,7 @@ def check_row(row, **fields):
 def read_jsonl(path, needs="", **fields):
     """Yield ('<path>:<line>', row) of each line that is not empty; ValueError names the line.
 
-    fields: as for check_row. needs: the fields in words, for the ValueError.
+    fields: as for check_row; needs: the same in words.
     """
     needs = needs or ", ".join(f'"{name}"' for name in fields) or "its fields"
     for n, line in enumerate(read_lines(path), 1):
@@ -78,14 +76,14 @@ def read_jsonl(path, needs="", **fields):
 # ---- folders
 
 def is_hidden(name):
-    """Return whether a system or an editor left a file: ._x, .DS_Store, Thumbs.db."""
+    """Return True for what a system or an editor left: ._x, .DS_Store, Thumbs.db."""
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
 
 
 def find_files(folder, suffixes):
-    """Return the sorted paths (str) of the files at any depth that end in suffixes (lower case).
+    """Return the sorted paths (str) of files at any depth that end in suffixes (lower case).
 
-    Hidden files and folders are left out. Links are followed, each folder once.
+    Hidden ones are left out. Links are followed, each folder once.
     """
     found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -113,7 +111,7 @@ def find_audio(folder):
 def find_path(folder, name):
     """Return the path of a file that a list names from its folder, whether or not it is there.
 
-    Backslashes (Windows) and accents composed otherwise (macOS) find the file too.
+    Backslashes (Windows) and accents composed otherwise (macOS) don't matter.
     """
     slashed = name.replace("\\", "/")
     names = [name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
@@ -122,32 +120,32 @@ def find_path(folder, name):
 
 
 def own_file(name):
-    """Return the path of a text of the repository: as named from here, else beside this module."""
+    """Return the path of a text of ours: as named from here, else beside this module."""
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
     return beside if os.path.isfile(beside) and not os.path.exists(name) else name
 
 
 # ---- writing: a file is whole or not there
 
-def write_text(path, text):
-    """Write a text in UTF-8 under a temporary name, then rename it."""
-    # half a surrogate pair becomes ?
-    with open(f"{path}.tmp", "w", encoding="utf-8", errors="replace", newline="\n") as f:
-        f.write(text)
+def write_bytes(path, data):
+    """Write bytes under a temporary name, then rename it."""
+    with open(f"{path}.tmp", "wb") as f:
+        f.write(data)
     os.replace(f"{path}.tmp", path)
 
 
+def write_text(path, text):
+    write_bytes(path, text.encode(errors="replace"))  # half a surrogate pair becomes ?
+
+
 def write_json(path, value, indent=None):
-    """Write a value as JSON."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 def write_jsonl(path, rows):
-    """Write a row as JSON on each line."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def sha256_file(path):
-    """Return the hex sha256 of a file."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

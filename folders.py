@@ -1,6 +1,5 @@
 """The folder that a prepare script makes: kept while it is up to date, else made anew."""
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -18,16 +17,10 @@ def sums(*paths):
     return {str(path): sha256_file(own_file(path)) for path in bar}
 
 
-def this_script():
-    """Return the name of the script that runs."""
-    return os.path.basename(sys.argv[0])
-
-
-def is_own(folder):
-    """Return True if the script that runs made a folder, or nobody put anything in it."""
+def is_own(folder, script):
+    """Return True if a script made a folder, or nobody put anything in it."""
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-        return "settings" in meta and "script" not in meta or meta["script"] == this_script()
+        return json.loads((folder / "meta.json").read_bytes())["script"] == script
     except (OSError, ValueError, KeyError, TypeError):
         return not any(folder.glob("*"))
 
@@ -36,23 +29,23 @@ def make_folder(out_dir, settings, find_inputs, make, *names):
     """Make a folder, unless an earlier run made it with these settings, inputs and this code.
 
     find_inputs(): {input: checksum or version}. make(): writes into out_dir -> (the names of its
-    files, {count's name: value}). names: files and folders of an earlier run, removed first.
-    Their ValueError, OSError and RuntimeError (soundfile's) end in one line. meta.json names the
-    script alone until all is there.
+    files, {count's name: value}). names: of an earlier run's files and folders, removed first.
+    ValueError, OSError and RuntimeError (soundfile's) end in one line. Until all is there,
+    meta.json names the script alone.
     """
-    folder = Path(out_dir)
+    folder, script = Path(out_dir), Path(sys.argv[0]).name
     with user_input(RuntimeError):
         inputs = find_inputs()
         if is_made(out_dir, settings, inputs):
             return print(f"{out_dir} is up to date")
-        if not is_own(folder):
+        if not is_own(folder, script):
             raise ValueError(f"{folder} was not made by this script: set another out_dir, or "
                              "remove it")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "meta.json", {"script": this_script()})
+        write_json(folder / "meta.json", {"script": script})
         for name in names:
             shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).unlink(missing_ok=True)
         files, counts = make()
-        note_made(out_dir, settings, inputs, files, script=this_script(), **counts)
+        note_made(out_dir, settings, inputs, files, script=script, **counts)
     print(f"{out_dir}: {', '.join(f'{name} {value}' for name, value in counts.items())}")

@@ -1,7 +1,6 @@
 """What level meters tell of a recording: numbers made by numpy alone, without any network.
 
-The bench's baseline: a model that claims to hear how a recording sounds must beat a regression on
-these.
+The bench's baseline: a model that hears how a recording sounds beats a regression on these.
 """
 import numpy as np
 

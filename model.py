@@ -48,7 +48,7 @@ class GPTConfig:
 # ---- the parts of a block
 
 class Linear(nn.Linear):
-    """A linear layer without bias: fp32 weights, computed in the dtype of its input."""
+    """No bias, perhaps LoRA: fp32 weights, computed in the dtype of the input."""
 
     def __init__(self, in_features, out_features):
         super().__init__(in_features, out_features, bias=False)
@@ -153,8 +153,8 @@ def take(x, index):
 def arrange(T, T_a, text_lens, audio_lens, audio_at):
     """Lay out rows of text_lens, audio_lens (B,): text[:audio_at], audio, the other text, padding.
 
-    Returns source (B, width), the index of each place into T text tokens, T_a audio tokens and one
-    padding; and place (B, T) of each text token.
+    Returns source (B, width), each place's index into T text tokens, T_a audio tokens, one padding;
+    and place (B, T) of each text token.
     """
     n_text, n_audio = text_lens[:, None], audio_lens[:, None]
     width = max(int((n_text + n_audio).max()), 1)
@@ -259,7 +259,7 @@ class GPT(nn.Module):
         return self.logits(x if logits_at is None else take(x, logits_at[:, None]))
 
     def embed(self, idx):
-        """Token ids (B, T) -> normed embeddings (B, T, C), before smear."""
+        """Ids (B, T) -> normed embeddings (B, T, C)."""
         return norm(self.transformer.wte(idx).to(self.cos.dtype))
 
     def smear(self, x, previous):
@@ -323,14 +323,13 @@ class GPT(nn.Module):
         """Cross entropy at the targets alone. place: of insert()."""
         row, at = (targets >= 0).nonzero(as_tuple=True)  # (N,) each
         x = x[row, at if place is None else place[row, at]]  # (N, C)
-        wanted = targets[row, at]
-        if torch.is_grad_enabled() and reduction != "none":
-            weight = self.lm_head.weight[:self.config.vocab_size]
-            total = ChunkedLoss.apply(x, weight, wanted, self.nll)
+        wanted, V = targets[row, at], self.config.vocab_size
+        has_grad, n = torch.is_grad_enabled(), max(len(x), 1)
+        if has_grad and reduction != "none":
+            total = ChunkedLoss.apply(x, self.lm_head.weight[:V], wanted, self.nll)
             return total if reduction == "sum" else total / len(x)
-        n = max(len(x), 1)
-        if not torch.is_grad_enabled():
-            n = max(LOGITS_AT_ONCE.get(x.device.type, 2**21) // self.config.vocab_size, 1)
+        if not has_grad:
+            n = max(LOGITS_AT_ONCE.get(x.device.type, 2**21) // V, 1)
         each = torch.cat([F.cross_entropy(self.logits(some), those, reduction="none")
                           for some, those in zip(x.split(n), wanted.split(n))])  # (N,)
         if reduction == "none":
@@ -340,7 +339,7 @@ class GPT(nn.Module):
 
 # ---- LoRA
 
-LORA_TARGETS = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+LORA_TARGETS = ("c_q", "c_k", "c_v", "c_proj", "c_fc")
 
 
 def add_lora(model, rank, alpha):
@@ -361,7 +360,6 @@ def add_lora(model, rank, alpha):
 
 
 def lora_state(model):
-    """Return the LoRA matrices alone, {name: tensor}."""
     return {name: p for name, p in model.state_dict().items() if ".lora_" in name}
 
 
@@ -370,7 +368,7 @@ def merged_state(model):
     """Return a plain GPT's state_dict: LoRA's products are added to the weights."""
     state = {name: p for name, p in model.state_dict().items() if ".lora_" not in name}
     for name, module in model.named_modules():
-        if getattr(module, "lora_a", None) is not None:
+        if name.endswith(LORA_TARGETS):
             product = module.lora_scale * module.lora_b @ module.lora_a
             state[name + ".weight"] = module.weight + product
     return state

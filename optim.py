@@ -3,14 +3,16 @@ import torch
 
 from device import compute_dtype
 
+MOMENTUM = 0.9  # Nesterov's, of Muon
 
-def orthogonalize(x, steps=5):
+
+def orthogonalize(x):
     """Bring the singular values of matrices x (N, rows, cols) near 1 by Newton-Schulz steps."""
     wide = x if x.size(1) <= x.size(2) else x.mT
     y = wide.to(compute_dtype(x.device))
     y = y / (y.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = 3.4445, -4.7750, 2.0315
-    for _ in range(steps):  # y <- a y + b (y y') y + c (y y')^2 y
+    for _ in range(5):  # y <- a y + b (y y') y + c (y y')^2 y
         gram = y @ y.mT
         y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
     return y if wide is x else y.mT
@@ -19,17 +21,15 @@ def orthogonalize(x, steps=5):
 class Muon(torch.optim.Optimizer):
     """torch.optim.Muon's update (arXiv:2502.16982), matrices of one shape in one batched matmul.
 
-    momentum: Nesterov's. blocks: matrices side by side in a parameter (rows, cols), each
-    orthogonalized alone, which is cheaper; the update's norm stays that of the whole.
+    blocks: matrices side by side in a parameter (rows, cols), each orthogonalized alone; the
+    update's norm stays that of the whole.
     """
 
-    def __init__(self, params, lr=0.02, momentum=0.9, weight_decay=0.0, blocks=1):
-        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, blocks=blocks)
-        super().__init__(params, defaults)
+    def __init__(self, params, lr=0.02, weight_decay=0.0, blocks=1):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, blocks=blocks))
 
     @torch.no_grad()
     def step(self):
-        """Update every parameter (rows, cols) that has a gradient."""
         for group in self.param_groups:
             by_shape = {}
             for p in group["params"]:
@@ -39,13 +39,12 @@ class Muon(torch.optim.Optimizer):
                 self.update(group, *shape, params)
 
     def update(self, group, rows, cols, params):
-        """Update parameters of one shape together."""
         blocks, ahead = group["blocks"], []
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-            ahead += p.grad.lerp(average, group["momentum"]).chunk(blocks, dim=1)
+            average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
+            ahead += p.grad.lerp(average, MOMENTUM).chunk(blocks, dim=1)
         part = cols / blocks  # an orthogonal (rows, part) has the norm min(rows, part) ** 0.5
         scale = max(1, rows / cols) * min(rows, cols) / min(rows, part) / blocks
         updates = orthogonalize(torch.stack(ahead)).unflatten(0, (len(params), -1))
@@ -59,7 +58,7 @@ def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004
     """Return [Muon for the matrices of a GPT's blocks, AdamW for the rest].
 
     Rates of embeddings and lm_head scale with (n_embd / 768) ** -0.5, as nanochat's do.
-    weight_decay: of the matrices. more: parameters that are trained as embeddings are.
+    weight_decay: of the matrices. more: parameters that are trained as embeddings.
     """
     scale = (model.config.n_embd / 768) ** -0.5
     embeddings = [model.transformer.wte.weight, *more, *model.value_embeds.parameters()]
@@ -75,7 +74,7 @@ def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004
 
 def load_optimizers(optimizers, saved):
     """Restore the moments of saved states [dict], not their rates; ValueError: others' states."""
-    for optimizer, state in zip(optimizers, saved, strict=True):  # ValueError: others' states
+    for optimizer, state in zip(optimizers, saved, strict=True):
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict(state)
         optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})

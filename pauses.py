@@ -12,9 +12,9 @@ SHORTEST_PAUSE = 10    # steps of HOP: with its windows, a pause lasts 0.3 s
 def split_at_pauses(wav, max_s=15.0):
     """Cut a long recording, float32 (n,) at 16 kHz, into pieces of at most max_s seconds.
 
-    Returns [(start, end)] in samples, in order. They cover the recording, except for digital
-    silence, where a model invents words: 0.2 s of it stay at each end of a piece. A cut is the
-    middle of the first pause after 20% of max_s. Without a pause it is the last quiet place.
+    Returns [(start, end)] in samples. They cover the recording but for digital silence, where a
+    model invents words: 0.2 s of it stay at each end of a piece. A cut is the middle of the first
+    pause after 20% of max_s, or else the last quiet place.
     """
     longest, loudness = int(max_s * SAMPLE_RATE), measure_loudness(wav)
     pieces, start = [], 0
@@ -38,7 +38,7 @@ def measure_loudness(wav):
 
 
 def find_cut(loudness, steps):
-    """Return the step (an int of `steps`, in units of HOP samples) where to cut.
+    """Return the step (of `steps`, in units of HOP samples) where to cut.
 
     Quiet steps are 30 dB below the speech, or within 6 dB of the quietest step. A pause is a run
     of quiet steps that are 10 dB below the speech too.

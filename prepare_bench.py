@@ -8,9 +8,9 @@ Reads  the split test of three folders of prepare_synthetic.py; real recordings 
        assets/questions.toml.
 Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl, {"id", "part": "synthetic" or "real",
        "cell", "task", "audio", "question", "options": four, "key": 0 to 3}; meta.json.
-Each label is right once for three times that it is wrong, and each place is right equally often:
-text alone can't answer. Voices, rooms and sounds are none of training (clip_makers.Beyond); two
-voices to compare are alike in pitch and rate. A real cell that no source can fill is left out.
+Each label is right once for three times that it is wrong, and each place equally often: text alone
+can't answer. Voices, rooms and sounds are none of training (clip_makers.Beyond); two voices to
+compare are alike in pitch and rate. A real cell that no source fills is left out.
 """
 from collections import Counter
 from pathlib import Path
@@ -27,7 +27,7 @@ from recordings import read_audio
 from sources import read_sources
 
 # config: every value here can be set from a config file or as --name=value
-voices = "data/voices"     # prepare_synthetic.py --corpus=many
+voices = "data/voices"     # prepare_synthetic.py --corpus=many; '': real recordings alone
 spoken = "data/spoken"     # --corpus=spoken
 speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/audiobench_mini"
@@ -135,7 +135,8 @@ def content_sets(task, count, clips, rng):
 def plan():
     """Return [(clip, row of questions.jsonl), ...], AudioBench-mini's before all others."""
     planned = []
-    parts = {"synthetic": read_synthetic(), "real": read_real()}
+    parts = {"synthetic": read_synthetic()} if voices else {}
+    parts["real"] = read_real()
     for block in range(0, bench_items, BLOCK):
         for part, (cells, pools) in parts.items():
             items = min(BLOCK, bench_items - block)
@@ -146,7 +147,7 @@ def plan():
                     rows = plan_task(cell, task, size, pools[task], [len(planned), k])
                     planned += [(clip, row | {"part": part}) for clip, row in rows]
     if not planned:
-        raise ValueError(f"{bench_items=} is to be 1 or more")
+        raise ValueError(f"no question: {bench_items=}, {voices=}, {sources=}")
     places = np.random.default_rng([SEED, 78]).permutation(np.arange(len(planned)) % 4)
     for number, (place, (_, row)) in enumerate(zip(places.tolist(), planned)):
         answer, *others = row["options"]
@@ -188,9 +189,8 @@ def make_wav(clip, row):
 
 
 def find_inputs():
-    paths = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
-    if sources:
-        paths += [clip["path"] for clip in read_sources(sources, True)]
+    paths = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech) if voices]
+    paths += [clip["path"] for clip in read_sources(sources, True)]
     return sums(*paths, QUESTIONS, SPOKEN)
 
 

@@ -1,17 +1,15 @@
 """Make tokens for train_base.py out of whole documents: your files, or public web text.
 
     python prepare_documents.py --documents=folder,more.jsonl
-    python prepare_documents.py --documents=data/books --doc_chars=2500 --vocab_size=8192 \\
-        --out_dir=data/books_tokens
     python prepare_documents.py --documents=climbmix --n_files=36 --vocab_size=32768 \\
         --tokenizer_mb=500 --out_dir=data/web
 
 Reads  .txt and .md, cut at empty lines into documents of about doc_chars characters; .jsonl with
        {"text": ...} on each line; .parquet with a column "text" (needs pyarrow).
-Writes into out_dir: tokenizer.json, train.bin and val.bin (see documents.py), meta.json (counts).
+Writes tokenizer.json, train.bin and val.bin (see documents.py), meta.json (counts).
 
-A document's hash decides whether it is val's (1%); a book that is cut is in both splits. About 2 MB
-of text a second and core.
+A document's hash decides whether it is val's (1%); a book that is cut is in both splits. A core
+reads 2 MB a second.
 """
 import os
 from collections import Counter
@@ -40,20 +38,19 @@ tokenizer_mb = 50.0      # text that a new one is trained on
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
 WEB, N_WEB = "karpathy/climbmix-400b-shuffle/resolve/main/shard_{:05d}.parquet", 6543
-MIRROR = "https://hf-mirror.com"  # asked where HF_ENDPOINT, or Hugging Face, fails
 VAL_SHARE = 0.01         # of the documents, and at least one
 CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of memory a token
 
 
 def find_documents():
-    """Return the paths of the documents' files; climbmix is downloaded where it is missing."""
+    """Return the documents' files; climbmix is downloaded where it is missing."""
     if not documents or doc_chars < 1 or not 1 <= n_files <= N_WEB:
         raise ValueError("documents must name files, doc_chars be 1 or more, n_files 1 to "
                          f"{N_WEB}")
     if documents != "climbmix":
         return list_documents("documents", documents)
     need("pyarrow")  # before gigabytes come
-    hubs = [os.environ.get("HF_ENDPOINT") or "https://huggingface.co", MIRROR]
+    hubs = [os.environ.get("HF_ENDPOINT") or "https://huggingface.co", "https://hf-mirror.com"]
     paths = []
     for address in map(WEB.format, range(n_files)):
         paths.append(f"data/climbmix/{os.path.basename(address)}")
@@ -62,7 +59,7 @@ def find_documents():
 
 
 def read_chunks(paths, left_out):
-    """Yield lists of documents (str), CHUNK_BYTES or a little more; left_out counts empty ones."""
+    """Yield lists of documents (str) of about CHUNK_BYTES; left_out counts empty ones."""
     chunk, n_bytes = [], 0
     for path in paths:
         for text in read_documents(path, doc_chars):
@@ -88,7 +85,6 @@ def deal(paths, left_out):
 
 
 def train_texts(paths):
-    """Yield tokenizer_mb of train's documents (str)."""
     n_bytes = 0
     for split, text in chain.from_iterable(deal(paths, Counter())):
         if n_bytes >= 1e6 * tokenizer_mb:
@@ -99,7 +95,6 @@ def train_texts(paths):
 
 
 def make_tokenizer(paths):
-    """Return the tokenizer that the settings name; ValueError: it won't do."""
     tok = load_tokenizer(tokenizer) if tokenizer else train_bpe(train_texts(paths), vocab_size)
     if tok.kind != "bpe" or tok.vocab_size > 2**16:
         raise ValueError(f"{tokenizer=}, {vocab_size=}: a BPE of at most 65,536 ids is needed")
@@ -130,7 +125,6 @@ def find_inputs():
 
 
 def make():
-    """Write tokenizer and tokens -> (file names, counts)."""
     paths = find_documents()
     tok = make_tokenizer(paths)
     tok.save(out_dir)

@@ -4,8 +4,8 @@
     python prepare_instruct.py --n=400 --out_dir=data/toy     # a toy
     python prepare_instruct.py --sources=fsdd=data/fsdd,emodb=data/emodb    # real ones too
 
-Reads  labels.jsonl and clips of three folders of prepare_synthetic.py; <text_dir>/train.txt; real
-       recordings (sources.py), but not those of the bench;
+Reads  labels.jsonl and clips of three folders of prepare_synthetic.py; real recordings
+       (sources.py), but not those of the bench;
        assets/questions.toml, spoken.txt and chat.txt.
 Writes <out_dir>/clips/*.flac (16 kHz mono); items.jsonl, {"audio", "key", "split", "text", "kind",
        "labels": {task: answer}, "turns": [[task, question, answer], ...]}, for
@@ -23,7 +23,7 @@ from configurator import configure
 from folders import make_folder, sums
 from processes import run_all
 from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick, read_answers,
-                       read_sentences, read_small_talk, read_tasks, said_in, some_of, word_labels,
+                       read_small_talk, read_tasks, said_in, some_of, word_labels,
                        write_rows)
 from sources import read_sources
 
@@ -31,7 +31,6 @@ from sources import read_sources
 voices = "data/voices"     # prepare_synthetic.py --corpus=many
 spoken = "data/spoken"     # --corpus=spoken
 speech = "data/synthetic"  # --corpus=plain
-text_dir = "data/text"
 out_dir = "data/instruct"
 sources = ""               # real recordings too: name=folder, ... (sources.py)
 n = 12_000                 # questions about the synthetic clips, roughly
@@ -49,7 +48,6 @@ UNASKED_CLEAR = 0.6   # share of clear voices not asked about their quality: mos
 REAL_PAIRS = 0.3      # pairs of real voices to recordings of people
 TALK_SHARE = 0.6      # share of the chats without audio that are small talk
 NO_RECORDING = "send me a recording first"
-JOINED_SHARE = 0.16   # share of pairs of short questions that become one
 
 
 def make_turns(labels, rng, said):
@@ -65,17 +63,7 @@ def make_turns(labels, rng, said):
     chosen = rng.choice(len(labels), count, False, weights / weights.sum())
     tasks = [list(labels)[i] for i in chosen]
     turns = [ask(task, labels[task], rng, said) for task in tasks]
-    return join_turns([turn for turn in turns if turn], rng)
-
-
-def join_turns(turns, rng):
-    """Join some neighbours without options: "how loud is it and who is speaking"."""
-    for i in range(len(turns) - 1, 0, -2):
-        a, b = turns[i - 1:i + 1]
-        is_short = all("\n" not in turn[1] and read_tasks()[turn[0]].labels for turn in (a, b))
-        if is_short and rng.uniform() < JOINED_SHARE:
-            turns[i - 1:i + 1] = [["two", f"{a[1]} and {b[1]}", f"{a[2]} and {b[2]}"]]
-    return turns
+    return [turn for turn in turns if turn]
 
 
 def ask_speech(clips, said, salt):
@@ -125,7 +113,9 @@ def make_item(key, kind, clip, split, said, seed):
     """Make a clip and write it; return its row of items.jsonl."""
     rng = np.random.default_rng(seed)
     wav, labels = MAKERS[kind](clip, rng, "", "")
-    if labels.get("kind") == "speech" and labels.get("sentence"):
+    if labels.get("sentence") == NOBODY:
+        labels = labels | {"person": NOBODY}
+    elif kind == "real" and " " in labels.get("sentence", ""):
         labels = labels | word_labels(labels["sentence"], rng)
     path = f"clips/{key}.flac"
     write_clip(f"{out_dir}/{path}", wav)
@@ -135,26 +125,23 @@ def make_item(key, kind, clip, split, said, seed):
 
 
 def make_text_chats(count):
-    """Return chats without audio: small talk, questions that need a recording, words to repeat."""
-    lines, answers = read_sentences(text_dir, "train"), list(read_answers().items())
-    tasks, rng, chats = list(read_tasks().values()), np.random.default_rng([SEED, 9]), []
+    """Return chats without audio: small talk, short questions, those that need a recording."""
+    answers, tasks = list(read_answers().items()), list(read_tasks().values())
+    rng, chats = np.random.default_rng([SEED, 9]), []
     for _ in range(count):
-        line, block = pick(lines, rng), pick(read_small_talk(), rng)
+        block, deaf = pick(read_small_talk(), rng), (pick(pick(tasks, rng).train, rng), NO_RECORDING)
         talk = pick(block["|"], rng), pick(block[" "], rng)
-        deaf = pick(pick(tasks, rng).train, rng), NO_RECORDING
-        others = [(f"say this\n{line}", line), (f"what is the last word\n{line}", line.split()[-1]),
-                  (f"what is the first word\n{line}", line.split()[0]), pick(answers, rng), deaf]
-        question, answer = talk if rng.uniform() < TALK_SHARE else pick(others, rng)
+        question, answer = talk if rng.uniform() < TALK_SHARE else pick([*answers, deaf], rng)
         chats.append({"question": question, "answer": answer})
     return chats
 
 
 def find_inputs():
     if n < 1:
-        raise ValueError(f"{n=} questions are too few: at least 1")
+        raise ValueError(f"{n=}: at least 1")
     labels = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
     paths = [clip["path"] for clip in read_sources(sources, False)]
-    return sums(*labels, *paths, f"{text_dir}/train.txt", QUESTIONS, SPOKEN, SMALL_TALK)
+    return sums(*labels, *paths, QUESTIONS, SPOKEN, SMALL_TALK)
 
 
 def make():

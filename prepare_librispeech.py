@@ -6,8 +6,8 @@
 
 Reads a corpus as corpora.py describes. Writes <out_dir>/shard-NNNNNN.tar (see data.py; 184 MB an
 hour and tap for whisper-base) and .json, <split>.jsonl (its clips), index.json, manifest.json and,
-last, meta.json. Every core, or every GPU, makes shards. Whole shards are kept when it is
-interrupted. Features of other settings, another corpus or other code are made anew.
+last, meta.json. Every core, or every GPU, makes shards; whole ones are kept when it is
+interrupted. Of other settings, another corpus or other code they are made anew.
 """
 import fcntl
 import hashlib

@@ -2,17 +2,14 @@
 
     python prepare_synthetic.py                       # the CPU demo's speech for alignment
     python prepare_synthetic.py --corpus=many --out_dir=data/voices --n_train=3200 --n_test=600
-    python prepare_synthetic.py --corpus=spoken --out_dir=data/spoken --n_train=600 --n_test=300
 
-Reads  <text_dir>/{train,val,test}.txt, a sentence on each line, or assets/spoken.txt.
+Reads  <text_dir>/{train,val,test}.txt, a sentence a line, or assets/spoken.txt.
 Writes <out_dir>/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac (16 kHz mono PCM16)
        and .trans.txt; labels.jsonl (a row for each clip, see make_clip()); meta.json.
 
-With one corpus, a clip depends on (seed, split, number, sentence) alone. Earlier clips stay until
-all are made.
-2 cores: about 75 espeak, 15 flite or 5 Piper clips a second.
+A clip depends on corpus, split, number and sentence alone. 2 cores: about 75 espeak, 15 flite or 5
+Piper clips a second.
 """
-import os
 import shutil
 from pathlib import Path
 
@@ -34,9 +31,9 @@ n_train = 5000           # clips; beyond the sentences, they come again in other
 n_val = 200              # heard voices, new sentences (spoken: the same lines)
 n_test = 200             # new voices, new sentences
 test_engine = ""         # '': as in CORPORA
-seed = 1337
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
+SEED = 1337
 SAMPLE_RATE = 16000
 SIZES = {"train": n_train, "val": n_val, "test": n_test}
 SPLITS = list(SIZES)
@@ -67,7 +64,7 @@ NOISES = {"white": 0, "pink": 1, "brown": 2}  # power falls with this power of t
 def plan_clip(split, i, speakers, text):
     """Draw how clip i of a split is spoken -> dict. speakers: [(engine, *voice)], in turn."""
     _, _, style_share, noise_share, ranges = CORPORA[corpus]
-    rng = np.random.default_rng([seed, SPLITS.index(split), i])
+    rng = np.random.default_rng([SEED, SPLITS.index(split), i])
     engine, *voice = speakers[i % len(speakers)]
     speaker = 1000 * (1 + list(VOICES).index(engine)) + 1 + VOICES[engine].index(tuple(voice))
     chapter, number = divmod(i // len(speakers), CLIPS_PER_CHAPTER)
@@ -131,7 +128,7 @@ def make_noise(kind, n, noise_seed):
 def measure_pitch(wav):
     """Return the median pitch of wav, float32 (n,) at 16 kHz, by autocorrelation: 60 to 400 Hz.
 
-    None: under five of its frames of 64 ms are voiced.
+    None: under five frames of 64 ms are voiced.
     """
     window = np.hanning(1024).astype(np.float32)
     lags = np.arange(SAMPLE_RATE // 400, SAMPLE_RATE // 60)
@@ -155,8 +152,8 @@ def find_inputs():
     if corpus not in CORPORA or test_engine not in ("", *VOICES):
         raise ValueError(f"{corpus=} is one of {', '.join(CORPORA)}, {test_engine=} '' or one of "
                          f"{', '.join(VOICES)}")
-    if min(*SIZES.values(), seed) < 0:
-        raise ValueError("n_train, n_val, n_test and seed are 0 or more")
+    if min(SIZES.values()) < 0:
+        raise ValueError("n_train, n_val and n_test are 0 or more")
     inputs = {}
     for split in filter(SIZES.get, SIZES):  # those with clips
         inputs |= sums(SPOKEN if corpus == "spoken" else f"{text_dir}/{split}.txt")
@@ -165,20 +162,18 @@ def find_inputs():
 
 
 def engine_of(split):
-    """Return the engine that speaks a split."""
-    if split == "test":
-        return test_engine or CORPORA[corpus][1]
-    return CORPORA[corpus][0]
+    of_train, of_test, *_ = CORPORA[corpus]
+    return test_engine or of_test if split == "test" else of_train
 
 
 def choose_texts(split, n):
-    """Return the texts (str) of a split's n clips; ValueError: too few sentences."""
-    key = [seed, SPLITS.index(split)]
+    """Return the texts of a split's n clips; ValueError: too few sentences."""
+    key = [SEED, SPLITS.index(split)]
     if corpus == "spoken":
         lines = [line.partition(" | ")[0] for line in read_lines(SPOKEN)]
         rngs = [np.random.default_rng([*key, i, 1]) for i in range(n)]
         for rng in rngs:
-            rng.uniform()  # unused: without it, the same seed would give other lines than before
+            rng.uniform()  # unused: the lines stay those of earlier runs
         return [lines[rng.integers(len(lines))] for rng in rngs]
     path = f"{text_dir}/{split}.txt"
     lines = [" ".join(line.split()) for line in read_lines(path) if line.strip()]
@@ -204,9 +199,9 @@ def plan_chapters():
 
 
 def write_chapter(folder, clips):
-    """Speak the clips of a chapter into .part -> their labels, [dict]."""
+    """Speak the clips of a chapter -> their labels, [dict]."""
     import soundfile
-    path = Path(out_dir, ".part", folder)
+    path = Path(out_dir, folder)
     path.mkdir(parents=True)
     rows, lines = [], []
     for clip in clips:
@@ -219,20 +214,14 @@ def write_chapter(folder, clips):
 
 
 def make():
-    """Speak all, then put it in the place of earlier clips -> (file names, counts)."""
-    root, part, labels = Path(out_dir), Path(out_dir, ".part"), []
-    chapters = plan_chapters()
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    """Speak all -> (file names, counts)."""
+    root, labels, chapters = Path(out_dir), [], plan_chapters()
+    for split in SPLITS:
+        shutil.rmtree(root / split, ignore_errors=True)
     with tqdm(total=sum(SIZES.values()), unit=" clips", disable=None) as bar:
         for rows in run_all(write_chapter, list(chapters.items()), 0):
             labels += rows
             bar.update(len(rows))
-    for split in SPLITS:
-        shutil.rmtree(root / split, ignore_errors=True)
-    for folder in part.iterdir():
-        os.replace(folder, root / folder.name)
-    part.rmdir()
     write_jsonl(root / "labels.jsonl", labels)
     paths = [root / "labels.jsonl", *root.glob("*/*/*/*.trans.txt")]
     hours = sum(row["seconds"] for row in labels) / 3600

@@ -4,13 +4,13 @@
     python prepare_text.py --n_train=8 --n_val=8 --n_test=8   # a toy
     python prepare_text.py --text_file=book.txt,folder        # prose in place of the grammar
 
-Reads  assets/grammar.txt (its format stands at its top), or text files: .txt and .md, where a
-       sentence ends at . ! ? or an empty line, .jsonl and .parquet with a field "text".
-Writes into out_dir: train.txt, val.txt and test.txt, a sentence on each line as transcripts.py
-       spells it, and meta.json.
+Reads  assets/grammar.txt, or text files: .txt and .md, where a sentence ends at . ! ? or an empty
+       line, .jsonl and .parquet with a field "text".
+Writes train.txt, val.txt and test.txt, a sentence on each line as transcripts.py spells it, and
+       meta.json.
 
-No sentence stands twice. The hash of a sentence decides its split, so that no run trains on what
-another run holds out.
+No sentence stands twice. Its hash decides its split, so that no run trains on what another run
+holds out.
 """
 import re
 from collections import Counter
@@ -40,7 +40,7 @@ config = configure(globals())  # prints each change; stored in meta.json
 RUN = 6                  # words in a row that a sentence may not share with `exclude`
 MIN_WORDS = 1 if text_file else 3  # others are left out and counted
 SEED = 1337              # of the draws from the grammar
-MAX_MISSES = 20_000      # draws in a row that added nothing: the grammar has no more to give
+MAX_MISSES = 20_000      # draws in a row that add nothing: the grammar has no more
 RULE = re.compile(r"([a-z]\w*):(.*)")
 IRREGULAR = re.compile(r"~(\s*[a-z']+(\s+\.(pl|s|ed|en|ing)\s+[a-z']+)+\s*(\||$))+")
 CLAUSE = re.compile(r"(?<=[,;:\u2014])\s+|(?<=--|.\u2014)")  # where a long sentence is cut
@@ -56,16 +56,15 @@ SENTENCE_END = re.compile(r"\n\s*\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bS
 class Grammar:
     """A phrase grammar in the format of assets/grammar.txt; ValueError: "file:line: what is wrong".
 
-    rules: {name: [(weight or None, phrase, "file:line"), ...]}. The frames are the rule "sentence",
-    and a bracket is a rule that is called #<number>.
+    rules: {name: [(weight or None, phrase, "file:line"), ...]}. The frames are the rule "sentence";
+    a bracket is the rule #<number>.
     """
 
     def __init__(self, path):
-        self.rules = {"sentence": []}
+        self.rules, self.name = {"sentence": []}, ""  # name: of the rule that is read
         self.irregular = {}  # {(word, form): inflected word}
         self.options = {}    # {(rule, form): [phrase, ...]}, each as often as its weight
         self.random = Random(SEED).random
-        self.name = ""       # of the rule that is read
         for number, line in enumerate(read_lines(path), 1):
             self.read_line(line.partition("#")[0].rstrip(), f"{path}:{number}")
         self.expand("sentence", "", path)
@@ -91,7 +90,7 @@ class Grammar:
             self.rules[self.name] += self.read_alternatives(text, where)
 
     def read_alternatives(self, text, where):
-        """Return the rule's entries of a text with |; its brackets become rules."""
+        """Return the entries of a rule's text; its brackets become rules."""
         while bracket := BRACKET.search(text):
             inner = self.read_alternatives(bracket[1] or bracket[2] or "", where)
             inner = [(weight or 1, phrase, where) for weight, phrase, _ in inner]
@@ -130,7 +129,7 @@ class Grammar:
         return self.options[name, form]
 
     def inflect_phrase(self, phrase, form, where):
-        """Inflect the last word (pl) or the first (a verb's forms); a $slot takes the form on."""
+        """Inflect the last word (pl) or the first (other forms); a $slot takes the form on."""
         words, at = phrase.split(" "), -1 if form == "pl" else 0
         slot = SLOT.fullmatch(words[at])
         if not form:
@@ -143,14 +142,13 @@ class Grammar:
         return " ".join(words)
 
     def draw(self, name, form=""):
-        """Draw a phrase of a rule, and one for each of its slots, from left to right."""
+        """Draw a phrase of a rule, and of its slots from left to right."""
         options = self.options[name, form]
         phrase = options[int(self.random() * len(options))]
         drawn = SLOT.sub(lambda slot: self.draw(slot[1], slot[2] or "") + (slot[3] or ""), phrase)
         return " ".join(drawn.split())
 
     def sentences(self):
-        """Yield sentences (str) without end."""
         while True:
             yield AN.sub("an ", self.draw("sentence"))
 
@@ -176,7 +174,7 @@ def inflect(word, form, irregular):
 # ---- text files
 
 def text_sentences(paths, dropped):
-    """Yield the sentences of text files in order; `dropped` (Counter) counts what can't be said."""
+    """Yield the sentences of text files; `dropped` (Counter) counts what can't be said."""
     named = [path.strip() for path in f"{text_file},{exclude}".split(",")]
     for path in paths:
         is_cut = file_kb and path not in named and path.lower().endswith((".txt", ".md"))
@@ -193,7 +191,7 @@ def text_sentences(paths, dropped):
 
 
 def clauses(sentence):
-    """Cut a sentence of over max_words words at its commas -> [str], as few as there can be."""
+    """Cut a sentence of over max_words words at commas -> [str], as few as can be."""
     parts = [""]
     for clause in CLAUSE.split(sentence):
         if parts[-1] and len(f"{parts[-1]} {clause}".split()) > max_words:
@@ -207,8 +205,7 @@ def clauses(sentence):
 def deal(sentences, excluded, dropped):
     """Deal sentences by their hash until each split is full, or none is left -> {split: [str]}.
 
-    `dropped` (Counter) counts sentences of another length, seen before, or with a run that is in
-    `excluded` (set).
+    `dropped` (Counter) counts the others. excluded: set of runs.
     """
     sizes = {"train": n_train, "val": n_val, "test": n_test}
     splits = {split: [] for split in sizes}
@@ -234,7 +231,7 @@ def deal(sentences, excluded, dropped):
 
 
 def runs(sentence):
-    """Return all runs of RUN words of a sentence (set of str), or the whole of a shorter one."""
+    """Return the runs of RUN words of a sentence (set of str), or the whole of a shorter one."""
     words = sentence.split()
     return {" ".join(words[i:i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
 
@@ -246,12 +243,10 @@ def find_inputs():
 
 
 def find_sources():
-    """Return the paths of the text files, or of the grammar."""
     return list_documents("text_file", text_file) or [own_file(grammar)]
 
 
 def make():
-    """Write the splits -> (file names, counts); ValueError: the text files have no sentence."""
     paths, dropped = find_sources(), Counter()
     held_out = text_sentences(list_documents("exclude", exclude), Counter())
     excluded = set(chain.from_iterable(map(runs, held_out)))

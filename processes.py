@@ -15,8 +15,7 @@ def run_all(function, jobs, n_workers, set_up=None, arguments=(), chunksize=1, s
     """Yield function(*job) of each job in order, made by n_workers processes (0: one a core).
 
     set_up(*arguments) begins each worker. start: "fork", "spawn" (CUDA's need), "":
-    NANOCHAT_OMNI_START or the system's. An error of a worker is raised here and cancels the jobs
-    that have not begun. OSError: a worker was killed.
+    NANOCHAT_OMNI_START or the system's. A worker's error is raised here. OSError: it was killed.
     """
     usual = "fork" if sys.platform == "linux" else "spawn"
     start = start or os.environ.get("NANOCHAT_OMNI_START") or usual
@@ -29,7 +28,7 @@ def run_all(function, jobs, n_workers, set_up=None, arguments=(), chunksize=1, s
 
 
 def begin(set_up, arguments):
-    """Begin a worker: Ctrl-C is left to the parent, and on Linux the worker ends with it."""
+    """Begin a worker: Ctrl-C is the parent's, and on Linux the worker ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -17,7 +17,7 @@ SPOKEN = "assets/spoken.txt"
 SMALL_TALK = "assets/chat.txt"
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NOBODY = "nobody is speaking"
-VOICE_TASKS = "style emotion voice accent sex pair pitch rate quality".split()  # of a speaker
+VOICE_TASKS = "person style emotion voice accent sex pair pitch rate quality".split()
 CHOICE_SHARE = 0.6  # share of the questions with options that list them
 
 
@@ -31,7 +31,7 @@ class Task(NamedTuple):
 
     @property
     def texture(self):
-        """Whether it is about how a recording sounds, not about its words."""
+        """Whether it is about a recording's sound, not its words."""
         return bool(self.labels) and self.cell != "spoken content"
 
 
@@ -54,7 +54,7 @@ def read_answers():
 
 @cache
 def read_small_talk():
-    """Return the blocks of chat.txt: [{"|": lines of training, "?": held-out lines, " ": answers}]."""
+    """Return chat.txt's blocks: [{"|": lines of training, "?": held-out lines, " ": answers}]."""
     blocks = []
     for line in read_lines(own_file(SMALL_TALK)):
         kind = line[:1] if line[:1] in ("?", "#", " ") else "|"
@@ -100,9 +100,9 @@ def word_labels(text, rng):
 # ---- one question
 
 def said_in(texts):
-    """Return {"sentences": the texts, "words": their longer words, repeated}, for wrong options.
+    """Return {"sentences": texts, "words": their longer words, repeated}, for wrong options.
 
-    A wrong option is as frequent a word as a right one: text alone can't tell them apart.
+    These are as frequent as right ones: text alone can't tell them apart.
     """
     sentences = sorted(set(texts))
     words = [word for text in sentences for word in text.split() if len(word) > 3]
@@ -127,7 +127,7 @@ def options_for(task, answer, rng, said):
         if len(answer) <= 3:  # the other options are longer: a short answer would stand out
             labels = []
     others = [label for label in dict.fromkeys(labels) if label != answer]
-    if len(others) < 3 or answer == NOBODY:
+    if len(others) < 3 or answer == NOBODY and NOBODY not in labels:
         return None
     options = [answer, *(others[i] for i in rng.choice(len(others), 3, replace=False))]
     return [options[i] for i in rng.permutation(4)]

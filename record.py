@@ -3,7 +3,6 @@ import ast
 import hashlib
 import importlib.util
 import json
-import os
 import platform
 import re
 import shutil
@@ -15,14 +14,13 @@ from pathlib import Path
 from configurator import fail
 from files import write_json
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
+FOLDER = Path(__file__).resolve().parent
 PYTHON = f"{sys.version_info.minor}-"  # two minor versions may parse a file differently
 
 
 def code_sum(path):
-    """Return a checksum of a Python file; the text of comments and docstrings doesn't count."""
-    with open(path, encoding="utf-8") as f:
-        tree = ast.parse(f.read())
+    """Return a checksum of a Python file without comments and docstrings."""
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         can_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
         if can_have_one and ast.get_docstring(node, clean=False):
@@ -33,21 +31,20 @@ def code_sum(path):
 
 def code_sums():
     """Return {file name: code_sum} of the files of this repository that are loaded."""
-    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
-    paths = sorted({os.path.abspath(file) for file in files})
-    return {os.path.basename(path): code_sum(path) for path in paths
-            if os.path.dirname(path) == FOLDER and os.path.isfile(path)}
+    files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+    paths = sorted({Path(file).resolve() for file in files})
+    return {path.name: code_sum(path) for path in paths
+            if path.parent == FOLDER and path.is_file()}
 
 
 def changed_code(sums):
     """Return the names of the files that differ from `sums`, code_sums() of an earlier run."""
-    paths = {name: os.path.join(FOLDER, name) for name in sums}
-    return [name for name, path in paths.items() if not os.path.isfile(path)
-            or sums[name].startswith(PYTHON) and code_sum(path) != sums[name]]
+    return [name for name, then in sums.items() if not (FOLDER / name).is_file()
+            or then.startswith(PYTHON) and code_sum(FOLDER / name) != then]
 
 
 def git_commit():
-    """Return the commit of this folder, with -dirty if a Python file is changed; '' without git."""
+    """Return this folder's commit, with -dirty if a Python file is changed; '' without git."""
     if not shutil.which("git"):
         return ""
     git = partial(subprocess.run, capture_output=True, text=True, cwd=FOLDER)
@@ -72,7 +69,7 @@ def provenance(device):
 
 
 def need(*packages):
-    """Stop at once where a package is missing that only the end of a run imports."""
+    """Stop at once where a package is missing that is imported late."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         fail(f"this run needs {', '.join(missing)}: pip install {' '.join(missing)}")
@@ -87,18 +84,20 @@ def is_made(folder, settings, inputs, record="meta.json"):
     files that it names must be there in their sizes.
     """
     try:
-        with open(os.path.join(folder, record), encoding="utf-8") as f:
-            meta = json.load(f)
-        sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in meta["files"]}
-        then = meta["settings"], meta["inputs"], meta["files"]
-        is_same = then == (settings, inputs, sizes) and not changed_code(meta["code"])
-        return meta if is_same else None
+        meta = json.loads(Path(folder, record).read_bytes())
+        then, sizes = meta["files"], sizes_of(folder, meta["files"])
+        is_same = (meta["settings"], meta["inputs"], then) == (settings, inputs, sizes)
+        return meta if is_same and not changed_code(meta["code"]) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # missing, cut short, or of another kind
 
 
 def note_made(folder, settings, inputs, files, record="meta.json", **more):
     """Write folder/<record>: is_made()'s settings and inputs, the sizes of files, and `more`."""
-    sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in files}
-    meta = {"settings": settings, "inputs": inputs, "code": code_sums(), "files": sizes, **more}
-    write_json(os.path.join(folder, record), meta, indent=2)
+    meta = {"settings": settings, "inputs": inputs, "code": code_sums(),
+            "files": sizes_of(folder, files), **more}
+    write_json(Path(folder, record), meta, indent=2)
+
+
+def sizes_of(folder, names):
+    return {name: Path(folder, name).stat().st_size for name in names}

@@ -26,7 +26,7 @@ class TooLong(ValueError):
 def audio_header(path):
     """Return a recording's (seconds, Hz, channels) without decoding it; errors as in read_audio.
 
-    seconds: exact for wav and flac, else within SLACK_S of what read_audio decodes.
+    seconds: exact for wav and flac, else within SLACK_S.
     """
     with open(path, "rb") as f:
         seconds, *more = read_header(f, os.fspath(path))
@@ -37,10 +37,9 @@ def read_audio(path_or_bytes, max_s=600.0):
     """Decode a sound file, a path or its bytes, of at most max_s -> float32 mono (n,) at 16 kHz.
 
     Channels: their mean; where they cancel (the mean is 12 dB below the loudest channel), the
-    loudest. Levels: float samples over 64 are taken for integers that nobody divided; their peak
-    tells 16, 24 or 32 bits. Ends: joined files are read to the end of the last, but for wav. A file
-    shorter than it declares is refused; one of a stopped recorder may declare no length. Raises
-    OSError, or a ValueError (TooLong) that names the file and the fault.
+    loudest. Levels: float samples over 64 are integers that nobody divided; their peak tells 16, 24
+    or 32 bits. Joined files are read to the end of the last, but for wav. A file shorter than it
+    declares is refused. Raises OSError, or a ValueError (TooLong) that names file and fault.
     """
     is_path = not isinstance(path_or_bytes, (bytes, bytearray))
     name = os.fspath(path_or_bytes) if is_path else "audio"
@@ -70,8 +69,8 @@ def require_length(name, seconds, most, max_s):
 def mix(blocks, name, max_s, channel=None):
     """Join blocks of (rate, float32 (n, channels)), each as its channels' mean or one `channel`.
 
-    Returns [(rate, [float32 (n,), ...]), ...], one for each change of the rate; seconds; peak; the
-    channel to take in place of the mean, or None.
+    Returns [(rate, [float32 (n,), ...]), ...], one a change of the rate; seconds; peak; the channel
+    to take in place of the mean, or None.
     """
     runs, sums, n, seconds, peak = [], np.zeros((2, 1 + MAX_CHANNELS)), 0, 0, 0.0
     for rate, x in blocks:
@@ -120,18 +119,18 @@ def decode(f, name, declared):
 def open_wav(f):
     """Return soundfile's reader of a wav file; None where it can't read it or knows no length.
 
-    ffmpeg, which reads all else, takes 24 bits in 32 for 24.
+    ffmpeg reads all else; of wav it takes 24 bits in 32 for 24.
     """
     import soundfile
     f.seek(0)
-    kind = f.read(4)
+    if f.read(4) not in (b"RIFF", b"RIFX"):
+        return None
     f.seek(0)
     try:
-        wav = soundfile.SoundFile(f) if kind in (b"RIFF", b"RIFX") else None
+        wav = soundfile.SoundFile(f)
     except soundfile.LibsndfileError:
         return None
-    has_length = wav and wav.subtype != "MPEG_LAYER_III" and 0 < wav.frames < 2**40
-    return wav if has_length else None
+    return wav if wav.subtype != "MPEG_LAYER_III" and 0 < wav.frames < 2**40 else None
 
 
 # ---- ffmpeg
@@ -140,12 +139,12 @@ def open_wav(f):
 def ffmpeg(f, name):
     """Open a binary file with ffmpeg -> (container, its first audio stream); ValueError: none.
 
-    Only FFMPEG_FORMATS, from f alone: no playlist that names other files or addresses.
+    FFMPEG_FORMATS hold no playlist, which names other files or addresses.
     """
     import av
     f.seek(0)
-    decodes_tags = int(av.__version__.split(".")[0]) < 19
-    tags = {"metadata_errors": "ignore"} if decodes_tags else {}
+    is_old = int(av.__version__.split(".")[0]) < 19  # it decodes tags
+    tags = {"metadata_errors": "ignore"} if is_old else {}
     try:
         with av.open(f, options={"format_whitelist": FFMPEG_FORMATS}, **tags) as container:
             stream = next(iter(container.streams.audio), None)
@@ -180,8 +179,7 @@ def to_float(frame):
 def read_header(f, name):
     """Return (seconds, Hz, channels) of a binary file; ValueError: it declares more than it holds.
 
-    seconds: of all packets, or the header's if about the same: that may be of the first of joined
-    files, or a guess.
+    seconds: of all packets, or the header's if about the same, which may be a guess.
     """
     f.seek(0)
     magic = f.read(4)
@@ -194,6 +192,7 @@ def read_header(f, name):
     with ffmpeg(f, name) as (container, stream):
         codec, kind, base = stream.codec_context, container.format.name, stream.time_base
         counted, reached, n_packets, first = Fraction(0), 0, 0, 0
+        rate, n_channels = codec.sample_rate, codec.layout.nb_channels
         for packet in container.demux(stream):
             if packet.size:
                 first = first if n_packets else packet.pos or 0
@@ -204,11 +203,8 @@ def read_header(f, name):
                 counted += duration * base
                 reached = ((packet.pts or 0) + duration) * base
             if counted > MOST_S:  # a small file can hold days of silence
-                break
-        rate, n_channels = codec.sample_rate, codec.layout.nb_channels
+                return counted, rate, n_channels
         declared = (stream.duration or 0) * base or Fraction(container.duration or 0, 10**6)
-    if counted > MOST_S:
-        return counted, rate, n_channels
     is_guess = kind in ("mp3", "aac", "amr") or magic == b"RIFF"
     require_whole(name, counted, 0 if is_guess else declared)
     if kind == "mp3":
@@ -236,7 +232,7 @@ def require_whole(name, seconds, declared, slack=SLACK_S):
 def check_riff(f, name):
     """ValueError where a wav file's samples are cut short, or followed by others.
 
-    A size of 0 or of 2 GB and more means: to the file's end.
+    A size of 0 or of 2 GB and more means: to the end.
     """
     end, at, n_data = f.seek(0, os.SEEK_END), 12, 0
     for _ in range(1000):

@@ -1,8 +1,7 @@
-"""What all training runs share: ranks, schedule, clock, log, and when a run goes on or is done."""
+"""What all training runs share: ranks, schedule, reading ahead, clock, log."""
 import itertools
 import json
 import os
-import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +10,9 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from checkpoints import checkpoint_steps, read_meta
-from configurator import fail, user_input
+from configurator import user_input
 from device import pick_device
-from record import changed_code
 
-FREE = {"init_from", "out_dir", "max_steps", "device", "use_compile", "log_every", "eval_every",
-        "save_every"}  # settings that a resumed run may change
 FORMATS = {  # of the log's line; log.jsonl keeps every digit
     "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
     "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
@@ -27,7 +22,6 @@ FORMATS = {  # of the log's line; log.jsonl keeps every digit
 # ---- ranks
 
 def is_first_rank():
-    """Return True on rank 0 and without torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -49,7 +43,6 @@ def join_ranks(device, seed):
 
 
 def sum_over_ranks(tensor):
-    """Sum a tensor over all ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
 
@@ -61,7 +54,7 @@ def leave_ranks():
         dist.destroy_process_group()
 
 
-# ---- schedule, reading, clock
+# ---- schedule, reading, clock, log
 
 def lr_share(step, warmup_steps, lr_decay_steps, warmdown_share, final_lr_share):
     """Return the share of the peak learning rate: linear warm-up, constant, linear fall."""
@@ -71,13 +64,8 @@ def lr_share(step, warmup_steps, lr_decay_steps, warmdown_share, final_lr_share)
     return max(min(left, 1.0), final_lr_share)
 
 
-def is_due(step, every, max_steps):
-    """Return True after each `every` steps (0: never) and after the last step."""
-    return step == max_steps or every > 0 and step % every == 0
-
-
 def read_ahead(read, numbers, workers):
-    """Yield read(n) for each number, in order; `workers` threads read up to 4 each in advance."""
+    """Yield read(n) for each number, in order; `workers` threads read up to 4 each ahead."""
     if not workers:
         yield from map(read, numbers)
         return
@@ -93,15 +81,12 @@ def read_ahead(read, numbers, workers):
 
 
 class Clock:
-    """Times a training loop."""
-
     def __init__(self, first_step, max_steps):
-        self.first_step = self.lap_step = first_step
-        self.max_steps = max_steps
+        self.first_step, self.lap_step, self.max_steps = first_step, first_step, max_steps
         self.began = self.lap_began = time.time()
 
     def lap(self, step):
-        """Return (seconds, steps) since the last lap without pauses, and minutes to the end."""
+        """Return seconds without pauses and steps since the last lap, and minutes to the end."""
         now = time.time()
         seconds, n_steps = now - self.lap_began, step - self.lap_step
         self.lap_began, self.lap_step = now, step
@@ -110,21 +95,19 @@ class Clock:
 
     @contextmanager
     def pause(self):
-        """Leave a with block (a checkpoint, an evaluation) out of the lap."""
+        """Leave a with block out of the lap."""
         began = time.time()
         yield
         self.lap_began += time.time() - began
 
     def closing_line(self, result, out_dir):
-        """Return the run's last line; result: dict of the last evaluation."""
+        """Return the run's last line; result: of the last evaluation."""
         minutes = (time.time() - self.began) / 60
         last = max(self.max_steps, self.first_step)
         figures = "".join(f"{name} {value:.4f}, " for name, value in result.items())
         return (f"{last - self.first_step} steps, {minutes:.1f} minutes, "
                 f"{figures}{out_dir} at {last}")
 
-
-# ---- the log, and whether a run may go on
 
 def log(out_dir, record):
     """Print a dict's fields on one line and append it to out_dir/log.jsonl: on rank 0 only."""
@@ -135,48 +118,5 @@ def log(out_dir, record):
         default = ".4f" if isinstance(value, float) else ""
         fields.append(f"{name} {value:{FORMATS.get(name, default)}}")
     print(" | ".join(fields), flush=True)
-    with open(os.path.join(out_dir, "log.jsonl"), "a") as f:
+    with open(f"{out_dir}/log.jsonl", "a") as f:
         f.write(json.dumps(record) + "\n")
-
-
-def last_step(out_dir, init_from, config, inputs):
-    """Return the step that a run goes on from; 0: it starts anew.
-
-    init_from: "scratch" never goes on, "resume" always; else fail() if settings (config), inputs
-    or code are not those of the run in out_dir.
-    """
-    steps = checkpoint_steps(out_dir)
-    log_file = os.path.join(out_dir, "log.jsonl")  # alone: killed before the first checkpoint
-    if init_from == "resume" and not steps and not os.path.exists(log_file):
-        fail(f"init_from=resume: {out_dir} holds no run")
-    if init_from not in ("scratch", "resume") and steps:
-        check_same_run(out_dir, config, inputs)
-    return steps[-1] if steps and init_from != "scratch" else 0
-
-
-def check_same_run(out_dir, config, inputs):
-    """fail() where the run in out_dir has other settings, inputs or code."""
-    with user_input():
-        meta = read_meta(out_dir)
-    if "inputs" not in meta:
-        fail(f"{out_dir} holds a run of another script: give another --out_dir")
-    ways = "give another --out_dir, or --init_from=scratch (replaces it) or resume (goes on)"
-    now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
-    changed = [name for name in now  # a setting that the run did not have yet is no change
-               if name not in FREE and now[name] != then.get(name, now[name])]
-    if changed:
-        fail(f"{out_dir} holds a run with other {', '.join(changed)}: {ways}")
-    code = meta["versions"].get("code")
-    if edited := changed_code(code) if code else ["all files"]:
-        fail(f"{out_dir} holds a run of other code ({', '.join(edited)} changed since): {ways}")
-
-
-def stop_if_done(out_dir, step, max_steps, *files):
-    """End the script if the run in out_dir is evaluated at max_steps and `files` are there."""
-    if step < max_steps or not read_meta(out_dir).get("evaluated"):
-        return
-    if all(os.path.exists(os.path.join(out_dir, name)) for name in files):
-        if is_first_rank():
-            print(f"{out_dir} is up to date: finished at step {step} of {max_steps}")
-        leave_ranks()
-        sys.exit(0)

@@ -1,18 +1,18 @@
 """Word error rates: reading the clips, counting errors, intervals, comparing two systems.
 
-Reference and hypothesis are raw texts. transcripts.py resolves marks of noise, symbols and numbers.
-Then Whisper's English normalizer drops hesitations and resolves contractions and titles, without
-its own rule for numbers, which treats spoken and written digits differently.
+Reference and hypothesis are raw texts. transcripts.py resolves marks of noise, symbols and numbers,
+Whisper's English normalizer then hesitations, contractions and titles.
 
 A written number stands for each of its readings: 1984 is nineteen eighty four, or one nine eight
-four, or one thousand ... The errors are those of the cheapest pair of readings. The number of words
-is that of the reference's likeliest reading, the same for all systems.
+four, or one thousand ... The cheapest pair of readings counts. The number of words is that of the
+reference's likeliest reading.
 """
 import functools
 import os
 import re
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
@@ -40,7 +40,7 @@ INSERTION = (1 << 45) + (1 << 30)
 def read_data(data, max_clips=0):
     """Return [(name, folder, *read_folder(folder))] of a setting `data`, "[name=]folder,...".
 
-    The name of a single folder may be ''.
+    A single folder needs no name.
     """
     parts = [part.strip().rpartition("=") for part in data.split(",") if part.strip()]
     if not parts:
@@ -48,29 +48,29 @@ def read_data(data, max_clips=0):
     folders = {}
     for label, equals, folder in parts:
         if not equals and len(parts) > 1:
-            label = os.path.basename(os.path.normpath(folder)).removesuffix(".jsonl")
-        is_word = re.fullmatch(r"[\w-]*", label) and not label.startswith("shuffled")
-        if label in folders or not is_word:
+            label = Path(folder).name.removesuffix(".jsonl")
+        if label in folders or not re.fullmatch(r"[\w-]*", label):
             raise ValueError(f"data: '{label}' can't name {folder}: give its own name, a word")
         folders[label] = folder
     return [(label, folder, *read_folder(folder, max_clips)) for label, folder in folders.items()]
 
 
 def read_folder(folder, max_clips=0):
-    """Read the clips of a list or of a folder in LibriSpeech's layout, as corpora.py describes.
+    """Read the clips of a list or of a folder in LibriSpeech's layout (corpora.py).
 
-    max_clips: at most this many, drawn at random; 0: all. Returns (dicts of read_clip(), by key;
-    Counter of why clips were left out). ValueError: a clip can't be read, or all are silent.
+    max_clips: at most this many, drawn at random; 0: all. Returns ([{key, reference: raw text,
+    text: its transcript, speaker, audio: path, seconds}], by key; Counter of why clips were left
+    out). ValueError: a clip's header can't be read, or all are silent.
     """
-    if folder.endswith(".jsonl") and os.path.isfile(folder):
+    if not os.path.exists(folder):
+        raise ValueError(f"data: {folder}: no such folder")
+    if folder.endswith(".jsonl"):
         found = list(read_list(folder))
     else:
         paths = find_files(folder, [".trans.txt"])
         found = list(chain.from_iterable(map(read_transcripts, paths)))
     if not found:
-        is_there = os.path.exists(folder)
-        missing = "no *.trans.txt or line with a clip" if is_there else "no such folder"
-        raise ValueError(f"data: {folder}: {missing}")
+        raise ValueError(f"data: {folder}: no *.trans.txt or line with a clip")
     # something may be spoken in a clip with questions and no transcript
     known = [clip for clip in found if clip.words or "turns" not in clip.labels]
     left_out = +Counter({"questions without a transcript": len(found) - len(known)})
@@ -81,7 +81,12 @@ def read_folder(folder, max_clips=0):
     clips = []
     for clip in known:
         try:
-            clips.append(read_clip(clip))
+            clip.require_recording()
+            reference = str(clip.labels.get("written", clip.words)).strip()
+            text, seconds = normalize_transcript(reference), audio_header(clip.path)[0]
+            clips.append({"key": clip.key, "reference": reference, "text": text,
+                          "speaker": clip.labels["speaker"], "audio": clip.path,
+                          "seconds": round(seconds, 3)})
         except NoSpokenForm as e:
             left_out[e.reason] += 1
         except ValueError as e:
@@ -90,19 +95,6 @@ def read_folder(folder, max_clips=0):
         reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "all are silence"
         raise ValueError(f"data: {folder}: no reference holds words ({reasons})")
     return clips, left_out
-
-
-def read_clip(clip):
-    """Return a clip of corpora.py as {key, reference, text, speaker, audio, seconds}.
-
-    reference: raw text; text: its transcript; audio: path. Only the recording's header is read.
-    ValueError: there is none, or it can't be read. NoSpokenForm: no text.
-    """
-    clip.require_recording()
-    reference = str(clip.labels.get("written", clip.words)).strip()
-    return {"key": clip.key, "reference": reference, "text": normalize_transcript(reference),
-            "speaker": clip.labels["speaker"], "audio": clip.path,
-            "seconds": round(audio_header(clip.path)[0], 3)}
 
 
 # ---- errors
@@ -117,7 +109,7 @@ def whisper_normalizer():
 
 
 def spoken_slots(text):
-    """Return the slots of a raw text: each is a list of readings, a reading is a tuple of words."""
+    """Return the slots of a raw text: lists of readings, each a tuple of words."""
     slots, run = [], []  # run: words of one reading each, which the normalizer reads together
     for readings in [*read_aloud(text, strict=False), None]:  # None: the end
         if readings and len(readings) == 1:
@@ -139,12 +131,12 @@ def spoken_slots(text):
 
 
 def count_words(slots):
-    """Return the number of words of the likeliest readings."""
     return sum(len(readings[0]) for readings in slots)
 
 
 def word_graph(slots):
-    """Return a graph of slots: each node's edges, in order: [(earlier node, word or None)]."""
+    """Return the edges into each node of the slots' graph: [[(earlier node, word or None)], ...].
+    """
     edges, start = [[]], 0
     for readings in slots:
         ends = []
@@ -190,7 +182,7 @@ def count_edits(references, hypotheses):
 # ---- rates
 
 def groups_of(clips):
-    """Return what the bootstrap resamples for each clip (str): its speaker, or the clip itself."""
+    """Return what the bootstrap resamples for each clip (str): its speaker, or the clip."""
     n_speakers = len({clip["speaker"] for clip in clips} - {""})
     return [f"speaker {clip['speaker']}" if clip["speaker"] and n_speakers >= MIN_SPEAKERS
             else f"clip {clip['key']}" for clip in clips]
@@ -199,7 +191,7 @@ def groups_of(clips):
 def resample(counts, groups):
     """Return the word error rates (N_RESAMPLES,) of counts (n, 4), whole groups drawn anew.
 
-    The draws depend on the groups alone: two systems' rates are paired (Bisani and Ney 2004).
+    The draws depend on the groups alone: two systems are paired (Bisani and Ney 2004).
     """
     names, at = np.unique(groups, return_inverse=True)
     n = len(names)
@@ -215,18 +207,18 @@ def interval(rates):
 
 
 def error_rate(counts, groups):
-    """Return (the word error rate of counts (n, 4), pooled over clips; its interval)."""
+    """Return the word error rate of counts (n, 4), pooled over clips, and its interval."""
     rate = round(float(counts[:, 1:].sum() / counts[:, 0].sum()), 5)
     return rate, interval(resample(counts, groups))
 
 
 def score(counts, groups):
-    """Return the figures of counts (n, 4) of n clips as a dict; rates are fractions."""
+    """Return the figures of counts (n, 4) as a dict; rates are fractions."""
     rate, ends = error_rate(counts, groups)
     words, *edits = counts.sum(axis=0).tolist()
-    names = ("substitutions", "deletions", "insertions")
+    substitutions, deletions, insertions = (round(n / words, 5) for n in edits)
     return {"wer": rate, "intervals": {"wer": ends}, "clips": len(counts), "words": words,
-            **{kind: round(n / words, 5) for kind, n in zip(names, edits)},
+            "substitutions": substitutions, "deletions": deletions, "insertions": insertions,
             "resampled": sorted({group.split()[0] for group in groups})}
 
 
@@ -241,15 +233,14 @@ def compare(counts, others, groups):
 
 def by_length(counts):
     """Return {band: [errors, words]} of counts (n, 4) by the words of a clip."""
-    return {band: [int(n) for n in (some[:, 1:].sum(), some[:, 0].sum())]
-            for band, at in in_bands(counts[:, 0].tolist(), LENGTHS).items()
-            for some in [counts[at]]}
+    return {band: [int(counts[at, 1:].sum()), int(counts[at, 0].sum())]
+            for band, at in in_bands(counts[:, 0], LENGTHS).items()}
 
 
 def by_times_spoken(texts, heard, spoken):
     """Return {band: [wrong, words]} of the words of texts by how often training clips say them.
 
-    texts, heard: n transcripts each; spoken: {word: times}. An inserted word counts in no band.
+    texts, heard: n transcripts each; spoken: {word: times}. Inserted words don't count.
     """
     import jiwer
     said = jiwer.process_words(texts, [text or "-" for text in heard])
@@ -266,17 +257,15 @@ def by_times_spoken(texts, heard, spoken):
 
 
 def in_bands(values, bands):
-    """Return {band: where (list of ints)} of values by the ends of bands: {"1-5": 5, ...}."""
-    ends = np.array(list(bands.values()))
-    places = np.searchsorted(ends, values)
-    return {name: np.flatnonzero(places == i).tolist() for i, name in enumerate(bands)}
+    """Return {band: where (ints)} of values by the ends of bands: {"1-5": 5, ...}."""
+    places = np.searchsorted(list(bands.values()), values)
+    return {name: np.flatnonzero(places == i) for i, name in enumerate(bands)}
 
 
 def read_beside(paths, clips):
     """Add "theirs" to each clip: another system's hypothesis (str).
 
-    paths: comma-separated .jsonl of {"audio": path, "reference", "hypothesis"}, as eval_whisper.py
-    writes. ValueError names a clip that they lack.
+    paths: comma-separated .jsonl of eval_whisper.py. ValueError names a clip that they lack.
     """
     heard = {}
     for path in paths.split(","):

@@ -5,7 +5,6 @@ Serve a run: a web page with a microphone at /, and OpenAI's API under /v1.
     python serve.py --ckpt=out/cpu_w3 --host=0.0.0.0 --api_key=a-long-secret
 
 Sounds, texts and keys of a request are never written to the disk or the log.
-api.py has the limits of recordings.
 """
 import asyncio
 import hmac
@@ -42,7 +41,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
 try:  # before the model is loaded
     listening = socket.create_server((host, port), backlog=1024)
 except OSError as e:
-    fail(f"host={host} port={port}: {e.strerror.partition(' (')[0]}: no address of this machine, "
+    fail(f"host={host} port={port}: {e.strerror}: no address of this machine, "
          "or another server is there")
 try:
     import uvicorn
@@ -78,7 +77,6 @@ paths = ["/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completio
 
 # --- errors
 def refusal(e):
-    """Return the Refused that answers an error."""
     if isinstance(e.__cause__, (Refused, ClientDisconnect)):  # FastAPI met it in the body
         e = e.__cause__
     if isinstance(e, Refused):
@@ -100,7 +98,6 @@ def refusal(e):
 
 
 def answer_error(request, e):
-    """Return the HTTP response to an error, in OpenAI's form."""
     refused = refusal(e)
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
     return JSONResponse({"error": refused.error}, refused.status, headers.get(refused.status))
@@ -108,7 +105,7 @@ def answer_error(request, e):
 
 # --- who may ask, how much and how long
 def is_own_name(called):
-    """Return True for localhost, an address and allow_hosts: no page elsewhere has such a name."""
+    """Return True for localhost, an address and allow_hosts: no other page has such a name."""
     try:
         at = urlsplit("//" + called).hostname or ""
         names = ["localhost", *re.findall(r"[^\s,]+", allow_hosts.lower())]
@@ -141,7 +138,7 @@ def check_length(n_bytes):
 
 
 class Guard:
-    """Middleware: the limits above, and a line of log without content."""
+    """Middleware: the limits above, and a line of log."""
 
     def __init__(self, app):
         self.app, self.n_open = app, 0
@@ -149,11 +146,9 @@ class Guard:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        began = time.time()
-        n_bytes = status = 0
-        method = scope["method"]
+        began, n_bytes, status = time.time(), 0, 0
+        method, is_post = scope["method"], scope["method"] == "POST"
         path = re.sub("/+", "/", scope["path"]).rstrip("/") or "/"  # a redirect may lose the body
-        is_post = method == "POST"
         self.n_open += is_post
         scope = scope | {"path": path, "method": "GET" if method == "HEAD" else method}
 
@@ -230,8 +225,8 @@ async def chat(request: Request, ask: ChatRequest):
     content = "".join([piece async for piece in pieces])
     message = {"role": "assistant", "content": content, "refusal": None}
     reason, usage = answer.end()
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-    return answer.base | {"object": "chat.completion", "choices": [choice], "usage": usage}
+    return answer.base | {"object": "chat.completion", "usage": usage,
+                          "choices": choices(reason, message=message)}
 
 
 @app.post("/v1/audio/transcriptions")
@@ -276,18 +271,19 @@ async def follow(request, job):
         watching.cancel()
 
 
+def choices(reason=None, **content):
+    return [{"index": 0, **content, "logprobs": None, "finish_reason": reason}]
+
+
 class Answer:
     """A Row that is being answered, and its Text, in the form of OpenAI's API."""
 
     def __init__(self, row, text, with_usage):
-        self.row = row
-        self.text = text
-        self.with_usage = with_usage
+        self.row, self.text, self.with_usage = row, text, with_usage
         self.base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()),
                      "model": name}
 
     async def pieces(self, tokens):
-        """Yield pieces of text."""
         async for token in tokens:
             if piece := self.text.add(token):
                 yield piece
@@ -297,31 +293,27 @@ class Answer:
         yield self.text.add()
 
     def end(self):
-        """Return (why the answer ended, its counts of tokens)."""
-        n_prompt = size(self.row.prompt)
-        n_answer = len(self.text.ids)
+        """Return why the answer ended, and its counts of tokens."""
+        n_prompt, n_answer = size(self.row.prompt), len(self.text.ids)
         usage = {"prompt_tokens": n_prompt, "completion_tokens": n_answer,
                  "total_tokens": n_prompt + n_answer}
         return "stop" if self.text.stopped else self.row.ended, usage
 
-    def event(self, *choices, usage=None):
-        """Return a server-sent event; choices: (delta, reason)."""
-        choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-                   for delta, reason in choices]
-        chunk = {"object": "chat.completion.chunk", "choices": choices}
+    def event(self, found, usage=None):
+        """Return a server-sent event; found: choices()."""
+        chunk = self.base | {"object": "chat.completion.chunk", "choices": found}
         chunk |= {"usage": usage} if self.with_usage else {}
-        return f"data: {json.dumps(self.base | chunk)}\n\n"
+        return f"data: {json.dumps(chunk)}\n\n"
 
     async def events(self, first, pieces):
-        """Yield the answer as server-sent events."""
         try:
-            yield self.event(({"role": "assistant", "content": first}, None))
+            yield self.event(choices(delta={"role": "assistant", "content": first}))
             async for piece in pieces:
-                yield self.event(({"content": piece}, None)) if piece else ""
+                yield self.event(choices(delta={"content": piece})) if piece else ""
             reason, usage = self.end()
-            yield self.event(({}, reason))
+            yield self.event(choices(reason, delta={}))
             if self.with_usage:
-                yield self.event(usage=usage)
+                yield self.event([], usage)
             yield "data: [DONE]\n\n"
         except Refused as e:
             yield f"data: {json.dumps({'error': e.error})}\n\n"
@@ -332,7 +324,7 @@ idle = set()
 
 
 async def close_idle():
-    """Close connections that had no request at two looks in a row."""
+    """Close connections without a request at two looks in a row."""
     global idle
     now = {(c, c.cycle) for c in server.server_state.connections
            if not c.cycle or c.cycle.response_complete}

@@ -17,10 +17,10 @@ CHILD = 13
 
 @cache
 def read_sources(setting, is_held_out):
-    """Return clips of "name=folder, ...": {"path", "labels": {task: answer}}, one part of each set.
+    """Return clips of "name=folder, ...": {"path", "labels": {task: answer}}, a part of each set.
 
-    is_held_out: True for the bench's part, False for training's. A folder may hold a part of a set.
-    Prints each set's licence. ValueError: no such set or clip.
+    is_held_out: True for the bench's part, False for training's. Prints each set's licence.
+    ValueError: no such set or clip.
     """
     sets = tomllib.loads(Path(own_file("assets/sources.toml")).read_text(encoding="utf-8"))
     clips = []
@@ -38,7 +38,7 @@ def read_sources(setting, is_held_out):
 
 
 def list_clips(folder, is_held_out, labels, held_out, address, example, words=None, **_):
-    """Return a part of the clips of a set below a folder; arguments: see sources.toml."""
+    """Return a part of a set's clips; arguments: see sources.toml."""
     clips = []
     for path in find_files(folder, AUDIO_SUFFIXES):
         name = f"/{Path(path).as_posix()}"
@@ -49,8 +49,11 @@ def list_clips(folder, is_held_out, labels, held_out, address, example, words=No
                 if value:
                     table = (words or {}).get(task, {value: value})
                     found[task] = table[int(value) if isinstance(table, list) else value]
-            said = found.get("digit", found.get("command", NOBODY if "thing" in found else ""))
-            clips.append({"path": path, "labels": found | ({"sentence": said} if said else {})})
+            if "thing" in found:
+                found |= {"sentence": NOBODY, "person": NOBODY}
+            elif said := found.get("digit", found.get("command")):
+                found["sentence"] = said
+            clips.append({"path": path, "labels": found})
     if is_held_out and not clips:
         raise ValueError(f"sources: {folder}: no recording such as {example}, from {address}")
     return clips

@@ -78,6 +78,9 @@ fi
 train base train_base.py out/cpu_base "$root/config/cpu_base.py" $text ${quick:+--depth=2 \
     --vocab_size=512 --practice_vocab=320 --chat_rows=8 --batch_size=16 --max_steps=20 \
     --lr_decay_steps=20 --eval_every=10 --save_every=10}
+train texture train_base.py out/cpu_texture "$root/config/cpu_texture.py" $text ${quick:+\
+    --practice_vocab=320 --chat_rows=8 --batch_size=16 --max_steps=10 --lr_decay_steps=10 \
+    --eval_every=10 --save_every=10}
 
 # W1: five tones through every part; W2: the projector learns to be read by the frozen base
 [ -z "$quick" ] || run smoke train_align.py "$root/config/w1_smoke.py"  # a check, so at toy size

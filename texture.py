@@ -1,13 +1,13 @@
 """Texture practice: a GPT learns to read how a recording sounds, from text alone.
 
-TEXTURE tokens stand before those of a recording's words. Each tells the answers of a task or two
-of assets/questions.toml: a vector of the task's name, its key, plus the answers' vectors, weighted
-by how likely they are. All are made of the GPT's own token embeddings, so a new label needs no new
-weight. In practice labels are drawn and blurred; train_base.py asks about them. In W3 the projector
-learns to put the answers of real recordings there (train_sft.py).
+TEXTURE tokens stand before those of a recording's words. Each tells the answer to a task of
+assets/questions.toml: the labels' vectors, weighted by how likely they are, and a faint key that is
+the token's own. The labels' vectors are made of the GPT's token embeddings, so a new label needs no
+new weight. In practice labels are drawn and blurred; train_base.py asks about them. In W3 the
+projector learns to put the answers of real recordings there (train_sft.py).
 
-    style     =  norm(key of "style" + 0.7 * "sad" + 0.3 * "bored" + noise)
-    loudness  =  norm(key of "loudness" + "very quiet" + noise)
+    style     =  norm(its key + 0.7 * "sad" + 0.3 * "bored" + noise)
+    loudness  =  norm(its key + "very quiet" + noise)
 """
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from kernels import norm
 from questions import read_tasks
 
-TEXTURE = 16         # tokens; task i of questions.toml speaks in token i % TEXTURE
+TEXTURE = 24         # tokens; task i of questions.toml speaks in token i % TEXTURE
+KEY = 0.3            # RMS of a key; that of a label's vector is 1
 DOUBT = 0.5          # share of an answer's weight that its rivals get, at most
 RUMOUR_SHARE = 0.5   # share of the tasks without a label where some labels weigh a little anyway
-NOISE = 0.7          # Gaussian noise of 0..NOISE, drawn per recording; a key has an RMS of 1
+NOISE = 0.7          # Gaussian noise of 0..NOISE, drawn per recording
 SHARPNESS = 8.0      # logit of a label whose vector alone is told
 
 
@@ -37,30 +38,21 @@ class Texture:
         owner = torch.tensor([self.tasks.index(task) for task, _ in self.names])
         self.is_of = F.one_hot(owner).T.float().to(device)  # (tasks, L)
         self.token_of = F.one_hot(torch.arange(len(tasks)) % TEXTURE, TEXTURE).T.float().to(device)
-        self.labels = self.tokenize(tok, [label for _, label in self.names]).to(device)
-        self.keys = self.tokenize(tok, self.tasks).to(device)
-
-    @staticmethod
-    def tokenize(tok, texts):
-        """Return the ids of n texts, int64 (n, T), -1 after each."""
-        ids = [torch.tensor(tok.encode(text)) for text in texts]
-        return torch.nn.utils.rnn.pad_sequence(ids, True, -1)
-
-    @staticmethod
-    def embed(model, ids):
-        """Return the mean embedding of each text of ids (n, T): (n, C), of RMS 1."""
-        x = norm(model.transformer.wte(ids.clamp(min=0)).float()) * (ids >= 0)[..., None]
-        return norm(x.sum(1))
+        ids = [torch.tensor(tok.encode(label)) for _, label in self.names]
+        self.ids = torch.nn.utils.rnn.pad_sequence(ids, True, -1).to(device)  # (L, T), -1: none
 
     def vectors(self, model):
         """Return the labels' vectors (L, C), of RMS 1: how a label differs from its rivals."""
-        x = self.embed(model, self.labels)
+        x = norm(model.transformer.wte(self.ids.clamp(min=0)).float())  # (L, T, C)
+        x = norm((x * (self.ids >= 0)[..., None]).sum(1))
         mean = self.is_of @ x / self.is_of.sum(1, keepdim=True)
         return norm(x - self.is_of.T @ mean)
 
     def key(self, model):
-        """Return what a token holds before any answer: (TEXTURE, C)."""
-        return self.token_of @ self.embed(model, self.keys)
+        """Return what a token holds before any answer: (TEXTURE, C), the same in every model."""
+        same = torch.Generator().manual_seed(0)
+        keys = torch.randn(TEXTURE, model.config.n_embd, generator=same)
+        return KEY * norm(keys).to(self.is_of.device)
 
     def draw(self, facts, rng, ease=1.0):
         """Blur B facts -> weights of the labels, float32 (B, L)."""

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from files import write_json
+from files import write_bytes, write_json
 
 SPECIAL_TOKENS = ["<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>",
                   "<|assistant_end|>", "<|python_start|>", "<|python_end|>", "<|output_start|>",
                   "<|output_end|>"]  # in the order of their ids; no chat here uses the last four
-# nanochat's: GPT-4's pattern with at most 2 digits a token instead of 3, for small vocabularies
+# nanochat's: GPT-4's pattern with at most 2 digits a token instead of 3
 SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
                  r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
 FORMAT = "nanochat-omni tokenizer 1"
-CHAT = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}, ...]}'
-MAX_CHARS = 10_000  # of a part of a text in training, which takes 90 bytes of memory a character
+MAX_CHARS = 10_000  # of a part of a text in training: memory is 90 bytes a character
 # The `tokenizers` library writes a byte as one printable character: itself or chr(256 + n)
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [b for b in range(256) if b not in PRINTABLE]
@@ -44,11 +43,10 @@ class ByteTokenizer:
         self.bos_id = self.special("<|bos|>")
 
     def special(self, name):
-        """Return the id of a special token; KeyError: there is none of that name."""
         return self.special_ids[name]
 
     def encode(self, text):
-        """Return the ids (list of int) of a str; the name of a special token is ordinary text."""
+        """Return the ids (list of int) of a str; names of special tokens are ordinary text."""
         return list(text.encode("utf-8", "replace"))  # half a surrogate pair becomes ?
 
     def decode(self, ids):
@@ -65,9 +63,8 @@ class ByteTokenizer:
                 "tokens": [to_chars(token) for token in self.tokens[256:]]}
 
     def save(self, folder):
-        """Write folder/tokenizer.json."""
         os.makedirs(folder, exist_ok=True)
-        write_json(os.path.join(folder, "tokenizer.json"), self.content(), indent=0)
+        write_json(f"{folder}/tokenizer.json", self.content(), indent=0)
 
 
 class BPETokenizer(ByteTokenizer):
@@ -95,12 +92,12 @@ class BPETokenizer(ByteTokenizer):
 
 
 def train_bpe(texts, vocab_size):
-    """Train a BPETokenizer on an iterable of str; the same texts give the same tokenizer.
+    """Train a BPETokenizer on an iterable of str; the same texts give the same one.
 
-    vocab_size: number of ids, with 256 bytes and 9 special tokens; ValueError: out of reach.
+    vocab_size: with 256 bytes and 9 special tokens; ValueError: out of reach.
     """
     bpe = split_by_pattern(Tokenizer(models.BPE()))
-    parts = chain.from_iterable(map(in_parts, texts))
+    parts = (text[i:i + MAX_CHARS] for text in texts for i in range(0, len(text), MAX_CHARS))
     n_ids = max(vocab_size - len(SPECIAL_TOKENS), 256)
     bpe.train_from_iterator(parts, trainers.BpeTrainer(
         vocab_size=n_ids, initial_alphabet=BYTE_CHARS, show_progress=False))
@@ -110,10 +107,6 @@ def train_bpe(texts, vocab_size):
     if tok.vocab_size != vocab_size:
         raise ValueError(f"vocab_size={vocab_size}: these texts give 265 to {tok.vocab_size}")
     return tok
-
-
-def in_parts(text):
-    return [text[i:i + MAX_CHARS] for i in range(0, len(text), MAX_CHARS)]
 
 
 def split_by_pattern(bpe):
@@ -137,7 +130,7 @@ def to_bytes(chars):
 def load_tokenizer(folder, vocab_size=0):
     """Return the tokenizer of folder/tokenizer.json, else of nanochat's tokenizer.pkl there.
 
-    vocab_size: of the model beside it; 0: not checked. ValueError: a missing or wrong file.
+    vocab_size: of its model; 0: not checked. ValueError: a missing or wrong file.
     """
     path, pickled = Path(folder, "tokenizer.json"), Path(folder, "tokenizer.pkl")
     if pickled.exists() and not path.exists():
@@ -155,7 +148,6 @@ def load_tokenizer(folder, vocab_size=0):
 
 
 def from_json(data):
-    """Return the tokenizer of what save() wrote (bytes)."""
     content = json.loads(data)
     tokens = [to_bytes(chars) for chars in content["tokens"]]
     tok = BPETokenizer(tokens) if content["kind"] == "bpe" else ByteTokenizer(tokens)
@@ -192,7 +184,6 @@ def from_pickle(data):
 
 
 def encoding_state(tok):
-    """Return what a tiktoken.Encoding of nanochat holds (dict)."""
     return {"name": "rustbpe", "pat_str": SPLIT_PATTERN,
             "mergeable_ranks": {token: i for i, token in enumerate(tok.tokens)},
             "special_tokens": tok.special_ids}
@@ -201,19 +192,15 @@ def encoding_state(tok):
 def export_nanochat(tok, folder):
     """Write tokenizer.pkl (a pickled tiktoken.Encoding) and token_bytes.pt (int32 (V,)).
 
-    tok: a BPETokenizer. nanochat's tok_train.py writes the same files.
+    tok: a BPETokenizer. nanochat's tok_train.py writes the same.
     """
     import torch  # nothing else here needs it
     state = pickle.dumps(encoding_state(tok), protocol=4)
     sizes = io.BytesIO()
     torch.save(torch.tensor(tok.token_bytes(), dtype=torch.int32), sizes)
     os.makedirs(folder, exist_ok=True)
-    for name, data in (("tokenizer.pkl", state[:2] + PICKLE_CLASS + state[2:-1] + b"b."),
-                       ("token_bytes.pt", sizes.getvalue())):
-        path = os.path.join(folder, name)
-        with open(path + ".tmp", "wb") as f:
-            f.write(data)
-        os.replace(path + ".tmp", path)
+    write_bytes(f"{folder}/tokenizer.pkl", state[:2] + PICKLE_CLASS + state[2:-1] + b"b.")
+    write_bytes(f"{folder}/token_bytes.pt", sizes.getvalue())
 
 
 # ---- chats
@@ -221,29 +208,21 @@ def export_nanochat(tok, folder):
 def render_conversation(tok, conversation):
     """Return (ids, mask) of a chat, both lists of int; mask is 1 where the assistant is trained.
 
-    conversation: a dict like CHAT, user and assistant in turn; a system message before them is
-    joined to the user's. ValueError: it is not so.
+    conversation: {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...},
+    ...]}. ValueError: user and assistant are not in turn.
     """
-    try:
-        messages = [(m["role"], m["content"]) for m in conversation["messages"]]
-        if messages[0][0] == "system":
-            messages[:2] = [(messages[1][0], "\n\n".join([messages[0][1], messages[1][1]]))]
-        ids, mask = [tok.bos_id], [0]
-        for i, (role, text) in enumerate(messages):
-            if role != ("user", "assistant")[i % 2]:
-                raise ValueError(f"message {i} is from {role!r}")
-            start, end = tok.special(f"<|{role}_start|>"), tok.special(f"<|{role}_end|>")
-            content = [*tok.encode(text), end]
-            ids += [start, *content]
-            mask += [0, *[i % 2] * len(content)]
-        return ids, mask
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
-        raise ValueError(f"no {CHAT}, user and assistant in turn "
-                         f"({type(e).__name__}: {e})") from None
+    ids, mask = [tok.bos_id], [0]
+    for i, message in enumerate(conversation["messages"]):
+        role = message["role"]
+        if role != ("user", "assistant")[i % 2]:
+            raise ValueError(f"message {i} is from {role!r}: user and assistant come in turn")
+        content = [*tok.encode(message["content"]), tok.special(f"<|{role}_end|>")]
+        ids += [tok.special(f"<|{role}_start|>"), *content]
+        mask += [0, *[i % 2] * len(content)]
+    return ids, mask
 
 
 def multiple_choice(question, options):
-    """Return a question with its options, one a line."""
     return "\n".join([question, *options, "answer with one of the options"])
 
 

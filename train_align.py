@@ -3,7 +3,6 @@
     python train_align.py config/w1_smoke.py                   # W1: five tones, PASS or FAIL
     python train_align.py config/cpu_w2.py                     # W2: LM and Whisper frozen, 2 cores
     torchrun --standalone --nproc_per_node=8 train_align.py config/w2_frozen.py
-    python train_align.py config/cpu_w2.py --init_from=resume  # go on from the last checkpoint
 """
 import os
 import sys
@@ -33,7 +32,7 @@ from trainer import check_settings, first_step_of
 out_dir = "out/align"
 data_dir = "data/synthetic/features"  # features; a,b*3: each clip of b counts three times an epoch;
                         # tones: W1's five tones
-lm = "out/cpu_base"     # folder of the GPT, or of an aligned run, whose projector goes on learning;
+lm = "out/cpu_texture"  # folder of the GPT, or of an aligned run, whose projector goes on learning;
                         # '': W1's small random GPT on bytes
 init_from = "auto"      # scratch; resume: last checkpoint of out_dir; auto: resume if there is one
 whisper = ""            # encoder by name, folder or encoder.pt; '': WHISPER_HF_ID or whisper-base

@@ -1,9 +1,7 @@
 """Pretrain the GPT on text, with listening practice (practice.py, texture.py).
 
     python train_base.py config/cpu_base.py                        # 2 cores
-    python train_base.py config/base_d12.py                        # documents, one GPU
     torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
-    python train_base.py config/cpu_base.py --init_from=resume     # go on from the last checkpoint
 """
 import math
 import os
@@ -127,7 +125,7 @@ def hear(sentences, rng, ease=1.0, texture=None, facts=None):
     """
     imitation = imitate_audio(sentences, spelling, rng, ease)
     audio, lens = practice_features(model, blank, imitation, rng, ease), imitation.lens.to(dev)
-    if texture:
+    if texture and any(facts):
         told = texture.imitate(model, facts, rng, ease)
         audio, lens = torch.cat([told.to(audio.dtype), audio], 1), lens + TEXTURE
     return {"audio_features": audio, "audio_lens": lens}

@@ -2,7 +2,6 @@
 
     python train_sft.py config/cpu_w3.py                     # the demo's W3, on 2 cores
     torchrun --standalone --nproc_per_node=8 train_sft.py config/w3_lora.py
-    python train_sft.py config/cpu_w3.py --init_from=resume  # go on from the last checkpoint
 """
 import itertools
 from collections import Counter
@@ -66,7 +65,7 @@ TRANSCRIPT_SHARE = 0.4  # of the clips with words are transcribed, without a que
 LENGTH_POWER = 0.5      # an answer of n tokens counts n ** (1 - LENGTH_POWER) times one of 1 token
 
 
-# ---- data: a row is (ids, weight of each as a target)
+# ---- data: a row is (ids, their weights as targets)
 
 def transcript_row(text):
     """Return the row of a transcript as alignment taught it: <|bos|> text <|bos|>."""
@@ -113,8 +112,7 @@ def draw_text(rng):
 def forward_rows(rows, heard=None, with_logits=False):
     """Let the GPT read rows, with their clips' tokens and the numbers of these if given.
 
-    Returns the weighted loss, the sum of weights, row lengths (B,), with_logits the logits (else
-    the losses), targets (B, T).
+    Returns the weighted loss, the sum of weights, row lengths (B,), losses or logits, targets.
     """
     idx, text_lens = pad([ids[:-1] for ids, _ in rows], "cpu")
     following, _ = pad([ids[1:] for ids, _ in rows], "cpu")
@@ -228,7 +226,7 @@ def make_optimizers():
 
 
 def adapters():
-    """Return what training changed in the LM: LoRA's matrices and the rows of the chat's tokens."""
+    """Return what training changed in the LM."""
     rows = {f"{name}.rows": p.detach()[new_ids].clone() for name, p in tables.items()}
     return {**lora_state(model), **rows, "ids": torch.tensor(new_ids)}
 
@@ -296,9 +294,9 @@ def score(at, feats, lens, is_own):
 
 
 def teach_projector(at, audio, audio_lens):
-    """Return the loss of what the projector itself tells of train's clips: facts and, by CTC, words.
+    """Return the loss of what the projector itself tells of train's clips `at` (B,).
 
-    at: clips (B,); audio: their tokens, as the projector has just made them.
+    Facts and, by CTC, words. audio: the clips' tokens, as the projector has just made them.
     """
     infos = [data["train"].infos[i] for i in at]
     facts = [dict(turn[::2] for turn in info.get("turns", [])) | info.get("labels", {})

@@ -1,6 +1,7 @@
 """What all training scripts share around their forward passes: resume, update, log, checkpoints."""
 import math
 import os
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -9,18 +10,20 @@ import numpy as np
 import torch
 
 from audio import save_encoder
-from checkpoints import cut_back, load_saved, note_evaluation, read_meta, save_checkpoint
+from checkpoints import (checkpoint_steps, cut_back, load_saved, note_evaluation, read_meta,
+                         save_checkpoint)
 from configurator import fail, user_input
 from device import compute_dtype, peak_flops
 from optim import load_optimizers
-from record import provenance
+from record import changed_code, provenance
 from rows import to_tensor
-from run import Clock, is_due, last_step, log, stop_if_done, sum_over_ranks
+from run import Clock, is_first_rank, leave_ranks, log, sum_over_ranks
 from tokenizer import export_nanochat
 
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
-# of a script without such a setting
-DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6, "grad_clip": 1.0, "log_every": 10}
+FREE = {"init_from", "out_dir", "max_steps", "device", "use_compile", "log_every", "eval_every",
+        "save_every"}  # settings that a resumed run may change
+DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6}  # of a script without such a setting
 
 
 def check_settings(config, world_size, *from_one):
@@ -29,9 +32,9 @@ def check_settings(config, world_size, *from_one):
         least = int(name in {*FROM_ONE, *from_one})
         if not isinstance(value, str) and value < least:
             fail(f"{name}={value}: give {least} or more")
-    init_from, lm, grad_accum = config["init_from"], config["lm"], config.get("grad_accum", 0)
+    init_from, lm, grad_accum = config["init_from"], config["lm"], config["grad_accum"]
     if init_from not in ("scratch", "resume", "auto"):
-        fail(f"{init_from=}: use scratch, resume or auto (--lm=<folder> begins with its model)")
+        fail(f"{init_from=}: use scratch, resume or auto")
     if lm and os.path.realpath(lm) == os.path.realpath(config["out_dir"]):
         fail(f"lm={lm} is out_dir too, whose steps this run would replace: give another --out_dir")
     if grad_accum % world_size:
@@ -39,17 +42,48 @@ def check_settings(config, world_size, *from_one):
 
 
 def first_step_of(config, inputs, last_file="tokenizer.json"):
-    """Make out_dir; return the step that its run goes on from, or end the script if it is done."""
-    out_dir, max_steps = config["out_dir"], config["max_steps"]
+    """Make out_dir; return the step that its run goes on from, 0: a new one.
+
+    Ends the script if that run is evaluated at max_steps and has last_file.
+    """
+    out_dir, init_from, max_steps = config["out_dir"], config["init_from"], config["max_steps"]
     os.makedirs(out_dir, exist_ok=True)
-    step = last_step(out_dir, config["init_from"], config, inputs)
-    stop_if_done(out_dir, step, max_steps, last_file)
-    return step
+    steps = checkpoint_steps(out_dir)
+    has_log = os.path.exists(f"{out_dir}/log.jsonl")  # alone: killed before the first checkpoint
+    if init_from == "resume" and not steps and not has_log:
+        fail(f"init_from=resume: {out_dir} holds no run")
+    if init_from == "scratch" or not steps:
+        return 0
+    with user_input():
+        meta = read_meta(out_dir)
+    if init_from == "auto":
+        check_same_run(out_dir, meta, config, inputs)
+    is_done = steps[-1] >= max_steps and meta.get("evaluated")
+    if is_done and os.path.exists(f"{out_dir}/{last_file}"):
+        if is_first_rank():
+            print(f"{out_dir} is up to date: finished at step {steps[-1]} of {max_steps}")
+        leave_ranks()
+        sys.exit(0)
+    return steps[-1]
+
+
+def check_same_run(out_dir, meta, config, inputs):
+    """fail() where the run in out_dir has other settings, inputs or code."""
+    if "inputs" not in meta:
+        fail(f"{out_dir} holds a run of another script: give another --out_dir")
+    ways = "give another --out_dir, or --init_from=scratch (replaces it) or resume (goes on)"
+    now, then = {**config, **inputs}, {**meta["user_config"], **meta["inputs"]}
+    changed = [name for name in now  # a setting that the run did not have yet is no change
+               if name not in FREE and now[name] != then.get(name, now[name])]
+    if changed:
+        fail(f"{out_dir} holds a run with other {', '.join(changed)}: {ways}")
+    if edited := changed_code(meta["versions"]["code"]):
+        fail(f"{out_dir} holds a run of other code ({', '.join(edited)} changed since): {ways}")
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """All around a run's forward passes."""
+    """What is around a run's forward passes."""
     config: dict
     inputs: dict        # checksums of what the run reads
     ranks: tuple        # rank, world_size, device
@@ -57,12 +91,12 @@ class Trainer:
     model: torch.nn.Module
     tok: object
     optimizers: list    # each group's lr and weight_decay are its peaks
-    losses: list        # names of the losses, as the log shows them
+    losses: list        # their names in the log
     files: object       # () -> {name: state_dict} of a checkpoint
-    best: str           # the figure whose lowest value marks the best checkpoint
+    best: str           # the figure that is lowest in the best checkpoint
     meta: dict          # what else a checkpoint's meta holds
     row_len: int = 0    # tokens of a row, for the mfu
-    lr_group: int = 0   # the parameter group whose learning rate the log shows
+    lr_group: int = 0   # whose learning rate the log shows
     is_mean = True      # losses in the log are means since the line before; False: the step's
 
     def __post_init__(self):
@@ -84,22 +118,20 @@ class Trainer:
         self.trained = sum((group["params"] for group in self.groups), [])
 
     def resume(self):
-        """Load the last step's optimizers; a kill may have kept its evaluation from meta."""
+        """Load the last step's optimizers; a kill may have kept it from being evaluated."""
         with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
             meta = read_meta(self.c.out_dir)
             self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
-            window = self.state.pop("window", self.window).flatten()  # of older runs: longer
-            self.window.copy_(window[:self.window.numel()].view_as(self.window))
+            self.window = self.state.pop("window")
             load_optimizers(self.optimizers, self.state.pop("optimizers"))
-            was_evaluated = meta.get("evaluated", True)
-            self.is_evaluated = was_evaluated or not self.is_due("eval", self.first_step)
+            self.is_evaluated = meta["evaluated"] or not self.is_due("eval", self.first_step)
 
     def is_due(self, what, step):
-        """Return True where "log", "eval" or "save" is due after `step` steps."""
-        return is_due(step, getattr(self.c, f"{what}_every"), self.c.max_steps)
+        """Return True where "log", "eval" or "save" is due after `step` steps; 0: at the end."""
+        every = getattr(self.c, f"{what}_every")
+        return step == self.c.max_steps or every > 0 and step % every == 0
 
     def train(self, on):
-        """Turn dropout and the compiled trunk on or off."""
         self.model.train(on)
         self.model.trunk = self.fast_trunk if on else self.plain_trunk
 
@@ -107,7 +139,7 @@ class Trainer:
         """Clear out_dir, now that all inputs have been read; print lines `about`; start the clock.
 
         evaluate: step -> {figure: value}; evaluate_first: before a new run's first step too;
-        encoder: is saved, so that the folder loads by itself.
+        encoder: is saved too.
         """
         self.evaluate, out_dir = evaluate, self.c.out_dir
         is_evaluated = self.is_evaluated if self.first_step else not evaluate_first
@@ -115,7 +147,7 @@ class Trainer:
             cut_back(out_dir, self.first_step, is_evaluated)
             self.tok.save(out_dir)
             if encoder:
-                save_encoder(encoder, os.path.join(out_dir, "encoder.pt"))
+                save_encoder(encoder, f"{out_dir}/encoder.pt")
             else:  # nanochat loads what is trained here
                 export_nanochat(self.tok, out_dir)
             print(*about, f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
@@ -130,15 +162,14 @@ class Trainer:
     # ---- the step
 
     def clip(self):
-        """Clip the gradients' norm, and return it."""
         limit = self.c.grad_clip or math.inf
         return torch.nn.utils.clip_grad_norm_(self.trained, limit).item()
 
     def update(self, step, sums, share, decay_share=1.0, clips=()):
         """Average the gradients, step the optimizers; log, save and evaluate where it is due.
 
-        sums: float32 (n_losses, 2), this rank's nats and targets; shares: of the peaks; clips: for
-        the error where a loss or gradient is not finite.
+        sums: float32 (n_losses, 2), this rank's nats and targets; shares: of the peaks; clips:
+        named where a loss or gradient is not finite.
         """
         sum_over_ranks(sums)
         self.window = self.window + sums if self.is_mean else sums
@@ -168,7 +199,6 @@ class Trainer:
             self.result = self.note(step + 1) if self.is_due("eval", step + 1) else {}
 
     def log(self, step, norm):
-        """Write a line of the log: the losses and the speed since the last one."""
         seconds, n_steps, eta_min = self.clock.lap(step)
         losses = (self.window[:, 0] / self.window[:, 1]).tolist()
         shown = {name: x for name, x in zip(self.losses, losses) if math.isfinite(x)}  # 0/0: none
@@ -185,7 +215,6 @@ class Trainer:
         return {"mfu": rate / self.world_size * self.mfu}
 
     def save(self, step):
-        """Write the checkpoint of a step."""
         state = {"window": self.window, "optimizers": [
             optimizer.state_dict() for optimizer in self.optimizers]}
         files = self.files() | {"optim": self.state | state}
@@ -194,7 +223,7 @@ class Trainer:
     # ---- evaluation
 
     def note(self, step):
-        """Evaluate, log it, note it in the step's checkpoint; returns {figure: value}."""
+        """Evaluate, log it, note it in the checkpoint -> {figure: value}."""
         self.train(False)
         with torch.no_grad():
             result = self.evaluate(step)

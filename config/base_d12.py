@@ -3,11 +3,10 @@
         --tokenizer_mb=500 --out_dir=data/web
     torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
 
-UNTESTED, no GPU was at hand. A d12 GPT (286M parameters with its embeddings) on 1.3 billion
-tokens of the web text that nanochat trains on, with nanochat's schedule: 2**19 tokens a step, 12
-tokens per weight of the matrices and lm_head. For another depth multiply the steps by the weights,
-and the tokens of a step by the weights to the power of 0.383. On 24 GB lower batch_size, raise
-grad_accum.
+UNTESTED, no GPU was at hand. A d12 GPT (286M parameters with its embeddings) on 1.3 billion tokens
+of nanochat's web text, with its schedule: 2**19 tokens a step, 12 tokens per weight of the matrices
+and lm_head. For another depth multiply the steps by the weights, and a step's tokens by the weights
+to the power of 0.383. On 24 GB lower batch_size, raise grad_accum.
 """
 out_dir = "out/base_d12"
 documents = "data/web"

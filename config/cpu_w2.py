@@ -8,7 +8,8 @@ W2 of the CPU demo: synthetic speech; LM and Whisper are frozen, only the projec
 out_dir = "out/cpu_w2"
 data_dir = "data/synthetic/features"
 taps = "-1"
-lm = "out/cpu_base"
+lm = "out/cpu_texture"
+ctc = 0.3
 max_steps = 300
 lr_decay_steps = 300
 eval_every = 300

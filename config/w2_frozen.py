@@ -1,9 +1,8 @@
 """
     torchrun --standalone --nproc_per_node=8 train_align.py config/w2_frozen.py
 
-W2 at its real size, on one node (or with python on one GPU): LM and Whisper are frozen.
-Needs the features of LibriSpeech train-clean-100 (prepare_librispeech.py) and a d12 base
-(config/base_d12.py). Untested: ten steps ran on LibriSpeech-shaped archives.
+W2 at its real size, on one node: LM and Whisper are frozen. Needs the features of LibriSpeech
+train-clean-100 (prepare_librispeech.py) and config/base_d12.py. UNTESTED.
 """
 out_dir = "out/w2_frozen"
 data_dir = "data/LibriSpeech/features"

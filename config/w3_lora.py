@@ -1,9 +1,8 @@
 """
     torchrun --standalone --nproc_per_node=8 train_sft.py config/w3_lora.py
 
-W3 at its real size, on one node (or with python on one GPU): LoRA of rank 16 on a frozen d12.
-Goes on from config/w2_frozen.py, with 50,000 instructions (prepare_instruct.py --n=50000).
-Untested: the d12 base and its alignment come first.
+W3 at its real size, on one node: LoRA of rank 16 on a frozen d12. Goes on from
+config/w2_frozen.py, with 50,000 instructions (prepare_instruct.py --n=50000). UNTESTED.
 """
 out_dir = "out/w3_lora"
 lm = "out/w2_frozen"

@@ -112,7 +112,7 @@ done
 ls _silence_/*.wav | sed -E "s#^()(_silence_/.*)#$row#") | fresh $real/lists/commands.jsonl
 features commands --source=$real/lists/commands.jsonl --min_words=0 --copies=1
 $python prepare_instruct.py --voices=quick/data/voices --spoken=quick/data/spoken \
-    --speech=quick/data/synthetic --text_dir=quick/data/text --out_dir=$real/instruct
+    --speech=quick/data/synthetic --out_dir=$real/instruct
 grep -E '"kind": "(event|music|beeps|silence)"' $real/instruct/items.jsonl |
     sed -E 's#"audio": "#&../instruct/#; s/, "turns".*/}/' | fresh $real/lists/nobody.jsonl
 features nobody --source=$real/lists/nobody.jsonl --min_words=0
@@ -162,9 +162,10 @@ $python eval_bench.py --ckpt=out/real \
 
 # ---- W3: questions about voices, moods, rooms and sounds; licences: assets/sources.toml
 clone sylaschacko/voice-emotion-analysis $real/emodb wav
+people=,people=$real/speechocean762
 $python prepare_instruct.py --voices=quick/data/voices --spoken=quick/data/spoken \
-    --speech=quick/data/synthetic --text_dir=$real/text --out_dir=$real/questions \
-    --sources="fsdd=$real/fsdd,speech_commands=$real/commands,emodb=$real/emodb,people=$real/speechocean762"
+    --speech=quick/data/synthetic --out_dir=$real/questions \
+    --sources="fsdd=$real/fsdd,speech_commands=$real/commands,emodb=$real/emodb$people"
 $python prepare_librispeech.py --source=$real/questions/items.jsonl
 data=$real/questions/features
 if [ -d $real/game ]; then

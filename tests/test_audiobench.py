@@ -20,8 +20,8 @@ def make_bench(folder):
     for i in range(8):
         t = np.arange(4000 + 400 * i) / 16000
         soundfile.write(folder / f"{i}.wav", 0.3 * np.sin(2 * np.pi * (200 + 60 * i) * t), 16000)
-        rows.append({"id": str(i), "part": "real", "cell": "ab"[i % 2], "task": "pitch", "audio": f"{i}.wav",
-                     "question": "how high is it", "key": i % 4,
+        rows.append({"id": str(i), "part": "real", "cell": "ab"[i % 2], "task": "pitch",
+                     "audio": f"{i}.wav", "question": "how high is it", "key": i % 4,
                      "options": ["low", "high", "red", "old"]})
     write_rows(folder / "questions.jsonl", rows)
     return str(folder)

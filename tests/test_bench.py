@@ -25,9 +25,7 @@ def test_figures_are_there():
     assert all(result[name] > 0 for name in names), result
 
 
-@pytest.mark.parametrize("arg, said", [("--only=decoder", "train, decode"),
-                                       ("--device=tpu", "device=tpu")])
-def test_wrong_settings(arg, said):
+def test_wrong_settings():
     """Broken: a mistake costs minutes before it is seen, or ends in a traceback."""
-    done = run(arg)
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    done = run("--device=tpu")
+    assert done.returncode == 2 and "device=tpu" in done.stderr and done.stderr.count("\n") == 1

@@ -342,8 +342,9 @@ def test_muon_is_torchs(monkeypatch):
     ours = [torch.nn.Parameter(0.1 * torch.ones(shape))
             for shape in ((8, 8), (8, 8), (32, 8), (8, 32), (2, 3))]
     theirs = copy.deepcopy(ours)
-    settings = dict(lr=0.1, momentum=0.9, weight_decay=0.1)
-    optimizers = optim.Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    settings = dict(lr=0.1, weight_decay=0.1)
+    optimizers = (optim.Muon(ours, **settings),
+                  torch.optim.Muon(theirs, momentum=optim.MOMENTUM, **settings))
     for _ in range(3):
         for a, b in zip(ours[:-1], theirs):  # the last has no gradient
             a.grad = b.grad = torch.randn_like(a)

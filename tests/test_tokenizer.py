@@ -66,8 +66,6 @@ def test_round_trips(bpe):
             assert all(0 <= i < len(tok.tokens) for i in ids)
             assert sum(lengths[i] for i in ids) == len(text.encode())
     assert (tok.vocab_size, tok.bos_id, tok.encode("hé")) == (257, 256, [104, 195, 169])
-    with pytest.raises(ValueError, match=r"KeyError: '<\|user_start\|>'"):
-        render_conversation(tok, NANOCHAT["conversation"])
     assert bpe.decode([104, 195]) == "h\ufffd"  # half a character
     assert bpe.encode("a\ud800") == bpe.encode("a?")  # half a surrogate pair
 
@@ -216,24 +214,9 @@ def test_export_is_what_nanochat_reads(bpe, tmp_path, encoding):
 # ---- chats
 
 def test_conversation_is_nanochats(bpe):
-    """Broken: chat tokens or the loss mask differ from nanochat's, or a system message is lost."""
+    """Broken: chat tokens or the loss mask differ from nanochat's, or turns may come in any order.
+    """
     wanted = NANOCHAT["conversation_ids"], NANOCHAT["conversation_mask"]
     assert render_conversation(bpe, NANOCHAT["conversation"]) == wanted
-    ids, _ = render_conversation(bpe, {"messages": [{"role": "system", "content": "s"}, user("b")]})
-    assert bpe.decode(ids) == "<|bos|><|user_start|>s\n\nb<|user_end|>"
-
-
-def user(content):
-    return {"role": "user", "content": content}
-
-
-@pytest.mark.parametrize("messages, said", [
-    ([], "IndexError"), (None, "TypeError"), ([{"role": "user"}], "content"),
-    ([{"role": "assistant", "content": "x"}], "message 0 is from 'assistant'"),
-    ([{"role": "system", "content": "x"}], "IndexError"), ([user(3)], "int"),
-    ([user([{"type": "text", "text": "x"}])], "list")])
-def test_wrong_conversation(bpe, messages, said):
-    """Broken: a malformed line of somebody's data ends in a KeyError, or is rendered."""
-    with pytest.raises(ValueError, match="no {.messages.: .*, user and assistant in turn") as wrong:
-        render_conversation(bpe, {"messages": messages})
-    assert said in str(wrong.value)
+    with pytest.raises(ValueError, match="message 0 is from 'assistant': user and assistant come"):
+        render_conversation(bpe, {"messages": [{"role": "assistant", "content": "x"}]})

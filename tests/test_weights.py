@@ -85,7 +85,7 @@ def test_folders_as_finetuning_leaves_them(
     assert f"from folder {folder}" in capsys.readouterr().out
     for part in sorted(folder.glob("*-of-*"))[1:2]:
         part.unlink()
-        refused(folder, f"No such file .*{part.name}")
+        refused(folder, f"No such file .*{part.name}|{part.name} is missing")
 
 
 @pytest.mark.case("B37")
@@ -98,7 +98,7 @@ def test_weights_of_other_precision(tmp_path, dtype):
         assert torch.equal(w, encoder.half_weights[key].to(dtype).half())
     encoder.half_weights["layers.1.fc2.weight"] = torch.full((128, 512), 1e6)
     write_hf_folder(tmp_path, encoder, dtype=dtype)
-    refused(tmp_path, r"layers\.1\.fc2\.weight goes up to .*, beyond the 65504 of fp16")
+    refused(tmp_path, r"layers\.1\.fc2\.weight is not finite")
 
 
 @pytest.mark.case("B37")
