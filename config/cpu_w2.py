@@ -2,8 +2,7 @@
     python train_align.py config/cpu_w2.py
 
 W2 of the CPU demo: synthetic speech; LM and Whisper are frozen, only the projector moves. 2 cores,
-3 minutes in bf16. WER 18.0% on new sentences, 27.8% in another engine's voice (14cab46,
-2026-11-29).
+3 minutes in bf16.
 """
 out_dir = "out/cpu_w2"
 data_dir = "data/synthetic/features"

@@ -2,8 +2,7 @@
     python train_sft.py config/cpu_w3.py
 
 W3 of the CPU demo: LoRA of rank 16 on the frozen LM; the projector learns on. 2 cores, 5 minutes in
-bf16. AudioBench-mini 68.5%; WER 18.6% on new sentences, 29.0% in another engine's voice
-(18.0% and 27.8% before W3; 14cab46, 2026-11-29).
+bf16.
 """
 out_dir = "out/cpu_w3"
 transcript_weight = 2.5

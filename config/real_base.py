@@ -2,8 +2,7 @@
     python train_base.py config/real_base.py
 
 The LM of the real-voice recipe: d4 on books and everyday sentences, four fifths of it listening
-practice. 2 cores, 32 minutes in bf16; perplexity 988 per word on held-out sentences and single
-words, most of books (2026-11-30).
+practice. 2 cores, 32 minutes in bf16.
 """
 out_dir = "out/real_base"
 data_dir = "data/real/text"

@@ -2,7 +2,7 @@
     python train_align.py config/real_w2.py
 
 W2 on real and synthetic voices: LM and Whisper frozen; runs/real_voices.sh adds folders. 2 cores,
-17 minutes in bf16; WER 20.1% on a reader of books (2026-11-30).
+17 minutes in bf16.
 """
 out_dir = "out/real_w2"
 data_dir = "data/real/features/ocean,data/real/features/flite"

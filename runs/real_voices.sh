@@ -147,12 +147,14 @@ speak piper piper
 
 echo "trained on $data"
 $python train_base.py config/real_base.py
-# the base goes on with chats about recordings that it imagines
+# the base goes on with chats about recordings that it imagines: their words, then their sound too
 $python prepare_practice.py --text_dir=$real/text --out_dir=$real/practice --n=15000
 $python train_base.py config/real_base.py --lm=out/real_base --out_dir=out/real_chats \
     --chats=$real/practice/chats.jsonl --chat_rows=20 --practice=0.9 --matrix_lr=0.03 \
     --max_steps=1200 --lr_decay_steps=1200 --eval_every=1200 --save_every=400
-$python train_align.py config/real_w2.py --lm=out/real_chats --data_dir="$data"
+$python train_base.py config/cpu_texture.py --lm=out/real_chats --out_dir=out/real_texture \
+    --data_dir=$real/text --chats=$real/practice/texture.jsonl
+$python train_align.py config/real_w2.py --lm=out/real_texture --data_dir="$data"
 # then the LM learns along, slowly
 $python train_align.py config/real_w2.py --data_dir="$data" --out_dir=out/real --lm=out/real_w2 \
     --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02 --max_steps=2000 \
@@ -173,4 +175,6 @@ if [ -d $real/game ]; then
         --out_dir=$real/features/game_w3
     data+=,$real/features/game_w3
 fi
-$python train_sft.py config/real_w3.py --data_dir="$data"
+$python train_sft.py config/cpu_w3.py --lm=out/real --out_dir=out/real_w3 --data_dir="$data" \
+    --turns=$real/questions/turns.jsonl --chats=$real/questions/text.jsonl \
+    --sentences=$real/text/train.txt --max_steps=1600 --lr_decay_steps=1600
