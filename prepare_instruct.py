@@ -125,13 +125,15 @@ def make_item(key, kind, clip, split, said, seed):
 
 
 def make_text_chats(count):
-    """Return chats without audio: small talk, short questions, those that need a recording."""
+    """Return chats without audio: small talk, other questions."""
     answers, tasks = list(read_answers().items()), list(read_tasks().values())
     rng, chats = np.random.default_rng([SEED, 9]), []
     for _ in range(count):
-        block, deaf = pick(read_small_talk(), rng), (pick(pick(tasks, rng).train, rng), NO_RECORDING)
+        block = pick(read_small_talk(), rng)
         talk = pick(block["|"], rng), pick(block[" "], rng)
-        question, answer = talk if rng.uniform() < TALK_SHARE else pick([*answers, deaf], rng)
+        deaf = pick(pick(tasks, rng).train, rng), NO_RECORDING
+        others = pick(answers, rng), deaf
+        question, answer = talk if rng.uniform() < TALK_SHARE else pick(others, rng)
         chats.append({"question": question, "answer": answer})
     return chats
 

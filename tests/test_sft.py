@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from audio import Projector
-from checkpoints import load_checkpoint, read_meta
+from checkpoints import load_checkpoint, load_saved, read_meta
 from decode import score_answers
 from model import GPT, add_lora, lora_state, merged_state
 from test_model import tiny  # noqa: F401
@@ -14,6 +14,7 @@ from test_train import (BOTH, align, base, log_of, losses, run, same_state,
                         world, write_features)  # noqa: F401 (world is a fixture)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from texture import Texture
 from tokenizer import chat_prompt, load_tokenizer, multiple_choice
 from transcripts import plain_text
 
@@ -23,14 +24,16 @@ SFT = [*BOTH, "--texture_hidden=16", "--batch_tokens=400", "--text_rows=3", "--l
 @pytest.fixture(scope="module")
 def school(world):  # noqa: F811
     """An aligned run; features of two taps with questions, whose answers are in the clip's mean."""
-    align(world, world / "w2", "--max_steps=1")
+    align(world, world / "w2", "--max_steps=1", "--ctc=0.5")
     sha256 = json.loads((world / "features" / "manifest.json").read_text())["encoder_sha256"]
     rng, clips = np.random.default_rng(1), []
     question = multiple_choice("Which pitch is it?", ["low", "high", "red", "old"])
     for i in range(48):
         turns = [["pitch", question, ("low", "high")[i % 2]], ["sex", "who likes it", "a man"]]
-        info = {"text": "the dog sees a cat" if i % 3 else "", "seconds": 0.5,
-                "split": "train" if i < 40 else "val", "turns": turns[:1 + i % 2]}
+        said = {"text": "the dog sees a cat"} if i % 3 else {
+            "text": "", "labels": {"sentence": "nobody is speaking"}}
+        info = {**said, "seconds": 0.5, "split": "train" if i < 40 else "val",
+                "turns": turns[:1 + i % 2]}
         feats = (rng.normal(size=(18 + i % 5, 2, 32)) + 2 * (i % 2)).astype(np.float16)
         clips.append((f"item{i:03d}", feats, info))
     write_features(world / "items", clips, [0, -1], sha256)
@@ -153,6 +156,11 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
         adapted = name.endswith(("c_q.weight", "c_fc.weight", "c_proj.weight"))
         assert adapted or "c_" in name or same.all(), name
         assert not adapted or not same.all(), name
+    started, learnt = (load_saved(path, read_meta(path), "projector")
+                       for path in (school / "w2", folder))
+    assert not torch.equal(started["ctc_head.weight"], learnt["ctc_head.weight"])
+    key = Texture(load_tokenizer(folder)).key(load_checkpoint(folder)[0])
+    assert 0 < (learnt["texture_key"] - key).abs().max() < 0.05  # where texture practice put it
     audio = read_meta(folder)["audio"]
     assert audio["prompt"] == "chat" and audio["taps"] == [0, -1] and audio["plain"]
     assert (folder / "encoder.pt").exists()
