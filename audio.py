@@ -374,7 +374,7 @@ class Projector(nn.Module):
     def tell(self, feats, lens):
         """Return what texture tokens add to their keys: (B, texture, n_embd)."""
         x = F.dropout(self.pool(feats, lens), self.dropout, self.training)
-        x = F.gelu(self.texture_fc1(x.to(compute_dtype(feats.device))))
+        x = self.texture_fc1(x.to(compute_dtype(feats.device)))
         return self.texture_fc2(x).unflatten(1, (self.texture, -1))
 
 

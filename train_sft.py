@@ -35,7 +35,7 @@ sentences = "data/text/train.txt"    # plain sentences, so that the LM keeps the
 lm = "out/cpu_w2"       # folder of the aligned run that this one goes on from
 init_from = "auto"      # scratch; resume: last checkpoint of out_dir; auto: resume if there is one
 lora_rank = 16
-texture_hidden = 256    # width of the MLP that makes the texture tokens
+texture_hidden = 256    # rank of the map that makes the texture tokens
 transcript_weight = 1.0  # of a transcript in the loss; that of an answer is 1
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
 batch_tokens = 3400     # tokens per microbatch, padding too; lower it on out-of-memory
