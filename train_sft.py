@@ -61,7 +61,7 @@ DROPOUT = 0.2           # share of the standardized features that is zeroed
 PROJECTOR_LR = 2e-4     # peak, of what alignment trained
 TEXTURE_LR = 1e-3       # peak, of the texture tokens
 TEXTURE_MUON_LR = 0.02  # peak, of their matrices by Muon
-TRANSCRIPT_SHARE = 0.4  # of the clips with words are transcribed, without a question
+TRANSCRIPT_SHARE = 0.4  # of the clips with known words are transcribed, not asked about
 LENGTH_POWER = 0.5      # an answer of n tokens counts n ** (1 - LENGTH_POWER) times one of 1 token
 
 
@@ -84,11 +84,17 @@ def chat_row(turns):
     return ids, weights
 
 
+def is_transcribed(info):
+    """Whether a clip's words are known, even as none."""
+    return bool(info["text"]) or "sentence" in info.get("labels", {})
+
+
 def clip_row(split, i, rng=None):
     """Return the row of a clip; rng: of its turns in random order, or of its transcript."""
-    asked, text = split.infos[i].get("turns", []), split.texts[i]
-    if not asked or rng and text and rng.uniform() < TRANSCRIPT_SHARE:
-        return transcript_row(text)
+    info = split.infos[i]
+    asked = info.get("turns", [])
+    if not asked or rng and is_transcribed(info) and rng.uniform() < TRANSCRIPT_SHARE:
+        return transcript_row(split.texts[i])
     order = rng.permutation(len(asked)) if rng else range(len(asked))
     return chat_row([asked[k] for k in order])
 
@@ -304,9 +310,8 @@ def teach_projector(at, audio, audio_lens):
     loss = FACT_WEIGHT * texture.loss(projector.told, vectors, facts)
     if projector.ctc_head:
         ids = [speller.encode(info["text"]) for info in infos]
-        is_known = [bool(info["text"]) or "sentence" in info.get("labels", {}) for info in infos]
-        weights = torch.tensor(is_known) * torch.tensor([max(len(each), 1) for each in ids],
-                                                        dtype=torch.float32) ** -LENGTH_POWER
+        weights = torch.tensor([is_transcribed(info) * max(len(each), 1) ** -LENGTH_POWER
+                                for info, each in zip(infos, ids)])
         nats = projector.ctc_loss(audio, audio_lens, ids)
         loss = loss + CTC_WEIGHT * (nats * weights.to(device)).sum()
     return loss
