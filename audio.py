@@ -280,7 +280,7 @@ class Projector(nn.Module):
         if zero_init:
             nn.init.zeros_(self.fc2.weight)
         if texture:
-            self.texture_fc1 = Linear(3 * n_taps * d_in, texture_hidden)
+            self.texture_fc1 = nn.Linear(3 * n_taps * d_in, texture_hidden)
             self.texture_fc2 = Linear(texture_hidden, texture * n_embd)
             self.texture_key = nn.Parameter(torch.zeros(texture, n_embd))
 
@@ -332,8 +332,8 @@ class Projector(nn.Module):
         if self.gain is not None:
             x = norm(x) * self.gain.to(x.dtype)
         if self.texture:
-            self.told = self.tell(feats, lens)
-            x = torch.cat([norm(self.texture_key.to(x.dtype) + self.told), x], 1)
+            told = self.tell(feats, lens)
+            x = torch.cat([norm(self.texture_key.to(x.dtype) + told), x], 1)
         return x, n_audio_tokens(lens, self.stack) + self.texture
 
     def centre(self, feats, lens):
@@ -373,8 +373,8 @@ class Projector(nn.Module):
 
     def tell(self, feats, lens):
         """Return what texture tokens add to their keys: (B, texture, n_embd)."""
-        x = F.dropout(self.pool(feats, lens), self.dropout, self.training)
-        x = self.texture_fc1(x.to(compute_dtype(feats.device)))
+        x = self.texture_fc1(self.pool(feats, lens)).clamp(0, 1)  # a label's weight
+        x = x.to(compute_dtype(feats.device))
         return self.texture_fc2(x).unflatten(1, (self.texture, -1))
 
 

@@ -7,10 +7,12 @@ of the same cell ("shuffled"), noise, no audio. Baselines: a linear probe, which
 the answer the features hold; level meters (meters.py); the answer that is most often right.
 A listener is (model, meta, tok, encoder, projector).
 """
+import html
 import math
 import os
 from collections import Counter
 from functools import cache
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from files import find_path, read_jsonl
 from meters import measure
 from questions import read_small_talk
 from recordings import read_audio
+from texture import ridge
 from tokenizer import chat_prompt, multiple_choice
 from transcripts import plain_text, require_distinct
 
@@ -32,6 +35,7 @@ NOISE = 0.03          # standard deviation of the noise in place of a recording
 RIDGE = 300.0         # strength of the probe's regression
 METERS_RIDGE = 3.0    # and of the meters'
 PROBE_CLIPS = 1500    # training clips that teach the probe a task, at most
+N_PLAYED = 3          # errors and right answers of a cell that the page plays
 PROBE_LABELS = 50     # a task with more labels is an open set (words): not probed
 
 
@@ -184,7 +188,7 @@ def pool(x):
     return np.concatenate([x.mean(0), x.std(0), np.abs(quarters - x.mean(0)).mean(0)])
 
 
-def regress(clips, vector, rows, own, ridge):
+def regress(clips, vector, rows, own, strength):
     """Answer questions by ridge regression on the labels of training clips.
 
     clips: data.Features; vector(i): of its clip i, (D,); own: of the questions' recordings (n, D).
@@ -199,15 +203,10 @@ def regress(clips, vector, rows, own, ridge):
         if not 1 < len(labels) <= PROBE_LABELS or not is_known:
             continue
         at = np.random.default_rng(SEED).permutation(list(found))[:PROBE_CLIPS]
-        x = np.stack([vector(i) for i in at])
-        centre = x.mean(0)
-        scale = x.std(0) + 1e-6
         y = np.array([[found[i] == label for label in labels] for i in at], np.float32)
-        x = (x - centre) / scale
-        gram = x @ x.T + ridge * np.eye(len(x), dtype=np.float32)
-        weight = x.T @ np.linalg.solve(gram, y - y.mean(0))
+        weight, bias = ridge(np.stack([vector(i) for i in at]), y, strength)
         for i in members:
-            votes = (own[i] - centre) / scale @ weight + y.mean(0)
+            votes = own[i] @ weight + bias
             options = rows[i]["options"]
             best = max(options, key=lambda option: votes[labels.index(option)])
             right[i] = best == options[rows[i]["key"]]
@@ -319,3 +318,22 @@ def table(result):
         lines.append(f"where {name} can answer: {ours} of {n} right, {name} {theirs}, McNemar's p "
                      f"{result[f'mcnemar_p_{name}']:.1e}")
     return lines
+
+
+def page(rows, choices, folder):
+    """Return an HTML page for `folder` that plays each cell's first N_PLAYED errors and answers.
+
+    rows: of read_bench(); choices: of run_bench().
+    """
+    parts = ["<!doctype html><meta charset=utf-8><title>AudioBench-mini</title>"]
+    for cell, members in members_by(rows, "cell").items():
+        wrong = [i for i in members if not choices[i]["right"]]
+        right = [i for i in members if choices[i]["right"]]
+        parts.append(f"<h2>{html.escape(cell)}: {len(right)} of {len(members)} right</h2>")
+        for i in wrong[:N_PLAYED] + right[:N_PLAYED]:
+            options = ", ".join(rows[i]["options"])
+            path = quote(os.path.relpath(rows[i]["audio"], folder))
+            said = f"chosen: {choices[i]['chosen']}; right: {rows[i]['options'][rows[i]['key']]}"
+            text = html.escape(f"{rows[i]['part']}: {rows[i]['question']}? {options}. {said}")
+            parts.append(f'<p>{text}<br><audio controls preload=none src="{path}"></audio>')
+    return "\n".join(parts)

@@ -8,7 +8,7 @@ Measure a checkpoint: word error rates of speech, or AudioBench-mini's four-choi
 Speech: writes eval.json and eval_<name>.jsonl, the worst clip first. Shuffled: a
 clip's text against what the model hears in another clip of similar length; its floor: against that
 clip's own text. scoring.py says what an error is.
-Questions: writes bench.json and bench.jsonl.
+Questions: writes bench.json, bench.jsonl, and page.html, which plays errors of each cell.
 """
 import hashlib
 import json
@@ -29,7 +29,7 @@ from configurator import configure, fail, user_input
 from data import Features
 from decode import spell, transcribe
 from device import pick_device
-from files import sha256_file, write_jsonl
+from files import sha256_file, write_jsonl, write_text
 from pauses import split_at_pauses
 from record import is_made, note_made, provenance
 from recordings import read_audio
@@ -241,6 +241,7 @@ def ask_questions(listener, rows):
         wavs = [read_audio(row["audio"]) for row in rows]
     result, choices = audiobench.run_bench(listener, rows, wavs, clips)
     write_jsonl(os.path.join(RESULTS, "bench.jsonl"), choices)
+    write_text(os.path.join(RESULTS, "page.html"), audiobench.page(rows, choices, RESULTS))
     return result
 
 

@@ -96,7 +96,7 @@ run spoken prepare_synthetic.py --corpus=spoken --out_dir=data/spoken --n_train=
 run items prepare_instruct.py ${quick:+--n=600}
 run sounds prepare_librispeech.py --source=data/instruct/items.jsonl ${quick:+--clips_per_shard=64}
 train sft train_sft.py out/cpu_w3 "$root/config/cpu_w3.py" $questions \
-    ${quick:+--texture_hidden=64 --batch_tokens=850 --max_steps=20 --lr_decay_steps=20 \
+    ${quick:+--batch_tokens=850 --max_steps=20 --lr_decay_steps=20 \
     --eval_every=10 --save_every=10}
 run words eval_bench.py --ckpt=out/cpu_w3 ${quick:+--max_clips=8}
 run bench prepare_bench.py ${quick:+--bench_items=8}

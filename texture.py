@@ -3,8 +3,8 @@
 TEXTURE tokens stand before those of a recording's words. Each tells the answer to a task of
 assets/questions.toml: the labels' vectors, weighted by how likely they are, and a faint key that is
 the token's own. The labels' vectors are made of the GPT's token embeddings, so a new label needs no
-new weight. In practice labels are drawn and blurred; train_base.py asks about them. In W3 the
-projector learns to put the answers of real recordings there (train_sft.py).
+new weight. In practice labels are drawn and blurred; train_base.py asks about them. In W3 a
+regression on the training clips puts the answers of real recordings there (train_sft.py).
 
     style     =  norm(its key + 0.7 * "sad" + 0.3 * "bored" + noise)
     loudness  =  norm(its key + "very quiet" + noise)
@@ -18,10 +18,11 @@ from questions import read_tasks
 
 TEXTURE = 24         # tokens; task i of questions.toml speaks in token i % TEXTURE
 KEY = 0.3            # RMS of a key; that of a label's vector is 1
-DOUBT = 0.5          # share of an answer's weight that its rivals get, at most
+DOUBT = 0.4          # share of an answer's weight that its rivals get, at most
 RUMOUR_SHARE = 0.5   # share of the tasks without a label where some labels weigh a little anyway
-NOISE = 0.7          # Gaussian noise of 0..NOISE, drawn per recording
-SHARPNESS = 8.0      # logit of a label whose vector alone is told
+NOISE = 0.4          # Gaussian noise of 0..NOISE, drawn per recording
+RIDGE = 0.65         # strength of the regression with which W3 begins, times D
+CONTRAST = 1.5       # by which its votes, about 0 to 1, are drawn apart
 
 
 class Texture:
@@ -81,17 +82,33 @@ class Texture:
         strength = torch.from_numpy(rng.random((len(told), 1, 1), dtype=np.float32))
         return norm(self.key(model) + told + (ease * NOISE * strength * gaussian).to(told.device))
 
-    def loss(self, told, vectors, facts):
-        """Return the summed cross entropy of B facts {task: answer}.
+    def fit(self, model, x, facts):
+        """Fit the map that tells a recording's facts from numbers about it, by ridge regression.
 
-        told: what tokens add to their keys, (B, TEXTURE, C); vectors: (L, C) of vectors().
+        x: float32 (n, D), of n recordings; facts: n dicts {task: answer}. Returns weight (L, D) and
+        bias (L,), which give a label's weight when clamped to 0..1, and the map (TEXTURE * C, L)
+        from the labels' weights to tokens.
         """
-        logits = SHARPNESS / told.size(2) * told.float() @ vectors.T  # (B, TEXTURE, L)
-        logits = torch.einsum("bkl,kt,tl->bl", logits, self.token_of, self.is_of)
-        right = torch.zeros_like(logits)
-        for row, known in zip(right, facts):
-            for name in known.items():
-                if name in self.place:
-                    row[self.place[name]] = 1
-        all_of = torch.where(self.is_of > 0, logits[:, None], -torch.inf).logsumexp(2)  # (B, tasks)
-        return (right @ self.is_of.T * all_of).sum() - (right * logits).sum()
+        weight = np.zeros((len(self.names), x.shape[1]), np.float32)
+        bias = np.zeros(len(self.names), np.float32)
+        for task in self.tasks:
+            at = [i for i, known in enumerate(facts) if (task, known.get(task)) in self.place]
+            places = [self.place[task, facts[i][task]] for i in at]
+            for_each = sorted(set(places))
+            if len(for_each) > 1:
+                is_it = np.array(places)[:, None] == for_each
+                votes, offset = ridge(x[at], is_it.astype(np.float32), RIDGE * x.shape[1])
+                weight[for_each] = CONTRAST * votes.T
+                bias[for_each] = 0.5 + CONTRAST * (offset - 0.5)
+        token_of = self.token_of @ self.is_of  # (TEXTURE, L)
+        spread = token_of[:, None] * self.vectors(model).T  # (TEXTURE, C, L)
+        return torch.from_numpy(weight), torch.from_numpy(bias), spread.flatten(0, 1).detach()
+
+
+def ridge(x, y, strength):
+    """Return weight (D, L) and bias (L,) by which x (n, D), standardized, tell y (n, L)."""
+    centre, scale = x.mean(0), x.std(0) + 1e-6
+    x = (x - centre) / scale
+    gram = x @ x.T + strength * np.eye(len(x), dtype=np.float32)
+    weight = x.T @ np.linalg.solve(gram, y - y.mean(0)) / scale[:, None]
+    return weight, y.mean(0) - centre @ weight

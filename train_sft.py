@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import trange
 
 from audio import Projector, load_ears, n_audio_tokens
 from checkpoints import load_checkpoint, load_saved, read_meta, run_sums
@@ -17,7 +18,6 @@ from configurator import configure, fail, user_input
 from decode import pad
 from files import read_jsonl, read_lines, sha256_file
 from model import add_lora, lora_state, merged_state
-from optim import Muon
 from practice import as_messages, count_right, make_speller
 from record import need
 from run import join_ranks, leave_ranks
@@ -35,7 +35,6 @@ sentences = "data/text/train.txt"    # plain sentences, so that the LM keeps the
 lm = "out/cpu_w2"       # folder of the aligned run that this one goes on from
 init_from = "auto"      # scratch; resume: last checkpoint of out_dir; auto: resume if there is one
 lora_rank = 16
-texture_hidden = 256    # rank of the map that makes the texture tokens
 transcript_weight = 1.0  # of a transcript in the loss; that of an answer is 1
 # batch: one step is grad_accum microbatches, whatever the number of GPUs
 batch_tokens = 3400     # tokens per microbatch, padding too; lower it on out-of-memory
@@ -55,12 +54,10 @@ seed = 0
 config = configure(globals())  # prints each change; stored in every checkpoint
 # -----------------------------------------------------------------------------
 LORA_ALPHA = 32.0       # the product of the LoRA matrices counts alpha / rank times
-FACT_WEIGHT = 0.5       # of a label that the texture tokens shall tell
 CTC_WEIGHT = 0.3        # of the words that the projector's CTC head shall tell
 DROPOUT = 0.2           # share of the standardized features that is zeroed
 PROJECTOR_LR = 2e-4     # peak, of what alignment trained
-TEXTURE_LR = 1e-3       # peak, of the texture tokens
-TEXTURE_MUON_LR = 0.02  # peak, of their matrices by Muon
+TEXTURE_CLIPS = 8000    # that show how recordings sound, at most
 TRANSCRIPT_SHARE = 0.4  # of the clips with known words are transcribed, not asked about
 LENGTH_POWER = 0.5      # an answer of n tokens counts n ** (1 - LENGTH_POWER) times one of 1 token
 
@@ -185,14 +182,41 @@ def keep_short(texts, row_of):
 def make_projector():
     """Return a projector that goes on from the aligned one, with texture tokens in front."""
     sizes = dict(n_taps=len(manifest["taps"]), dropout=DROPOUT, texture=TEXTURE,
-                 texture_hidden=texture_hidden)
+                 texture_hidden=len(texture.names))
     projector = Projector(**aligned.arguments | sizes).to(device)
     if not first_step:
         projector.set_stats(*data["train"].stats(seed))
         projector.texture_key.data = texture.key(model).detach()
         with user_input():
             projector.start_from(aligned, manifest["taps"], ears["taps"])
+        start_texture(projector)
+    for name, p in projector.named_parameters():
+        p.requires_grad_(p.requires_grad and not name.startswith("texture"))
     return projector
+
+
+@torch.no_grad()
+def start_texture(projector):
+    """Let the texture tokens tell of a clip what a regression on the training clips hears."""
+    split = data["train"]
+    clips = {split.keys[i]: i for i in split.at if facts_of(split.infos[i])}  # each once
+    at = np.random.default_rng(seed).permutation(list(clips.values()))[:TEXTURE_CLIPS]
+    at = sorted(at, key=lambda i: split.lengths[i])  # little padding
+    parts = []
+    for start in trange(0, len(at), 16, desc="how clips sound", unit_scale=16):
+        feats, lens = map(torch.from_numpy, split.read(at[start:start + 16]))
+        parts.append(projector.pool(feats.to(device), lens.to(device)).cpu().numpy())
+    weight, bias, spread = texture.fit(model, np.concatenate(parts),
+                                       [facts_of(split.infos[i]) for i in at])
+    projector.texture_fc1.weight.data.copy_(weight)
+    projector.texture_fc1.bias.data.copy_(bias)
+    projector.texture_fc2.weight.data.copy_(spread)
+
+
+def facts_of(info):
+    """Return {task: answer} of what is known of how a clip sounds."""
+    known = dict(turn[::2] for turn in info.get("turns", [])) | info.get("labels", {})
+    return {task: answer for task, answer in known.items() if (task, answer) in texture.place}
 
 
 @torch.no_grad()
@@ -212,23 +236,6 @@ def free_chat_tokens():
     for p in tables.values():
         p.requires_grad_(True).register_hook(lambda grad: grad * is_new)
     return tables
-
-
-def make_optimizers():
-    """Return [AdamW, Muon for the texture's matrices]."""
-    kept, texture, matrices = [], [], []
-    for name, p in projector.named_parameters():
-        if not name.startswith("texture"):
-            kept += [p] if p.requires_grad else []
-        elif p.shape[-1] == model.config.n_embd:  # the keys, and fc2 if texture_hidden is n_embd
-            texture.append(p)
-        else:
-            matrices.append(p)
-    groups = [(kept, PROJECTOR_LR), (texture, TEXTURE_LR), (lora, learning_rate),
-              (list(tables.values()), learning_rate)]
-    groups = [dict(params=params, lr=peak) for params, peak in groups]
-    return [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-            Muon(matrices, lr=TEXTURE_MUON_LR)]
 
 
 def adapters():
@@ -280,7 +287,10 @@ if not first_step and ears["prompt"] != "chat" and not start.get("chats"):
     start_chat_tokens()
 lora = add_lora(model, lora_rank, LORA_ALPHA)
 tables = free_chat_tokens()
-optimizers = make_optimizers()
+kept = [p for p in projector.parameters() if p.requires_grad]
+groups = [(kept, PROJECTOR_LR), (lora, learning_rate), (list(tables.values()), learning_rate)]
+optimizer = torch.optim.AdamW([dict(params=params, lr=peak) for params, peak in groups],
+                              betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 if first_step:
     load_adapters()
 
@@ -299,35 +309,26 @@ def score(at, feats, lens, is_own):
     return loss, weight, *torch.tensor(counts, device=device)
 
 
-def teach_projector(at, audio, audio_lens):
-    """Return the loss of what the projector itself tells of train's clips `at` (B,).
-
-    Facts and, by CTC, words. audio: the clips' tokens, as the projector has just made them.
-    """
+def words_loss(at, audio, audio_lens):
+    """Return the CTC loss of the words of train's clips `at` (B,), whose tokens are given."""
     infos = [data["train"].infos[i] for i in at]
-    facts = [dict(turn[::2] for turn in info.get("turns", [])) | info.get("labels", {})
-             for info in infos]
-    loss = FACT_WEIGHT * texture.loss(projector.told, vectors, facts)
-    if projector.ctc_head:
-        ids = [speller.encode(info["text"]) for info in infos]
-        weights = torch.tensor([is_transcribed(info) * max(len(each), 1) ** -LENGTH_POWER
-                                for info, each in zip(infos, ids)])
-        nats = projector.ctc_loss(audio, audio_lens, ids)
-        loss = loss + CTC_WEIGHT * (nats * weights.to(device)).sum()
-    return loss
+    ids = [speller.encode(info["text"]) for info in infos]
+    weights = torch.tensor([is_transcribed(info) * max(len(each), 1) ** -LENGTH_POWER
+                            for info, each in zip(infos, ids)])
+    nats = projector.ctc_loss(audio, audio_lens, ids)
+    return CTC_WEIGHT * (nats * weights.to(device)).sum()
 
 
 # ---- loop
 
-vectors = texture.vectors(model).detach()
 speller = make_speller(tok, projector.arguments["ctc"])
 spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
 audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
                 "plain": True}  # it reads and writes transcripts.plain_text()
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
-    projector=projector, optimizers=optimizers, losses=["loss", "text_loss"], data=data,
-    spoken=spoken, score=score, right="val_right", meta={"audio": audio}, lr_group=2,
+    projector=projector, optimizers=[optimizer], losses=["loss", "text_loss"], data=data,
+    spoken=spoken, score=score, right="val_right", meta={"audio": audio}, lr_group=1,
     files=lambda: {"model": merged_state(model), "lora": adapters(),
                    "projector": projector.state_dict()})
 sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]
@@ -338,7 +339,8 @@ for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):
         heard = projector(feats.to(device), lens.to(device))
-        teach_projector(at, *heard).backward(retain_graph=True)
+        if projector.ctc_head:
+            words_loss(at, *heard).backward(retain_graph=True)
         rows = [clip_row(data["train"], i, rng) for i in at]
         for k, part in enumerate(((rows, heard), (draw_text(rng),))):
             if part[0]:

@@ -18,7 +18,7 @@ from texture import Texture
 from tokenizer import chat_prompt, load_tokenizer, multiple_choice
 from transcripts import plain_text
 
-SFT = [*BOTH, "--texture_hidden=16", "--batch_tokens=400", "--text_rows=3", "--lora_rank=2"]
+SFT = [*BOTH, "--batch_tokens=400", "--text_rows=3", "--lora_rank=2"]
 
 
 @pytest.fixture(scope="module")
