@@ -138,22 +138,15 @@ class Talker:
     def prompt(self, messages):
         """Return the prompt of the next answer; ValueError: messages are wrong.
 
-        messages: [(role, text, Recording or None)], user and assistant by turns.
+        messages: [(role, text, Recording or None)], user and assistant by turns. The newest
+        recording stands in front, as in training; of earlier ones what was said stays.
         """
         clean = (lambda text: plain_text(text, strict=False)) if self.plain else str
         turns = [{"role": role, "content": clean(text)} for role, text, _ in messages]
         ids, _ = render_conversation(self.tok, {"messages": turns})
-        user_start = self.tok.special("<|user_start|>")
-        starts = [i for i, token in enumerate(ids) if token == user_start]
-        items = []
-        last = 0
-        for start, (_, _, sound) in zip(starts, messages[::2]):
-            if sound:  # after audio_at ids; later turns lack the first, bos
-                at = self.ears["audio_at"]
-                at = at if start == starts[0] else start + max(at - 1, 0)
-                items += [*ids[last:at], sound]
-                last = at
-        return [*items, *ids[last:], self.tok.special("<|assistant_start|>")]
+        at = self.ears["audio_at"] if self.ears else 0
+        newest = [sound for *_, sound in messages if sound][-1:]
+        return [*ids[:at], *newest, *ids[at:], self.tok.special("<|assistant_start|>")]
 
     def stop_ids(self):
         """Return the ids that end an answer."""

@@ -105,16 +105,13 @@ def test_prompts_of_conversations(tmp_path):
     special = talker.tok.special
     turns = [("user", "How high is it?", one), ("assistant", "low", None), ("user", "red", two)]
     items = talker.prompt(turns)
-    at = items.index(two)
-    assert items[:2] == [one, talker.tok.bos_id] and len(segments(items)) == 2
-    assert items[at - 1] == special("<|assistant_end|>")
-    assert items[at + 1] == special("<|user_start|>")
+    assert items[:2] == [two, talker.tok.bos_id] and one not in items[1:]  # the newest, in front
     assert items[-1] == special("<|assistant_start|>")
-    assert talker.tok.decode(items[1:at]).count(" how high is it") == 1
-    assert size(items) == len(items) - 2 + one.n_tokens + two.n_tokens
+    assert talker.tok.decode(items[1:]).count(" how high is it") == 1
+    assert size(items) == len(items) - 1 + two.n_tokens
     talker.ears = talker.ears | {"audio_at": 2}  # after bos and user_start
-    items = talker.prompt(turns)
-    assert items[2] == one and items[items.index(two) - 1] == special("<|user_start|>")
+    assert talker.prompt(turns).index(two) == 2
+    assert all(isinstance(item, int) for item in talker.prompt([("user", "red", None)]))
     with pytest.raises(ValueError):
         talker.prompt([("assistant", "low", None)])
 
