@@ -1,20 +1,20 @@
 """
     python train_base.py config/cpu_texture.py
 
-The CPU demo's base goes on: half of its practice are chats about how recordings sound. 2 cores, 5
+The CPU demo's base goes on: half of its practice are chats about how recordings sound. 2 cores, 10
 minutes in bf16.
 """
 out_dir = "out/cpu_texture"
 lm = "out/cpu_base"
 practice = 0.95
 chats = "data/practice/texture.jsonl"
-chat_rows = 20
+chat_rows = 32
 text_len = 32
 matrix_lr = 0.02
-max_steps = 400
-lr_decay_steps = 400
+max_steps = 600
+lr_decay_steps = 600
 batch_size = 64
 grad_accum = 1
-eval_every = 400
+eval_every = 600
 save_every = 200
 use_compile = False     # compiling takes longer here than it saves

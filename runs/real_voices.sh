@@ -153,12 +153,14 @@ $python train_base.py config/real_base.py --lm=out/real_base --out_dir=out/real_
     --chats=$real/practice/chats.jsonl --chat_rows=20 --practice=0.9 --matrix_lr=0.03 \
     --max_steps=1200 --lr_decay_steps=1200 --eval_every=1200 --save_every=400
 $python train_base.py config/cpu_texture.py --lm=out/real_chats --out_dir=out/real_texture \
-    --data_dir=$real/text --chats=$real/practice/texture.jsonl
-$python train_align.py config/real_w2.py --lm=out/real_texture --data_dir="$data"
+    --data_dir=$real/text --chats=$real/practice/texture.jsonl --max_steps=1000 \
+    --lr_decay_steps=1000
+$python train_align.py config/real_w2.py --lm=out/real_texture --data_dir="$data" \
+    --max_steps=900 --lr_decay_steps=900
 # then the LM learns along, slowly
 $python train_align.py config/real_w2.py --data_dir="$data" --out_dir=out/real --lm=out/real_w2 \
-    --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02 --max_steps=2000 \
-    --lr_decay_steps=2000
+    --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02 --max_steps=1800 \
+    --lr_decay_steps=1800
 $python eval_bench.py --ckpt=out/real \
     --data="adults=$ocean/test_adults.jsonl,children=$ocean/test_children.jsonl"
 
