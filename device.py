@@ -17,8 +17,7 @@ PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362,
 def compute_dtype(device):
     """Return the dtype of matmuls and activations on a device (str or torch.device).
 
-    NANOCHAT_DTYPE, or bf16 if the device has instructions for it (a CPU without them takes 55 times
-    as long as in fp32).
+    NANOCHAT_DTYPE, or bf16 if the device has instructions for it: else it is 55 times slower.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name := os.environ.get("NANOCHAT_DTYPE"):
@@ -51,7 +50,7 @@ def pick_device(device):
 
 
 def peak_flops(device):
-    """Return a device's peak operations a second: by a GPU's name, else timed in a matmul."""
+    """Return a device's peak operations a second, by a GPU's name, else timed in a matmul."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     known = [tera for key, tera in PEAK_TFLOPS.items() if re.search(rf"\b{key}\b", name)]
     if known and compute_dtype(device) == torch.bfloat16:

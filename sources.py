@@ -38,7 +38,7 @@ def read_sources(setting, is_held_out):
 
 
 def list_clips(folder, is_held_out, labels, held_out, address, example, words=None, **_):
-    """Return a part of a set's clips; arguments: see sources.toml."""
+    """labels ... words: see sources.toml."""
     clips = []
     for path in find_files(folder, AUDIO_SUFFIXES):
         name = f"/{Path(path).as_posix()}"
@@ -60,7 +60,7 @@ def list_clips(folder, is_held_out, labels, held_out, address, example, words=No
 
 
 def list_people(folder, is_held_out):
-    """Return the clips of a corpus whose speakers' sex is known, its test or the other splits."""
+    """Return the clips of speakers of known sex, of the split test or of the others."""
     clips = []
     for clip in read_corpus(folder)[0]:
         info = clip["info"]
