@@ -181,7 +181,7 @@ def find_chapters(folder):
 
 
 def read_transcripts(path):
-    """path: a .trans.txt, whose recordings lie beside it."""
+    """Yield the Clips of a .trans.txt, whose recordings lie beside it."""
     chapter = os.path.dirname(os.path.abspath(path))
     speaker = os.path.basename(os.path.dirname(chapter))
     recordings = find_audio(os.path.dirname(path))

@@ -23,7 +23,9 @@ AGAIN = "run prepare_librispeech.py"
 # ---- shards
 
 def write_shard(path, clips):
-    """Write a tar of clips (key without . and /, float16 (T, n_taps, D), info dict) -> index rows.
+    """Write a tar of clips (key without . and /, float16 (T, n_taps, D), info dict).
+
+    Returns its rows of the index.
     """
     rows = []
     with tarfile.open(path + ".tmp", "w", format=tarfile.GNU_FORMAT) as tar:
@@ -197,7 +199,7 @@ def stretched_batch(lengths, seed, split, step, microbatch, batch_size, grad_acc
 
     lengths: tokens of each clip (N,); microbatch: 0..grad_accum-1. A batch has at most batch_size
     clips and batch_tokens tokens, padding included and up to `jitter` over it (0: any number), or
-    is one longer clip. An epoch holds each clip once.
+    is one longer clip. An epoch holds each clip once, its batches in random order.
     """
     lengths = np.asarray(lengths, np.int32).tobytes()
     n_batches = len(cut_points(lengths, batch_size, batch_tokens)) + 1

@@ -17,7 +17,8 @@ PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362,
 def compute_dtype(device):
     """Return the dtype of matmuls and activations on a device (str or torch.device).
 
-    NANOCHAT_DTYPE, or bf16 if the device has instructions for it: else it is 55 times slower.
+    NANOCHAT_DTYPE, or bf16 if the device has instructions for it (a CPU without them takes 55 times
+    as long as in fp32).
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name := os.environ.get("NANOCHAT_DTYPE"):

@@ -20,7 +20,10 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 # ---- files of documents
 
 def list_documents(setting, paths):
-    """Return the files (list of str) of comma-separated files and folders, each once."""
+    """Return the files (list of str) of comma-separated files and folders, each once.
+
+    FileNotFoundError names the setting.
+    """
     files = []
     for path in filter(None, map(str.strip, paths.split(","))):
         found = find_files(path, SUFFIXES) if os.path.isdir(path) else [path]

@@ -81,7 +81,10 @@ def is_hidden(name):
 
 
 def find_files(folder, suffixes):
-    """Return the sorted paths (str) of files at any depth that end in suffixes (lower case)."""
+    """Return the sorted paths (str) of files at any depth that end in suffixes (lower case).
+
+    Hidden ones are left out, links are followed.
+    """
     found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
         if os.path.realpath(root) in seen:  # a link that goes round

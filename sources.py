@@ -38,7 +38,7 @@ def read_sources(setting, is_held_out):
 
 
 def list_clips(folder, is_held_out, labels, held_out, address, example, words=None, **_):
-    """labels ... words: see sources.toml."""
+    """Return a part of a set's clips; arguments: see sources.toml."""
     clips = []
     for path in find_files(folder, AUDIO_SUFFIXES):
         name = f"/{Path(path).as_posix()}"

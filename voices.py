@@ -66,7 +66,7 @@ def version(engine):
 
 
 def speak(engine, text, clip):
-    """OSError: the engine can't start. ValueError: it refuses the clip."""
+    """Speak a text; OSError: the engine can't start, ValueError: it refuses the clip."""
     speakers = {"piper": speak_piper, "flite": speak_flite}
     return speakers.get(engine, speak_espeak)(text.replace("\0", " "), clip)
 
