@@ -46,7 +46,6 @@ def read_clips(folder, split, texts=(), **fields):
 
 
 def read_voice(clip):
-    """Return the wav of a row of read_clips()."""
     if "path" in clip:  # of sources.py
         return read_audio(clip["path"])
     speaker, chapter, _ = clip["key"].split("-")
@@ -54,7 +53,7 @@ def read_voice(clip):
 
 
 def write_clip(path, wav):
-    """Write a wav (n,) as 16-bit sound."""
+    """wav: (n,), written as 16 bits at 16 kHz."""
     import soundfile
     soundfile.write(path, np.clip(wav, -1, 1), SAMPLE_RATE, subtype="PCM_16")
 
@@ -63,14 +62,12 @@ def write_clip(path, wav):
 
 def band(bands, value):
     """Return the name of the band that value (None: unknown) lies in, or ""."""
-    for name, (low, high) in bands.items():
-        if value is not None and low <= value <= high:
-            return name
-    return ""
+    value = -1 if value is None else value
+    return next((name for name, (low, high) in bands.items() if low <= value <= high), "")
 
 
 def voice_labels(clip):
-    """Return {task: answer}: who speaks in a clip, and how."""
+    """Return {task: answer}: who speaks, and how."""
     quality, sex, style = clip["quality"], clip["sex"], clip.get("style")
     labels = {}
     if quality != "whisper":  # it has no pitch, which tells bored from calm
@@ -88,13 +85,12 @@ def voice_labels(clip):
 
 
 def is_clear(clip):
-    """Return whether a model that was aligned on plain speech can hear a clip's words."""
+    """Can a model that was aligned on plain speech hear a clip's words?"""
     return (clip["quality"] == "plain" and clip["accent"] in ("american", "british")
             and clip.get("rate_set", 0) <= CLEAR_WPM and clip.get("pitch", 0) <= CLEAR_PITCH)
 
 
 def is_plain(clip):
-    """Return whether a clip is an ordinary voice in no style."""
     return clip["quality"] == "plain" and not clip.get("style")
 
 
@@ -131,7 +127,7 @@ def at_loudness(wav, rng, name=""):
 
 
 def on_its_way(wav, rng, way, label):
-    """Return speech in a room, in noise or through a channel, as that task's label says."""
+    """Return speech after one of WAYS, as the label of that task says."""
     if way == "channel":
         return sounds.through(wav, rng, label, rng.uniform(0.9, 1.1))
     if way == "room" and sounds.ROOMS[label]:
@@ -161,14 +157,12 @@ def make_voice(clip, rng, task, label):
 
 
 def make_spoken(clip, rng, *_):
-    """A line of spoken.txt: a number, an order or a question."""
     text = clip["text"]
     wav, loudness = at_loudness(read_voice(clip), rng, pick(("loud", "very loud"), rng))
     return wav, {spoken_task(text): read_answers()[text], "sentence": text} | loudness
 
 
 def make_pair(clips, rng, *_):
-    """Two sentences, of one voice or of two."""
     a, b = clips
     who = (a["sex"] if a["sex"] == b["sex"] else "", a["voice"] == b["voice"])
     answer = next(name for name, speakers in PAIRS.items() if speakers == who)
@@ -178,7 +172,6 @@ def make_pair(clips, rng, *_):
 
 
 def make_scene(clip, rng, task, label):
-    """Speech with a place around it."""
     label = label or pick(list(sounds.SCENES), rng)
     wav = sounds.level(read_voice(clip))
     wav = wav + 10 ** (-inside((3, 9), rng) / 20) * sounds.SCENES[label](len(wav), rng)
@@ -187,7 +180,6 @@ def make_scene(clip, rng, task, label):
 
 
 def make_event(_, rng, task, label):
-    """One sound event of 2 to 3 s."""
     label = label or pick(list(sounds.EVENTS), rng)
     wav = sounds.EVENTS[label](int(rng.uniform(2, 3) * SAMPLE_RATE), rng)
     found = {"event": label, "sentence": NOBODY}
@@ -197,7 +189,6 @@ def make_event(_, rng, task, label):
 
 
 def make_music(_, rng, *__):
-    """A melody of three notes."""
     instrument = pick(list(sounds.INSTRUMENTS), rng)
     way = pick(list(sounds.MELODIES), rng)
     n = int(rng.uniform(1.5, 2.5) * SAMPLE_RATE)
@@ -207,14 +198,12 @@ def make_music(_, rng, *__):
 
 
 def make_beeps(_, rng, *__):
-    """One to four tones."""
     count = int(rng.integers(1, 5))
     wav = sounds.beeps(SAMPLE_RATE, rng, count)
     return at_loudness(wav, rng, "loud")[0], {"beeps": NUMBERS[count], "sentence": NOBODY}
 
 
 def make_silence(_, rng, *__):
-    """Almost nothing, or noise."""
     wav = sounds.colored(int(rng.uniform(1, 3) * SAMPLE_RATE), rng, rng.uniform(0, 1))
     kind = "noise" if rng.uniform() < 0.5 else "silence"
     loudness_db = {"noise": (-45, -20), "silence": (-85, -70)}[kind]
@@ -222,7 +211,6 @@ def make_silence(_, rng, *__):
 
 
 def make_real(clip, *_):
-    """A recording of sources.py, as it is."""
     return read_audio(clip["path"]), clip["labels"]
 
 
@@ -263,12 +251,12 @@ def pair_up(clips, rng, label=""):
 
 
 def unlike(a, b):
-    """Return how far the pitches or the rates of two clips are apart, octaves."""
+    """Return how far pitches or rates are apart, octaves."""
     return max(abs(np.log2(a[name] / b[name])) for name in ("pitch_hz", "rate"))
 
 
 def are_pair(a, b, sex, is_one):
-    """Return whether b's speaker fits a's: of the other sex, a's own voice, or another's."""
+    """Do the speakers of two clips fit (sex, is_one) of PAIRS?"""
     if a["text"] == b["text"]:
         return False
     if not sex:

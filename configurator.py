@@ -61,7 +61,6 @@ def configure(globals_dict, argv=None):
 
 
 def read_argument(arg):
-    """Return [(name, value, where)] of --name=value or of a config file."""
     if arg.startswith("--") and "=" in arg:
         name, value = arg[2:].split("=", 1)  # a value may hold a = too
         return [(name, value, "command line")]
@@ -117,7 +116,7 @@ def expand_home(text):
 
 
 def print_help(globals_dict):
-    source = Path(globals_dict.get("__file__") or sys.argv[0]).read_text(encoding="utf-8")
+    source = Path(globals_dict["__file__"]).read_text(encoding="utf-8")
     block = source.partition("\n# config:")[2].partition("config = configure(")[0]
-    print(f"{(globals_dict.get('__doc__') or '').strip()}\n\n# config:{block.rstrip()}")
+    print(f"{globals_dict['__doc__'].strip()}\n\n# config:{block.rstrip()}")
     sys.exit(0)

@@ -67,8 +67,6 @@ class Clip(NamedTuple):
             raise ValueError(f"no recording ({self.path or self.key + '.flac, .wav ...'})")
 
 
-# ---- all of a corpus
-
 def read_corpus(source, subsets="", seen_voices=False):
     """Read the lists of a corpus and the headers of its recordings.
 
@@ -77,11 +75,9 @@ def read_corpus(source, subsets="", seen_voices=False):
     "info": labels with key, text, seconds}, failures {"key", "reason"}; counts: what was dropped
     or converted. ValueError, OSError: the corpus is missing or broken.
     """
-    reader = find_reader(source)
-    found = reader(source) if reader else read_librispeech(source, subsets)
     clips, failures, counts = [], [], Counter()
     known, split_of = {}, {}  # {key: where it is named}, {speaker: split}
-    for clip in tqdm(found, desc="corpus", unit=" clips"):
+    for clip in tqdm(find_clips(source, subsets), desc="corpus", unit=" clips"):
         try:
             check_clip(clip, known, {} if seen_voices else split_of)
             clips.append(describe(clip, counts))
@@ -123,19 +119,20 @@ def clean_key(name):
     return re.sub(r"[./\\]+", "-", name).strip("-")
 
 
-# ---- the kinds
+# ---- the kinds: each read_* yields the Clips of a source
 
-def find_reader(source):
-    """Return the function that yields the Clips of a source, None for LibriSpeech's layout."""
+def find_clips(source, subsets):
     readers = {"train/wav.scp": read_speechocean, "validated.tsv": read_common_voice,
                "metadata.csv": read_ljspeech, "queen.1c": read_queen}
     if source.endswith(".jsonl"):
-        return read_list
-    return next((readers[name] for name in readers if Path(source, name).exists()), None)
+        return read_list(source)
+    for name, reader in readers.items():
+        if Path(source, name).exists():
+            return reader(source)
+    return read_librispeech(source, subsets)
 
 
 def read_librispeech(source, subsets):
-    """Yield the Clips of folders in LibriSpeech's layout."""
     path, labels = Path(source, "labels.jsonl"), {}
     if path.exists():
         labels = {row["key"]: row for _, row in read_jsonl(path, key=str)}
@@ -160,7 +157,7 @@ def read_librispeech(source, subsets):
 
 
 def find_subsets(root, names):
-    """Return the folders of subsets; downloads LibriSpeech's own. OSError: one is missing."""
+    """Return the folders of subsets; LibriSpeech's own are downloaded. OSError: one is missing."""
     folders = [root / name.strip() for name in names.split(",") if names]
     for folder in folders:
         if not folder.is_dir() and folder.name in SUBSETS:
@@ -194,7 +191,6 @@ def read_transcripts(path):
 
 
 def read_list(source):
-    """Yield the Clips of a .jsonl."""
     audio_of = {}  # {key: audio} of the lines without a key of their own
     for n, line in enumerate(read_lines(source), 1):
         if not line.strip():
@@ -232,7 +228,6 @@ def read_clip_row(line):
 
 
 def read_speechocean(source):
-    """Yield the Clips of speechocean762's own folder."""
     for part in ("train", "test"):
         names = ("wav.scp", "text", "utt2spk", "spk2gender", "spk2age")
         wavs, texts, speakers, sexes, ages = (
@@ -251,7 +246,6 @@ def read_speechocean(source):
 
 
 def read_common_voice(source):
-    """Yield the Clips of a language of Common Voice."""
     path = Path(source, "validated.tsv")
     rows = csv.DictReader(read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
     for n, row in enumerate(rows, 2):
@@ -266,10 +260,9 @@ def read_common_voice(source):
 
 
 def read_ljspeech(source):
-    """Yield the Clips of LJSpeech, or of a corpus in its layout."""
     path = Path(source, "metadata.csv")
     for n, line in enumerate(read_lines(path), 1):
-        key, *texts = line.rstrip("\n").split("|")
+        key, *texts = line.split("|")
         recording = find_path(os.path.join(source, "wavs"), f"{key}.wav")
         labels = {"split": draw_split(key), "speaker": ""}
         text = next(filter(None, reversed(texts)), "")
@@ -279,7 +272,6 @@ def read_ljspeech(source):
 # ---- a game
 
 def read_queen(source):
-    """Yield the Clips of queen.1c; a speaker is a character."""
     game = Path(source, "queen.1c")
     try:
         files, said = queen_lines(game.read_bytes())
@@ -289,9 +281,8 @@ def read_queen(source):
     for stem, line, speaker in said:
         for i, text in enumerate(re.split(r"\*..", line), 1):  # '*' and a code end a clip
             key = f"{stem}{i:X}"
-            sound = files.pop(f"{key}.SB", b"")
             path = Path(source, "clips", f"{key}.mp3")
-            if sound:
+            if sound := files.pop(f"{key}.SB", b""):
                 path.write_bytes(sound)
                 labels = {"split": "train", "speaker": speaker.title()}
                 yield Clip(str(game), key, str(path), text.strip(), labels)
@@ -357,21 +348,14 @@ def queen_dialogue(stem, data, _):
 # ---- LibriSpeech from the net
 
 def fetch_subset(root, name):
-    """Download <name>.tar.gz from the first source that works, verify it, unpack it into root."""
-    archive = root / f"{name}.tar.gz"
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    urls = [f"{base}/{archive.name}" for base in [*MIRRORS, f"{hub.rstrip('/')}/{HUB}"]]
-    print(f"{name}: from {download(urls, str(archive), f'md5:{SUBSETS[name]}')}")
-    unpack(archive, root, name)
-    archive.unlink()
-
-
-def unpack(archive, root, name):
-    """Unpack LibriSpeech/<name> of an archive to root/<name>, which is there when all of it is.
+    """Download <name>.tar.gz, unpack it to root/<name>, which is there when all of it is.
 
     tarfile's data filter refuses absolute paths, '..', devices, and links that lead out.
     """
-    tmp = root / f".{name}.part"
+    archive, tmp = root / f"{name}.tar.gz", root / f".{name}.part"
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    urls = [f"{base}/{archive.name}" for base in [*MIRRORS, f"{hub.rstrip('/')}/{HUB}"]]
+    print(f"{name}: from {download(urls, str(archive), f'md5:{SUBSETS[name]}')}")
     shutil.rmtree(tmp, ignore_errors=True)
     try:
         with tarfile.open(archive) as tar:
@@ -382,3 +366,4 @@ def unpack(archive, root, name):
                          "delete it and run again") from None
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
+    archive.unlink()

@@ -61,7 +61,7 @@ def write_index(folder, rows, shards, manifest):
 
 
 def read_index(folder, encoder_sha256, taps):
-    """Return a folder's (manifest, rows with the paths of their shards and recordings)."""
+    """Return manifest.json, and index.json with paths in the place of names."""
     try:
         manifest, rows = (json.loads(Path(folder, name).read_bytes())
                           for name in ("manifest.json", "index.json"))
@@ -125,7 +125,7 @@ class Features:
         return load_batch(self, [i])[0][0], self.infos[i]
 
     def sums(self):
-        """Return a checksum for each folder."""
+        """Return a checksum (str) for each folder."""
         found = []
         for folder in self.folders:
             manifest = json.loads(Path(folder, "manifest.json").read_bytes())
@@ -165,8 +165,7 @@ def mean_std(clips):
 
 @lru_cache(maxsize=8)
 def cut_points(lengths, batch_size, batch_tokens):
-    """Return where clips sorted by length are cut into batches."""
-    lengths, cuts, first = np.sort(np.frombuffer(lengths, dtype=np.int32)), [], 0
+    lengths, cuts, first = np.sort(np.frombuffer(lengths, np.int32)), [], 0
     if not batch_tokens:  # sizes differ by one at most
         parts = np.array_split(lengths, -(-len(lengths) // batch_size))
         return np.cumsum([len(part) for part in parts])[:-1]
@@ -182,12 +181,11 @@ def cut_points(lengths, batch_size, batch_tokens):
 def epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens=0):
     """Return an epoch's batches [int64 (B,), ...] and each clip's stretch, float64 (N,).
 
-    lengths: bytes of int32 (N,). Clips are sorted as if each were `stretch` times as long: 1 -
-    jitter to 1 + jitter.
+    lengths: bytes of int32 (N,). Clips are sorted as if `stretch` times as long: 1 +- jitter.
     """
     cuts = cut_points(lengths, batch_size, batch_tokens)
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), epoch])
-    lengths = np.frombuffer(lengths, dtype=np.int32)
+    lengths = np.frombuffer(lengths, np.int32)
     shuffled = rng.permutation(len(lengths))  # clips of equal length meet others in each epoch
     stretch = np.empty(len(lengths))
     stretch[shuffled] = rng.uniform(1 - jitter, 1 + jitter, len(lengths))
@@ -208,8 +206,3 @@ def stretched_batch(lengths, seed, split, step, microbatch, batch_size, grad_acc
     epoch, i = divmod(step * grad_accum + microbatch, n_batches)
     batches, stretch = epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens)
     return batches[i], stretch[batches[i]]
-
-
-def batch_indices(*arguments, **settings):
-    """Return the clips alone of what stretched_batch returns: int64 (B,)."""
-    return stretched_batch(*arguments, **settings)[0]

@@ -51,7 +51,7 @@ def pick_device(device):
 
 
 def peak_flops(device):
-    """Return a device's peak operations a second: by a GPU's name, else timed in a matmul."""
+    """Return a device's peak operations a second, by a GPU's name, else timed in a matmul."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     known = [tera for key, tera in PEAK_TFLOPS.items() if re.search(rf"\b{key}\b", name)]
     if known and compute_dtype(device) == torch.bfloat16:

@@ -62,7 +62,7 @@ def read_text(path, doc_chars):
 
 
 def read_parquet(path):
-    """Yield (path, row) for each row of a parquet file, of its column "text" if there is one."""
+    """Yield (path, row) of each row; of the column "text" alone if there is one."""
     need("pyarrow")
     import pyarrow.parquet as parquet
     try:
@@ -106,7 +106,7 @@ class Documents:
         return self.rows(shuffled(self.n_rows, seed, epoch)[i * batch_size:(i + 1) * batch_size])
 
     def rows(self, at):
-        """Return the tokens of rows `at` (ints (B,), 0..n_rows-1): int64 (B, width)."""
+        """Return rows `at` (ints (B,), 0..n_rows-1): int64 (B, width)."""
         return self.stream[at].astype(np.int64)
 
 
@@ -116,7 +116,7 @@ def shuffled(n, seed, epoch):
 
 
 def map_tokens(folder, split, tokenizer_sha256):
-    """Map the tokens of a split into memory -> uint16 (n_tokens,), meta.json."""
+    """Map a split into memory -> uint16 (n_tokens,), meta.json."""
     path, again = Path(folder, f"{split}.bin"), f"run prepare_documents.py --out_dir={folder}"
     try:
         meta = json.loads(Path(folder, "meta.json").read_bytes())

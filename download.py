@@ -1,4 +1,4 @@
-"""Download a file: resumed after a cut, verified, from the first of several sources that works."""
+"""Download a file: resumed after a cut, verified, from the first source that works."""
 import hashlib
 import os
 import time

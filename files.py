@@ -4,7 +4,7 @@ import json
 import os
 import unicodedata
 
-# where a recording lies there twice, the first kind is taken
+# of two recordings with one name the first kind is taken
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".webm", ".m4a", ".mp4", ".aac", ".amr",
                   ".wma")
 
@@ -36,7 +36,7 @@ def read_pairs(path):
 
 
 def read_row(line, **fields):
-    """Return the JSON object (dict) of a line, NaN as None; ValueError: none, or check_row's."""
+    """Return the JSON object (dict) of a line, NaN as None; fields, ValueError: as in check_row."""
     try:
         row = json.loads(line, parse_constant=lambda name: None)
     except (ValueError, RecursionError) as e:
@@ -62,7 +62,7 @@ def read_jsonl(path, needs="", **fields):
 
     fields: as for check_row; needs: the same in words.
     """
-    needs = needs or ", ".join(f'"{name}"' for name in fields) or "its fields"
+    needs = needs or ", ".join(f'"{name}"' for name in fields)
     for n, line in enumerate(read_lines(path), 1):
         if line.strip():
             try:
@@ -76,18 +76,18 @@ def read_jsonl(path, needs="", **fields):
 # ---- folders
 
 def is_hidden(name):
-    """Return True for what a system or an editor left: ._x, .DS_Store, Thumbs.db."""
+    """Is it what a system or an editor left, as ._x, .DS_Store?"""
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
 
 
 def find_files(folder, suffixes):
     """Return the sorted paths (str) of files at any depth that end in suffixes (lower case).
 
-    Hidden ones are left out. Links are followed, each folder once.
+    Hidden ones are left out, links are followed.
     """
     found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(root) in seen:
+        if os.path.realpath(root) in seen:  # a link that goes round
             folders.clear()
             continue
         seen.add(os.path.realpath(root))
@@ -128,7 +128,6 @@ def own_file(name):
 # ---- writing: a file is whole or not there
 
 def write_bytes(path, data):
-    """Write bytes under a temporary name, then rename it."""
     with open(f"{path}.tmp", "wb") as f:
         f.write(data)
     os.replace(f"{path}.tmp", path)

@@ -29,9 +29,9 @@ def make_folder(out_dir, settings, find_inputs, make, *names):
     """Make a folder, unless an earlier run made it with these settings, inputs and this code.
 
     find_inputs(): {input: checksum or version}. make(): writes into out_dir -> (the names of its
-    files, {count's name: value}). names: of an earlier run's files and folders, removed first.
-    ValueError, OSError and RuntimeError (soundfile's) end in one line. Until all is there,
-    meta.json names the script alone.
+    files, {count's name: value}). names: of an earlier run's folders, removed first. ValueError,
+    OSError and RuntimeError (soundfile's) end in one line. Until all is there, meta.json names the
+    script alone.
     """
     folder, script = Path(out_dir), Path(sys.argv[0]).name
     with user_input(RuntimeError):
@@ -45,7 +45,6 @@ def make_folder(out_dir, settings, find_inputs, make, *names):
         write_json(folder / "meta.json", {"script": script})
         for name in names:
             shutil.rmtree(folder / name, ignore_errors=True)
-            (folder / name).unlink(missing_ok=True)
         files, counts = make()
         note_made(out_dir, settings, inputs, files, script=script, **counts)
     print(f"{out_dir}: {', '.join(f'{name} {value}' for name, value in counts.items())}")

@@ -1,9 +1,9 @@
 """Listening practice: a GPT learns to listen from text alone, before it gets any audio.
 
-A projector turns speech into a row of vectors for the GPT. To the GPT they look like the token
-embeddings of a poor speller: pieces of words, each repeated for as long as it sounds, with gaps,
-with neighbours that run into each other, some misheard, all noisy. Practice makes such rows from
-sentences, and trains the GPT to write down what it "heard":
+A projector turns speech into a row of vectors. To the GPT they look like the token embeddings of a
+poor speller: pieces of words, each repeated for as long as it sounds, with gaps, with neighbours
+that run into each other, some misheard, all noisy. Practice makes such rows from sentences, and
+trains the GPT to write down what it "heard":
 
     sentence         red dog
     its pieces        r ed  d og                      tokens of a small vocabulary
@@ -12,8 +12,7 @@ sentences, and trains the GPT to write down what it "heard":
     it learns        red dog <|bos|>                  nothing is predicted at the 11 vectors
 
 In chats (chats.jsonl of prepare_practice.py) it answers questions about such a sentence instead.
-After practice a projector only has to make vectors of a kind that the GPT reads already, which
-train_align.py learns within minutes on a CPU.
+After practice a projector only has to make vectors of a kind that the GPT reads already.
 """
 from collections import Counter
 from typing import NamedTuple
@@ -37,7 +36,7 @@ RIVAL_WEIGHT = 0.7  # the rival's weight is 0..RIVAL_WEIGHT, the same in all rep
 BLEND_SHARE = 0.3   # share of places that are blended with the place before, up to half
 NOISE = 0.6         # Gaussian noise of 0..NOISE, drawn per row; the vectors have an RMS of 1
 SLIP_SHARE = 0.1    # share of the text's tokens that are read wrong: the GPT must trust its ears
-EASE_STEPS = 200    # the disturbances grow from nothing to full strength over this many steps
+EASE_STEPS = 200    # the disturbances grow from nothing to full strength over these steps
 
 
 class Imitation(NamedTuple):
@@ -48,7 +47,7 @@ class Imitation(NamedTuple):
 
 
 def ease_at(step):
-    """Return the strength of the disturbances at a step of training: 0..1."""
+    """Return the strength of the disturbances at a step: 0..1."""
     return min((step + 1) / EASE_STEPS, 1.0)
 
 
@@ -122,7 +121,7 @@ def slip(idx, ids, bos_id, rng, ease):
 # ---- chats about imitated recordings
 
 def as_messages(turns):
-    """Return {"messages": [...]} of turns [(task, question, answer), ...] in plain text."""
+    """Return {"messages": [...]} of turns [(task, question, answer), ...]."""
     messages = []
     for _, question, answer in turns:
         messages += [{"role": "user", "content": plain_text(question)},
@@ -133,9 +132,8 @@ def as_messages(turns):
 def read_chats(path, speller, limit):
     """Read chats.jsonl -> {"train": [(heard, chat), ...], "val": ...}, Counter of left-outs.
 
-    heard: (int (n,), the sentence in pieces; {task: answer}, how it sounds); chat: as_messages()
-    of it. A chat that could take over `limit` positions is left out. ValueError: a wrong line, or a
-    split without a chat.
+    heard: (int (n,), the sentence in pieces; {task: answer}, how it sounds); chat: as_messages().
+    A chat that could take over `limit` positions is left out. ValueError: a wrong line, no chat.
     """
     chats, left_out = {"train": [], "val": []}, Counter()
     for where, row in read_jsonl(path, split=str, text=str, labels=dict, turns=list):

@@ -43,7 +43,7 @@ CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of m
 
 
 def find_documents():
-    """Return the documents' files; climbmix is downloaded where it is missing."""
+    """Return the documents' files; climbmix is downloaded."""
     if not documents or doc_chars < 1 or not 1 <= n_files <= N_WEB:
         raise ValueError("documents must name files, doc_chars be 1 or more, n_files 1 to "
                          f"{N_WEB}")

@@ -159,7 +159,7 @@ def make():
         jobs += plan_real(said) if split == "train" else []
     chats = make_text_chats(max(8, round(TEXT_SHARE * n)))
     Path(out_dir, "clips").mkdir()
-    made = run_all(make_item, jobs, 0, chunksize=32)
+    made = run_all(make_item, jobs, chunksize=32)
     items = list(tqdm(made, total=len(jobs), unit=" clips", desc="instructions"))
     return write_rows(out_dir, {"items.jsonl": items, "turns.jsonl": overlay,
                                 "text.jsonl": chats})

@@ -52,7 +52,7 @@ clips_per_shard = 256      # an interruption costs each worker one shard at most
 workers = 0                # CPU: processes; 0: one a core
 config = configure(globals())
 # -----------------------------------------------------------------------------
-BEGUN = "begun.json"  # what the shards that are there are made of
+BEGUN = "begun.json"  # meta.json of shards that are not all there
 MAX_AUDIO_S = 30.0    # Whisper hears no more; longer clips are dropped
 SNR_DB = (5, 25)      # of copies: speech over noise or babble
 ECHO_S = 0.5          # the longest that sounds.room() adds
@@ -66,7 +66,7 @@ WORKER = {}           # of a worker process: encoder, layers, on a GPU a pool of
 # ---- which clips
 
 def find_clips():
-    """Return (clips to make features of, failures, counts of what was dropped)."""
+    """Return read_corpus()'s clips that the settings choose, and their copies; failures; counts."""
     with user_input():
         clips, failures, counts = read_corpus(source, subset, seen_voices)
     check_failures(failures, len(clips) + len(failures))
@@ -74,8 +74,7 @@ def find_clips():
     chosen = []
     for clip in clips:
         clip["audio"] = os.path.relpath(os.path.realpath(clip["path"]), os.path.realpath(FINAL))
-        why = reason_to_drop(clip, trained)
-        if why:
+        if why := reason_to_drop(clip, trained):
             counts[why] += 1
         else:
             chosen.append(clip)
@@ -98,8 +97,7 @@ def reason_to_drop(clip, trained):
 
 
 def plan_copies(clips, counts):
-    """Return `copies` changed copies of each training clip, under keys of their own; counts
-    (Counter) gets those that may be too long."""
+    """Return `copies` changed copies of each training clip; counts gets those left out."""
     found, trained = [], [clip for clip in clips if clip["info"]["split"] == "train"]
     for clip in trained:
         for k in range(copies):
@@ -121,7 +119,6 @@ def seconds_of(clip):
 
 
 def check_failures(failures, n_clips):
-    """Stop when more than MAX_BAD_SHARE of the clips failed."""
     if len(failures) > MAX_BAD_SHARE * n_clips:
         first = "; ".join(f"{f['key']}: {f['reason']}".removeprefix(": ") for f in failures[:3])
         fail(f"{len(failures)} of {n_clips} clips failed, over {MAX_BAD_SHARE:.0%}: {first}")
@@ -129,13 +126,12 @@ def check_failures(failures, n_clips):
 
 # ---- one shard, in a worker process
 
-def begin_work(encoder, layers, kind, n_threads):
-    """Begin a worker: it keeps the encoder, on a GPU of its own if kind is cuda."""
+def begin_work(encoder, layers, kind):
     torch.set_num_threads(1)
     if kind != "cpu":
         own = torch.device(kind, worker_number() if kind == "cuda" else None)
         encoder = build_encoder(encoder.config, encoder.half_weights, own)
-        WORKER["pool"] = ThreadPoolExecutor(n_threads)  # they read audio while the GPU works
+        WORKER["pool"] = ThreadPoolExecutor()  # its threads read audio while the GPU works
     WORKER.update(encoder=encoder, layers=layers)
 
 
@@ -175,12 +171,11 @@ def features_of(clips, failures):
 
 
 def rows_file(name):
-    """Return the path of the .json that makes a shard whole."""
     return (FINAL / name).with_suffix(".json")
 
 
 def is_whole(name):
-    """Return True if a shard and its rows are there, in the size that was written."""
+    """Are a shard and its rows there, in the size that was written?"""
     try:
         sums = json.loads(rows_file(name).read_bytes())["sums"]
         return (FINAL / name).stat().st_size == sums["bytes"]
@@ -238,13 +233,11 @@ def clear(n_clips, n_bytes):
 
 
 def make_shards(shards, failures, n_found, encoder, layers, kind):
-    """Make the shards that are not whole, the longest clips first."""
-    jobs = [job for job in reversed(shards.items()) if not is_whole(job[0])]
+    jobs = [job for job in reversed(shards.items()) if not is_whole(job[0])]  # long clips first
     print(f"to do: {len(jobs)} of {len(shards)} shards")
     n_gpus = torch.cuda.device_count() if kind == "cuda" else 1
     n_workers, start = (workers, "") if kind == "cpu" else (n_gpus, "spawn")
-    set_up = encoder, layers, kind, max(1, os.cpu_count() // n_gpus)
-    made = run_all(make_shard, jobs, n_workers, begin_work, set_up, start=start)
+    made = run_all(make_shard, jobs, n_workers, begin_work, (encoder, layers, kind), start=start)
     seconds = [round(sum(map(seconds_of, clips))) for _, clips in jobs]
     bar = tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1)
     try:
@@ -260,7 +253,7 @@ def make_shards(shards, failures, n_found, encoder, layers, kind):
 
 
 def finish(clips, shards, failures, n_found, manifest):
-    """Write lists, index and manifest of all shards; returns the manifest, whole."""
+    """Write the lists of clips, index and manifest; returns the manifest, whole."""
     made = [json.loads(rows_file(name).read_bytes()) for name in shards]
     failures = sum((each["failures"] for each in made), failures)
     check_failures(failures, n_found)
@@ -289,8 +282,6 @@ def main():
         fail("clips_per_shard must be 1 or more, workers and copies 0 or more")
     if source.endswith(".jsonl") and Path(HERE).resolve() == FINAL.resolve():
         fail(f"{source} lies in out_dir, whose lists are replaced: give another out_dir")
-    if "WORLD_SIZE" in os.environ:
-        fail("one run uses every GPU: start it with python, not with torchrun")
     with user_input():
         own = pick_device(device)
     encoder, layers = load()

@@ -5,7 +5,7 @@
 
 Reads  <text_dir>/{train,val,test}.txt, a sentence a line, or assets/spoken.txt.
 Writes <out_dir>/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac (16 kHz mono PCM16)
-       and .trans.txt; labels.jsonl (a row for each clip, see make_clip()); meta.json.
+       and .trans.txt; labels.jsonl (of each clip, see make_clip()); meta.json.
 
 A clip depends on corpus, split, number and sentence alone. 2 cores: about 75 espeak, 15 flite or 5
 Piper clips a second.
@@ -39,7 +39,7 @@ SIZES = {"train": n_train, "val": n_val, "test": n_test}
 SPLITS = list(SIZES)
 SPOKEN = own_file("assets/spoken.txt")  # a line on each line, perhaps ` | ` and its answer
 CLIPS_PER_CHAPTER = 25
-CORPORA = {  # engines of train and test, shares of clips with a style and noise, special RANGES
+CORPORA = {  # engines of train and test, shares of clips with a style and noise, own RANGES
     "plain": ("espeak", "piper", 0.0, 0.3, {"rate_set": (160, 205)}),
     "many": ("espeak_many", "espeak_new", 0.3, 0.0, {"rate_set": (85, 265), "pitch": (5, 95)}),
     "spoken": ("espeak", "piper", 0.0, 0.0, {"rate_set": (140, 195)}),
@@ -148,7 +148,6 @@ def measure_pitch(wav):
 # ---- the corpus
 
 def find_inputs():
-    """Return {file or engine: checksum or version}; ValueError: wrong settings."""
     if corpus not in CORPORA or test_engine not in ("", *VOICES):
         raise ValueError(f"{corpus=} is one of {', '.join(CORPORA)}, {test_engine=} '' or one of "
                          f"{', '.join(VOICES)}")
@@ -186,7 +185,7 @@ def choose_texts(split, n):
 
 
 def plan_chapters():
-    """Plan all clips -> {"<split>/<speaker>/<chapter>": [clip, ...]}."""
+    """Return {"<split>/<speaker>/<chapter>": [planned clip, ...]}."""
     chapters = {}
     for split in filter(SIZES.get, SIZES):
         engine = engine_of(split)
@@ -201,32 +200,30 @@ def plan_chapters():
 def write_chapter(folder, clips):
     """Speak the clips of a chapter -> their labels, [dict]."""
     import soundfile
-    path = Path(out_dir, folder)
+    path, rows = Path(out_dir, folder), []
     path.mkdir(parents=True)
-    rows, lines = [], []
     for clip in clips:
         wav, labels = make_clip(clip)
         soundfile.write(path / f"{clip['key']}.flac", wav, SAMPLE_RATE, subtype="PCM_16")
         rows.append(labels)
-        lines.append(f"{clip['key']} {clip['text'].upper()}\n")
+    lines = [f"{clip['key']} {clip['text'].upper()}\n" for clip in clips]
     write_text(path / f"{path.parent.name}-{path.name}.trans.txt", "".join(lines))
     return rows
 
 
 def make():
-    """Speak all -> (file names, counts)."""
     root, labels, chapters = Path(out_dir), [], plan_chapters()
     for split in SPLITS:
         shutil.rmtree(root / split, ignore_errors=True)
     with tqdm(total=sum(SIZES.values()), unit=" clips", disable=None) as bar:
-        for rows in run_all(write_chapter, list(chapters.items()), 0):
+        for rows in run_all(write_chapter, list(chapters.items())):
             labels += rows
             bar.update(len(rows))
     write_jsonl(root / "labels.jsonl", labels)
     paths = [root / "labels.jsonl", *root.glob("*/*/*/*.trans.txt")]
-    hours = sum(row["seconds"] for row in labels) / 3600
-    return ([path.relative_to(root).as_posix() for path in paths],
-            {"clips": len(labels), "hours": round(hours, 2)})
+    hours = round(sum(row["seconds"] for row in labels) / 3600, 2)
+    names = [path.relative_to(root).as_posix() for path in paths]
+    return names, {"clips": len(labels), "hours": hours}
 
 
 if __name__ == "__main__":

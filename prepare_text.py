@@ -6,8 +6,7 @@
 
 Reads  assets/grammar.txt, or text files: .txt and .md, where a sentence ends at . ! ? or an empty
        line, .jsonl and .parquet with a field "text".
-Writes train.txt, val.txt and test.txt, a sentence on each line as transcripts.py spells it, and
-       meta.json.
+Writes train.txt, val.txt, test.txt: a sentence a line, as transcripts.py spells it; meta.json.
 
 No sentence stands twice. Its hash decides its split, so that no run trains on what another run
 holds out.
@@ -56,12 +55,12 @@ SENTENCE_END = re.compile(r"\n\s*\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bS
 class Grammar:
     """A phrase grammar in the format of assets/grammar.txt; ValueError: "file:line: what is wrong".
 
-    rules: {name: [(weight or None, phrase, "file:line"), ...]}. The frames are the rule "sentence";
+    rules: {name: [(weight or None, phrase, "file:line"), ...]}; the frames are the rule "sentence",
     a bracket is the rule #<number>.
     """
 
     def __init__(self, path):
-        self.rules, self.name = {"sentence": []}, ""  # name: of the rule that is read
+        self.rules, self.name = {"sentence": []}, ""  # name: of the last rule
         self.irregular = {}  # {(word, form): inflected word}
         self.options = {}    # {(rule, form): [phrase, ...]}, each as often as its weight
         self.random = Random(SEED).random
@@ -70,7 +69,6 @@ class Grammar:
         self.expand("sentence", "", path)
 
     def read_line(self, text, where):
-        """Add irregular forms, a frame, a rule, or more alternatives of the last rule."""
         if IRREGULAR.fullmatch(text):
             for word, *pairs in map(str.split, text[1:].split("|")):
                 for form, inflected in zip(pairs[::2], pairs[1::2]):
@@ -90,7 +88,7 @@ class Grammar:
             self.rules[self.name] += self.read_alternatives(text, where)
 
     def read_alternatives(self, text, where):
-        """Return the entries of a rule's text; its brackets become rules."""
+        """Return the entries of a rule; its brackets become rules."""
         while bracket := BRACKET.search(text):
             inner = self.read_alternatives(bracket[1] or bracket[2] or "", where)
             inner = [(weight or 1, phrase, where) for weight, phrase, _ in inner]
@@ -142,7 +140,6 @@ class Grammar:
         return " ".join(words)
 
     def draw(self, name, form=""):
-        """Draw a phrase of a rule, and of its slots from left to right."""
         options = self.options[name, form]
         phrase = options[int(self.random() * len(options))]
         drawn = SLOT.sub(lambda slot: self.draw(slot[1], slot[2] or "") + (slot[3] or ""), phrase)
@@ -205,7 +202,7 @@ def clauses(sentence):
 def deal(sentences, excluded, dropped):
     """Deal sentences by their hash until each split is full, or none is left -> {split: [str]}.
 
-    `dropped` (Counter) counts the others. excluded: set of runs.
+    excluded: set of runs; dropped: Counter of the others.
     """
     sizes = {"train": n_train, "val": n_val, "test": n_test}
     splits = {split: [] for split in sizes}
@@ -231,7 +228,7 @@ def deal(sentences, excluded, dropped):
 
 
 def runs(sentence):
-    """Return the runs of RUN words of a sentence (set of str), or the whole of a shorter one."""
+    """Return the runs of RUN words of a sentence (set of str), or all of a shorter one."""
     words = sentence.split()
     return {" ".join(words[i:i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
 

@@ -6,12 +6,11 @@ import ctypes
 import os
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from multiprocessing import current_process, get_context
 
 
-def run_all(function, jobs, n_workers, set_up=None, arguments=(), chunksize=1, start=""):
+def run_all(function, jobs, n_workers=0, set_up=None, arguments=(), chunksize=1, start=""):
     """Yield function(*job) of each job in order, made by n_workers processes (0: one a core).
 
     set_up(*arguments) begins each worker. start: "fork", "spawn" (CUDA's need), "":
@@ -23,19 +22,18 @@ def run_all(function, jobs, n_workers, set_up=None, arguments=(), chunksize=1, s
     with ProcessPoolExecutor(n_workers, get_context(start), begin, (set_up, arguments)) as pool:
         try:
             yield from pool.map(function, *zip(*jobs), chunksize=chunksize)
-        except BrokenProcessPool:
+        except BrokenExecutor:
             raise OSError("a worker was killed (out of memory?): set fewer workers") from None
 
 
 def begin(set_up, arguments):
-    """Begin a worker: Ctrl-C is the parent's, and on Linux the worker ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the parent
     if set_up:
         set_up(*arguments)
 
 
 def worker_number():
-    """Return the number of this worker process, from 0 on, in a script's first pool."""
+    """Return the number of this worker, from 0 on, in a script's first pool."""
     return int(current_process().name.rpartition("-")[2]) - 1

@@ -71,7 +71,8 @@ def ring(partials, length_s, decay_s):
                for k, hz in enumerate(partials))
 
 
-# ---- events ----
+# ---- events
+
 def siren(n, rng):
     low, high, period = rng.uniform(450, 650), rng.uniform(1000, 1500), rng.uniform(0.8, 2.0)
     hz = low + (high - low) * (0.5 - 0.5 * np.cos(2 * np.pi * seconds(n) / period))
@@ -115,7 +116,7 @@ def clock(n, rng):
 def alarm(n, rng):
     hz, length = rng.uniform(1800, 3000), int(0.09 * SAMPLE_RATE)
     beep = np.sign(wave(hz, seconds(length)))
-    three = np.concatenate([np.pad(beep, (0, length // 2))] * 3)
+    three = np.tile(np.pad(beep, (0, length // 2)), 3)
     return repeat(n, rng, rng.uniform(0.7, 1.0), lambda r: three)
 
 
@@ -191,7 +192,8 @@ EVENTS = {"a siren": siren, "a bell": bell, "rain": rain, "wind": wind, "an engi
 SCENES = {"in the rain": rain, "in the wind": wind, "by the sea": waves, "near an engine": engine}
 
 
-# ---- music ----
+# ---- music
+
 def guitar(hz, n, rng):
     """A plucked string (Karplus and Strong 1983)."""
     period = int(SAMPLE_RATE / hz)
@@ -233,7 +235,7 @@ def melody(n, rng, instrument, steps):
 
 
 def beeps(n, rng, count):
-    """Return `count` tones of 0.15 s with pauses."""
+    """Return n samples or more: `count` tones of 0.15 s with pauses."""
     m, hz = int(0.15 * SAMPLE_RATE), rng.uniform(500, 1500)
     starts = np.cumsum(rng.uniform(0.3, 0.5, count)) - 0.2
     out = np.zeros(max(n, int((starts[-1] + 0.3) * SAMPLE_RATE)))
@@ -242,7 +244,8 @@ def beeps(n, rng, count):
     return level(out + 1e-5 * rng.standard_normal(len(out)))
 
 
-# ---- what happens to speech on its way ----
+# ---- speech on its way
+
 def room(wav, rng, seconds_60, wet):
     """Add an echo of `wet` times the direct energy that falls by 60 dB in seconds_60."""
     n = int(seconds_60 * SAMPLE_RATE)

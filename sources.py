@@ -60,7 +60,7 @@ def list_clips(folder, is_held_out, labels, held_out, address, example, words=No
 
 
 def list_people(folder, is_held_out):
-    """Return the clips of a corpus whose speakers' sex is known, its test or the other splits."""
+    """Return the clips of speakers of known sex, of the split test or of the others."""
     clips = []
     for clip in read_corpus(folder)[0]:
         info = clip["info"]

@@ -1,5 +1,4 @@
-"""Text to token ids and back, as nanochat: 256 bytes, merged tokens by rank, special tokens; chats.
-"""
+"""Text to token ids and back, as nanochat: bytes, merged tokens by rank, special tokens; chats."""
 import io
 import json
 import os
@@ -125,8 +124,6 @@ def to_bytes(chars):
     return bytes(CHAR_BYTES[char] for char in chars)
 
 
-# ---- their files
-
 def load_tokenizer(folder, vocab_size=0):
     """Return the tokenizer of folder/tokenizer.json, else of nanochat's tokenizer.pkl there.
 
@@ -171,7 +168,7 @@ class Unpickler(pickle._Unpickler):  # in Python: nine bytes can make the one in
 
 
 def from_pickle(data):
-    """Return the BPETokenizer of nanochat's tokenizer.pkl, a pickled tiktoken.Encoding."""
+    """data: bytes of nanochat's tokenizer.pkl, a pickled tiktoken.Encoding."""
     try:
         state = vars(Unpickler(io.BytesIO(data)).load())
         tok = BPETokenizer([*state["mergeable_ranks"]][256:])
@@ -205,16 +202,19 @@ def export_nanochat(tok, folder):
 
 # ---- chats
 
+ROLES = "user", "assistant"  # in turn
+
+
 def render_conversation(tok, conversation):
     """Return (ids, mask) of a chat, both lists of int; mask is 1 where the assistant is trained.
 
-    conversation: {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...},
-    ...]}. ValueError: user and assistant are not in turn.
+    conversation: {"messages": [{"role": "user" or "assistant", "content": str}, ...]}. ValueError:
+    they are not in turn.
     """
     ids, mask = [tok.bos_id], [0]
     for i, message in enumerate(conversation["messages"]):
         role = message["role"]
-        if role != ("user", "assistant")[i % 2]:
+        if role != ROLES[i % 2]:
             raise ValueError(f"message {i} is from {role!r}: user and assistant come in turn")
         content = [*tok.encode(message["content"]), tok.special(f"<|{role}_end|>")]
         ids += [tok.special(f"<|{role}_start|>"), *content]
@@ -228,7 +228,7 @@ def multiple_choice(question, options):
 
 def chat_prompt(tok, turns, question):
     """Return the ids that ask `question` (str) after turns [(question, answer), ...]."""
-    texts, roles = [*chain.from_iterable(turns), question], ("user", "assistant")
-    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+    texts = [*chain.from_iterable(turns), question]
+    messages = [{"role": ROLES[i % 2], "content": text} for i, text in enumerate(texts)]
     ids, _ = render_conversation(tok, {"messages": messages})
     return [*ids, tok.special("<|assistant_start|>")]

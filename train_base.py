@@ -11,7 +11,7 @@ import torch
 
 from checkpoints import load_checkpoint, read_meta
 from configurator import configure, fail, user_input
-from data import batch_indices
+from data import stretched_batch
 from documents import Documents
 from files import read_lines, sha256_file
 from model import GPT, GPTConfig
@@ -107,7 +107,7 @@ def kind_of(n):
 def pick(lengths, step, microbatch, n):
     """Draw n rows of similar length."""
     n = min(n, len(lengths))
-    return batch_indices(lengths, seed, "train", step, microbatch, n, grad_accum)
+    return stretched_batch(lengths, seed, "train", step, microbatch, n, grad_accum)[0]
 
 
 def get_text(step, microbatch):

@@ -1,6 +1,6 @@
 """Installed voices: espeak-ng, Piper and flite, called so that a clip always sounds the same.
 
-clip: a dict of prepare_synthetic.py. Each speak_* returns (float32 (n,) of at most 1, its sample
+clip: a dict of prepare_synthetic.py. Each speak* returns (float32 (n,) of at most 1, its sample
 rate in Hz).
 """
 import ctypes
@@ -19,7 +19,6 @@ ACCENTS = {"en-us": "american", "en-gb-x-rp": "british",
 
 
 def espeak_voices(languages, variants):
-    """Return [(voice, accent, sex or '', quality)] of espeak's variants in each language."""
     found = []
     for kind, names in variants.items():
         for name in names.split():
@@ -50,7 +49,7 @@ VOICES = {  # engine: [(voice, accent, sex or '', quality)]; its place here is a
 
 
 def version(engine):
-    """Return what is installed of an engine, as text; OSError: something is missing."""
+    """Return what is installed of an engine (str); OSError: something is missing."""
     if engine == "flite":
         if not shutil.which("flite"):
             raise OSError("flite is not installed: apt install flite (or brew install flite)")
@@ -76,8 +75,7 @@ def speak_espeak(text, clip):
     """Speak with espeak-ng's library, loaded anew (2 ms): nothing else resets its filters."""
     import _ctypes
     import espeakng_loader
-    folder, chunks = espeakng_loader.get_data_path(), []
-    folder = min(folder, os.path.relpath(folder), key=len)  # it takes under 160 bytes
+    folder, chunks = espeakng_loader.get_data_path(), []  # a folder of under 160 bytes
     collect = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(
         lambda wav, n, _: chunks.append(ctypes.string_at(wav, 2 * max(n, 0)) if wav else b"") or 0)
     lib = ctypes.CDLL(espeakng_loader.get_library_path())

@@ -77,7 +77,7 @@ def find_sources(name=""):
 
 
 def cache_folder():
-    """Return the folder that keeps downloads; OSError where there is no home for it."""
+    """Return the folder of downloads; OSError: no home for it."""
     folder = os.path.expanduser(os.environ.get("NANOCHAT_OMNI_CACHE") or "~/.cache/nanochat-omni")
     if folder.startswith("~"):
         raise OSError("there is no home folder to keep the encoder's weights in: "
@@ -88,7 +88,6 @@ def cache_folder():
 # ---- Hugging Face's folders
 
 def read_folder(folder, name=""):
-    """Read a local Hugging Face folder; ValueError: what is wrong with it."""
     config = read_config(folder, name or os.path.basename(os.path.abspath(folder)))
     tensors = {}
     for path in weight_files(folder):
@@ -139,7 +138,6 @@ def parts_of(index):
 
 
 def read_tensors(path):
-    """Return {name: tensor} of a .safetensors or .bin file."""
     if not path.endswith(".safetensors"):
         return load_tensors(path)
     import safetensors.torch
@@ -151,7 +149,7 @@ def read_tensors(path):
 
 
 def read_hub(url, tmp, name):
-    """Download a Hugging Face folder into tmp; read and remove it."""
+    """Download a Hugging Face folder into tmp, read it, remove it."""
     from download import download
     files = [f"{url}/{file}{end}" for file in WHOLE for end in ("", ".index.json")]
     try:
@@ -165,8 +163,6 @@ def read_hub(url, tmp, name):
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
-
-# ---- one file
 
 def read_encoder_file(path):
     """Read what audio.save_encoder wrote; ValueError: another file."""
@@ -223,8 +219,8 @@ def read_ctranslate2(data, name):
         tensor = torch.from_numpy(np.frombuffer(raw, np.float16).reshape(shape).copy())
         for theirs, ours in CTRANSLATE2_NAMES.items():
             key = key.replace(theirs, ours)
-        is_qkv = "linear_0" in key  # q, k, v stacked by rows
-        for p, rows in zip("qkv", tensor.chunk(3)) if is_qkv else [("", tensor)]:
+        n_parts = 3 if "linear_0" in key else 1  # q, k, v stacked by rows
+        for p, rows in zip("qkv", tensor.chunk(n_parts)):
             part_name = key.replace("self_attention.linear_0", f"self_attn.{p}_proj")
             if not part_name.endswith("k_proj.bias"):  # rows of zeros
                 weights[part_name] = rows.clone()
