@@ -4,16 +4,14 @@ prepare_bench.py makes a folder of recordings and questions.jsonl: {"id", "part"
 "audio", "question", "options": four, "key": 0 to 3}. An option's score is the log-probability of
 its text as the answer, averaged over the four rotations of the options. Controls: another recording
 of the same cell ("shuffled"), noise, no audio. Baselines: a linear probe, which shows how much of
-the answer the features hold; level meters (meters.py); the answer that is most often right.
+the answer the features hold; level meters (meters.py).
 """
 import math
 import os
-from collections import Counter
 from functools import cache
 
 import numpy as np
 
-from data import load_batch
 from decode import generate, score_answers
 from files import find_path, read_jsonl
 from meters import measure
@@ -189,24 +187,16 @@ def regress(clips, vector, rows, own, ridge):
 
 
 def baselines(clips, rows, features, wavs):
-    """Return {"probe", "meters", "majority": {index of a question: is it right}}.
-
-    majority takes the option that is most often right in its cell.
-    """
+    """Return {"probe", "meters": {index of a question: is it right}}."""
     @cache
     def pooled(i):
-        return pool(load_batch(clips, [i])[0][0])
+        return pool(clips[i][0])
 
     @cache
     def metered(i):
         return measure(read_audio(clips.rows[i]["audio"]))
 
-    found = {"probe": {}, "meters": {}, "majority": {}}
-    for members in members_by(rows, "cell").values():
-        keys = Counter(rows[i]["options"][rows[i]["key"]] for i in members)
-        for i in members:
-            best = max(rows[i]["options"], key=lambda option: keys[option])
-            found["majority"][i] = best == rows[i]["options"][rows[i]["key"]]
+    found = {"probe": {}, "meters": {}}
     if clips:
         found["probe"] = regress(clips, pooled, rows, list(map(pool, features)), RIDGE)
         if all(os.path.isfile(row["audio"]) for row in clips.rows):
@@ -277,8 +267,7 @@ def summarize(rows, right, others):
 
 def table(result):
     """Return the result as lines of markdown."""
-    columns = ("score", "meters", "probe", "majority", "shuffled", "noise", "no_audio",
-               "free_generation")
+    columns = ("score", "meters", "probe", "shuffled", "noise", "no_audio", "free_generation")
     lines = [f"| cell | of | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     parts = result["parts"] if len(result["parts"]) > 1 else {}
     for name, cell in [*result["cells"].items(), *parts.items(), ("all", result)]:

@@ -216,8 +216,7 @@ class Batch:
         sources = [(self.cache, b, int(self.cache.lens[b])) for b in range(len(self.rows))]
         rows = [*self.rows, row]
         longest = max(size(each.prompt) + each.max_tokens for each in rows)
-        cache = KVCache.gather(self.model.config, [*sources, (cache, 0, size(row.prompt))],
-                               longest, self.device)
+        cache = KVCache.gather(self.model.config, [*sources, (cache, 0, size(row.prompt))], longest)
         row.generator = torch.Generator(self.device).manual_seed(row.seed)
         logits = torch.cat([self.logits[:len(self.rows)], logits])
         self.rows, self.cache, self.logits = rows, cache, logits
