@@ -94,8 +94,8 @@ class Talker:
         self.step = self.meta["step"]
         self.device = self.model.cos.device
         self.limit = self.model.cos.size(0)  # tokens of a conversation
-        self.ears = self.meta.get("audio")
-        self.plain = bool(self.ears) and self.ears.get("plain", False)
+        self.ears = self.meta.get("audio") or {}
+        self.plain = self.ears.get("plain", False)
         # nanochat's base models have a depth, its chat models have none
         settings = self.meta.get("user_config", {})
         self.can_chat = self.meta.get("conversations") or "depth" not in settings
