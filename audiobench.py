@@ -5,7 +5,6 @@ prepare_bench.py makes a folder of recordings and questions.jsonl: {"id", "part"
 its text as the answer, averaged over the four rotations of the options. Controls: another recording
 of the same cell ("shuffled"), noise, no audio. Baselines: a linear probe, which shows how much of
 the answer the features hold; level meters (meters.py); the answer that is most often right.
-A listener is (model, meta, tok, encoder, projector).
 """
 import html
 import math
@@ -15,17 +14,14 @@ from functools import cache
 from urllib.parse import quote
 
 import numpy as np
-import torch
 
-from audio import encode
-from data import load_batch
 from decode import generate, score_answers
 from files import find_path, read_jsonl
 from meters import measure
 from questions import read_small_talk
 from recordings import read_audio
 from texture import ridge
-from tokenizer import chat_prompt, multiple_choice
+from tokenizer import multiple_choice
 from transcripts import plain_text, require_distinct
 
 BATCH_SIZE = 32       # prompts read together
@@ -105,77 +101,54 @@ def mcnemar(a, b):
 
 # ---- a model's answers
 
-def hear_all(listener, wavs):
-    """Return of each waveform features, float16 (T, n_taps, D), and audio tokens (T_a, C)."""
-    _, meta, _, encoder, projector = listener
-    features = encode(encoder, wavs, tuple(meta["audio"]["taps"]))
-    tokens = []
-    with torch.inference_mode():
-        for x in features:
-            feats = torch.from_numpy(x)[None].to(encoder.conv1.weight.device)
-            audio, n = projector(feats, torch.tensor([len(x)]))
-            tokens.append(audio[0, :n])
-    return features, tokens
+def ask(talker, question):
+    """Return the ids of a question (str), up to where the answer begins."""
+    return talker.prompt([("user", question, None)])
 
 
-def cleaner(listener):
-    """Return the function that writes a text as the model reads it."""
-    return plain_text if listener[1]["audio"].get("plain") else str
-
-
-def ask(listener, row, options):
-    """Return the ids of a question with its options, up to where the answer begins."""
-    question = cleaner(listener)(multiple_choice(row["question"], options))
-    return chat_prompt(listener[2], [], question)
-
-
-def score_options(listener, rows, audio):
+def score_options(talker, rows, audio):
     """Return the mean log-probabilities of each question's options, float64 (n, 4).
 
     audio: audio tokens (T_a, C) of each question, or None.
     """
-    model, meta, tok, *_ = listener
-    clean = cleaner(listener)
-    end = tok.special("<|assistant_end|>")
+    end = talker.tok.special("<|assistant_end|>")
     jobs = []
     for i, row in enumerate(rows):
         for turn in range(4):
             order = [(k + turn) % 4 for k in range(4)]
             options = [row["options"][k] for k in order]
-            answers = [[*tok.encode(clean(option)), end] for option in options]
-            jobs.append((i, order, ask(listener, row, options), answers))
+            answers = [[*talker.tok.encode(talker.clean(option)), end] for option in options]
+            prompt = ask(talker, multiple_choice(row["question"], options))
+            jobs.append((i, order, prompt, answers))
     jobs.sort(key=lambda job: len(job[2]) + (0 if audio is None else len(audio[job[0]])))
     scores = np.zeros((len(rows), 4))
     for start in range(0, len(jobs), BATCH_SIZE):
         owners, orders, prompts, answers = zip(*jobs[start:start + BATCH_SIZE])
         heard = None if audio is None else [audio[i] for i in owners]
-        sums = score_answers(model, prompts, answers, heard, meta["audio"]["audio_at"])
+        sums = score_answers(talker.model, prompts, answers, heard, talker.ears["audio_at"])
         for i, order, each in zip(owners, orders, sums.tolist()):
             scores[i, order] += np.array(each) / 4
     return scores
 
 
-def answer_freely(listener, prompts, audio=None):
+def answer_freely(talker, prompts, audio=None):
     """Return what the model says (greedy) to each prompt: list of str."""
-    model, meta, tok, *_ = listener
-    settings = {"audio_at": meta["audio"]["audio_at"], "max_tokens": MAX_TOKENS,
-                "stop_ids": (tok.special("<|assistant_end|>"), tok.bos_id)}
     said = []
     for start in range(0, len(prompts), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
-        steps = list(generate(model, prompts[part], audio and audio[part], **settings))
+        steps = list(generate(talker.model, prompts[part], audio and audio[part],
+                              talker.ears["audio_at"], MAX_TOKENS, talker.stop_ids()))
         for b in range(len(prompts[part])):
             ids = [tokens[b] for tokens in steps if tokens[b] is not None]
-            said.append(tok.decode(ids).strip())
+            said.append(talker.tok.decode(ids).strip())
     return said
 
 
-def talk(listener):
+def small_talk(talker):
     """Return [(held-out line of chat.txt, what the model says, is it its block's answer)]."""
     asked = [(line, block[" "]) for block in read_small_talk() for line in block["?"]]
-    clean = cleaner(listener)
-    said = answer_freely(listener, [chat_prompt(listener[2], [], clean(line)) for line, _ in asked])
-    return [(line, text, text in [clean(answer).strip() for answer in answers])
+    said = answer_freely(talker, [ask(talker, line) for line, _ in asked])
+    return [(line, text, text in [talker.clean(answer).strip() for answer in answers])
             for (line, answers), text in zip(asked, said)]
 
 
@@ -220,7 +193,7 @@ def baselines(clips, rows, features, wavs):
     """
     @cache
     def pooled(i):
-        return pool(load_batch(clips, [i])[0][0])
+        return pool(clips[i][0])
 
     @cache
     def metered(i):
@@ -242,27 +215,29 @@ def baselines(clips, rows, features, wavs):
 
 # ---- the whole bench
 
-def run_bench(listener, rows, wavs, clips):
+def run_bench(talker, rows, wavs, clips):
     """Ask a model all questions under every condition -> (dict of bench.json, a dict a question).
 
     rows: of read_bench(); wavs: their recordings, float32 (n,) at 16 kHz; clips: data.Features of
     training for the probe, or None.
     """
     rng = np.random.default_rng(SEED)
-    features, heard = hear_all(listener, wavs)
+    features = talker.features(wavs)
+    heard = list(map(talker.project, features))
     noise = [(NOISE * rng.standard_normal(len(wav))).astype(np.float32) for wav in wavs]
     audio = {"score": heard, "shuffled": [heard[j] for j in partners(rows)],
-             "noise": hear_all(listener, noise)[1], "no_audio": None}
-    scores = {name: score_options(listener, rows, tokens) for name, tokens in audio.items()}
+             "noise": talker.hear(noise), "no_audio": None}
+    scores = {name: score_options(talker, rows, tokens) for name, tokens in audio.items()}
     keys = np.array([row["key"] for row in rows])
     right = {name: each.argmax(1) == keys for name, each in scores.items()}
-    said = answer_freely(listener, [ask(listener, row, row["options"]) for row in rows], heard)
-    wanted = [cleaner(listener)(row["options"][row["key"]]).strip() for row in rows]
+    prompts = [ask(talker, multiple_choice(row["question"], row["options"])) for row in rows]
+    said = answer_freely(talker, prompts, heard)
+    wanted = [talker.clean(row["options"][row["key"]]).strip() for row in rows]
     right["free_generation"] = np.array(said) == np.array(wanted)
     others = baselines(clips, rows, features, wavs)
     result = summarize(rows, right, others)
     result["mcnemar_p"] = mcnemar(right["score"], right["shuffled"])
-    result["small_talk"] = talk(listener)
+    result["small_talk"] = small_talk(talker)
     for name in ("probe", "meters"):
         at = list(others[name])
         theirs = np.array([others[name][i] for i in at], dtype=bool)

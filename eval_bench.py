@@ -22,19 +22,15 @@ from tqdm import tqdm
 
 import audiobench
 import scoring
-from audio import encode, load_ears
-from checkpoints import load_checkpoint, read_meta
+from checkpoints import read_meta
 from clips import without_words
 from configurator import configure, fail, user_input
 from data import Features
-from decode import spell, transcribe
-from device import pick_device
 from files import sha256_file, write_jsonl, write_text
-from pauses import split_at_pauses
 from record import is_made, note_made, provenance
 from recordings import read_audio
 from sounds import WAYS, on_its_way
-from tokenizer import load_tokenizer
+from talk import Talker
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w3"  # the run's folder
@@ -50,21 +46,25 @@ device = "auto"      # auto, cuda, mps, cpu
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------
 BATCH_SIZE = 32  # recordings encoded and decoded together
-BEAMS = 5        # hypotheses kept for each recording, as Whisper keeps
 NOISE_DB = 10.0  # speech over noise or babble
 N_SHOWN = 5      # transcripts printed
 RESULTS = out_dir or ckpt
 
 
-def load_listener():
-    """Return (model, meta, tok, encoder, projector) of the setting `ckpt`, or raise ValueError."""
-    prompt = (read_meta(ckpt, step).get("audio") or {}).get("prompt")
-    if not prompt or bench and prompt != "chat":
+def load_talker():
+    """Return the Talker of the setting `ckpt`, or raise ValueError."""
+    talker = Talker(ckpt, step, device)
+    if not talker.ears or bench and not talker.can_chat:
         raise ValueError(f"{ckpt} takes no audio or no questions: give a run of train_align.py "
                          "for speech, of train_sft.py for both")
-    model, meta = load_checkpoint(ckpt, step, pick_device(device))
-    tok = load_tokenizer(ckpt, model.config.vocab_size)
-    return (model, meta, tok, *load_ears(ckpt, meta, model.cos.device))
+    return talker
+
+
+def training_clips(talker):
+    """Return the Features that a run was trained on, or None where they are not there."""
+    folders = talker.meta["user_config"].get("data_dir", "")
+    if all(os.path.isdir(part.strip().partition("*")[0]) for part in folders.split(",")):
+        return Features(folders, "train", talker.ears["encoder_sha256"], talker.ears["taps"])
 
 
 # ---- word error rates
@@ -92,10 +92,8 @@ def shuffle(clips):
     return partner
 
 
-def hear(listener, clips):
+def hear(talker, clips):
     """Return what the model hears in each clip (list of str), and how many pieces were cut off."""
-    model, meta, tok, encoder, projector = listener
-    ears = meta["audio"]
     heard = [[] for _ in clips]
     cut = []
     order = sorted(range(len(clips)), key=lambda i: -clips[i]["seconds"])
@@ -104,17 +102,10 @@ def hear(listener, clips):
         for i in order[start:start + BATCH_SIZE]:
             with user_input():
                 wav = come(clips, i)
-            spans = split_at_pauses(wav, ears.get("piece_s", 15.0))  # as long as in training
-            pieces += [(i, wav[begin:end]) for begin, end in spans]
+            pieces += [(i, piece) for piece in talker.pieces(wav)]
         for first in range(0, len(pieces), BATCH_SIZE):
             owners, wavs = zip(*pieces[first:first + BATCH_SIZE])
-            features = encode(encoder, wavs, tuple(ears["taps"]))
-            if ears["prompt"] == "ctc":
-                texts = spell(projector, tok, features)
-            else:
-                at = ears["audio_at"]
-                texts = transcribe(model, projector, tok, features, at, BEAMS, cut=cut)
-            for i, text in zip(owners, texts):
+            for i, text in zip(owners, talker.write(wavs, cut)):
                 heard[i].append(text)
     return [" ".join(filter(None, texts)) for texts in heard], len(cut)
 
@@ -129,14 +120,12 @@ def come(clips, i):
     return on_its_way(wav, np.random.default_rng([scoring.SEED, i]), way, NOISE_DB, others)
 
 
-def count_spoken(meta):
+def count_spoken(talker):
     """Return {word: times} of the run's training clips, {} where its features are not there."""
-    settings = meta["user_config"]
-    folders = settings.get("data_dir", "").split(",")
-    if not all(os.path.isdir(folder.strip().partition("*")[0]) for folder in folders):
+    clips = training_clips(talker)
+    if not clips:
         return {}
-    clips = Features(settings["data_dir"], "train")
-    is_kept = without_words(clips.texts, settings.get("hold_out", 0.0))
+    is_kept = without_words(clips.texts, talker.meta["user_config"].get("hold_out", 0.0))
     own = {info["key"]: info["text"] for info, is_in in zip(clips.infos, is_kept)
            if is_in and "copy" not in info}  # each recording once
     return Counter(chain.from_iterable(text.split() for text in own.values()))
@@ -158,12 +147,12 @@ def read_speech():
     return found
 
 
-def evaluate_folder(listener, clips, times):
+def evaluate_folder(talker, clips, times):
     """Hear and score the clips of a folder; times: of count_spoken().
 
     Returns (figures, a row for each clip).
     """
-    heard, n_cut = hear(listener, clips)
+    heard, n_cut = hear(talker, clips)
     references = [clip["reference"] for clip in clips]
     counts = scoring.count_edits(references, heard)
     groups = scoring.groups_of(clips)
@@ -188,13 +177,13 @@ def evaluate_folder(listener, clips, times):
     return table | {"cut_off": n_cut, "silent_clips": len(clips) - len(spoken)}, rows
 
 
-def evaluate(listener, found):
+def evaluate(talker, found):
     """Evaluate the folders of read_speech(), write a jsonl of each; return eval.json's figures."""
     result, shown = {"folders": {}}, []
     with user_input():
-        times = count_spoken(listener[1])
+        times = count_spoken(talker)
     for name, folder, clips, left_out in found:
-        table, rows = evaluate_folder(listener, clips, times)
+        table, rows = evaluate_folder(talker, clips, times)
         suffix = f"_{name}" if name else ""
         result["folders"][name] = table | {"folder": folder, "left_out": dict(left_out)}
         result["wer" + suffix] = table["wer"]
@@ -229,17 +218,12 @@ def closing_lines(result):
 
 # ---- questions
 
-def ask_questions(listener, rows):
+def ask_questions(talker, rows):
     """Ask the questions of a bench, write the jsonl; return bench.json's figures."""
-    ears = listener[1]["audio"]
-    data_dir = listener[1]["user_config"].get("data_dir", "")
-    folders = [part.strip().partition("*")[0] for part in data_dir.split(",")]
-    clips = None  # the run's training features, for the probe
     with user_input():
-        if all(map(os.path.isdir, folders)):
-            clips = Features(data_dir, "train", ears["encoder_sha256"], ears["taps"])
+        clips = training_clips(talker)  # for the probe
         wavs = [read_audio(row["audio"]) for row in rows]
-    result, choices = audiobench.run_bench(listener, rows, wavs, clips)
+    result, choices = audiobench.run_bench(talker, rows, wavs, clips)
     write_jsonl(os.path.join(RESULTS, "bench.jsonl"), choices)
     write_text(os.path.join(RESULTS, "page.html"), audiobench.page(rows, choices, RESULTS))
     return result
@@ -260,13 +244,12 @@ def measure(found):
     """Load the model, measure, and return the result with what it comes from."""
     began = time.perf_counter()
     with user_input():
-        listener = load_listener()
+        talker = load_talker()
     os.makedirs(RESULTS, exist_ok=True)
-    result = ask_questions(listener, found) if bench else evaluate(listener, found)
-    model, meta = listener[:2]
-    return {**result, "ckpt": ckpt, "step": meta["step"], "encoder": meta["audio"]["encoder"],
+    result = ask_questions(talker, found) if bench else evaluate(talker, found)
+    return {**result, "ckpt": ckpt, "step": talker.step, "encoder": talker.ears["encoder"],
             "date": time.strftime("%Y-%m-%d"), "seconds": round(time.perf_counter() - began, 1),
-            **provenance(model.cos.device)}
+            **provenance(talker.device)}
 
 
 def main():

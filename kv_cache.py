@@ -62,13 +62,13 @@ class KVCache:
         self.longest = int(self.lens.max())
 
     @classmethod
-    def gather(cls, config, rows, max_len, device="cpu"):
+    def gather(cls, config, rows, max_len):
         """A cache of the first n places of row b of others; rows: [(KVCache, b, n)]."""
-        new = cls(config, len(rows), max_len, device)
+        new = cls(config, len(rows), max_len, rows[0][0].k.device)
         for i, (old, b, n) in enumerate(rows):
             new.k[:, i, :, :n] = old.k[:, b, :, :n]
             new.v[:, i, :, :n] = old.v[:, b, :, :n]
             new.previous[i] = old.previous[b]
-        new.lens = torch.tensor([n for *_, n in rows], device=device)
+            new.lens[i] = n
         new.longest = max(n for *_, n in rows)
         return new

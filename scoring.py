@@ -233,8 +233,8 @@ def compare(counts, others, groups):
 
 def by_length(counts):
     """Return {band: [errors, words]} of counts (n, 4) by the words of a clip."""
-    return {band: [int(counts[at, 1:].sum()), int(counts[at, 0].sum())]
-            for band, at in in_bands(counts[:, 0], LENGTHS).items()}
+    words = counts[:, 0]
+    return in_bands(words, LENGTHS, counts[:, 1:].sum(axis=1), words)
 
 
 def by_times_spoken(texts, heard, spoken):
@@ -251,15 +251,14 @@ def by_times_spoken(texts, heard, spoken):
             words += some
             is_wrong += [chunk.type != "equal"] * len(some)
     times = [spoken.get(word, 0) for word in words]
-    is_wrong = np.array(is_wrong)
-    return {band: [int(is_wrong[at].sum()), len(at)]
-            for band, at in in_bands(times, TIMES_SPOKEN).items()}
+    return in_bands(times, TIMES_SPOKEN, np.array(is_wrong), np.ones(len(words)))
 
 
-def in_bands(values, bands):
-    """Return {band: where (ints)} of values by the ends of bands: {"1-5": 5, ...}."""
+def in_bands(values, bands, wrong, total):
+    """Return {band: [wrong, total]}, summed where values (n,) are in a band {name: its end}."""
     places = np.searchsorted(list(bands.values()), values)
-    return {name: np.flatnonzero(places == i) for i, name in enumerate(bands)}
+    return {name: [int(wrong[places == i].sum()), int(total[places == i].sum())]
+            for i, name in enumerate(bands)}
 
 
 def read_beside(paths, clips):

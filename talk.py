@@ -10,7 +10,7 @@ import torch
 
 from audio import HOP, encode, load_ears, n_audio_tokens
 from checkpoints import checkpoint_steps, load_checkpoint
-from decode import pad, sample, transcribe
+from decode import sample, spell, transcribe
 from device import pick_device
 from kv_cache import KVCache
 from model import for_inference
@@ -19,6 +19,7 @@ from recordings import SAMPLE_RATE
 from tokenizer import load_tokenizer, render_conversation
 from transcripts import plain_text
 
+BEAMS = 5      # hypotheses kept for each recording, as Whisper keeps
 LONGEST = 512  # ids read at once: the memory of attention grows with their square
 
 
@@ -87,22 +88,21 @@ class Talker:
     """A run's model, tokenizer and ears; ValueError or OSError: its files are wrong."""
 
     def __init__(self, ckpt, step=-1, device="auto"):
-        model, meta = load_checkpoint(ckpt, step, pick_device(device))
+        model, self.meta = load_checkpoint(ckpt, step, pick_device(device))
         self.model = for_inference(model)
         self.tok = load_tokenizer(ckpt, self.model.config.vocab_size)
-        self.step = meta["step"]
+        self.step = self.meta["step"]
         self.device = self.model.cos.device
         self.limit = self.model.cos.size(0)  # tokens of a conversation
-        self.ears = meta.get("audio")
-        self.plain = bool(self.ears) and self.ears.get("plain", False)
+        self.ears = self.meta.get("audio") or {}
+        self.plain = self.ears.get("plain", False)
         # nanochat's base models have a depth, its chat models have none
-        self.can_chat = meta.get("conversations") or "depth" not in meta.get("user_config", {})
+        settings = self.meta.get("user_config", {})
+        self.can_chat = self.meta.get("conversations") or "depth" not in settings
         if self.ears:
-            self.encoder, projector = load_ears(ckpt, meta, self.device)
+            self.encoder, projector = load_ears(ckpt, self.meta, self.device)
             self.projector = for_inference(projector)
             self.can_chat = self.ears["prompt"] == "chat"
-            if self.ears["prompt"] == "ctc":
-                raise ValueError(f"{ckpt} is a control without an LM: eval_bench.py measures it")
 
     def record(self, *wavs):
         """Join float32 wavs (n,) at 16 kHz, 0.2 s of silence between them -> Recording."""
@@ -117,23 +117,41 @@ class Talker:
         """Return the encoder's features (T, n_taps, D) of each wav (n,)."""
         return encode(self.encoder, wavs, tuple(self.ears["taps"]))
 
+    @torch.inference_mode()
+    def project(self, feats):
+        """Turn features (T, n_taps, D) into audio tokens (T_a, C)."""
+        feats = torch.from_numpy(feats).to(self.device)
+        return self.projector(feats[None], [len(feats)])[0][0]
+
     def hear(self, wavs):
         """Return the audio tokens (T_a, C) of each wav (n,)."""
-        feats = [torch.from_numpy(f).to(self.device) for f in self.features(wavs)]
-        audio, lens = self.projector(*pad(feats, self.device))
-        return [row[:n] for row, n in zip(audio, lens.tolist())]
+        return list(map(self.project, self.features(wavs)))
 
-    def transcripts(self, wav, beams=5):
+    def pieces(self, wav):
+        """Cut float32 (n,) at pauses into pieces [(n,), ...] as long as in training."""
+        spans = split_at_pauses(wav, self.ears.get("piece_s", 15.0))
+        return [wav[start:end] for start, end in spans]
+
+    def write(self, wavs, cut):
+        """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
+        feats = self.features(wavs)
+        if self.ears["prompt"] == "ctc":  # the control without an LM
+            return spell(self.projector, self.tok, feats)
+        return transcribe(self.model, self.projector, self.tok, feats, self.ears["audio_at"],
+                          BEAMS, cut)
+
+    def transcripts(self, wav):
         """Cut float32 (n,) at pauses; yield (text, is_cut) of each piece.
 
         is_cut: the model wrote in a loop, and its text was cut off.
         """
-        for start, end in split_at_pauses(wav, self.ears.get("piece_s", 15.0)):
+        for piece in self.pieces(wav):
             cut = []
-            feats = self.features([wav[start:end]])
-            at = self.ears["audio_at"]
-            texts = transcribe(self.model, self.projector, self.tok, feats, at, beams, cut=cut)
-            yield texts[0], bool(cut)
+            yield self.write([piece], cut)[0], bool(cut)
+
+    def clean(self, text):
+        """Return a text as the model reads it."""
+        return plain_text(text, strict=False) if self.plain else text
 
     def prompt(self, messages):
         """Return the prompt of the next answer; ValueError: messages are wrong.
@@ -141,8 +159,7 @@ class Talker:
         messages: [(role, text, Recording or None)], user and assistant by turns. The newest
         recording stands in front, as in training; of earlier ones what was said stays.
         """
-        clean = (lambda text: plain_text(text, strict=False)) if self.plain else str
-        turns = [{"role": role, "content": clean(text)} for role, text, _ in messages]
+        turns = [{"role": role, "content": self.clean(text)} for role, text, _ in messages]
         ids, _ = render_conversation(self.tok, {"messages": turns})
         at = self.ears["audio_at"] if self.ears else 0
         newest = [sound for *_, sound in messages if sound][-1:]
@@ -192,8 +209,7 @@ class Batch:
         sources = [(self.cache, b, int(self.cache.lens[b])) for b in range(len(self.rows))]
         rows = [*self.rows, row]
         longest = max(size(each.prompt) + each.max_tokens for each in rows)
-        cache = KVCache.gather(self.model.config, [*sources, (cache, 0, size(row.prompt))],
-                               longest, self.device)
+        cache = KVCache.gather(self.model.config, [*sources, (cache, 0, size(row.prompt))], longest)
         row.generator = torch.Generator(self.device).manual_seed(row.seed)
         logits = torch.cat([self.logits[:len(self.rows)], logits])
         self.rows, self.cache, self.logits = rows, cache, logits

@@ -3,7 +3,6 @@ import io
 import json
 import os
 import pickle
-from itertools import chain
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -224,11 +223,3 @@ def render_conversation(tok, conversation):
 
 def multiple_choice(question, options):
     return "\n".join([question, *options, "answer with one of the options"])
-
-
-def chat_prompt(tok, turns, question):
-    """Return the ids that ask `question` (str) after turns [(question, answer), ...]."""
-    texts = [*chain.from_iterable(turns), question]
-    messages = [{"role": ROLES[i % 2], "content": text} for i, text in enumerate(texts)]
-    ids, _ = render_conversation(tok, {"messages": messages})
-    return [*ids, tok.special("<|assistant_start|>")]

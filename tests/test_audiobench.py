@@ -1,6 +1,7 @@
 """The bench: its file, statistics, controls, the real command on a tiny run."""
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,9 +93,9 @@ def test_scores_average_over_rotations(tmp_path, monkeypatch):
         encode = staticmethod(lambda text: [len(text)])
     monkeypatch.setattr(audiobench, "score_answers", lambda model, prompts, *rest: torch.tensor(
         [[0.0, -5.0, -5.0, -5.0]] * len(prompts)))
-    monkeypatch.setattr(audiobench, "chat_prompt", lambda *a: [0])
-    listener = None, {"audio": {"plain": True, "audio_at": 0}}, Tok, None, None
-    scores = audiobench.score_options(listener, rows, None)
+    talker = SimpleNamespace(model=None, tok=Tok, ears={"audio_at": 0}, clean=str,
+                             prompt=lambda messages: [0])
+    scores = audiobench.score_options(talker, rows, None)
     assert scores.shape == (8, 4) and np.ptp(scores) == 0
 
 

@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 import scoring
+import talk
 from audio import Projector, WhisperEncoder, encode, save_encoder
 from decode import transcribe
 from model import GPT, GPTConfig
@@ -223,18 +224,17 @@ def test_batches_hear_what_single_clips_say(bench, tiny, monkeypatch):
     """Broken: padding leaks, texts land at the wrong clips, or a long recording loses a piece."""
     ckpt, folder, _ = tiny
     monkeypatch.setattr(bench, "ckpt", ckpt)
-    listener = bench.load_listener()
+    talker = bench.load_talker()
     clips, _ = scoring.read_folder(folder)
-    heard, n_cut = bench.hear(listener, clips)
+    heard, n_cut = bench.hear(talker, clips)
     assert len(set(heard)) == len(clips)  # it depends on the audio
     monkeypatch.setattr(bench, "BATCH_SIZE", 1)
-    assert bench.hear(listener, clips) == (heard, n_cut)
-    monkeypatch.setattr(bench, "split_at_pauses", lambda wav, max_s: [(0, 4800), (4800, 9600)])
+    assert bench.hear(talker, clips) == (heard, n_cut)
+    monkeypatch.setattr(talk, "split_at_pauses", lambda wav, max_s: [(0, 4800), (4800, 9600)])
     wav = soundfile.read(clips[2]["audio"], dtype="float32")[0]  # 9600 samples, as if it were long
-    model, _, tok, encoder, projector = listener
-    alone = [transcribe(model, projector, tok, encode(encoder, [part]), beams=bench.BEAMS)[0]
-             for part in (wav[:4800], wav[4800:])]
-    assert bench.hear(listener, clips[2:3])[0] == [" ".join(alone)]
+    alone = [transcribe(talker.model, talker.projector, talker.tok, encode(talker.encoder, [part]),
+                        beams=talk.BEAMS)[0] for part in (wav[:4800], wav[4800:])]
+    assert bench.hear(talker, clips[2:3])[0] == [" ".join(alone)]
 
 
 def test_the_command_and_its_files(tiny, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from test_train import (BOTH, align, base, log_of, losses, run, same_state,
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from texture import Texture
-from tokenizer import chat_prompt, load_tokenizer, multiple_choice
+from tokenizer import load_tokenizer, multiple_choice, render_conversation
 from transcripts import plain_text
 
 SFT = [*BOTH, "--batch_tokens=400", "--text_rows=3", "--lora_rank=2"]
@@ -103,7 +103,8 @@ def test_texture_tokens_ignore_padding_and_know_the_level():
 def test_options_have_one_spelling(school):
     """Broken: an option is tokenized otherwise in the question than as an answer."""
     tok, options = load_tokenizer(school / "w2"), ["The man", "a girl", "a cat", "old dog"]
-    ids = chat_prompt(tok, [], plain_text(multiple_choice("Who sees it?", options)))
+    question = plain_text(multiple_choice("Who sees it?", options))
+    ids, _ = render_conversation(tok, {"messages": [{"role": "user", "content": question}]})
     for own in (tok.encode(plain_text(option)) for option in options):
         assert any(ids[i:i + len(own)] == own for i in range(len(ids))), own
 
