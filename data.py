@@ -208,8 +208,3 @@ def stretched_batch(lengths, seed, split, step, microbatch, batch_size, grad_acc
     epoch, i = divmod(step * grad_accum + microbatch, n_batches)
     batches, stretch = epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens)
     return batches[i], stretch[batches[i]]
-
-
-def batch_indices(*arguments, **settings):
-    """Return the clips alone of what stretched_batch returns: int64 (B,)."""
-    return stretched_batch(*arguments, **settings)[0]
