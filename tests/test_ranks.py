@@ -71,8 +71,8 @@ def test_three_ranks_align_as_one(world, tmp_path):  # noqa: F811
 def test_nodes_with_other_folders_stop_in_one_line(world, tmp_path, own):  # noqa: F811
     """Broken: nodes mix a fresh model with a resumed one or train on other data, or one waits."""
     with socket.create_server(("localhost", 0)) as free:
-        launch = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
-                  f"--rdzv_endpoint=localhost:{free.getsockname()[1]}"]
+        launch = ["--nnodes=2", "--nproc_per_node=1", "--local_addr=localhost",
+                  "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free.getsockname()[1]}"]
     nodes = []
     for n in range(2):
         folder = tmp_path / str(n)
