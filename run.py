@@ -76,7 +76,7 @@ def sum_gradients(params):
 
 def copy_first_rank(*states):
     """Set all tensors of states to the first rank's: other GPUs draw other weights."""
-    gather(None)  # all have loaded
+    gather(None)  # all loaded
     for tensor in tree_leaves(states) if dist.is_initialized() else ():
         dist.broadcast(tensor.data, 0)
 

@@ -46,11 +46,12 @@ def first_step_of(config, inputs, last_file="tokenizer.json"):
 
     Ends the script if that run is evaluated at max_steps and has last_file, or if ranks differ.
     """
-    path, step = f"{config['out_dir']}/.{time.time_ns()}", 0
+    path, step = gather(f"{config['out_dir']}/.{time.time_ns()}")[0], 0
     if is_first_rank():
         os.makedirs(config["out_dir"], exist_ok=True)
         open(path, "w").close()
-    mine = config | inputs | {"out_dir": os.path.exists(gather(path)[0])}
+    gather(None)
+    mine = config | inputs | {"out_dir": os.path.exists(path)}
     others = gather(mine)
     if is_first_rank():
         os.remove(path)
@@ -66,7 +67,7 @@ def first_step_of(config, inputs, last_file="tokenizer.json"):
 
 
 def find_step(config, inputs, last_file):
-    """Return first_step_of()'s step; None: the run is done."""
+    """Return first_step_of()'s step; None: all done."""
     out_dir, init_from, max_steps = config["out_dir"], config["init_from"], config["max_steps"]
     steps = checkpoint_steps(out_dir)
     has_log = os.path.exists(f"{out_dir}/log.jsonl")  # alone: killed before the first checkpoint
