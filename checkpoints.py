@@ -120,9 +120,7 @@ def run_sums(folder):
 # ---- writing
 
 def save_checkpoint(out_dir, step, files, meta):
-    """Write {name: state} as <name>_<step>.pt, then meta; on rank 0 only."""
-    if os.environ.get("RANK", "0") != "0":
-        return
+    """Write {name: state} as <name>_<step>.pt, then meta."""
     sums = {}
     for name, state in files.items():
         file = file_name(name, step)
@@ -135,7 +133,7 @@ def save_checkpoint(out_dir, step, files, meta):
 
 def note_evaluation(out_dir, step, result, figure):
     """Add an evaluation to its step's meta, if saved; the lowest result[figure] is best."""
-    if os.environ.get("RANK", "0") != "0" or step not in checkpoint_steps(out_dir):
+    if step not in checkpoint_steps(out_dir):
         return
     meta = read_meta(out_dir, step)
     best = meta["best"]

@@ -12,7 +12,7 @@ import torch
 from configurator import fail, user_input
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
 from decode import spell, transcribe
-from run import lr_share, read_ahead, sum_over_ranks
+from run import copy_first_rank, lr_share, read_ahead, sum_over_ranks
 from trainer import Trainer
 
 MAX_AUDIO_S = 30.0     # longer clips are left out, and counted
@@ -90,10 +90,12 @@ class ClipTrainer(Trainer):
 
     def __post_init__(self):
         super().__post_init__()
+        copy_first_rank(self.projector.state_dict())
         for split in self.data.values():
             split.c = self.c
-        numbers = range(self.first_step * self.c.grad_accum + self.rank,
-                        self.c.max_steps * self.c.grad_accum, self.world_size)
+        n = self.c.grad_accum
+        numbers = (k for k in range(self.first_step * n, self.c.max_steps * n)
+                   if k % n in self.own)
         self.reader = read_ahead(self.read, numbers, WORKERS.get(self.device.type, 0))
 
     def train(self, on):
@@ -114,9 +116,10 @@ class ClipTrainer(Trainer):
 
     def microbatches(self, step):
         """Yield (rng, clips, features, frames) of a step; a resumed run draws the same."""
-        for microbatch in range(self.rank, self.c.grad_accum, self.world_size):
+        for microbatch in self.own:
             began = time.time()
             batch = next(self.reader)
+            self.last_clips = [self.data["train"].keys[i] for i in batch[0]]
             self.meter["wait"] += time.time() - began
             torch.manual_seed(hash((self.c.seed, step, microbatch)))  # of dropout
             yield np.random.default_rng([self.c.seed, step, microbatch]), *batch
@@ -127,11 +130,11 @@ class ClipTrainer(Trainer):
         self.meter["places"] += places
         self.meter["padding"] += places - int(row_lens.sum())
 
-    def update(self, step, sums, at):
-        """Finish a step; sums as Trainer.update has them; at: the last clips, (B,)."""
-        c, clips = self.c, [self.data["train"].keys[i] for i in at]
+    def update(self, step, sums):
+        """Finish a step; sums: as in Trainer.update."""
+        c = self.c
         share = lr_share(step, c.warmup_steps, c.lr_decay_steps, c.warmdown_share, FINAL_LR_SHARE)
-        super().update(step, sums, share, clips=clips)
+        super().update(step, sums, share)
 
     def clip(self):
         """Clip each parameter group's gradient apart, and return the norm of all."""

@@ -28,8 +28,9 @@ def sample(logits, temperature, top_p, generator):
 def pad(rows, device, value=0):
     """Lists of ids or tensors (n, ...) -> (B, longest, ...) and their lengths (B,)."""
     lens = torch.tensor([len(row) for row in rows], device=device)
-    rows = [torch.as_tensor(row).to(device) for row in rows]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value), lens
+    rows = [torch.as_tensor(row) for row in rows]
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+    return padded.to(device), lens
 
 
 def prefill(model, prompts, audio, audio_at, room):

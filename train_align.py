@@ -9,7 +9,6 @@ import sys
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 import smoke
@@ -24,17 +23,17 @@ from optim import Muon
 from plot import plot_pca
 from practice import make_speller
 from record import need
-from run import join_ranks, leave_ranks
+from run import gather, join_ranks, leave_ranks
 from tokenizer import ByteTokenizer, load_tokenizer
 from trainer import check_settings, first_step_of
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 out_dir = "out/align"
 data_dir = "data/synthetic/features"  # features; a,b*3: each clip of b counts three times an epoch;
                         # tones: W1's five tones
 lm = "out/cpu_texture"  # folder of the GPT, or of an aligned run, whose projector goes on learning;
                         # '': W1's small random GPT on bytes
-init_from = "auto"      # scratch; resume: last checkpoint of out_dir; auto: resume if there is one
+init_from = "auto"      # scratch; resume; auto: resume if there is a run
 whisper = ""            # encoder by name, folder or encoder.pt; '': WHISPER_HF_ID or whisper-base
 # the projector
 taps = ""               # the features' taps that are used, comma-separated; '': all
@@ -43,10 +42,10 @@ hidden = 2048           # width of its MLP; 0: 4 * n_embd
 ctc = 0.0               # weight of a CTC loss on the audio tokens; 1: without the LM, the control
 augment = True          # vary clips in training: dropout, another clip's mean, another pace
 hold_out = 0.0          # share of the words whose clips are left out, to measure unheard words
-# batch: one step is grad_accum microbatches, whatever the number of GPUs
+# batch
 batch_tokens = 3400     # tokens per microbatch, padding too; lower it on out-of-memory
 batch_size = 0          # clips per microbatch at most; 0: any number
-grad_accum = 1          # microbatches per step; a multiple of the number of ranks
+grad_accum = 1          # microbatches per step of all ranks
 learning_rate = 2e-3    # peak, of the projector
 muon_lr = 0.04          # peak, of the projector's two matrices by Muon; 0: AdamW for all
 lm_learning_rate = 0.0  # peak, of the LM; 0: it stays frozen
@@ -61,7 +60,7 @@ log_every = 10
 device = "auto"
 use_compile = True
 seed = 0
-config = configure(globals())  # prints each change; stored in every checkpoint
+config = configure(globals())  # each checkpoint stores it
 # -----------------------------------------------------------------------------
 DROPOUT = 0.2           # share of the standardized features that is zeroed
 VOICE_MIX = 1.0         # half the clips get up to this share of another clip's mean features
@@ -84,9 +83,9 @@ def warp(feats, lens, stretch, rng):
 
 def forward_clips(split, at, feats, lens, with_logits=False):
     """Read clips -> summed loss of their texts, targets (B, T), row lengths (B,), logits."""
-    ids, n_ids = pad([[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at], "cpu", -1)
-    ids, text_lens = ids.to(device), n_ids.to(device) - 1
-    targets = ids[:, 1:]
+    rows = [[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at]
+    ids, n_ids = pad(rows, device, -1)
+    targets, text_lens = ids[:, 1:], n_ids - 1
     audio, audio_lens = projector(feats.to(device), lens.to(device))
     row_lens = audio_lens + text_lens
     if ctc == 1:
@@ -117,8 +116,7 @@ def open_encoder():
             encoder = find(whisper, device)
         if is_smoke:
             smoke.write_tones(features_dir, encoder, seed)
-    if world_size > 1:
-        dist.barrier()
+    gather(None)
     return encoder
 
 
@@ -193,8 +191,8 @@ def about_audio():
     return audio | {name: manifest[name] for name in ("encoder", "encoder_sha256", "taps")}
 
 
-ranks = rank, world_size, device = join_ranks(device, seed)
-check_settings(config, world_size, "stack", "batch_tokens")
+ranks = rank, _, device = join_ranks(device, seed)
+check_settings(config, "stack", "batch_tokens")
 if max(ctc, hold_out) > 1 or ctc and not lm:
     fail(f"{ctc=} and {hold_out=} are shares, and CTC spells with the tokens of an lm ({lm=})")
 need("jiwer", "matplotlib")
@@ -249,7 +247,7 @@ for step in range(first_step, max_steps):
         loss.backward()
         sums[0] += torch.stack([loss.detach(), (targets >= 0).sum()])
         trainer.count(row_lens)
-    trainer.update(step, sums, at)
+    trainer.update(step, sums)
     losses.append((sums[0, 0] / sums[0, 1]).item())
 
 # ---- closing line

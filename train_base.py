@@ -24,19 +24,19 @@ from texture import TEXTURE, Texture
 from tokenizer import load_tokenizer, train_bpe
 from trainer import Trainer, check_settings, first_step_of
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 out_dir = "out/base_d4"
 data_dir = "data/text"  # train.txt and val.txt of prepare_text.py, one sentence a line
 documents = ""          # folder of prepare_documents.py, read as plain text; '': the sentences
 lm = ""                 # folder of a run to begin with, ours or nanochat's; '': a new model
-init_from = "auto"      # scratch; resume; auto: resume where out_dir has a checkpoint
+init_from = "auto"      # scratch; resume; auto: resume if there is a run
 # model: n_embd is 64 * depth, rounded up to a multiple of head_dim
 depth = 4
 head_dim = 64
 vocab_size = 2048       # of a new tokenizer; documents have their own
-# batch: a step is grad_accum microbatches, whatever the number of GPUs
+# batch
 batch_size = 64         # rows of a microbatch; the value to lower on out-of-memory
-grad_accum = 2          # microbatches of a step over all ranks; a multiple of the world size
+grad_accum = 2          # microbatches of a step over all ranks
 text_len = 64           # tokens of a row of plain text
 # listening practice
 practice = 0.7          # share of the microbatches that practise; the others are plain text
@@ -57,7 +57,7 @@ log_every = 10
 device = "auto"
 use_compile = True
 seed = 0
-config = configure(globals())  # prints each change; stored in every checkpoint
+config = configure(globals())  # each checkpoint stores it
 # -----------------------------------------------------------------------------
 CHAT_SHARE = 0.5        # of the practice; from the first step on, else it forgets how to answer
 EVAL_ROWS = 512         # held-out rows of documents
@@ -157,8 +157,8 @@ def get_batch(step, microbatch, kind):
         "idx": to_tensor(idx, dev), "targets": to_tensor(targets, dev)}
 
 
-rank, world_size, dev = join_ranks(device, seed)
-check_settings(config, world_size, "depth", "head_dim", "batch_size", "text_len", "chat_rows")
+ranks = rank, world_size, dev = join_ranks(device, seed)
+check_settings(config, "depth", "head_dim", "batch_size", "text_len", "chat_rows")
 if documents and not os.path.isfile(os.path.join(documents, "meta.json")):  # written last
     fail(f"{documents} holds no documents and tokenizer: run prepare_documents.py")
 splits = ("train", "val") if practice or not documents else ()  # of the sentences
@@ -201,7 +201,7 @@ if model.config.n_layer >= 12:  # nanochat's values for its d12
     rates, weight_decay = (0.3, 0.008, 0.01), 0.28
 optimizers = gpt_optimizers(model, matrix_lr, *rates, weight_decay, more=[blank])
 trainer = Trainer(
-    config=config, inputs=inputs, ranks=(rank, world_size, dev), first_step=first_step, model=model,
+    config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model,
     tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"], best="val_bpb",
     files=lambda: {"model": model.state_dict()}, row_len=text_len,
     meta={"max_seq_len": text_len, "device_batch_size": batch_size, "chats": bool(talks)})
@@ -283,7 +283,7 @@ for step in range(first_step, max_steps):
         for i in range(practice_vocab, len(tok.tokens)):
             model.start_from_pieces(i, speller.spell(tok.tokens[i]))
     sums = torch.zeros(3, 2, device=dev)  # nats and targets of each kind
-    for microbatch in range(rank, grad_accum, world_size):
+    for microbatch in trainer.own:
         kind = kind_of(step * grad_accum + microbatch)
         batch = get_batch(step, microbatch, kind)
         loss = model(**batch, loss_reduction="sum")

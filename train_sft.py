@@ -26,19 +26,19 @@ from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
 from trainer import check_settings, first_step_of
 from transcripts import spoken_turns
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 out_dir = "out/w3"
 data_dir = "data/instruct/features*2,data/synthetic/features"  # *2: a clip counts twice an epoch
 turns = "data/instruct/turns.jsonl"  # questions to clips of data_dir by their keys; '': none
 chats = "data/instruct/text.jsonl"   # chats without audio {"question", "answer"}; '': none
 sentences = "data/text/train.txt"    # plain sentences, so that the LM keeps them; '': none
 lm = "out/cpu_w2"       # folder of the aligned run that this one goes on from
-init_from = "auto"      # scratch; resume: last checkpoint of out_dir; auto: resume if there is one
+init_from = "auto"      # scratch; resume; auto: resume if there is a run
 lora_rank = 16
 transcript_weight = 1.0  # of a transcript in the loss; that of an answer is 1
-# batch: one step is grad_accum microbatches, whatever the number of GPUs
+# batch
 batch_tokens = 3400     # tokens per microbatch, padding too; lower it on out-of-memory
-grad_accum = 1          # microbatches per step; a multiple of the number of ranks
+grad_accum = 1          # microbatches per step of all ranks
 text_rows = 4           # rows without audio per microbatch, each of four chats or four sentences
 learning_rate = 2e-3    # peak, of LoRA and the chat's tokens
 max_steps = 1000        # when to stop
@@ -51,7 +51,7 @@ log_every = 10
 device = "auto"
 use_compile = True
 seed = 0
-config = configure(globals())  # prints each change; stored in every checkpoint
+config = configure(globals())  # each checkpoint stores it
 # -----------------------------------------------------------------------------
 LORA_ALPHA = 32.0       # the product of the LoRA matrices counts alpha / rank times
 CTC_WEIGHT = 0.3        # of the words that the projector's CTC head shall tell
@@ -117,12 +117,10 @@ def forward_rows(rows, heard=None, with_logits=False):
 
     Returns the weighted loss, the sum of weights, row lengths (B,), losses or logits, targets.
     """
-    idx, text_lens = pad([ids[:-1] for ids, _ in rows], "cpu")
-    following, _ = pad([ids[1:] for ids, _ in rows], "cpu")
-    weights, _ = pad([weights[1:] for _, weights in rows], "cpu")
+    idx, text_lens = pad([ids[:-1] for ids, _ in rows], device)
+    following, _ = pad([ids[1:] for ids, _ in rows], device)
+    weights, _ = pad([weights[1:] for _, weights in rows], device)
     targets = torch.where(weights > 0, following, -1)
-    idx, text_lens, weights, targets = (
-        x.to(device) for x in (idx, text_lens, weights, targets))
     row_lens, more = text_lens, {}
     if heard:
         row_lens = heard[1] + text_lens
@@ -256,8 +254,8 @@ def load_adapters():
             p[new_ids] = saved[f"{name}.rows"]
 
 
-ranks = rank, world_size, device = join_ranks(device, seed)
-check_settings(config, world_size, "batch_tokens", "text_rows", "lora_rank")
+ranks = rank, _, device = join_ranks(device, seed)
+check_settings(config, "batch_tokens", "text_rows", "lora_rank")
 need("jiwer")
 left_out = Counter()  # questions, chats and sentences, by reason
 with user_input():
@@ -348,7 +346,7 @@ for step in range(first_step, max_steps):
                 loss.backward()
                 sums[k] += torch.stack([loss.detach(), weight])
                 trainer.count(row_lens)
-    trainer.update(step, sums, at)
+    trainer.update(step, sums)
 
 if rank == 0:
     print(trainer.clock.closing_line(trainer.result, out_dir))

@@ -2,6 +2,7 @@
 import math
 import os
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -17,7 +18,8 @@ from device import compute_dtype, peak_flops
 from optim import load_optimizers
 from record import changed_code, provenance
 from rows import to_tensor
-from run import Clock, is_first_rank, leave_ranks, log, sum_over_ranks
+from run import (Clock, copy_first_rank, gather, is_first_rank, leave_ranks, log, sum_gradients,
+                 sum_over_ranks)
 from tokenizer import export_nanochat
 
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
@@ -26,28 +28,47 @@ FREE = {"init_from", "out_dir", "max_steps", "device", "use_compile", "log_every
 DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6}  # of a script without such a setting
 
 
-def check_settings(config, world_size, *from_one):
+def check_settings(config, *from_one):
     """Stop in one line where a setting is out of range; those of from_one are 1 or more."""
     for name, value in config.items():
         least = int(name in {*FROM_ONE, *from_one})
         if not isinstance(value, str) and value < least:
             fail(f"{name}={value}: give {least} or more")
-    init_from, lm, grad_accum = config["init_from"], config["lm"], config["grad_accum"]
+    init_from, lm = config["init_from"], config["lm"]
     if init_from not in ("scratch", "resume", "auto"):
         fail(f"{init_from=}: use scratch, resume or auto")
     if lm and os.path.realpath(lm) == os.path.realpath(config["out_dir"]):
         fail(f"lm={lm} is out_dir too, whose steps this run would replace: give another --out_dir")
-    if grad_accum % world_size:
-        fail(f"{grad_accum=} is no multiple of the {world_size} ranks")
 
 
 def first_step_of(config, inputs, last_file="tokenizer.json"):
     """Make out_dir; return the step that its run goes on from, 0: a new one.
 
-    Ends the script if that run is evaluated at max_steps and has last_file.
+    Ends the script if that run is evaluated at max_steps and has last_file, or if ranks differ.
     """
+    path, step = gather(f"{config['out_dir']}/.{time.time_ns()}")[0], 0
+    if is_first_rank():
+        os.makedirs(config["out_dir"], exist_ok=True)
+        open(path, "w").close()
+    gather(None)
+    mine = config | inputs | {"out_dir": os.path.exists(path)}
+    others = gather(mine)
+    if is_first_rank():
+        os.remove(path)
+        if unlike := [name for name in mine if any(mine[name] != each[name] for each in others)]:
+            fail(f"the ranks differ in {', '.join(unlike)}: they need one command, the same data "
+                 "and a shared out_dir")
+        step = find_step(config, inputs, last_file)
+    step = gather(step)[0]
+    if step is None:
+        leave_ranks()
+        sys.exit(0)
+    return step
+
+
+def find_step(config, inputs, last_file):
+    """Return first_step_of()'s step; None: all done."""
     out_dir, init_from, max_steps = config["out_dir"], config["init_from"], config["max_steps"]
-    os.makedirs(out_dir, exist_ok=True)
     steps = checkpoint_steps(out_dir)
     has_log = os.path.exists(f"{out_dir}/log.jsonl")  # alone: killed before the first checkpoint
     if init_from == "resume" and not steps and not has_log:
@@ -60,10 +81,8 @@ def first_step_of(config, inputs, last_file="tokenizer.json"):
         check_same_run(out_dir, meta, config, inputs)
     is_done = steps[-1] >= max_steps and meta.get("evaluated")
     if is_done and os.path.exists(f"{out_dir}/{last_file}"):
-        if is_first_rank():
-            print(f"{out_dir} is up to date: finished at step {steps[-1]} of {max_steps}")
-        leave_ranks()
-        sys.exit(0)
+        print(f"{out_dir} is up to date: finished at step {steps[-1]} of {max_steps}")
+        return None
     return steps[-1]
 
 
@@ -97,11 +116,13 @@ class Trainer:
     meta: dict          # what else a checkpoint's meta holds
     row_len: int = 0    # tokens of a row, for the mfu
     lr_group: int = 0   # whose learning rate the log shows
+    last_clips = ()     # read
     is_mean = True      # losses in the log are means since the line before; False: the step's
 
     def __post_init__(self):
         self.c = c = SimpleNamespace(**DEFAULTS | self.config)
         self.rank, self.world_size, self.device = self.ranks
+        self.own = range(self.rank, c.grad_accum, self.world_size)  # a step's microbatches
         self.plain_trunk = self.fast_trunk = self.model.trunk
         if c.use_compile:  # not evaluation, which has other shapes
             self.fast_trunk = torch.compile(self.plain_trunk)
@@ -142,6 +163,8 @@ class Trainer:
         encoder: is saved too.
         """
         self.evaluate, out_dir = evaluate, self.c.out_dir
+        copy_first_rank(self.model.state_dict(), self.trained,
+                        [optimizer.state for optimizer in self.optimizers])
         is_evaluated = self.is_evaluated if self.first_step else not evaluate_first
         if self.rank == 0:
             cut_back(out_dir, self.first_step, is_evaluated)
@@ -165,36 +188,30 @@ class Trainer:
         limit = self.c.grad_clip or math.inf
         return torch.nn.utils.clip_grad_norm_(self.trained, limit).item()
 
-    def update(self, step, sums, share, decay_share=1.0, clips=()):
+    def update(self, step, sums, share, decay_share=1.0):
         """Average the gradients, step the optimizers; log, save and evaluate where it is due.
 
-        sums: float32 (n_losses, 2), this rank's nats and targets; shares: of the peaks; clips:
-        named where a loss or gradient is not finite.
+        sums: float32 (n_losses, 2), this rank's nats and targets; shares: of the peaks.
         """
         sum_over_ranks(sums)
         self.window = self.window + sums if self.is_mean else sums
         n_targets = sums[:, 1].sum()
-        has_grad = torch.tensor([float(p.grad is not None) for p in self.trained]).to(self.device)
-        sum_over_ranks(has_grad)
-        for p, n_ranks in zip(self.trained, has_grad.tolist()):
-            if n_ranks:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                sum_over_ranks(p.grad)
-                p.grad /= n_targets
+        for p in sum_gradients(self.trained):
+            p.grad /= n_targets
         norm = self.clip()
         if not math.isfinite(norm + sums.sum().item()):
             fail(f"step {step}: the loss or its gradient is not finite; the last clips read: "
-                 f"{[*clips]}; the last good checkpoint stays in {self.c.out_dir}")
+                 f"{self.last_clips}; the last good checkpoint stays in {self.c.out_dir}")
         for group in self.groups:
             group["lr"] = share * group["peak_lr"]
             group["weight_decay"] = decay_share * group["peak_decay"]
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if self.is_due("log", step + 1):
+        if self.rank == 0 and self.is_due("log", step + 1):
             self.log(step + 1, norm)
         with self.clock.pause():
-            if self.is_due("save", step + 1):
+            if self.rank == 0 and self.is_due("save", step + 1):
                 self.save(step + 1)
             self.result = self.note(step + 1) if self.is_due("eval", step + 1) else {}
 
@@ -202,7 +219,7 @@ class Trainer:
         seconds, n_steps, eta_min = self.clock.lap(step)
         losses = (self.window[:, 0] / self.window[:, 1]).tolist()
         shown = {name: x for name, x in zip(self.losses, losses) if math.isfinite(x)}  # 0/0: none
-        rate = float(self.meter["places"]) * self.world_size / seconds
+        rate = float(self.meter["places"]) * self.c.grad_accum / len(self.own) / seconds
         log(self.c.out_dir, {
             "step": step, **shown, "lr": self.groups[self.lr_group]["lr"], "norm": norm,
             "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds),
@@ -228,8 +245,9 @@ class Trainer:
         with torch.no_grad():
             result = self.evaluate(step)
         self.train(True)
-        log(self.c.out_dir, {"step": step, **result})
-        note_evaluation(self.c.out_dir, step, result, self.best)
+        if self.rank == 0:
+            log(self.c.out_dir, {"step": step, **result})
+            note_evaluation(self.c.out_dir, step, result, self.best)
         return result
 
     def bits_per_byte(self, get_rows, n_rows):
@@ -245,7 +263,6 @@ class Trainer:
             n_bytes = token_bytes[targets.clamp(min=0).flatten()] * (targets.flatten() >= 0)
             nats = self.model(idx, targets, loss_reduction="none") * (n_bytes > 0)
             sums += nats.sum().item(), n_bytes.sum().item()
-        sums = torch.from_numpy(sums).to(self.device if self.world_size > 1 else "cpu")
-        sum_over_ranks(sums)
+        sum_over_ranks(torch.from_numpy(sums))
         nats, total_bytes = sums.tolist()
         return nats / max(total_bytes, 1) / math.log(2)

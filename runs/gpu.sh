@@ -3,6 +3,8 @@
 # UNTESTED: no GPU has run it. It needs 36 files of 250 MB, 6.7 GB of speech, 20 GB of features.
 #     bash speedrun.sh --quick        # once: makes .venv, and the voices that W3's questions need
 #     GPUS=8 bash runs/gpu.sh
+# On several nodes with one disk, each starts every torchrun line as
+#     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=<host>:29500 ...
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python

@@ -219,17 +219,6 @@ def test_vocabulary_grows(world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", [base, align])
-def test_two_ranks_are_one(world, tmp_path, train):
-    """Broken: torchrun trains on other data than one process, or scales gradients wrongly."""
-    for n_ranks in (1, 2):
-        train(world, tmp_path / str(n_ranks), "--max_steps=3", n_ranks=n_ranks)
-    one, two = (losses(tmp_path / str(n)) for n in (1, 2))
-    assert one.keys() == two.keys() and abs(one[1] - two[1]) < 1e-5
-    assert all(abs(one[step] - two[step]) < 1e-3 for step in one)
-
-
-@pytest.mark.slow
 def test_alignment_freezes_the_lm(world, tmp_path):
     """Broken: W2 moves the LM, not the projector, or leaves a folder that needs its sources."""
     run_dir, lm = tmp_path / "run", world / "base" / "model_000002.pt"
@@ -330,18 +319,6 @@ def test_bad_input_is_one_line(world, tmp_path):
         said = align(world, tmp_path / "no", "--max_steps=2", arg, ok=False)
         assert message in said.strip().splitlines()[-1]
     assert not (tmp_path / "no").exists() or not os.listdir(tmp_path / "no")
-
-
-@pytest.mark.case("B39")
-@pytest.mark.parametrize("script", ["train_base.py", "train_align.py", "train_sft.py"])
-def test_ranks_have_to_divide_the_microbatches(script, monkeypatch, tmp_path):
-    """Broken: ranks that don't divide grad_accum crash, or train fewer microbatches than said."""
-    for name, value in (("WORLD_SIZE", "3"), ("RANK", "0"), ("LOCAL_RANK", "0")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **settings: None)
-    said = refusal(script, ["--grad_accum=2", "--device=cpu", f"--out_dir={tmp_path / 'out'}"])
-    assert "grad_accum=2 is no multiple of the 3 ranks" in said.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.case("B39")
