@@ -36,28 +36,38 @@ class Sound(BaseModel):
     data: str  # base64 or a data: URI; the bytes decide of which format it is
 
 
+def as_part(x):
+    """Return a part in any spelling of OpenAI's APIs as one of type text or input_audio."""
+    kind = x.get("type") if isinstance(x, dict) else None
+    if kind in ("input_text", "output_text", "refusal"):
+        return {"type": "text", "text": x.get("text") or x.get("refusal") or ""}
+    held = x.get(kind, x) if kind in ("input_audio", "audio_url", "file", "input_file") else None
+    if isinstance(held, dict) and kind != "input_audio":
+        held = held.get("url") or held.get("file_data")
+    if isinstance(held, str):
+        return {"type": "input_audio", "input_audio": {"data": held}}
+    return x
+
+
 class Part(BaseModel):
     type: Literal["text", "input_audio"]
     text: str = ""
     input_audio: Sound | None = None
 
 
+AnyPart = Annotated[Part, BeforeValidator(as_part)]
 AsParts = BeforeValidator(lambda x: [{"type": "text", "text": x}] if isinstance(x, str) else x)
 AsList = BeforeValidator(lambda x: [x] if isinstance(x, str) else x)
 StopString = Annotated[str, Field(max_length=256)]
 
 
 class Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], Field(max_length=64), AsParts] | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Annotated[list[AnyPart], Field(max_length=64), AsParts] | None = None
 
 
 class StreamOptions(BaseModel):
     include_usage: bool | None = False
-
-
-class ResponseFormat(BaseModel):
-    type: Literal["text"]
 
 
 class ChatRequest(BaseModel):
@@ -74,9 +84,9 @@ class ChatRequest(BaseModel):
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
-    tools: list | None = Field(None, max_length=0)
+    tool_choice: str | dict | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    response_format: ResponseFormat | None = None
+    response_format: dict | None = None
     logit_bias: dict | None = Field(None, max_length=0)
 
 
@@ -84,6 +94,10 @@ def make_row(ask, talker, max_tokens):
     """Make the Row of a ChatRequest, of max_tokens at most; or Refused."""
     if not talker.can_chat:
         raise Refused(400, "this model only transcribes: use /v1/audio/transcriptions")
+    if ask.tool_choice not in (None, "", "auto", "none"):
+        raise Refused(400, "this model calls no tools: give auto or none", "tool_choice")
+    if (ask.response_format or {}).get("type", "text") != "text":
+        raise Refused(400, "this model writes plain text, no JSON", "response_format")
     messages = read_messages(ask.messages, talker)
     too_long = Refused(400, f"more than the model's {talker.limit} tokens: begin a new "
                        "conversation", "messages", "context_length_exceeded")
@@ -106,15 +120,16 @@ def make_row(ask, talker, max_tokens):
 def read_messages(messages, talker):
     """Join the Messages of each speaker -> [(role, text, Recording or None)]; or Refused.
 
-    A system's words are the user's.
+    The words of a system or a tool are the user's; an assistant that greets answers nothing.
     """
-    left_s = talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
+    most_s = min(MAX_AUDIO_S, talker.limit * talker.projector.stack / 50) if talker.ears else 0.0
     turns = []
     by_speaker = groupby(enumerate(messages), lambda pair: pair[1].role == "assistant")
     for is_answer, numbered in by_speaker:
-        text, wavs = read_turn(numbered, min(left_s, MAX_AUDIO_S), bool(talker.ears))
-        left_s -= seconds(wavs)
+        text, wavs = read_turn(numbered, most_s, bool(talker.ears))
         sound = talker.record(*wavs) if wavs else None
+        if is_answer and not turns:
+            turns.append(("user", "", None))
         turns.append(("assistant" if is_answer else "user", text, sound))
     if is_answer:
         raise Refused(400, "the last message must be from the user", "messages")
@@ -152,6 +167,8 @@ def seconds(wavs):
 def decode_base64(data, max_s, param):
     """Decode a sound in base64, with line ends or as a data: URI -> float32 (n,); or Refused."""
     data = "".join(data.split())
+    if data[:4].lower() == "http":
+        raise Refused(400, "this server fetches nothing: send the sound as a data: URI", param)
     if data[:5].lower() == "data:":
         head, _, data = data.partition(",")
         if not head.lower().endswith(";base64"):

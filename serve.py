@@ -60,6 +60,7 @@ from talk import Talker, Text, default_run, size
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
           "'unsafe-inline'; img-src data:; media-src blob:; connect-src 'self'; frame-ancestors "
           "'none'; base-uri 'none'; form-action 'none'")
+EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
 
 with user_input():
@@ -100,7 +101,8 @@ def refusal(e):
 def answer_error(request, e):
     refused = refusal(e)
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
-    return JSONResponse({"error": refused.error}, refused.status, headers.get(refused.status))
+    more = headers.get(refused.status) or getattr(e, "headers", None)  # Allow of 405
+    return JSONResponse({"error": refused.error}, refused.status, more)
 
 
 # --- who may ask, how much and how long
@@ -221,7 +223,7 @@ async def chat(request: Request, ask: ChatRequest):
     if ask.stream:
         first = await anext(pieces)  # an error before it is answered with its status
         return StreamingResponse(answer.events(first, pieces), media_type="text/event-stream",
-                                 headers={"Cache-Control": "no-store"})
+                                 headers=EVENTS)
     content = "".join([piece async for piece in pieces])
     message = {"role": "assistant", "content": content, "refusal": None}
     reason, usage = answer.end()
@@ -349,6 +351,6 @@ if not ipaddress.ip_address(address).is_loopback:
           "microphone to https and localhost only", flush=True)
 server = uvicorn.Server(uvicorn.Config(
     app, http="h11", log_level="critical", access_log=False, server_header=False,
-    timeout_graceful_shutdown=3, limit_concurrency=10 * max_batch, callback_notify=close_idle,
-    timeout_notify=request_timeout_s))
+    timeout_graceful_shutdown=3, timeout_keep_alive=75, limit_concurrency=10 * max_batch,
+    callback_notify=close_idle, timeout_notify=request_timeout_s))
 asyncio.run(main())

@@ -47,11 +47,13 @@ class Row:
 class Text:
     """Turns ids into text as they come; half a UTF-8 character is held back.
 
+    Special tokens are no text.
     strip: leave out the first space. stop: strings; the text ends before the first of them.
     """
 
     def __init__(self, tok, strip=False, stop=()):
         self.tok = tok
+        self.special = set(tok.special_ids.values())
         self.strip = strip
         self.stop = [s for s in stop if s]
         self.n_held = max([len(s) - 1 for s in self.stop], default=0)  # they may begin one
@@ -65,7 +67,8 @@ class Text:
             return ""
         if token is not None:
             self.ids.append(token)
-        text = self.tok.decode(self.ids).removeprefix(" " * self.strip)
+        ids = [i for i in self.ids if i not in self.special]
+        text = self.tok.decode(ids).removeprefix(" " * self.strip)
         ends = [text.find(s) for s in self.stop if s in text]
         self.stopped = bool(ends)
         if ends:
