@@ -166,10 +166,14 @@ $python eval_bench.py --ckpt=out/real \
 
 # ---- W3: questions about voices, moods, rooms and sounds; licences: assets/sources.toml
 clone sylaschacko/voice-emotion-analysis $real/emodb wav
-people=,people=$real/speechocean762
-$python prepare_instruct.py --voices=quick/data/voices --spoken=quick/data/spoken \
-    --speech=quick/data/synthetic --out_dir=$real/questions \
-    --sources="fsdd=$real/fsdd,speech_commands=$real/commands,emodb=$real/emodb$people"
+sources=fsdd=$real/fsdd,speech_commands=$real/commands
+sources+=,emodb=$real/emodb,people=$real/speechocean762
+$python prepare_text.py
+$python prepare_synthetic.py
+$python prepare_synthetic.py --corpus=many --out_dir=data/voices --n_train=3200 --n_test=600
+$python prepare_synthetic.py --corpus=spoken --out_dir=data/spoken --n_train=600 --n_val=60 \
+    --n_test=300
+$python prepare_instruct.py --out_dir=$real/questions --sources="$sources"
 $python prepare_librispeech.py --source=$real/questions/items.jsonl
 data=$real/questions/features
 if [ -d $real/game ]; then
@@ -180,3 +184,6 @@ fi
 $python train_sft.py config/cpu_w3.py --lm=out/real --out_dir=out/real_w3 --data_dir="$data" \
     --turns=$real/questions/turns.jsonl --chats=$real/questions/text.jsonl \
     --sentences=$real/text/train.txt --max_steps=1600 --lr_decay_steps=1600
+$python prepare_bench.py --out_dir=$real/bench --sources="$sources"
+$python eval_bench.py --ckpt=out/real_w3 --bench=$real/bench
+echo "talk to it:  .venv/bin/python serve.py --ckpt=out/real_w3"
