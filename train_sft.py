@@ -199,8 +199,8 @@ def start_texture(projector):
     split = data["train"]
     clips = {split.keys[i]: i for i in split.at if facts_of(split.infos[i])}  # each once
     at = np.random.default_rng(seed).permutation(list(clips.values()))[:TEXTURE_CLIPS]
-    at = sorted(at, key=lambda i: split.lengths[i])  # little padding
-    parts = []
+    at = sorted(at, key=lambda i: split.lengths[i])
+    parts = [np.zeros((0, projector.texture_fc1.in_features), np.float32)]
     for start in trange(0, len(at), 16, desc="how clips sound", unit_scale=16):
         feats, lens = map(torch.from_numpy, split.read(at[start:start + 16]))
         parts.append(projector.pool(feats.to(device), lens.to(device)).cpu().numpy())
