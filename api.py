@@ -41,7 +41,7 @@ def as_part(x):
     kind = x.get("type") if isinstance(x, dict) else None
     if kind in ("input_text", "output_text", "refusal"):
         return {"type": "text", "text": x.get("text") or x.get("refusal") or ""}
-    held = x.get(kind, x) if kind in ("input_audio", "audio_url", "file", "input_file") else None
+    held = x.get(kind, x) if kind in ("input_audio", "audio_url", "file") else None
     if isinstance(held, dict) and kind != "input_audio":
         held = held.get("url") or held.get("file_data")
     if isinstance(held, str):
@@ -120,13 +120,14 @@ def make_row(ask, talker, max_tokens):
 def read_messages(messages, talker):
     """Join the Messages of each speaker -> [(role, text, Recording or None)]; or Refused.
 
-    The words of a system or a tool are the user's; an assistant that greets answers nothing.
+    The words of a system or a tool are the user's.
     """
-    most_s = min(MAX_AUDIO_S, talker.limit * talker.projector.stack / 50) if talker.ears else 0.0
+    left_s = talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
     turns = []
     by_speaker = groupby(enumerate(messages), lambda pair: pair[1].role == "assistant")
     for is_answer, numbered in by_speaker:
-        text, wavs = read_turn(numbered, most_s, bool(talker.ears))
+        text, wavs = read_turn(numbered, min(left_s, MAX_AUDIO_S), bool(talker.ears))
+        left_s -= seconds(wavs)
         sound = talker.record(*wavs) if wavs else None
         if is_answer and not turns:
             turns.append(("user", "", None))

@@ -280,9 +280,9 @@ class Projector(nn.Module):
         if zero_init:
             nn.init.zeros_(self.fc2.weight)
         if texture:
-            self.texture_fc1 = nn.Linear(3 * n_taps * d_in, texture_hidden)
-            self.texture_fc2 = Linear(texture_hidden, texture * n_embd)
-            self.texture_key = nn.Parameter(torch.zeros(texture, n_embd))
+            self.texture_fc1 = nn.Linear(3 * n_taps * d_in, texture_hidden).requires_grad_(False)
+            self.texture_fc2 = Linear(texture_hidden, texture * n_embd).requires_grad_(False)
+            self.texture_key = nn.Parameter(torch.zeros(texture, n_embd), requires_grad=False)
 
     @torch.no_grad()
     def start_from(self, other, taps, other_taps):

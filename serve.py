@@ -101,7 +101,7 @@ def refusal(e):
 def answer_error(request, e):
     refused = refusal(e)
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
-    more = headers.get(refused.status) or getattr(e, "headers", None)  # Allow of 405
+    more = headers.get(refused.status) or getattr(e, "headers", None)
     return JSONResponse({"error": refused.error}, refused.status, more)
 
 

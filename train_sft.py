@@ -185,11 +185,12 @@ def make_projector():
     if not first_step:
         projector.set_stats(*data["train"].stats(seed))
         projector.texture_key.data = texture.key(model).detach()
+        for p in projector.texture_fc1.parameters():
+            p.data.zero_()
         with user_input():
             projector.start_from(aligned, manifest["taps"], ears["taps"])
-        start_texture(projector)
-    for name, p in projector.named_parameters():
-        p.requires_grad_(p.requires_grad and not name.startswith("texture"))
+        if rank == 0:  # the others get its weights
+            start_texture(projector)
     return projector
 
 
@@ -206,8 +207,9 @@ def start_texture(projector):
         parts.append(projector.pool(feats.to(device), lens.to(device)).cpu().numpy())
     weight, bias, spread = texture.fit(model, np.concatenate(parts),
                                        [facts_of(split.infos[i]) for i in at])
-    projector.texture_fc1.weight.data.copy_(weight)
-    projector.texture_fc1.bias.data.copy_(bias)
+    is_told = weight.any(1)  # others stay as they are
+    projector.texture_fc1.weight[is_told] = weight[is_told].to(device)
+    projector.texture_fc1.bias[is_told] = bias[is_told].to(device)
     projector.texture_fc2.weight.data.copy_(spread)
 
 

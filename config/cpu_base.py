@@ -19,4 +19,4 @@ batch_size = 64
 grad_accum = 1
 eval_every = 800
 save_every = 200
-use_compile = False     # compiling takes longer here than it saves
+use_compile = False     # compiling takes too long

@@ -13,4 +13,4 @@ max_steps = 300
 lr_decay_steps = 300
 eval_every = 300
 save_every = 100
-use_compile = False     # compiling takes longer here than it saves
+use_compile = False

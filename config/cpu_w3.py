@@ -12,4 +12,4 @@ max_steps = 800
 lr_decay_steps = 800
 eval_every = 0
 save_every = 200
-use_compile = False     # compiling takes longer here than it saves
+use_compile = False

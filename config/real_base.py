@@ -18,4 +18,4 @@ batch_size = 64
 grad_accum = 1
 eval_every = 1000
 save_every = 500
-use_compile = False     # compiling takes longer here than it saves
+use_compile = False     # compiling takes too long

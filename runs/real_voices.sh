@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A model that hears people and answers about what it hears, on 2 cores in a night:
+# A model that hears people and answers about what it hears, on 2 cores in 3 hours:
 #     bash speedrun.sh --quick             # once: makes .venv and the quick demo's sounds
 #     bash runs/real_voices.sh             # what git brings: people, books, everyday sentences
 #     bash runs/real_voices.sh MINE ...    # and your own speech: LibriSpeech's layout, Common
@@ -155,14 +155,11 @@ $python train_base.py config/real_base.py --lm=out/real_base --out_dir=out/real_
 $python train_base.py config/cpu_texture.py --lm=out/real_chats --out_dir=out/real_texture \
     --data_dir=$real/text --chats=$real/practice/texture.jsonl --max_steps=1000 \
     --lr_decay_steps=1000
-$python train_align.py config/real_w2.py --lm=out/real_texture --data_dir="$data" \
-    --max_steps=900 --lr_decay_steps=900
+$python train_align.py config/real_w2.py --lm=out/real_texture --data_dir="$data"
 # then the LM learns along, slowly
 $python train_align.py config/real_w2.py --data_dir="$data" --out_dir=out/real --lm=out/real_w2 \
     --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02 --max_steps=1800 \
     --lr_decay_steps=1800
-$python eval_bench.py --ckpt=out/real \
-    --data="adults=$ocean/test_adults.jsonl,children=$ocean/test_children.jsonl"
 
 # ---- W3: questions about voices, moods, rooms and sounds; licences: assets/sources.toml
 clone sylaschacko/voice-emotion-analysis $real/emodb wav
@@ -184,6 +181,8 @@ fi
 $python train_sft.py config/cpu_w3.py --lm=out/real --out_dir=out/real_w3 --data_dir="$data" \
     --turns=$real/questions/turns.jsonl --chats=$real/questions/text.jsonl \
     --sentences=$real/text/train.txt --max_steps=1600 --lr_decay_steps=1600
+$python eval_bench.py --ckpt=out/real_w3 \
+    --data="adults=$ocean/test_adults.jsonl,children=$ocean/test_children.jsonl"
 $python prepare_bench.py --out_dir=$real/bench --sources="$sources"
 $python eval_bench.py --ckpt=out/real_w3 --bench=$real/bench
 echo "talk to it:  .venv/bin/python serve.py --ckpt=out/real_w3"

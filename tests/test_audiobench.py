@@ -1,6 +1,8 @@
 """The bench: its file, statistics, controls, the real command on a tiny run."""
+import html
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,3 +121,8 @@ def test_the_command_line_repeats_itself(tmp_path, monkeypatch, capsys):
     choices = read_rows(tmp_path / "3/bench.jsonl")
     assert [choice["id"] for choice in choices] == list("01234567")
     assert all(map(math.isfinite, choices[0]["log_probability"]))
+    page = (tmp_path / "3/page.html").read_text()
+    sounds = re.findall('src="(.+)"', page)
+    assert len(sounds) > 2 and all((tmp_path / "3" / path).is_file() for path in sounds)
+    wrong = next(choice for choice in choices if not choice["right"])
+    assert f"chosen: {wrong['chosen']}; right: " in html.unescape(page)
