@@ -21,8 +21,8 @@ KEY = 0.3            # RMS of a key; that of a label's vector is 1
 DOUBT = 0.4          # share of an answer's weight that its rivals get, at most
 RUMOUR_SHARE = 0.5   # share of the tasks without a label where some labels weigh a little anyway
 NOISE = 0.4          # Gaussian noise of 0..NOISE, drawn per recording
-RIDGE = 0.65         # strength of the regression with which W3 begins, times D
-CONTRAST = 1.5       # by which its votes, about 0 to 1, are drawn apart
+RIDGE = 0.65         # of W3's regression: its strength is RIDGE * D
+CONTRAST = 1.5       # multiplies how far a vote, about 0 to 1, is from 0.5
 
 
 class Texture:
@@ -94,12 +94,12 @@ class Texture:
         for task in self.tasks:
             at = [i for i, known in enumerate(facts) if (task, known.get(task)) in self.place]
             places = [self.place[task, facts[i][task]] for i in at]
-            for_each = sorted(set(places))
-            if len(for_each) > 1:
-                is_it = np.array(places)[:, None] == for_each
+            present = sorted(set(places))
+            if len(present) > 1:
+                is_it = np.array(places)[:, None] == present
                 votes, offset = ridge(x[at], is_it.astype(np.float32), RIDGE * x.shape[1])
-                weight[for_each] = CONTRAST * votes.T
-                bias[for_each] = 0.5 + CONTRAST * (offset - 0.5)
+                weight[present] = CONTRAST * votes.T
+                bias[present] = 0.5 + CONTRAST * (offset - 0.5)
         token_of = self.token_of @ self.is_of  # (TEXTURE, L)
         spread = token_of[:, None] * self.vectors(model).T  # (TEXTURE, C, L)
         return torch.from_numpy(weight), torch.from_numpy(bias), spread.flatten(0, 1).detach()
