@@ -4,20 +4,25 @@ A field that would change the answer and can't be obeyed is refused; others are 
 """
 import base64
 import logging
+import math
 import os
+import textwrap
 from itertools import groupby
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, FailFast, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import create_form_parser
 
 from recordings import SAMPLE_RATE, TooLong, read_audio
-from talk import Row, size
+from talk import Piece, Row, size
 
 MAX_AUDIO_S = 30.0        # of the recordings of one turn
 MAX_TRANSCRIPT_S = 600.0  # of a recording to transcribe
 MAX_FORM_PARTS = 33       # a file and 32 fields
+SEGMENT_S = 6.0           # of a segment with its times, at most
+LINE = 42                 # characters of a line of subtitles; a segment has two
 QUESTION = "answer the question"  # to recordings without words
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings quote the request
 
@@ -29,6 +34,24 @@ class Refused(Exception):
         kind = "server_error" if status >= 500 else "invalid_request_error"
         self.status = status
         self.error = {"message": message, "type": kind, "param": param, "code": code}
+
+
+def rule(holds, message):
+    """Make a validator of what `holds`, whose error is the message."""
+    def check(x):
+        if not holds(x):
+            raise PydanticCustomError("rule", message)
+        return x
+
+    return AfterValidator(check)
+
+
+def as_refused(errors):
+    """Return a Refused that tells the first of pydantic's errors."""
+    place = ".".join(map(str, errors[0]["loc"]))
+    if errors[0]["type"] == "json_invalid" or not place:
+        return Refused(400, f"the body is JSON of type application/json: {errors[0]['msg']}")
+    return Refused(400, f"{place}: {errors[0]['msg']}", place)
 
 
 # --- chats
@@ -59,6 +82,10 @@ AnyPart = Annotated[Part, BeforeValidator(as_part)]
 AsParts = BeforeValidator(lambda x: [{"type": "text", "text": x}] if isinstance(x, str) else x)
 AsList = BeforeValidator(lambda x: [x] if isinstance(x, str) else x)
 StopString = Annotated[str, Field(max_length=256)]
+NoTools = rule(lambda x: x in (None, "", "auto", "none"),
+               "this model calls no tools: give auto or none")
+NoJSON = rule(lambda x: (x or {}).get("type", "text") == "text",
+              "this model writes plain text, no JSON")
 
 
 class Message(BaseModel):
@@ -71,6 +98,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
+    field: ClassVar = "messages"
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=1000)]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -84,29 +112,29 @@ class ChatRequest(BaseModel):
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
-    tool_choice: str | dict | None = None
+    tool_choice: Annotated[str | dict | None, NoTools] = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    response_format: dict | None = None
+    response_format: Annotated[dict | None, NoJSON] = None
     logit_bias: dict | None = Field(None, max_length=0)
+
+    def named(self):
+        """Return [(where in the request, Message)]."""
+        return [(f"{self.field}.{i}", message) for i, message in enumerate(self.messages)]
 
 
 def make_row(ask, talker, max_tokens):
     """Make the Row of a ChatRequest, of max_tokens at most; or Refused."""
     if not talker.can_chat:
         raise Refused(400, "this model only transcribes: use /v1/audio/transcriptions")
-    if ask.tool_choice not in (None, "", "auto", "none"):
-        raise Refused(400, "this model calls no tools: give auto or none", "tool_choice")
-    if (ask.response_format or {}).get("type", "text") != "text":
-        raise Refused(400, "this model writes plain text, no JSON", "response_format")
-    messages = read_messages(ask.messages, talker)
+    messages = read_messages(ask, talker)
     too_long = Refused(400, f"more than the model's {talker.limit} tokens: begin a new "
-                       "conversation", "messages", "context_length_exceeded")
+                       "conversation", ask.field, "context_length_exceeded")
     if sum(len(text) for _, text, _ in messages) > 50 * talker.limit:
         raise too_long  # don't even count the tokens
     try:
         prompt = talker.prompt(messages)
     except ValueError as e:
-        raise Refused(400, str(e), "messages") from None
+        raise Refused(400, str(e), ask.field) from None
     room = talker.limit - size(prompt)
     if room < 1:
         raise too_long
@@ -117,33 +145,33 @@ def make_row(ask, talker, max_tokens):
                seed=int.from_bytes(os.urandom(7)) if ask.seed is None else ask.seed)
 
 
-def read_messages(messages, talker):
+def read_messages(ask, talker):
     """Join the Messages of each speaker -> [(role, text, Recording or None)]; or Refused.
 
     The words of a system or a tool are the user's.
     """
     left_s = talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
     turns = []
-    by_speaker = groupby(enumerate(messages), lambda pair: pair[1].role == "assistant")
-    for is_answer, numbered in by_speaker:
-        text, wavs = read_turn(numbered, min(left_s, MAX_AUDIO_S), bool(talker.ears))
+    by_speaker = groupby(ask.named(), lambda pair: pair[1].role == "assistant")
+    for is_answer, named in by_speaker:
+        text, wavs = read_turn(named, min(left_s, MAX_AUDIO_S), bool(talker.ears))
         left_s -= seconds(wavs)
         sound = talker.record(*wavs) if wavs else None
         if is_answer and not turns:
             turns.append(("user", "", None))
         turns.append(("assistant" if is_answer else "user", text, sound))
     if is_answer:
-        raise Refused(400, "the last message must be from the user", "messages")
+        raise Refused(400, "the last message must be from the user", ask.field)
     return turns
 
 
-def read_turn(numbered, most_s, has_ears):
-    """Read [(number, Message)] of one speaker -> (text, [wav]), most_s seconds at most."""
+def read_turn(named, most_s, has_ears):
+    """Read [(where, Message)] of one speaker -> (text, [wav]), most_s seconds at most."""
     texts, wavs, roles, has_question = [], [], set(), False
-    for i, message in numbered:
+    for name, message in named:
         parts = message.content or []
         for k, part in enumerate(parts):
-            at = f"messages.{i}.content.{k}"
+            at = f"{name}.content.{k}"
             is_sound = part.type == "input_audio"
             if is_sound != bool(part.input_audio) or (is_sound and message.role != "user"):
                 raise Refused(400, "only a user's part of type input_audio holds input_audio", at)
@@ -193,14 +221,14 @@ def decode(data, max_s, param):
 
 # --- transcriptions
 def read_form(content_type, body):
-    """Read a multipart body, in memory alone -> {name: bytes} with a "file"; or Refused."""
+    """Read a multipart body, in memory alone -> [(name, bytes)], one is "file"; or Refused."""
     parts, in_memory = [], {"MAX_MEMORY_FILE_SIZE": float("inf")}
 
     def keep(part):
         if len(parts) == MAX_FORM_PARTS:
             raise Refused(400, f"the form has more than {MAX_FORM_PARTS} parts")
         value = part.file_object.getvalue() if hasattr(part, "file_object") else part.value
-        parts.append((part.field_name or b"", value))
+        parts.append(((part.field_name or b"").decode("latin1"), value))
 
     try:
         parser = create_form_parser({"Content-Type": content_type}, keep, keep, in_memory)
@@ -208,18 +236,96 @@ def read_form(content_type, body):
         parser.finalize()
     except FormParserError as e:
         raise Refused(400, f"the form can't be read: {e}") from None
-    n_files = [name for name, _ in parts].count(b"file")
+    n_files = [name for name, _ in parts].count("file")
     if n_files != 1:
         raise Refused(400, f"the form has {n_files} parts named file: send one", "file")
-    return dict(parts)
+    return parts
+
+
+class TranscriptionRequest(BaseModel):
+    """The JSON body, or what a form holds beside its file."""
+    input_audio: Sound | None = None
+    response_format: Annotated[Literal["json", "text", "verbose_json", "srt", "vtt"],
+                               BeforeValidator(lambda x: str(x or "json").lower())] = "json"
+    stream: Annotated[bool, BeforeValidator(lambda x: x or False)] = False
+    timestamp_granularities: list[str] | None = None
 
 
 def read_upload(content_type, body):
-    """Read a transcription's form -> (float32 (n,) at 16 kHz, b"json" or b"text"); or Refused."""
-    form = read_form(content_type, body)
-    if form.get(b"stream", b"").lower() in (b"true", b"1"):
-        raise Refused(400, "a transcript comes in one piece: leave stream out", "stream")
-    kind = form.get(b"response_format", b"").lower() or b"json"
-    if kind not in (b"json", b"text"):
-        raise Refused(400, "response_format is json or text", "response_format")
-    return decode(form[b"file"], MAX_TRANSCRIPT_S, "file"), kind
+    """Read a transcription's form or JSON -> (float32 (n,) at 16 kHz, request); or Refused."""
+    try:
+        if content_type.partition(";")[0].strip().lower() == "application/json":
+            file, ask = None, TranscriptionRequest.model_validate_json(body)
+        else:
+            file, ask = read_fields(read_form(content_type, body))
+    except ValidationError as e:
+        raise as_refused(e.errors()) from None
+    kind = ask.response_format
+    if kind == "verbose_json" and "word" in (ask.timestamp_granularities or ()):
+        raise Refused(400, "this model knows the times of segments, not of words: give segment",
+                      "timestamp_granularities")
+    if ask.stream and kind in ("srt", "vtt"):
+        raise Refused(400, f"a stream has events, no {kind}: leave stream out", "stream")
+    if file is not None:
+        return decode(file, MAX_TRANSCRIPT_S, "file"), ask
+    if not ask.input_audio:
+        raise Refused(400, "input_audio: the body needs it, with the sound as its data",
+                      "input_audio")
+    return decode_base64(ask.input_audio.data, MAX_TRANSCRIPT_S, "input_audio.data"), ask
+
+
+def read_fields(parts):
+    """Return the file (bytes) and the TranscriptionRequest of a form [(name, bytes)]."""
+    form = dict(parts)
+    fields = {name: form.get(name, b"").decode("latin1") for name in ("response_format", "stream")}
+    times = [value.decode("latin1") for name, value in parts
+             if name.startswith("timestamp_granularities")]
+    return form["file"], TranscriptionRequest(**fields, timestamp_granularities=times)
+
+
+def write_transcript(kind, wav, pieces):
+    """Return a transcript in the form that OpenAI's API gives it, str or dict.
+
+    kind: its response_format. pieces: [Piece] of wav (n,).
+    """
+    said = [piece for piece in pieces if piece.text]
+    text = " ".join(piece.text for piece in said)
+    if kind == "text":
+        return text + "\n"
+    segments = sum(map(cut_in_segments, said), [])
+    if kind in ("srt", "vtt"):
+        return write_subtitles(kind, segments)
+    length_s = len(wav) / SAMPLE_RATE
+    answer = {"text": text, "is_cut": any(piece.is_cut for piece in pieces),
+              "usage": {"type": "duration", "seconds": math.ceil(length_s)}}
+    if kind == "json":
+        return answer
+    return answer | {"task": "transcribe", "language": "english", "duration": round(length_s, 2),
+                     "segments": [{"id": i, "seek": 0, "start": round(segment.start_s, 2),
+                                   "end": round(segment.end_s, 2), "text": f" {segment.text}",
+                                   "tokens": [], "temperature": 0.0}
+                                  for i, segment in enumerate(segments)]}
+
+
+def cut_in_segments(piece):
+    """Halve a Piece until its text fits in two lines; its time by the number of characters."""
+    text = piece.text
+    if len(text) <= 2 * LINE and len(textwrap.wrap(text, LINE)) <= 2:
+        return [piece]
+    half = text.rfind(" ", 1, len(text) // 2 + 1)
+    half = half if half > 0 else len(text) // 2  # there is no space
+    at_s = piece.start_s + (piece.end_s - piece.start_s) * half / len(text)
+    return (cut_in_segments(Piece(text[:half], piece.is_cut, piece.start_s, at_s))
+            + cut_in_segments(Piece(text[half:].strip(), piece.is_cut, at_s, piece.end_s)))
+
+
+def write_subtitles(kind, segments):
+    """Return the text of a file of kind srt or vtt; segments: [Piece]."""
+    def clock(time_s):
+        minutes, ms = divmod(round(1000 * time_s), 60_000)
+        point = "," if kind == "srt" else "."
+        return f"{minutes // 60:02}:{minutes % 60:02}:{ms // 1000:02}{point}{ms % 1000:03}"
+
+    cues = [f"{i}\n{clock(segment.start_s)} --> {clock(segment.end_s)}\n"
+            f"{textwrap.fill(segment.text, LINE)}\n" for i, segment in enumerate(segments, 1)]
+    return "\n".join(["WEBVTT\n"] * (kind == "vtt") + cues)

@@ -63,7 +63,7 @@ def answer(messages):
 
 def transcribe(wav):
     between, n_cut = "", 0
-    for piece, is_cut in talker.transcripts(wav):
+    for piece, is_cut, *_ in talker.transcripts(wav):
         n_cut += is_cut
         if piece:
             print(between + piece, end="", flush=True)

@@ -20,12 +20,13 @@ MAX_TRANSCRIPTS = 2  # begun at once; they take turns
 
 @dataclass(eq=False)
 class Job:
-    """A Row to answer, or a wav (n,) to transcribe.
+    """A Row to answer, or a wav (n,) to transcribe in pieces of most_s seconds at most.
 
-    events: token ids, or (text, is_cut) of each piece; then None or an Exception.
+    events: token ids, or each Piece of a transcript; then None or an Exception.
     """
     row: Row = None
     wav: np.ndarray = None
+    most_s: float = 60.0
     events: asyncio.Queue = field(default_factory=asyncio.Queue)
     gone: bool = False  # nobody reads the events any more
 
@@ -96,7 +97,7 @@ class Engine:
     def begin(self, job):
         """Read a Job's prompt or begin its transcript. An error ends it alone."""
         if job.row is None:
-            self.transcripts.append((job, self.talker.transcripts(job.wav)))
+            self.transcripts.append((job, self.talker.transcripts(job.wav, job.most_s)))
             return []
         try:
             self.batch.add(job.row)

@@ -51,7 +51,9 @@ try:
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
 
-    from api import MAX_AUDIO_S, ChatRequest, Refused, make_row, read_upload
+    from api import (MAX_AUDIO_S, SEGMENT_S, ChatRequest, Refused, as_refused, make_row,
+                     read_upload, write_transcript)
+    from responses import Response, ResponsesRequest
 except ImportError as e:
     fail(f"{e}: source .venv/bin/activate")
 from engine import Engine, Job, report
@@ -60,7 +62,6 @@ from talk import Talker, Text, default_run, size
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
           "'unsafe-inline'; img-src data:; media-src blob:; connect-src 'self'; frame-ancestors "
           "'none'; base-uri 'none'; form-action 'none'")
-EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
 
 with user_input():
@@ -73,7 +74,7 @@ started = int(time.time())
 engine = Engine(talker, max_batch, 4 * max_batch)
 readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once
 paths = ["/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions",
-         "/v1/audio/transcriptions"]
+         "/v1/responses", "/v1/audio/transcriptions"]
 
 
 # --- errors
@@ -84,10 +85,7 @@ def refusal(e):
         return e
     if isinstance(e, RequestValidationError):
         first = e.errors()[0]
-        place = ".".join(map(str, first["loc"][1:]))  # without "body"
-        if first["type"] == "json_invalid" or not place:
-            return Refused(400, f"the body is JSON of type application/json: {first['msg']}")
-        return Refused(400, f"{place}: {first['msg']}", place)
+        return as_refused([first | {"loc": first["loc"][1:]}])  # without "body"
     if isinstance(e, HTTPException):
         return Refused(e.status_code, f"{e.detail}: there are {', '.join(paths)}")
     if isinstance(e, ClientDisconnect):
@@ -216,19 +214,30 @@ async def models(model: str = ""):
 
 @app.post("/v1/chat/completions")
 async def chat(request: Request, ask: ChatRequest):
-    row = await read(make_row, ask, talker, max_tokens)
-    with_usage = bool(ask.stream_options and ask.stream_options.include_usage)
-    answer = Answer(row, Text(talker.tok, talker.plain, ask.stop or []), with_usage)
-    pieces = answer.pieces(follow(request, Job(row)))
+    answer, pieces = await begin(request, ask)
     if ask.stream:
-        first = await anext(pieces)  # an error before it is answered with its status
-        return StreamingResponse(answer.events(first, pieces), media_type="text/event-stream",
-                                 headers=EVENTS)
-    content = "".join([piece async for piece in pieces])
-    message = {"role": "assistant", "content": content, "refusal": None}
+        return stream(answer.events(pieces), "data: [DONE]\n\n")
+    message = {"role": "assistant", "content": await joined(pieces), "refusal": None}
     reason, usage = answer.end()
     return answer.base | {"object": "chat.completion", "usage": usage,
                           "choices": choices(reason, message=message)}
+
+
+@app.post("/v1/responses")
+async def responses(request: Request, ask: ResponsesRequest):
+    answer, pieces = await begin(request, ask)
+    response = Response(ask, name)
+    if ask.stream:
+        return stream(response.events(pieces, answer.end))
+    return response.whole(await joined(pieces), *answer.end())
+
+
+async def begin(request, ask):
+    """Begin to answer a ChatRequest -> its Answer, and the pieces of its text."""
+    row = await read(make_row, ask, talker, max_tokens)
+    with_usage = bool(ask.stream_options and ask.stream_options.include_usage)
+    answer = Answer(row, Text(talker.tok, talker.plain, ask.stop or []), with_usage)
+    return answer, await begun(answer.pieces(follow(request, Job(row))))
 
 
 @app.post("/v1/audio/transcriptions")
@@ -236,13 +245,60 @@ async def transcriptions(request: Request):
     if not talker.ears:
         raise Refused(400, "this model takes no audio", "file")
     body = await request.body()
-    wav, kind = await read(read_upload, request.headers.get("content-type", ""), body)
-    pieces = [piece async for piece in follow(request, Job(wav=wav))]
-    text = " ".join(text for text, _ in pieces if text)
-    is_cut = any(is_cut for _, is_cut in pieces)  # the model wrote in a loop
-    if kind == b"text":
-        return PlainTextResponse(text + "\n", headers={"X-Is-Cut": str(is_cut)})
-    return {"text": text, "is_cut": is_cut}
+    wav, ask = await read(read_upload, request.headers.get("content-type", ""), body)
+    kind = ask.response_format
+    most_s = 60.0 if kind in ("json", "text") else SEGMENT_S
+    coming = await begun(follow(request, Job(wav=wav, most_s=most_s)))
+    if ask.stream:
+        return stream(transcript_events(kind, wav, coming))
+    pieces = [piece async for piece in coming]
+    found = write_transcript(kind, wav, pieces)
+    if isinstance(found, dict):
+        return found
+    is_cut = any(piece.is_cut for piece in pieces)
+    return PlainTextResponse(found, headers={"X-Is-Cut": str(is_cut)})
+
+
+async def transcript_events(kind, wav, coming):
+    pieces, between = [], ""
+    async for piece in coming:
+        pieces.append(piece)
+        if piece.text:
+            yield {"type": "transcript.text.delta", "delta": between + piece.text}
+            between = " "
+    kind = kind.replace("text", "json")
+    yield {"type": "transcript.text.done"} | write_transcript(kind, wav, pieces)
+
+
+async def begun(events):
+    """Wait for the first event: an error before it is answered with its status."""
+    first = await anext(events, None)
+
+    async def every():
+        if first is not None:
+            yield first
+        async for event in events:
+            yield event
+
+    return every()
+
+
+async def joined(pieces):
+    return "".join([piece async for piece in pieces])
+
+
+def stream(events, end=""):
+    """Answer with server-sent events, each a dict; end: what comes after the last."""
+    async def lines():
+        try:
+            async for event in events:
+                yield f"data: {json.dumps(event)}\n\n"
+            yield end
+        except Refused as e:
+            yield f"data: {json.dumps({'error': e.error})}\n\n"
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
 
 
 async def read(work, *args):
@@ -301,24 +357,21 @@ class Answer:
                  "total_tokens": n_prompt + n_answer}
         return "stop" if self.text.stopped else self.row.ended, usage
 
-    def event(self, found, usage=None):
-        """Return a server-sent event; found: choices()."""
+    def chunk(self, found, usage=None):
+        """Return an event; found: choices()."""
         chunk = self.base | {"object": "chat.completion.chunk", "choices": found}
-        chunk |= {"usage": usage} if self.with_usage else {}
-        return f"data: {json.dumps(chunk)}\n\n"
+        return chunk | ({"usage": usage} if self.with_usage else {})
 
-    async def events(self, first, pieces):
-        try:
-            yield self.event(choices(delta={"role": "assistant", "content": first}))
-            async for piece in pieces:
-                yield self.event(choices(delta={"content": piece})) if piece else ""
-            reason, usage = self.end()
-            yield self.event(choices(reason, delta={}))
-            if self.with_usage:
-                yield self.event([], usage)
-            yield "data: [DONE]\n\n"
-        except Refused as e:
-            yield f"data: {json.dumps({'error': e.error})}\n\n"
+    async def events(self, pieces):
+        delta = {"role": "assistant"}
+        async for piece in pieces:
+            if piece or delta:
+                yield self.chunk(choices(delta=delta | {"content": piece}))
+                delta = {}
+        reason, usage = self.end()
+        yield self.chunk(choices(reason, delta={}))
+        if self.with_usage:
+            yield self.chunk([], usage)
 
 
 # --- run

@@ -4,6 +4,7 @@ A prompt is a list of token ids and Recordings, in the order in which the model 
 """
 import os
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from decode import sample, spell, transcribe
 from device import pick_device
 from kv_cache import KVCache
 from model import for_inference
-from pauses import split_at_pauses
+from pauses import measure_loudness, split_at_pauses
 from recordings import SAMPLE_RATE
 from tokenizer import load_tokenizer, render_conversation
 from transcripts import plain_text
@@ -28,6 +29,14 @@ class Recording:
     """float32 wav (n,) at 16 kHz, read as n_tokens audio tokens."""
     n_tokens: int
     wav: np.ndarray
+
+
+class Piece(NamedTuple):
+    """What is said in a piece of a recording, and from when to when."""
+    text: str
+    is_cut: bool  # the model wrote in a loop, and its text was cut off
+    start_s: float
+    end_s: float
 
 
 @dataclass(eq=False)
@@ -130,10 +139,9 @@ class Talker:
         """Return the audio tokens (T_a, C) of each wav (n,)."""
         return list(map(self.project, self.features(wavs)))
 
-    def pieces(self, wav):
-        """Cut float32 (n,) at pauses into pieces [(n,), ...] as long as in training."""
-        spans = split_at_pauses(wav, self.ears.get("piece_s", 15.0))
-        return [wav[start:end] for start, end in spans]
+    def spans(self, wav, most_s=60.0):
+        """Cut float32 (n,) at pauses -> [(start, end)], as long as in training at most."""
+        return split_at_pauses(wav, min(most_s, self.ears.get("piece_s", 15.0)))
 
     def write(self, wavs, cut):
         """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
@@ -143,14 +151,14 @@ class Talker:
         return transcribe(self.model, self.projector, self.tok, feats, self.ears["audio_at"],
                           BEAMS, cut)
 
-    def transcripts(self, wav):
-        """Cut float32 (n,) at pauses; yield (text, is_cut) of each piece.
-
-        is_cut: the model wrote in a loop, and its text was cut off.
-        """
-        for piece in self.pieces(wav):
+    def transcripts(self, wav, most_s=60.0):
+        """Cut float32 (n,) at pauses; yield the Piece of each most_s seconds at most."""
+        for start, end in self.spans(wav, most_s):
             cut = []
-            yield self.write([piece], cut)[0], bool(cut)
+            text, = self.write([wav[start:end]], cut)
+            first, last = loud_part(wav[start:end])
+            yield Piece(text, bool(cut), (start + first) / SAMPLE_RATE,
+                        (start + last) / SAMPLE_RATE)
 
     def clean(self, text):
         """Return a text as the model reads it."""
@@ -171,6 +179,15 @@ class Talker:
     def stop_ids(self):
         """Return the ids that end an answer."""
         return self.tok.special("<|assistant_end|>"), self.tok.bos_id
+
+
+def loud_part(wav):
+    """Return (start, end) in samples of wav (n,) without the pauses at its ends."""
+    loudness = measure_loudness(wav)
+    speech = np.percentile(loudness, 90)
+    quiet = min(max(loudness.min() + 6, speech - 30), speech - 10)  # as pauses.find_cut
+    loud = np.flatnonzero(loudness > quiet)
+    return int(loud[0]) * HOP, min(int(loud[-1] + 1) * HOP, len(wav))
 
 
 def size(items):

@@ -121,7 +121,7 @@ def test_engine_survives_errors(tiny, capsys, monkeypatch):  # noqa: F811
     class Ears:
         model, hear, pieces = tiny, staticmethod(hear), 0
 
-        def transcripts(self, wav):
+        def transcripts(self, wav, most_s):
             for _ in range(1000):
                 self.pieces += 1
                 yield "so", False
