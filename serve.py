@@ -28,6 +28,7 @@ host = "127.0.0.1"   # the IPv4 address to listen at; 0.0.0.0: all of this machi
 port = 8000          # 0: any free one
 api_key = ""         # clients' bearer token; '': the environment's NANOCHAT_API_KEY, if it is set
 allow_hosts = ""     # comma-separated names of this server besides localhost and addresses
+allow_origins = ""   # comma-separated origins of other web pages that may ask; "*": of any
 max_batch = 16       # answers decoded together; four times as many requests may wait
 max_tokens = 256     # of an answer, however many a request wants
 max_body_mb = 25.0   # of a request
@@ -49,7 +50,8 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
     from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect
+    from starlette.middleware.cors import CORSMiddleware
+    from starlette.requests import ClientDisconnect, HTTPConnection
 
     from api import (MAX_AUDIO_S, SEGMENT_S, ChatRequest, Refused, as_refused, make_row,
                      read_upload, write_transcript)
@@ -62,6 +64,7 @@ from talk import Talker, Text, default_run, size
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
           "'unsafe-inline'; img-src data:; media-src blob:; connect-src 'self'; frame-ancestors "
           "'none'; base-uri 'none'; form-action 'none'")
+ORIGINS = re.findall(r"[^\s,]+", allow_origins.lower())
 KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
 
 with user_input():
@@ -99,7 +102,11 @@ def refusal(e):
 def answer_error(request, e):
     refused = refusal(e)
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
-    more = headers.get(refused.status) or getattr(e, "headers", None)
+    more = headers.get(refused.status)
+    if refused.status == 405:
+        more = {"Allow": e.headers["Allow"].replace("GET", "GET, HEAD") + ", OPTIONS"}
+        if request.method == "OPTIONS":
+            return PlainTextResponse("", 204, more)
     return JSONResponse({"error": refused.error}, refused.status, more)
 
 
@@ -122,8 +129,9 @@ def check(path, headers):
         print(wrong, flush=True)
         raise Refused(403, wrong, code="host")
     own = [f"http://{called}".lower(), f"https://{called}".lower()]
-    if headers.get("origin", own[0]).lower() not in own:
-        raise Refused(403, "a web page of another origin may not ask here", code="origin")
+    if headers.get("origin", own[0]).lower() not in own + ORIGINS and "*" not in ORIGINS:
+        raise Refused(403, "a web page of another origin may not ask here: see --allow_origins",
+                      code="origin")
     scheme, _, given = headers.get("authorization", "").encode("latin1").partition(b" ")
     has_key = scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), KEY)
     if KEY and not has_key and path not in ("/", "/health"):
@@ -144,10 +152,11 @@ class Guard:
         self.app, self.n_open = app, 0
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         began, n_bytes, status = time.time(), 0, 0
-        method, is_post = scope["method"], scope["method"] == "POST"
+        method = scope.get("method", "WEBSOCKET")
+        is_post = method == "POST"
         path = re.sub("/+", "/", scope["path"]).rstrip("/") or "/"  # a redirect may lose the body
         self.n_open += is_post
         scope = scope | {"path": path, "method": "GET" if method == "HEAD" else method}
@@ -166,7 +175,9 @@ class Guard:
 
         try:
             async with asyncio.timeout(request_timeout_s):
-                check(path, Request(scope).headers)
+                check(path, HTTPConnection(scope).headers)
+                if method == "WEBSOCKET":
+                    raise Refused(404, "there are no websockets here: POST to an address of /v1")
                 if is_post and self.n_open > 5 * max_batch:
                     raise Refused(503, "busy: too many requests are open", code="busy")
                 await self.app(scope, counted, noted)
@@ -178,12 +189,15 @@ class Guard:
         finally:
             self.n_open -= is_post
             shown = path if path in paths else "(no such path)"
-            print(f"{time.strftime('%H:%M:%S')} {method[:8]} {shown} {status} "
+            print(f"{time.strftime('%H:%M:%S')} {method[:9]} {shown} {status} "
                   f"{time.time() - began:.3f} s", flush=True)
 
 
 app = FastAPI(openapi_url=None, redirect_slashes=False)
 app.add_middleware(Guard)
+if ORIGINS:  # around the Guard: a page may read its refusals too
+    app.add_middleware(CORSMiddleware, allow_origins=ORIGINS, allow_methods=["GET", "POST"],
+                       allow_headers=["*"], expose_headers=["X-Is-Cut"])
 for kind in (Refused, RequestValidationError, HTTPException, ClientDisconnect):
     app.add_exception_handler(kind, answer_error)
 
