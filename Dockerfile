@@ -9,7 +9,7 @@ ARG PIP_EXTRA_INDEX_URL
 WORKDIR /app
 COPY requirements.txt .
 RUN python -m pip install --no-cache-dir -r requirements.txt
-ENV NANOCHAT_OMNI_CACHE=/app/cache PYTHONDONTWRITEBYTECODE=1
+ENV NANOCHAT_OMNI_CACHE=/app/cache PYTHONDONTWRITEBYTECODE=1 TMPDIR=/dev/shm
 COPY *.py chat.html ./
 RUN python -c "from audio import load_encoder; load_encoder()"
 COPY pretrained pretrained

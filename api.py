@@ -8,7 +8,7 @@ import math
 import os
 import textwrap
 from itertools import groupby
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -16,7 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import create_form_parser
 
 from recordings import SAMPLE_RATE, TooLong, read_audio
-from talk import Piece, Row, size
+from talk import Row, size
 
 MAX_AUDIO_S = 30.0        # of the recordings of one turn
 MAX_TRANSCRIPT_S = 600.0  # of a recording to transcribe
@@ -37,7 +37,7 @@ class Refused(Exception):
 
 
 def rule(holds, message):
-    """Make a validator of what `holds`, whose error is the message."""
+    """Make a validator: what doesn't hold is refused with the message."""
     def check(x):
         if not holds(x):
             raise PydanticCustomError("rule", message)
@@ -48,10 +48,10 @@ def rule(holds, message):
 
 def as_refused(errors):
     """Return a Refused that tells the first of pydantic's errors."""
-    place = ".".join(map(str, errors[0]["loc"]))
+    place, wrong = ".".join(map(str, errors[0]["loc"])), errors[0]["msg"]
     if errors[0]["type"] == "json_invalid" or not place:
-        return Refused(400, f"the body is JSON of type application/json: {errors[0]['msg']}")
-    return Refused(400, f"{place}: {errors[0]['msg']}", place)
+        return Refused(400, f"the body is JSON of type application/json: {wrong}")
+    return Refused(400, f"{place}: {wrong}", place)
 
 
 # --- chats
@@ -82,10 +82,15 @@ AnyPart = Annotated[Part, BeforeValidator(as_part)]
 AsParts = BeforeValidator(lambda x: [{"type": "text", "text": x}] if isinstance(x, str) else x)
 AsList = BeforeValidator(lambda x: [x] if isinstance(x, str) else x)
 StopString = Annotated[str, Field(max_length=256)]
+Unset = Annotated[Any, rule(lambda x: not x, "it can't be obeyed here: leave it out")]
 NoTools = rule(lambda x: x in (None, "", "auto", "none"),
                "this model calls no tools: give auto or none")
-NoJSON = rule(lambda x: (x or {}).get("type", "text") == "text",
-              "this model writes plain text, no JSON")
+NoWords = rule(lambda x: "word" not in (x or ()), "only segments have times here, no words")
+NO_JSON = "this model writes plain text, no JSON"
+
+
+def is_text(x):
+    return not isinstance(x, dict) or x.get("type", "text") == "text"
 
 
 class Message(BaseModel):
@@ -93,29 +98,25 @@ class Message(BaseModel):
     content: Annotated[list[AnyPart], Field(max_length=64), AsParts] | None = None
 
 
-class StreamOptions(BaseModel):
-    include_usage: bool | None = False
-
-
 class ChatRequest(BaseModel):
     field: ClassVar = "messages"
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=1000)]
     stream: bool | None = False
-    stream_options: StreamOptions | None = None
+    stream_options: dict | None = None
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: Annotated[list[StopString], Field(max_length=4), AsList] | None = None
     seed: int | None = Field(None, ge=-2**63, lt=2**63)
-    presence_penalty: float | None = Field(None, ge=0, le=0)
-    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    presence_penalty: Unset = None
+    frequency_penalty: Unset = None
     n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: Unset = None
     tool_choice: Annotated[str | dict | None, NoTools] = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    response_format: Annotated[dict | None, NoJSON] = None
-    logit_bias: dict | None = Field(None, max_length=0)
+    response_format: Annotated[dict | None, rule(is_text, NO_JSON)] = None
+    logit_bias: Unset = None
 
     def named(self):
         """Return [(where in the request, Message)]."""
@@ -221,14 +222,15 @@ def decode(data, max_s, param):
 
 # --- transcriptions
 def read_form(content_type, body):
-    """Read a multipart body, in memory alone -> [(name, bytes)], one is "file"; or Refused."""
+    """Read a multipart body, in memory alone -> {name: str}, but "file": bytes; or Refused."""
     parts, in_memory = [], {"MAX_MEMORY_FILE_SIZE": float("inf")}
 
     def keep(part):
         if len(parts) == MAX_FORM_PARTS:
             raise Refused(400, f"the form has more than {MAX_FORM_PARTS} parts")
         value = part.file_object.getvalue() if hasattr(part, "file_object") else part.value
-        parts.append(((part.field_name or b"").decode("latin1"), value))
+        name = (part.field_name or b"").decode("latin1")
+        parts.append((name, value if name == "file" else value.decode("latin1")))
 
     try:
         parser = create_form_parser({"Content-Type": content_type}, keep, keep, in_memory)
@@ -239,93 +241,74 @@ def read_form(content_type, body):
     n_files = [name for name, _ in parts].count("file")
     if n_files != 1:
         raise Refused(400, f"the form has {n_files} parts named file: send one", "file")
-    return parts
+    times = [value for name, value in parts if name.startswith("timestamp_granularities")]
+    return dict(parts) | {"timestamp_granularities": times}
 
 
 class TranscriptionRequest(BaseModel):
-    """The JSON body, or what a form holds beside its file."""
+    file: bytes = b""
     input_audio: Sound | None = None
     response_format: Annotated[Literal["json", "text", "verbose_json", "srt", "vtt"],
                                BeforeValidator(lambda x: str(x or "json").lower())] = "json"
     stream: Annotated[bool, BeforeValidator(lambda x: x or False)] = False
-    timestamp_granularities: list[str] | None = None
+    timestamp_granularities: Annotated[list[str] | None, NoWords] = None
 
 
 def read_upload(content_type, body):
     """Read a transcription's form or JSON -> (float32 (n,) at 16 kHz, request); or Refused."""
     try:
         if content_type.partition(";")[0].strip().lower() == "application/json":
-            file, ask = None, TranscriptionRequest.model_validate_json(body)
+            ask = TranscriptionRequest.model_validate_json(body)
         else:
-            file, ask = read_fields(read_form(content_type, body))
+            ask = TranscriptionRequest.model_validate(read_form(content_type, body))
     except ValidationError as e:
         raise as_refused(e.errors()) from None
-    kind = ask.response_format
-    if kind == "verbose_json" and "word" in (ask.timestamp_granularities or ()):
-        raise Refused(400, "this model knows the times of segments, not of words: give segment",
-                      "timestamp_granularities")
-    if ask.stream and kind in ("srt", "vtt"):
-        raise Refused(400, f"a stream has events, no {kind}: leave stream out", "stream")
-    if file is not None:
-        return decode(file, MAX_TRANSCRIPT_S, "file"), ask
+    if ask.stream and ask.response_format in ("srt", "vtt"):
+        raise Refused(400, "a stream has events, no subtitles: leave stream out", "stream")
     if not ask.input_audio:
-        raise Refused(400, "input_audio: the body needs it, with the sound as its data",
-                      "input_audio")
+        return decode(ask.file, MAX_TRANSCRIPT_S, "file"), ask
     return decode_base64(ask.input_audio.data, MAX_TRANSCRIPT_S, "input_audio.data"), ask
 
 
-def read_fields(parts):
-    """Return the file (bytes) and the TranscriptionRequest of a form [(name, bytes)]."""
-    form = dict(parts)
-    fields = {name: form.get(name, b"").decode("latin1") for name in ("response_format", "stream")}
-    times = [value.decode("latin1") for name, value in parts
-             if name.startswith("timestamp_granularities")]
-    return form["file"], TranscriptionRequest(**fields, timestamp_granularities=times)
-
-
 def write_transcript(kind, wav, pieces):
-    """Return a transcript in the form that OpenAI's API gives it, str or dict.
-
-    kind: its response_format. pieces: [Piece] of wav (n,).
-    """
+    """Return the [Piece] of wav (n,) as OpenAI's API does, str or dict; kind: response_format."""
     said = [piece for piece in pieces if piece.text]
     text = " ".join(piece.text for piece in said)
     if kind == "text":
         return text + "\n"
-    segments = sum(map(cut_in_segments, said), [])
+    cut = sum(map(cut_in_segments, said), [])
     if kind in ("srt", "vtt"):
-        return write_subtitles(kind, segments)
+        return write_subtitles(kind, cut)
     length_s = len(wav) / SAMPLE_RATE
     answer = {"text": text, "is_cut": any(piece.is_cut for piece in pieces),
               "usage": {"type": "duration", "seconds": math.ceil(length_s)}}
     if kind == "json":
         return answer
+    segments = [{"id": i, "seek": 0, "start": round(piece.start_s, 2), "tokens": [],
+                 "end": round(piece.end_s, 2), "text": f" {piece.text}", "temperature": 0.0}
+                for i, piece in enumerate(cut)]
     return answer | {"task": "transcribe", "language": "english", "duration": round(length_s, 2),
-                     "segments": [{"id": i, "seek": 0, "start": round(segment.start_s, 2),
-                                   "end": round(segment.end_s, 2), "text": f" {segment.text}",
-                                   "tokens": [], "temperature": 0.0}
-                                  for i, segment in enumerate(segments)]}
+                     "segments": segments}
 
 
 def cut_in_segments(piece):
     """Halve a Piece until its text fits in two lines; its time by the number of characters."""
     text = piece.text
-    if len(text) <= 2 * LINE and len(textwrap.wrap(text, LINE)) <= 2:
+    half = text.rfind(" ", 0, len(text) // 2 + 1)
+    if half < 0 or (len(text) <= 2 * LINE and len(textwrap.wrap(text, LINE)) <= 2):
         return [piece]
-    half = text.rfind(" ", 1, len(text) // 2 + 1)
-    half = half if half > 0 else len(text) // 2  # there is no space
     at_s = piece.start_s + (piece.end_s - piece.start_s) * half / len(text)
-    return (cut_in_segments(Piece(text[:half], piece.is_cut, piece.start_s, at_s))
-            + cut_in_segments(Piece(text[half:].strip(), piece.is_cut, at_s, piece.end_s)))
+    return [*cut_in_segments(piece._replace(text=text[:half], end_s=at_s)),
+            *cut_in_segments(piece._replace(text=text[half + 1:], start_s=at_s))]
 
 
-def write_subtitles(kind, segments):
-    """Return the text of a file of kind srt or vtt; segments: [Piece]."""
+def write_subtitles(kind, pieces):
+    """Return the text of a file of kind srt or vtt."""
     def clock(time_s):
-        minutes, ms = divmod(round(1000 * time_s), 60_000)
-        point = "," if kind == "srt" else "."
-        return f"{minutes // 60:02}:{minutes % 60:02}:{ms // 1000:02}{point}{ms % 1000:03}"
+        ms = round(1000 * time_s)
+        time = f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02},{ms % 1000:03}"
+        return time if kind == "srt" else time.replace(",", ".")
 
-    cues = [f"{i}\n{clock(segment.start_s)} --> {clock(segment.end_s)}\n"
-            f"{textwrap.fill(segment.text, LINE)}\n" for i, segment in enumerate(segments, 1)]
-    return "\n".join(["WEBVTT\n"] * (kind == "vtt") + cues)
+    cues = [f"{i}\n{clock(piece.start_s)} --> {clock(piece.end_s)}\n"
+            f"{textwrap.fill(piece.text, LINE)}\n" for i, piece in enumerate(pieces, 1)]
+    return "\n".join(cues if kind == "srt" else ["WEBVTT\n", *cues])

@@ -4,41 +4,37 @@ https://platform.openai.com/docs/api-reference/responses
 """
 import time
 import uuid
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, FailFast, Field
 
-from api import ChatRequest, Message, NoJSON, rule
-
-FORGETS = rule(lambda x: not x, "this server keeps no answers: send the whole conversation")
-AT_ONCE = rule(lambda x: not x, "this server answers at once: leave it out")
-
-
-def as_messages(x):
-    """Return the items of `input` as messages; what other models thought or called is empty."""
-    if isinstance(x, str):
-        return [{"role": "user", "content": x}]
-    return [as_message(item) for item in x] if isinstance(x, list) else x
+from api import NO_JSON, ChatRequest, Message, Unset, is_text, rule
 
 
 def as_message(item):
+    """Return an item of `input` as a Message's dict; calls and thoughts are empty answers."""
     kind = item.get("type") if isinstance(item, dict) else None
     if kind == "function_call_output":
         return {"role": "tool", "content": item.get("output")}
     return {"role": "assistant"} if kind in ("function_call", "reasoning") else item
 
 
+def as_messages(x):
+    return [{"role": "user", "content": x}] if isinstance(x, str) else x
+
+
 class ResponsesRequest(ChatRequest):
     field: ClassVar = "input"
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=1000),
-                        BeforeValidator(as_messages)] = Field(alias="input")
+    messages: Annotated[list[Annotated[Message, BeforeValidator(as_message)]], FailFast(),
+                        BeforeValidator(as_messages)] = Field(
+                            alias="input", min_length=1, max_length=1000)
     max_tokens: int | None = Field(None, ge=1, alias="max_output_tokens")
-    response_format: Annotated[dict | None, NoJSON, BeforeValidator(
-        lambda x: x.get("format") if isinstance(x, dict) else x)] = Field(None, alias="text")
+    response_format: Annotated[dict | None, rule(
+        lambda x: is_text((x or {}).get("format")), NO_JSON)] = Field(None, alias="text")
     instructions: str | None = None
-    previous_response_id: Annotated[Any, FORGETS] = None
-    conversation: Annotated[Any, FORGETS] = None
-    background: Annotated[Any, AT_ONCE] = None
+    previous_response_id: Unset = None
+    conversation: Unset = None
+    background: Unset = None
 
     def named(self):
         told = [("instructions", Message(role="system", content=self.instructions))]
@@ -48,31 +44,25 @@ class ResponsesRequest(ChatRequest):
 class Response:
     """The answer to a ResponsesRequest, whole or as events."""
 
-    def __init__(self, ask, model):
+    def __init__(self, model):
         self.n_events = 0
         self.item = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
-        self.base = {
-            "id": f"resp_{uuid.uuid4().hex}", "object": "response", "created_at": int(time.time()),
-            "model": model, "error": None, "incomplete_details": None, "metadata": {},
-            "instructions": ask.instructions, "parallel_tool_calls": False, "tool_choice": "auto",
-            "tools": [], "temperature": ask.temperature, "top_p": ask.top_p}
-
-    def part(self, text):
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        self.base = {"id": f"resp_{uuid.uuid4().hex}", "object": "response", "model": model,
+                     "created_at": int(time.time()), "error": None, "tools": [],
+                     "tool_choice": "auto", "parallel_tool_calls": False}
 
     def whole(self, text, reason, usage):
         """Return the response; reason, usage: of a chat's answer."""
-        is_short = reason == "length"
-        status = "incomplete" if is_short else "completed"
-        counts = {"input_tokens": usage["prompt_tokens"],
-                  "input_tokens_details": {"cached_tokens": 0},
-                  "output_tokens": usage["completion_tokens"],
-                  "output_tokens_details": {"reasoning_tokens": 0},
-                  "total_tokens": usage["total_tokens"]}
-        item = self.item | {"status": status, "content": [self.part(text)]}
-        details = {"reason": "max_output_tokens"} if is_short else None
+        status, details = "completed", None
+        if reason == "length":
+            status, details = "incomplete", {"reason": "max_output_tokens"}
+        n_in, n_out, n = usage.values()
+        counts = {"input_tokens": n_in, "input_tokens_details": {"cached_tokens": 0},
+                  "output_tokens": n_out, "output_tokens_details": {"reasoning_tokens": 0},
+                  "total_tokens": n}
+        output = [self.item | {"status": status, "content": [part(text)]}]
         return self.base | {"status": status, "incomplete_details": details, "usage": counts,
-                            "output": [item]}
+                            "output": output}
 
     def event(self, kind, **fields):
         self.n_events += 1
@@ -80,20 +70,23 @@ class Response:
 
     async def events(self, pieces, end):
         """Yield events as the text's pieces come; end(): a chat's reason and usage."""
-        begun = self.base | {"status": "in_progress", "output": [], "usage": None}
-        item = self.item | {"status": "in_progress", "content": []}
+        event, text = self.event, ""
         at = {"item_id": self.item["id"], "output_index": 0, "content_index": 0}
-        text = ""
-        yield self.event("created", response=begun)
-        yield self.event("in_progress", response=begun)
-        yield self.event("output_item.added", output_index=0, item=item)
-        yield self.event("content_part.added", **at, part=self.part(""))
+        item = self.item | {"status": "in_progress", "content": []}
         async for piece in pieces:
+            if not self.n_events:  # an error before the first piece has its own status
+                begun = self.base | {"status": "in_progress", "output": []}
+                yield event("created", response=begun)
+                yield event("output_item.added", output_index=0, item=item)
+                yield event("content_part.added", **at, part=part(""))
             text += piece
-            if piece:
-                yield self.event("output_text.delta", **at, delta=piece, logprobs=[])
+            yield event("output_text.delta", **at, delta=piece, logprobs=[])
         response = self.whole(text, *end())
-        yield self.event("output_text.done", **at, text=text, logprobs=[])
-        yield self.event("content_part.done", **at, part=self.part(text))
-        yield self.event("output_item.done", output_index=0, item=response["output"][0])
-        yield self.event(response["status"], response=response)
+        yield event("output_text.done", **at, text=text, logprobs=[])
+        yield event("content_part.done", **at, part=part(text))
+        yield event("output_item.done", output_index=0, item=response["output"][0])
+        yield event(response["status"], response=response)
+
+
+def part(text):
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

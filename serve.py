@@ -64,7 +64,7 @@ from talk import Talker, Text, default_run, size
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
           "'unsafe-inline'; img-src data:; media-src blob:; connect-src 'self'; frame-ancestors "
           "'none'; base-uri 'none'; form-action 'none'")
-ORIGINS = re.findall(r"[^\s,]+", allow_origins.lower())
+HOSTS, ORIGINS = (re.findall(r"[^\s,]+", x.lower()) for x in (allow_hosts, allow_origins))
 KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
 
 with user_input():
@@ -101,13 +101,12 @@ def refusal(e):
 
 def answer_error(request, e):
     refused = refusal(e)
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
-    more = headers.get(refused.status)
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(refused.status)
     if refused.status == 405:
-        more = {"Allow": e.headers["Allow"].replace("GET", "GET, HEAD") + ", OPTIONS"}
+        headers = {"Allow": e.headers["Allow"].replace("GET", "GET, HEAD") + ", OPTIONS"}
         if request.method == "OPTIONS":
-            return PlainTextResponse("", 204, more)
-    return JSONResponse({"error": refused.error}, refused.status, more)
+            return PlainTextResponse("", 204, headers)
+    return JSONResponse({"error": refused.error}, refused.status, headers)
 
 
 # --- who may ask, how much and how long
@@ -115,8 +114,7 @@ def is_own_name(called):
     """Return True for localhost, an address and allow_hosts: no other page has such a name."""
     try:
         at = urlsplit("//" + called).hostname or ""
-        names = ["localhost", *re.findall(r"[^\s,]+", allow_hosts.lower())]
-        return at in names or bool(ipaddress.ip_address(at))
+        return at in ["localhost", *HOSTS] or bool(ipaddress.ip_address(at))
     except ValueError:
         return False
 
@@ -197,7 +195,7 @@ app = FastAPI(openapi_url=None, redirect_slashes=False)
 app.add_middleware(Guard)
 if ORIGINS:  # around the Guard: a page may read its refusals too
     app.add_middleware(CORSMiddleware, allow_origins=ORIGINS, allow_methods=["GET", "POST"],
-                       allow_headers=["*"], expose_headers=["X-Is-Cut"])
+                       allow_headers=["*"])
 for kind in (Refused, RequestValidationError, HTTPException, ClientDisconnect):
     app.add_exception_handler(kind, answer_error)
 
@@ -230,7 +228,7 @@ async def models(model: str = ""):
 async def chat(request: Request, ask: ChatRequest):
     answer, pieces = await begin(request, ask)
     if ask.stream:
-        return stream(answer.events(pieces), "data: [DONE]\n\n")
+        return await stream(answer.events(pieces), "data: [DONE]\n\n")
     message = {"role": "assistant", "content": await joined(pieces), "refusal": None}
     reason, usage = answer.end()
     return answer.base | {"object": "chat.completion", "usage": usage,
@@ -240,18 +238,17 @@ async def chat(request: Request, ask: ChatRequest):
 @app.post("/v1/responses")
 async def responses(request: Request, ask: ResponsesRequest):
     answer, pieces = await begin(request, ask)
-    response = Response(ask, name)
+    response = Response(name)
     if ask.stream:
-        return stream(response.events(pieces, answer.end))
+        return await stream(response.events(pieces, answer.end))
     return response.whole(await joined(pieces), *answer.end())
 
 
 async def begin(request, ask):
     """Begin to answer a ChatRequest -> its Answer, and the pieces of its text."""
     row = await read(make_row, ask, talker, max_tokens)
-    with_usage = bool(ask.stream_options and ask.stream_options.include_usage)
-    answer = Answer(row, Text(talker.tok, talker.plain, ask.stop or []), with_usage)
-    return answer, await begun(answer.pieces(follow(request, Job(row))))
+    answer = Answer(row, ask)
+    return answer, answer.pieces(follow(request, Job(row)))
 
 
 @app.post("/v1/audio/transcriptions")
@@ -261,10 +258,9 @@ async def transcriptions(request: Request):
     body = await request.body()
     wav, ask = await read(read_upload, request.headers.get("content-type", ""), body)
     kind = ask.response_format
-    most_s = 60.0 if kind in ("json", "text") else SEGMENT_S
-    coming = await begun(follow(request, Job(wav=wav, most_s=most_s)))
+    coming = follow(request, Job(wav=wav, most_s=60.0 if kind in ("json", "text") else SEGMENT_S))
     if ask.stream:
-        return stream(transcript_events(kind, wav, coming))
+        return await stream(transcript_events(kind, wav, coming))
     pieces = [piece async for piece in coming]
     found = write_transcript(kind, wav, pieces)
     if isinstance(found, dict):
@@ -284,27 +280,17 @@ async def transcript_events(kind, wav, coming):
     yield {"type": "transcript.text.done"} | write_transcript(kind, wav, pieces)
 
 
-async def begun(events):
-    """Wait for the first event: an error before it is answered with its status."""
-    first = await anext(events, None)
-
-    async def every():
-        if first is not None:
-            yield first
-        async for event in events:
-            yield event
-
-    return every()
-
-
 async def joined(pieces):
     return "".join([piece async for piece in pieces])
 
 
-def stream(events, end=""):
+async def stream(events, end=""):
     """Answer with server-sent events, each a dict; end: what comes after the last."""
+    first = await anext(events)  # an error before it is answered with its status
+
     async def lines():
         try:
+            yield f"data: {json.dumps(first)}\n\n"
             async for event in events:
                 yield f"data: {json.dumps(event)}\n\n"
             yield end
@@ -350,8 +336,9 @@ def choices(reason=None, **content):
 class Answer:
     """A Row that is being answered, and its Text, in the form of OpenAI's API."""
 
-    def __init__(self, row, text, with_usage):
-        self.row, self.text, self.with_usage = row, text, with_usage
+    def __init__(self, row, ask):
+        self.row, self.text = row, Text(talker.tok, talker.plain, ask.stop or [])
+        self.with_usage = (ask.stream_options or {}).get("include_usage")
         self.base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()),
                      "model": name}
 

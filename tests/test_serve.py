@@ -216,7 +216,7 @@ def test_what_agents_send(port):
         assert found == param and word in message, message
     for param, value, word in (
             ("max_tokens", 0, "or equal to 1"), ("n", 2, "1"), ("stop", list("abcde"), "at most 4"),
-            ("tool_choice", "required", "no tools"), ("presence_penalty", 1, "0"),
+            ("tool_choice", "required", "no tools"), ("presence_penalty", 1, "leave it"),
             ("response_format", {"type": "json_object"}, "plain text")):
         found, message = refused(port, USER, **{param: value})
         assert found == param and word in message, message
@@ -240,15 +240,14 @@ def test_empty_optional_fields(port):
     assert heard[0] == 200 and heard[1]["text"] and heard[1]["is_cut"] in (True, False)
     fields = [(f'name="{field}"', value) for field, value in (
         ("language", ""), ("prompt", "Kansas, " * 300), ("stream", "false"),
-        ("response_format", "JSON"), ("timestamp_granularities[]", "word"))]
+        ("response_format", "JSON"), ("timestamp_granularities[]", "segment"))]
     assert transcribe(port, *fields, file) == heard
-    for param, value, kind in (("response_format", "diarized_json", "verbose_json"),
-                               ("timestamp_granularities[]", "word", "verbose_json"),
-                               ("stream", "maybe", ""), ("stream", "True", "SRT")):
-        fields = ('name="response_format"', kind), (f'name="{param}"', value)
-        status, body = transcribe(port, file, *fields)
+    for param, value in (("response_format", "diarized_json"), ("stream", "maybe"),
+                         ("timestamp_granularities[]", "word")):
+        status, body = transcribe(port, file, (f'name="{param}"', value))
         assert status == 400 and body["error"]["param"] == param.strip("[]"), body
-        assert param.strip("[]").split("_")[-1] in body["error"]["message"] or kind, body
+    body = transcribe(port, file, ('name="stream"', "True"), ('name="response_format"', "SRT"))[1]
+    assert "no subtitles" in body["error"]["message"]
     status, body = transcribe(port, file, *[('name="f"', "x")] * 40)
     assert status == 400 and "more than 33 parts" in body["error"]["message"]
 
@@ -299,23 +298,20 @@ def test_addresses(port):
 
 def test_pages_of_other_origins(ckpt, port):
     """Broken: another origin's page may ask, or --allow_origins= doesn't let its browser do it."""
-    notes = {"Origin": "app://my.notes"}
+    notes, evil = {"Origin": "app://my.notes"}, {"Origin": "http://evil.example"}
     asks = {"Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "authorization,content-type"}
     assert head(port, "OPTIONS", TRANSCRIBE, **notes, **asks)[0] == 403
-    server, open_port = start_server(ckpt, "--allow_origins=https://a.b, app://My.notes",
-                                     "--api_key=k")
+    server, port = start_server(ckpt, "--allow_origins=https://a.b, app://My.notes", "--api_key=k")
     try:
-        status, headers = head(open_port, "OPTIONS", TRANSCRIBE, **notes, **asks)
-        assert status == 200 and "POST" in headers["access-control-allow-methods"]
-        assert headers["access-control-allow-headers"] == "authorization,content-type"
-        for key, status in (("Bearer k", 200), ("", 401)):  # a refusal can be read too
-            found, headers = head(open_port, "GET", "/v1/models", Authorization=key, **notes)
-            assert (found, headers["access-control-allow-origin"]) == (status, notes["Origin"])
-        evil = {"Origin": "http://evil.example"}
-        for method, more, status in (("OPTIONS", asks, 400), ("GET", {}, 403)):
-            found, headers = head(open_port, method, "/health", **evil, **more)
-            assert (found, headers["access-control-allow-origin"]) == (status, None)
+        for method, given, status in (
+                ("OPTIONS", notes | asks, 200), ("OPTIONS", evil | asks, 400), ("GET", evil, 403),
+                ("GET", notes | {"Authorization": "Bearer k"}, 200), ("GET", notes, 401)):
+            found, headers = head(port, method, "/v1/models", **given)
+            allowed = notes["Origin"] if given["Origin"] == notes["Origin"] else None
+            assert (found, headers["access-control-allow-origin"]) == (status, allowed), given
+            right = asks["Access-Control-Request-Headers"] if method == "OPTIONS" else None
+            assert headers["access-control-allow-headers"] == right
     finally:
         server.kill()
 
@@ -325,8 +321,8 @@ import runpy, sys, uvicorn
 async def serve(server, sockets):
     async def send(message):
         print(message)
-    for host, path in ((b"localhost", "/v1/models"), (b"evil.example", "/v1/realtime")):
-        await server.config.app({"type": "websocket", "path": path, "headers": [(b"host", host)],
+    for host in (b"localhost", b"evil.example"):
+        await server.config.app({"type": "websocket", "path": "/", "headers": [(b"host", host)],
                                  "extensions": {"websocket.http.response": {}}}, None, send)
 uvicorn.Server.serve = serve
 sys.argv[:] = ["serve.py", "--port=0", "--ckpt=" + sys.argv[1]]
@@ -338,9 +334,8 @@ def test_websockets_are_refused(ckpt):
     """Broken: a websocket passes the Guard: no key, host, number or time of it is checked."""
     done = subprocess.run([sys.executable, "-c", WEBSOCKETS, ckpt], cwd=ROOT, text=True,
                           capture_output=True)
-    starts = [line for line in done.stdout.splitlines() if "response.start" in line]
-    assert re.findall(r"'status': (\d+)", "".join(starts)) == ["404", "403"], done
-    assert "no websockets here" in done.stdout and "not called 'evil.example'" in done.stdout
+    assert re.findall(r"'status': (\d+)", done.stdout) == ["404", "403"], done
+    assert "no websockets here" in done.stdout
 
 
 def test_sampling_settings(port):
@@ -373,98 +368,74 @@ def test_transcriptions(client, ckpt, tmp_path):
     assert found.is_cut == any(piece.is_cut for piece in pieces)
 
 
-def speech():
-    """A file of three swells of 3.5 s with pauses of 0.75 s behind them, 1 s of hiss in front."""
-    rng, file = np.random.default_rng(0), io.BytesIO()
-    level = np.concatenate([np.full(16_000, 1e-4)] + 3 * [np.repeat([0.1, 1e-4], (56_000, 12_000))])
-    soundfile.write(file, rng.normal(0, 1, len(level)) * level, 16_000, format="WAV")
-    return file.getvalue()
-
-
 def test_transcripts_with_times(client):
-    """Broken: segments lack words, overlap, begin in a pause or are too long; so do subtitles."""
-    given = {"model": "x", "file": ("a.wav", speech())}
+    """Broken: segments lack words, overlap, are too long or begin in a pause; or subtitles do."""
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    level = np.repeat([1e-4] + 3 * [0.1, 1e-4], [16_000] + 3 * [56_000, 12_000])
+    soundfile.write(file, rng.normal(0, 1, len(level)) * level, 16_000, format="WAV")
+    given = {"model": "x", "file": ("a.wav", file.getvalue())}
     create = client.audio.transcriptions.create
     found = create(**given, response_format="verbose_json", timestamp_granularities=["segment"])
     assert found.duration == 13.75 and found.is_cut in (True, False) and found.usage.seconds == 14
     assert found.text.split() == " ".join(each.text for each in found.segments).split() != []
     times = [time for each in found.segments for time in (each.start, each.end)]
-    assert times == sorted(times) and times[0] == pytest.approx(1, abs=0.15)
-    assert times[-1] == pytest.approx(13, abs=0.15)
+    assert times == sorted(times) and [times[0], times[-1]] == pytest.approx([1, 13], abs=0.15)
     assert all(0 < each.end - each.start <= 6 for each in found.segments)
-    assert not hasattr(found.segments[0], "words")
     srt, vtt = (create(**given, response_format=kind) for kind in ("srt", "vtt"))
     assert vtt == "WEBVTT\n\n" + re.sub(r"(\d),(\d{3}\b)", r"\1.\2", srt)
     assert srt.count(" --> ") == len(found.segments)
-    with pytest.raises(openai.BadRequestError, match="segments, not of words"):
-        create(**given, response_format="verbose_json", timestamp_granularities=["word"])
 
 
 def test_segments_fit_two_lines():
     """Broken: a subtitle is wider than the screen, loses words, or its time is wrong."""
-    for text in ("so it was " * 20, "a" * 200, "so it was " * 8 + "it's", "no"):
-        text = text.strip()
-        cues = cut_in_segments(Piece(text, False, 2.0, 8.0))
-        assert "".join("".join(cue.text for cue in cues).split()) == "".join(text.split())
-        assert (cues[0].start_s, cues[-1].end_s) == (2.0, 8.0)
-        assert all(a.end_s == b.start_s for a, b in zip(cues, cues[1:]))
-        assert all(0.6 < cue.end_s - cue.start_s for cue in cues)
+    for text in ("so it was " * 20, "so it was " * 8 + "it's", "no"):
+        cues = cut_in_segments(Piece(text.strip(), False, 3602.5, 3608.5))
+        assert " ".join(cue.text for cue in cues) == text.strip()
+        times = [cue.end_s - cue.start_s for cue in cues]
+        assert sum(times) == pytest.approx(6) and min(times) > 0.6
         assert all(len(cue.text) <= 2 * LINE for cue in cues)
-        wide = write_transcript("srt", np.zeros(9), [Piece(text, False, 3723.5, 3729.0)])
-        assert wide.startswith("1\n01:02:03,500 --> 01:02:0") and max(
-            map(len, wide.split("\n"))) <= LINE
-    assert write_transcript("vtt", np.zeros(9), [Piece("", False, 0, 1)]) == "WEBVTT\n"
+        lines = write_transcript("srt", [], cues).split("\n")
+        assert lines[1].startswith("01:00:02,500 --> 01:00:0") and max(map(len, lines)) <= LINE
 
 
 def test_streamed_and_json_transcripts(client, port):
     """Broken: a stream loses a piece or comes at once; a JSON body is heard as another file."""
     given = {"model": "x", "file": ("a.wav", make_audio(20, 2))}
-    whole = client.audio.transcriptions.create(**given)
-    events = list(client.audio.transcriptions.create(**given, stream=True))
-    deltas = [each.delta for each in events[:-1] if each.type == "transcript.text.delta"]
-    assert len(deltas) == len(events) - 1 > 1 and "".join(deltas) == whole.text
-    last = events[-1].to_dict()
-    assert last == {"type": "transcript.text.done"} | whole.to_dict()
-    body = {"model": "x", "input_audio": sound(given["file"][1])["input_audio"]}
-    right = {"text": whole.text, "is_cut": whole.is_cut, "usage": last["usage"]}
+    *deltas, last = client.audio.transcriptions.create(**given, stream=True)
+    last = last.to_dict()
+    assert len(deltas) > 1 and "".join(each.delta for each in deltas) == last["text"] != ""
+    body = sound(given["file"][1]) | {"model": "x"}
     status, found = post(port, json.dumps(body).encode(), TRANSCRIBE)
-    assert status == 200 and json.loads(found) == right
-    for wrong, param in (({}, "input_audio"), ({"input_audio": {"data": "?"}}, "input_audio.data"),
+    assert json.loads(found) | {"type": last["type"]} == last
+    for wrong, param in (({}, "file"), ({"input_audio": {"data": "?"}}, "input_audio.data"),
                          (body | {"response_format": 3}, "response_format")):
         status, found = post(port, json.dumps(wrong).encode(), TRANSCRIBE)
         assert status == 400 and json.loads(found)["error"]["param"] == param, found
-    assert post(port, b"{", TRANSCRIBE)[0] == 400
 
 
 def test_responses(client, port):
     """Broken: the Responses API answers otherwise than a chat, or its stream or refusals do."""
-    clip = sound(make_audio(0.5, 1))
-    said = user(clip, "how high")["content"]
-    right = answer(port, ("system", "low"), ("user", said))[0][0]["message"]["content"]
+    clip, history = sound(make_audio(0.5, 1)), [
+        {"role": "user", "content": "how high"}, {"type": "function_call", "name": "f"},
+        {"type": "function_call_output", "output": "low"}]
     content = [clip, {"type": "input_text", "text": "how high"}]
-    given = dict(model="x", instructions="low", max_output_tokens=9,
-                 input=[{"role": "user", "content": content}])
-    whole = client.responses.create(**given)
-    assert whole.output_text == right != "" and whole.usage.output_tokens == 9
-    assert whole.status == "incomplete" and whole.incomplete_details.reason == "max_output_tokens"
-    events = list(client.responses.create(**given, stream=True))
-    assert events[0].type == "response.created" and events[-1].type == "response.incomplete"
-    assert [each.sequence_number for each in events] == list(range(len(events)))
-    deltas = [each.delta for each in events if each.type == "response.output_text.delta"]
-    assert "".join(deltas) == right == events[-1].response.output_text and len(deltas) > 2
-    history = [{"role": "user", "content": "how high"}, {"type": "function_call", "name": "f"},
-               {"type": "function_call_output", "output": "low"}]
-    found = client.responses.create(model="x", input=history, max_output_tokens=9).output_text
     turns = ("user", "how high"), ("assistant", ""), ("user", "low")
-    assert found == answer(port, *turns)[0][0]["message"]["content"]
-    image = [{"role": "user", "content": [{"type": "input_image"}]}]
-    for wrong, param in (({"input": []}, "input"), ({"input": image}, "input.0.content.0.type"),
-                         ({"instructions": "a", "input": user(sound(b"x"))}, "input"),
+    for instructions, items, messages in (
+            ("low", [{"role": "user", "content": content}], [("system", "low"), ("user", content)]),
+            (None, history, turns), (None, "how high", [("user", "how high")])):
+        right = answer(port, *messages)[0][0]["message"]["content"]
+        given = dict(model="x", instructions=instructions, input=items, max_output_tokens=9)
+        whole = client.responses.create(**given)
+        assert whole.output_text == right != "" and whole.usage.output_tokens == 9
+        assert whole.incomplete_details.reason == "max_output_tokens"
+        with client.responses.stream(**given) as stream:
+            events = list(stream)
+        assert events[-1].response.output_text == right and len(events) > 9
+        assert [each.sequence_number for each in events] == list(range(len(events)))
+    for wrong, param in (({"input": []}, "input"), ({"input": history[1:2]}, "input"),
                          ({"instructions": "a", "input": [user(sound(b"x"))]},
                           "input.0.content.0.input_audio.data"),
-                         ({"input": [{"role": "assistant", "content": "a"}]}, "input"),
                          ({"input": "a", "text": {"format": {"type": "json_schema"}}}, "text"),
-                         ({"input": "a", "previous_response_id": "x"}, "previous_response_id"),
-                         ({"input": "a", "max_output_tokens": 0}, "max_output_tokens")):
+                         ({"input": "a", "previous_response_id": "x"}, "previous_response_id")):
         status, body = post(port, json.dumps(wrong).encode(), "/v1/responses")
         assert status == 400 and json.loads(body)["error"]["param"] == param, body
