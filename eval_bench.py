@@ -102,7 +102,7 @@ def hear(talker, clips):
         for i in order[start:start + BATCH_SIZE]:
             with user_input():
                 wav = come(clips, i)
-            pieces += [(i, wav[start:end]) for start, end in talker.spans(wav)]
+            pieces += [(i, piece) for piece in talker.pieces(wav)]
         for first in range(0, len(pieces), BATCH_SIZE):
             owners, wavs = zip(*pieces[first:first + BATCH_SIZE])
             for i, text in zip(owners, talker.write(wavs, cut)):

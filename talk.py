@@ -143,6 +143,9 @@ class Talker:
         """Cut float32 (n,) at pauses -> [(start, end)], as long as in training at most."""
         return split_at_pauses(wav, min(most_s, self.ears.get("piece_s", 15.0)))
 
+    def pieces(self, wav):
+        return [wav[start:end] for start, end in self.spans(wav)]
+
     def write(self, wavs, cut):
         """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
         feats = self.features(wavs)

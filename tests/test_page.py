@@ -63,9 +63,13 @@ def test_record_send_and_read_the_answer(browser, port):
     page.get_by_role("button", name="Send").click()  # a second turn, with the first in it
     page.locator(".turn.assistant .time").nth(1).wait_for()
     assert [m["role"] for m in sent[1]["messages"]] == ["user", "assistant", "user"]
+    texts = page.locator(".turn").all_text_contents()
     assert page.evaluate("urls.size") == 1  # the recording can be heard as long as it stands there
+    page.reload()
+    found = page.locator(".turn").all_text_contents()
+    assert len(found) == 4 and all(map(str.startswith, texts, found))
     page.get_by_role("button", name="New conversation").click()
-    assert page.evaluate("urls.size") == 0
+    assert page.evaluate("urls.size") == page.evaluate("messages.length") == 0
     assert not errors, errors
 
 

@@ -281,6 +281,8 @@ def test_addresses(port):
         assert post(port, chat, path)[0] == 200, path
     path = f"/{TRANSCRIBE}/"
     assert transcribe(port, (FILE, make_audio(0.5, 1)), path=path)[0] == 200
+    html = request(port, "GET", "/", "Host: localhost")[1]  # it may lie in a proxy's folder
+    assert b'"v1/chat' in html and b'"/v1' not in html and b'fetch("/' not in html
     for path in ("/", "/health", "/v1/models/", "//v1//models/run"):
         status, headers = head(port, "HEAD", path)
         assert status == 200 and int(headers["content-length"]) > 0, path
