@@ -98,9 +98,12 @@ class Message(BaseModel):
     content: Annotated[list[AnyPart], Field(max_length=64), AsParts] | None = None
 
 
+Messages = Annotated[list[Message], FailFast(), Field(min_length=1, max_length=1000)]
+
+
 class ChatRequest(BaseModel):
     field: ClassVar = "messages"
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=1000)]
+    messages: Messages
     stream: bool | None = False
     stream_options: dict | None = None
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)

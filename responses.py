@@ -6,17 +6,9 @@ import time
 import uuid
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, FailFast, Field
+from pydantic import BeforeValidator, Field
 
-from api import NO_JSON, ChatRequest, Message, Unset, is_text, rule
-
-
-def as_message(item):
-    """Return an item of `input` as a Message's dict; calls and thoughts are empty answers."""
-    kind = item.get("type") if isinstance(item, dict) else None
-    if kind == "function_call_output":
-        return {"role": "tool", "content": item.get("output")}
-    return {"role": "assistant"} if kind in ("function_call", "reasoning") else item
+from api import NO_JSON, ChatRequest, Message, Messages, Unset, is_text, rule
 
 
 def as_messages(x):
@@ -25,9 +17,7 @@ def as_messages(x):
 
 class ResponsesRequest(ChatRequest):
     field: ClassVar = "input"
-    messages: Annotated[list[Annotated[Message, BeforeValidator(as_message)]], FailFast(),
-                        BeforeValidator(as_messages)] = Field(
-                            alias="input", min_length=1, max_length=1000)
+    messages: Annotated[Messages, BeforeValidator(as_messages)] = Field(alias="input")
     max_tokens: int | None = Field(None, ge=1, alias="max_output_tokens")
     response_format: Annotated[dict | None, rule(
         lambda x: is_text((x or {}).get("format")), NO_JSON)] = Field(None, alias="text")
