@@ -62,8 +62,6 @@ def read_folder(folder, max_clips=0):
     text: its transcript, speaker, audio: path, seconds}], by key; Counter of why clips were left
     out). ValueError: a clip's header can't be read, or all are silent.
     """
-    if not os.path.exists(folder):
-        raise ValueError(f"data: {folder}: no such folder")
     if folder.endswith(".jsonl"):
         found = list(read_list(folder))
     else:
