@@ -42,8 +42,8 @@ def read_bench(folder):
     fields = dict.fromkeys(("id", "part", "cell", "task", "audio", "question"), str)
     rows = []
     for where, row in read_jsonl(path, options=list, key=int, **fields):
-        if len(row["options"]) != 4 or row["key"] not in range(4):
-            raise ValueError(f"{where}: give each question four options and a key 0 to 3")
+        if not len(row["options"]) == len(set(row["options"])) == 4 or row["key"] not in range(4):
+            raise ValueError(f"{where}: give each question four different options, a key 0 to 3")
         rows.append(row | {"audio": find_path(folder, row["audio"])})
     return rows
 

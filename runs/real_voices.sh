@@ -57,7 +57,6 @@ fresh() {
 clone jimbozhang/speechocean762 $real/speechocean762
 clone Jakobovski/free-spoken-digit-dataset $real/fsdd
 clone thegtagamer/PICO-tinyML-benchmark $real/commands MLTK_keyworkSpotting/dataset
-clone narner/ESC10-CoreML $real/esc10 "CreateML Project And Dataset/ECS-10 Dataset"
 clone google-research-datasets/dstc8-schema-guided-dialogue $real/dstc8
 clone mlschmitt/classic-books-markdown $real/books
 for name in sunlanchang/Seq2Seq-for-NMT DarrenCarvalho/Language-Translation \
@@ -117,12 +116,6 @@ $python prepare_instruct.py --voices=quick/data/voices --spoken=quick/data/spoke
 grep -E '"kind": "(event|music|beeps|silence)"' $real/instruct/items.jsonl |
     sed -E 's#"audio": "#&../instruct/#; s/, "turns".*/}/' | fresh $real/lists/nobody.jsonl
 features nobody --source=$real/lists/nobody.jsonl --min_words=0
-# ESC-10 (CC-BY 3.0), less folds 4 and 5: dogs, rain, sneezes ... are no words
-row='{"audio": "../esc10/\1/\2.\3", "text": "", "key": "esc-\2", "split": "train"}'
-(cd $real/esc10 && find . -name '[1-3]-*-[A-Z].*' | LC_ALL=C sort |
-    sed -E "s#^\./(.*)/(.*)\.(wav|mp3)\$#$row#") | fresh $real/lists/esc10.jsonl
-features esc10 --source=$real/lists/esc10.jsonl --min_words=0 --copies=1
-data+="*2"
 
 # ---- text without a run of six words of what is held out or tested (own tests: data/real/tests)
 [ ! -d $real/tests ] || exclude+=,$real/tests
@@ -131,9 +124,9 @@ $python prepare_text.py --out_dir=$real/text --max_words=20 --file_kb=50 --n_tra
     --exclude="$exclude"
 
 # ---- voices: sentences that say each common word often, by flite and Piper; single words
-# cover FILE TIMES COMMON GAIN SPOKEN: sentences of 4 to 20 words for FILE, in random order. Each holds
-# GAIN words or more that stand COMMON times in the text and were said under TIMES times so far, by
-# these sentences and those of SPOKEN.
+# cover FILE TIMES COMMON GAIN SPOKEN: sentences of 4 to 20 words for FILE, in random order. Each
+# has GAIN words or more that stand COMMON times in the text and were said under TIMES times so
+# far, by these sentences and those of SPOKEN.
 cover() {
     LC_ALL=C awk 'BEGIN {srand(2)} {print rand() "\t" $0}' $real/text/train.txt |
         LC_ALL=C sort | cut -f2- | LC_ALL=C awk -v times="$2" -v common="$3" -v gain="$4" '
@@ -185,7 +178,7 @@ $python train_align.py config/real_w2.py --data_dir="$data" --out_dir=out/real -
 # ---- W3: questions about voices, moods, rooms and sounds; licences: assets/sources.toml
 clone sylaschacko/voice-emotion-analysis $real/emodb wav
 sources=fsdd=$real/fsdd,speech_commands=$real/commands
-sources+=,emodb=$real/emodb,people=$real/speechocean762,esc10=$real/esc10
+sources+=,emodb=$real/emodb,people=$real/speechocean762
 $python prepare_text.py
 $python prepare_synthetic.py
 $python prepare_synthetic.py --corpus=many --out_dir=data/voices --n_train=3200 --n_test=600

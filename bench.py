@@ -1,0 +1,85 @@
+"""
+Speed of the stages on this machine: a line for each figure, then one line of JSON.
+
+    python bench.py    # a minute on 2 cores
+
+train   a step of pretraining with the optimizers: 8 rows of 512 (CUDA: d12, 16 rows of 2048)
+decode  64 tokens after 16, of 1, 8 and 32 rows, by a d4 GPT
+The weights are random. Compare figures of one machine only.
+"""
+import json
+import time
+
+import torch
+
+from configurator import configure, user_input
+from decode import generate
+from device import compute_dtype, peak_flops, pick_device
+from model import GPT, GPTConfig, for_inference
+from optim import gpt_optimizers
+
+# config: every value here can be set from a config file or as --name=value
+quick = False    # fewer repeats
+device = "auto"  # auto, cuda, mps, cpu
+config = configure(globals())  # prints each change
+# -----------------------------------------------------------------------------
+D4 = GPTConfig.of_depth(4, 4096, 256, 64, "L")
+
+
+def time_of(work):
+    """Call work() for 5 s (quick: 1 s); return the least seconds of all calls but the first."""
+    times = []
+    end = time.perf_counter() + (1 if quick else 5)
+    while len(times) < 3 or time.perf_counter() < end:
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def measure_train(where):
+    is_cuda = where.type == "cuda"
+    T, V, B, n_layer, n_embd = (2048, 32768, 16, 12, 768) if is_cuda else (512, 8192, 8, 4, 128)
+    n_head = n_embd // (128 if is_cuda else 64)
+    gpt = GPT(GPTConfig(T, V, n_layer, n_head, n_head, n_embd, "L")).to(where)
+    optimizers = gpt_optimizers(gpt)
+    ids = torch.randint(V, (B, T + 1), device=where)
+    gpt.trunk = torch.compile(gpt.trunk)
+    gpt.nll = torch.compile(gpt.nll)
+
+    def step():
+        gpt(ids[:, :-1], ids[:, 1:]).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    step()  # compiles
+    rate = B * T / time_of(step)
+    return {"tok_s": rate, "mfu": gpt.flops_per_token(T) * rate / peak_flops(where)}
+
+
+def measure_decode(where):
+    gpt = for_inference(GPT(D4).to(where))
+    rates = {}
+    for B in (1, 8, 32):
+        prompts = torch.randint(4096, (B, 16)).tolist()
+        rates[f"batch_{B}"] = 64 * B / time_of(lambda: list(generate(gpt, prompts, max_tokens=64)))
+    return rates
+
+
+def main():
+    with user_input():
+        where = pick_device(device)
+    torch.manual_seed(0)
+    result = {"dtype": str(compute_dtype(where))}
+    for part, measure in (("train", measure_train), ("decode", measure_decode)):
+        for name, value in measure(where).items():
+            result[f"{part}.{name}"] = float(f"{value:.4g}")
+            print(f"{part + '.' + name:<22} {value:>12,.3f}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
