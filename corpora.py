@@ -3,7 +3,7 @@
 LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt, and
              perhaps <source>/labels.jsonl ({"key": ..., any label} a line). Subsets train* are the
              split train, val* and dev* val, test* test. A source that holds the speakers'
-             folders directly is one subset.
+             folders directly is one subset. LibriSpeech's own are downloaded when missing.
 A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line, perhaps
              "split" (else a twentieth is val), "speaker", "key", any label. With "question" and
              "answer", or "turns" [[task, question, answer], ...], a line needs no text.
@@ -18,6 +18,7 @@ queen        <source>/queen.1c of Debian's flight-of-the-amazon-queen, a game: a
 import csv
 import os
 import re
+import subprocess
 import unicodedata
 import zlib
 from collections import Counter
@@ -27,8 +28,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from files import (check_row, find_audio, find_files, find_path, read_jsonl, read_lines, read_pairs,
-                   read_row)
+from files import (check_row, find_audio, find_files, find_path, own_file, read_jsonl, read_lines,
+                   read_pairs, read_row)
 from recordings import SAMPLE_RATE, audio_header
 from transcripts import NoSpokenForm, normalize_transcript
 
@@ -143,8 +144,11 @@ def read_librispeech(source, subsets):
 
 
 def find_subsets(root, names):
-    """Return the folders of subsets. OSError: one is missing."""
+    """Return the folders of subsets; LibriSpeech's own are downloaded. OSError: one is missing."""
     folders = [root / name.strip() for name in names.split(",") if names]
+    for folder in folders:
+        if not folder.is_dir():
+            subprocess.run(["bash", own_file("runs/librispeech.sh"), str(root), folder.name])
     for folder in [root, *folders]:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")

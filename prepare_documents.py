@@ -99,6 +99,8 @@ def write_tokens(paths, tok):
 
 
 def find_inputs():
+    if not documents:
+        raise ValueError("documents must name files or folders")
     own = sorted(Path(tokenizer).glob("tokenizer.*")) if tokenizer else []
     return sums(*list_documents("documents", documents), *own)
 

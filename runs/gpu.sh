@@ -10,41 +10,20 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 torchrun=".venv/bin/torchrun --standalone --nproc_per_node=${GPUS:-1}"
 
-# get FOLDER ADDRESS [MD5]: download a file once; what was cut off goes on where it ended
-get() {
-    local file=$1/${2##*/}
-    [ -f "$file" ] && return
-    mkdir -p "$1"
-    wget -c -t 20 -O "$file.part" "$2"
-    [ -z "${3:-}" ] || echo "$3  $file.part" | md5sum -c || { rm "$file.part"; return 1; }
-    mv "$file.part" "$file"
-}
+. runs/get.sh
 
-# nanochat's web text; HF_ENDPOINT and OPENSLR may name mirrors
-web=${HF_ENDPOINT:-https://huggingface.co}/datasets/karpathy/climbmix-400b-shuffle/resolve/main
+# 36 files of nanochat's web text, 250 MB of text each
 for i in $(seq -f %05g 0 35); do
-    get data/climbmix "$web/shard_$i.parquet"
+    shard=datasets/karpathy/climbmix-400b-shuffle/resolve/main/shard_$i.parquet
+    get "data/climbmix/shard_$i.parquet" "" "${HF_ENDPOINT:-https://huggingface.co}/$shard" \
+        "https://hf-mirror.com/$shard"
 done
-speech=data/LibriSpeech
-mkdir -p $speech
-for each in train-clean-100:2a93770f6d5c6c964bc36631d331a522 \
-            dev-clean:42e2234ba48799c1f50f24a7926300a1; do
-    subset=${each%:*}
-    [ -d "$speech/$subset" ] && continue
-    get data "${OPENSLR:-https://www.openslr.org}/resources/12/$subset.tar.gz" "${each#*:}"
-    rm -rf data/unpacked
-    mkdir data/unpacked
-    tar -xzf "data/$subset.tar.gz" -C data/unpacked
-    mv "data/unpacked/LibriSpeech/$subset" $speech
-    rm "data/$subset.tar.gz"
-done
-
 $python -m pip install pyarrow
 $python prepare_documents.py --documents=data/climbmix --vocab_size=32768 --tokenizer_mb=500 \
     --out_dir=data/web
 $torchrun train_base.py config/base_d12.py
 # every GPU of the node takes its share
-$python prepare_librispeech.py --source=$speech --subset=train-clean-100,dev-clean \
+$python prepare_librispeech.py --source=data/LibriSpeech --subset=train-clean-100,dev-clean \
     --taps=-1
 $torchrun train_align.py config/w2_frozen.py
 

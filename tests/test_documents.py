@@ -163,7 +163,7 @@ def test_bad_input_is_one_line(made, tmp_path):
     one.write_text("one text")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n["text"]\n')
     for said, source, *args in (
-            ("documents=nowhere: no such file", "nowhere"),
+            ("documents=nowhere: no such file", "nowhere"), ("documents must name files", ""),
             ("fewer than two documents", one, f"--tokenizer={made[0]}"),
             ("nowhere", one, "--tokenizer=nowhere"), ("vocab_size=300: these texts", one),
             ('bad.jsonl:2: no JSON object, but ["text"]', tmp_path / "bad.jsonl")):
