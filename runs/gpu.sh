@@ -10,9 +10,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 torchrun=".venv/bin/torchrun --standalone --nproc_per_node=${GPUS:-1}"
 
+. runs/get.sh
+
+# 36 files of nanochat's web text, 250 MB of text each
+for i in $(seq -f %05g 0 35); do
+    shard=datasets/karpathy/climbmix-400b-shuffle/resolve/main/shard_$i.parquet
+    get "data/climbmix/shard_$i.parquet" "" "${HF_ENDPOINT:-https://huggingface.co}/$shard" \
+        "https://hf-mirror.com/$shard"
+done
 $python -m pip install pyarrow
-$python prepare_documents.py --documents=climbmix --n_files=36 --vocab_size=32768 \
-    --tokenizer_mb=500 --out_dir=data/web
+$python prepare_documents.py --documents=data/climbmix --vocab_size=32768 --tokenizer_mb=500 \
+    --out_dir=data/web
 $torchrun train_base.py config/base_d12.py
 # every GPU of the node takes its share
 $python prepare_librispeech.py --source=data/LibriSpeech --subset=train-clean-100,dev-clean \
