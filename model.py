@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from device import compute_dtype
 from kernels import LOGITS_AT_ONCE, SOFTCAP, ChunkedLoss, ReluSquared, norm, softcapped_nll
 
+FLASH = ("cuda",)     # where torch's attention is faster than plain matmuls, fastest without a mask
 QK_SCALE = 1.2        # of normed queries and keys each: nanochat's sharper attention
 ROPE_BASE = 100_000
 SMEAR_CHANNELS = 24   # first channels; they decide how much of the token before is mixed in
@@ -83,7 +85,7 @@ def attend(q, k, v, mask):
     """
     q = q.transpose(1, 2)  # (B, H, T, D)
     scale = QK_SCALE ** 2 * q.size(3) ** -0.5
-    if q.is_cuda:
+    if q.device.type in FLASH:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
                                            scale=scale, enable_gqa=k.size(1) != q.size(1))
     else:  # plain matmuls are faster on a CPU at these lengths
@@ -173,6 +175,7 @@ class GPT(nn.Module):
         self.config = config
         self.nll = softcapped_nll  # a training script may compile it, and the trunk
         self.windows = config.windows()
+        self.recompute = False  # blocks in the backward pass: less memory, a third more time
         C, head_dim = config.n_embd, config.n_embd // config.n_head
         padded = -(-config.vocab_size // 64) * 64  # logits() cuts off the rows beyond vocab_size
         self.transformer = nn.ModuleDict({
@@ -230,6 +233,16 @@ class GPT(nn.Module):
         n_weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, Linear))
         n_keys = sum(min(window, T) for window in self.windows)
         return 6 * n_weights + 12 * self.config.n_embd * n_keys
+
+    def training_gb(self, n_tokens):
+        """Return GB of a GPU that pretraining in bf16 takes, n_tokens a microbatch (computed)."""
+        n = sum(p.numel() for p in self.parameters())
+        n_blocks = sum(p.numel() for p in self.transformer.h.parameters())
+        states = 16 * n - 4 * n_blocks  # weights, gradients and moments in fp32; Muon has one
+        casts = 2 * (n_blocks + self.lm_head.weight.numel())
+        n_layer = self.config.n_layer
+        kept = 42 + 3.5 * n_layer if self.recompute else 42 * n_layer  # bytes a token and channel
+        return (states + casts + kept * n_tokens * self.config.n_embd) / 1e9 + 1.5  # and logits
 
     def forward(self, idx, targets=None, kv_cache=None, loss_reduction="mean", audio_features=None,
                 audio_lens=None, text_lens=None, audio_at=0, logits_at=None):
@@ -294,12 +307,11 @@ class GPT(nn.Module):
         cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]  # (B or 1, T, 1, D/2)
         distance = pos[..., None] - torch.arange(n_keys, device=x.device)  # (B or 1, T, S)
         zero = torch.zeros(distance.shape, dtype=x.dtype, device=x.device)
-        masks = {}
+        masks, is_flash = {}, x.device.type in FLASH and kv_cache is None
         for window in set(self.windows):
-            is_hidden = (distance < 0) | (distance > window)
-            masks[window] = zero.masked_fill(is_hidden, -math.inf)[:, None]
-        if x.is_cuda and kv_cache is None and T <= min(self.windows) + 1:
-            masks = {}  # None: plain causal attention, a faster kernel
+            if not (is_flash and T <= window + 1):  # else causal, without a mask
+                is_hidden = (distance < 0) | (distance > window)
+                masks[window] = zero.masked_fill(is_hidden, -math.inf)[:, None]
         return self.trunk(x, ve, cos, sin, [masks.get(w) for w in self.windows], kv_cache)
 
     def trunk(self, x, ve, cos, sin, masks, kv_cache=None):
@@ -309,7 +321,11 @@ class GPT(nn.Module):
         first = self.x0_lambdas.to(x.dtype).unbind()
         for i, block in enumerate(self.transformer.h):
             x = resid[i] * x + first[i] * x0
-            x = block(x, ve.get(str(i)), cos, sin, masks[i], kv_cache)
+            rest = ve.get(str(i)), cos, sin, masks[i], kv_cache
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, *rest, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, *rest)
             if i == self.config.n_layer // 2:
                 middle = x
         return norm(x - self.backout_lambda.to(x.dtype) * middle)

@@ -200,8 +200,9 @@ class Trainer:
             p.grad /= n_targets
         norm = self.clip()
         if not math.isfinite(norm + sums.sum().item()):
-            fail(f"step {step}: the loss or its gradient is not finite; the last clips read: "
-                 f"{self.last_clips}; the last good checkpoint stays in {self.c.out_dir}")
+            clips = f"the last clips read: {self.last_clips}; " if self.last_clips else ""
+            fail(f"step {step}: the loss or its gradient is not finite; {clips}the last good "
+                 f"checkpoint stays in {self.c.out_dir}")
         for group in self.groups:
             group["lr"] = share * group["peak_lr"]
             group["weight_decay"] = decay_share * group["peak_decay"]
