@@ -235,7 +235,8 @@ trainer = ClipTrainer(
     score=score, right="val_acc", warp=warp if augment else None,
     jitter=TIME_WARP if augment else 0.03,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
-    meta={"audio": about_audio(), "chats": meta.get("chats", False)})
+    meta={"audio": about_audio(), "chats": meta.get("chats", False)},
+    frozen=() if lm_learning_rate else ("model",))
 sizes = [sum(p.numel() for p in params) for params in (trainer.trained, model.parameters())]
 about = f"{sizes[0]:,} parameters are trained, the LM has {sizes[1]:,}"
 trainer.begin(trainer.evaluate_clips, [about, *data.values()], encoder=encoder)

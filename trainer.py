@@ -114,6 +114,7 @@ class Trainer:
     files: object       # () -> {name: state_dict} of a checkpoint
     best: str           # the figure that is lowest in the best checkpoint
     meta: dict          # what else a checkpoint's meta holds
+    frozen: tuple = ()  # names of the files whose states never change
     row_len: int = 0    # tokens of a row, for the mfu
     lr_group: int = 0   # whose learning rate the log shows
     last_clips = ()     # read
@@ -236,7 +237,7 @@ class Trainer:
         state = {"window": self.window, "optimizers": [
             optimizer.state_dict() for optimizer in self.optimizers]}
         files = self.files() | {"optim": self.state | state}
-        save_checkpoint(self.c.out_dir, step, files, self.meta)
+        save_checkpoint(self.c.out_dir, step, files, self.meta, self.frozen)
 
     # ---- evaluation
 
