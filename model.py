@@ -341,7 +341,7 @@ class GPT(nn.Module):
         x = x[row, at if place is None else place[row, at]]  # (N, C)
         wanted, V = targets[row, at], self.config.vocab_size
         has_grad, n = torch.is_grad_enabled(), max(len(x), 1)
-        if has_grad and reduction != "none":
+        if has_grad and reduction != "none" and not hasattr(self.lm_head, "rows"):
             total = ChunkedLoss.apply(x, self.lm_head.weight[:V], wanted, self.nll)
             return total if reduction == "sum" else total / len(x)
         if not has_grad:
@@ -375,16 +375,43 @@ def add_lora(model, rank, alpha):
     return added
 
 
+def free_rows(model, ids):
+    """Let rows `ids` of a frozen GPT's tables train -> [a parameter (n, C) of each table].
+
+    The tables stay as they are, without gradients or moments; their rows count in their place.
+    """
+    index = torch.tensor(ids, device=model.cos.device)
+    place = index.new_full((len(model.lm_head.weight),), -1)
+    place[index] = torch.arange(len(ids), device=index.device)
+
+    def embed(table, args, out):  # (B, T), (B, T, C)
+        at = place[args[0]][..., None]
+        return torch.where(at < 0, out, F.embedding(at[..., 0].clamp(min=0), table.rows))
+
+    def unembed(table, args, out):  # (..., C), (..., V)
+        return out.index_copy_(-1, index, F.linear(args[0], table.rows.to(out.dtype)))
+
+    tables = [model.transformer.wte, model.lm_head, *model.value_embeds.values()]
+    for table in tables:
+        table.ids, table.rows = index, nn.Parameter(table.weight[index])
+        table.register_forward_hook(unembed if table is model.lm_head else embed)
+    return [table.rows for table in tables]
+
+
 def lora_state(model):
-    return {name: p for name, p in model.state_dict().items() if ".lora_" in name}
+    return {name: p for name, p in model.state_dict().items()
+            if ".lora_" in name or name.endswith(".rows")}
 
 
 @torch.no_grad()
 def merged_state(model):
-    """Return a plain GPT's state_dict: LoRA's products are added to the weights."""
-    state = {name: p for name, p in model.state_dict().items() if ".lora_" not in name}
+    """Return a plain GPT's state_dict: LoRA's products are added, free rows are in their tables."""
+    added = lora_state(model)
+    state = {name: p for name, p in model.state_dict().items() if name not in added}
     for name, module in model.named_modules():
         if name.endswith(LORA_TARGETS):
             product = module.lora_scale * module.lora_b @ module.lora_a
             state[name + ".weight"] = module.weight + product
+        elif hasattr(module, "rows"):
+            state[name + ".weight"] = module.weight.index_copy(0, module.ids, module.rows)
     return state
