@@ -86,7 +86,8 @@ def forward_clips(split, at, feats, lens, with_logits=False):
     rows = [[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at]
     ids, n_ids = pad(rows, device, -1)
     targets, text_lens = ids[:, 1:], n_ids - 1
-    audio, audio_lens = projector(feats.to(device), lens.to(device))
+    feats, lens = (x.to(device, non_blocking=True) for x in (feats, lens))
+    audio, audio_lens = projector(feats, lens)
     row_lens = audio_lens + text_lens
     if ctc == 1:
         return ctc_loss(split, at, audio, audio_lens), targets, row_lens, None
@@ -249,7 +250,8 @@ for step in range(first_step, max_steps):
         sums[0] += torch.stack([loss.detach(), (targets >= 0).sum()])
         trainer.count(row_lens)
     trainer.update(step, sums)
-    losses.append((sums[0, 0] / sums[0, 1]).item())
+    if is_smoke:
+        losses.append((sums[0, 0] / sums[0, 1]).item())
 
 # ---- closing line
 
@@ -258,7 +260,7 @@ if rank == 0:
     trainer.train(False)
     plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
     print(trainer.clock.closing_line(trainer.result, out_dir))
-    if is_smoke and losses and not first_step:
+    if losses and not first_step:
         _, pairs = trainer.hear(val_at)
         passed = smoke.judge(out_dir, losses, pairs, trainer.result)
 leave_ranks()

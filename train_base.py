@@ -135,15 +135,21 @@ def render(chats, tokenizer, rng, ease=1.0):
     """Return the model's arguments about chats of read_chats(), targets among them."""
     heard, facts = zip(*(recording for recording, _ in chats))
     texture = Texture(tokenizer, dev)
-    idx, targets = (to_tensor(array, dev) for array in render_chats(chats, tokenizer))
+    idx, targets = map(to_gpu, render_chats(chats, tokenizer))
     return hear(heard, rng, ease, texture, facts) | {"idx": idx, "targets": targets}
+
+
+def to_gpu(array):
+    """Return to_tensor() on dev; a GPU works on meanwhile."""
+    ids = to_tensor(array, "cpu")
+    return ids.pin_memory().to(dev, non_blocking=True) if dev.type == "cuda" else ids.to(dev)
 
 
 def get_batch(step, microbatch, kind):
     """Return the model's arguments: a function of (seed, step, microbatch)."""
     if kind == TEXT:
         rows = get_text(step, microbatch)
-        return {"idx": to_tensor(rows[:, :-1], dev), "targets": to_tensor(rows[:, 1:], dev)}
+        return {"idx": to_gpu(rows[:, :-1]), "targets": to_gpu(rows[:, 1:])}
     rng = np.random.default_rng([seed, 1, step, microbatch])
     ease, is_spelled = ease_at(step), step < spell_steps
     if kind == CHATS:
@@ -154,7 +160,7 @@ def get_batch(step, microbatch, kind):
     idx, targets = sentences.padded(at)
     idx = slip(idx, sentences.ids, tok.bos_id, rng, ease)
     return hear(pieces["train"].each(at), rng, ease) | {
-        "idx": to_tensor(idx, dev), "targets": to_tensor(targets, dev)}
+        "idx": to_gpu(idx), "targets": to_gpu(targets)}
 
 
 ranks = rank, world_size, dev = join_ranks(device, seed)
@@ -240,7 +246,7 @@ def evaluate_sentences(step):
     order = np.argsort(sentences.lens, kind="stable")
     for i, at in enumerate(np.array_split(order, -(-len(order) // batch_size))):
         if i % world_size == rank:
-            idx, targets = (to_tensor(array, dev) for array in sentences.padded(at))
+            idx, targets = map(to_gpu, sentences.padded(at))
             heard = hear(pieces["val"].each(at), np.random.default_rng([seed, i]))
             nats[0] += model(idx, targets, loss_reduction="sum")
             nats[1] += model(idx, targets, loss_reduction="sum", **heard)

@@ -318,7 +318,7 @@ trainer.begin(trainer.evaluate_clips, about, evaluate_first=eval_every > 0, enco
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):
-        heard = projector(feats.to(device), lens.to(device))
+        heard = projector(*(x.to(device, non_blocking=True) for x in (feats, lens)))
         if projector.ctc_head:
             words_loss(at, *heard).backward(retain_graph=True)
         rows = [clip_row(data["train"], i, rng) for i in at]

@@ -187,7 +187,7 @@ class Trainer:
 
     def clip(self):
         limit = self.c.grad_clip or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.trained, limit).item()
+        return torch.nn.utils.clip_grad_norm_(self.trained, limit)
 
     def update(self, step, sums, share, decay_share=1.0):
         """Average the gradients, step the optimizers; log, save and evaluate where it is due.
@@ -197,10 +197,9 @@ class Trainer:
         sum_over_ranks(sums)
         self.window = self.window + sums if self.is_mean else sums
         n_targets = sums[:, 1].sum()
-        for p in sum_gradients(self.trained):
-            p.grad /= n_targets
+        torch._foreach_div_([p.grad for p in sum_gradients(self.trained)], n_targets)
         norm = self.clip()
-        if not math.isfinite(norm + sums.sum().item()):
+        if not math.isfinite(norm + sums.sum()):  # a GPU is waited for here alone
             clips = f"the last clips read: {self.last_clips}; " if self.last_clips else ""
             fail(f"step {step}: the loss or its gradient is not finite; {clips}the last good "
                  f"checkpoint stays in {self.c.out_dir}")
@@ -211,7 +210,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.rank == 0 and self.is_due("log", step + 1):
-            self.log(step + 1, norm)
+            self.log(step + 1, float(norm))
         with self.clock.pause():
             if self.rank == 0 and self.is_due("save", step + 1):
                 self.save(step + 1)
@@ -222,9 +221,11 @@ class Trainer:
         losses = (self.window[:, 0] / self.window[:, 1]).tolist()
         shown = {name: x for name, x in zip(self.losses, losses) if math.isfinite(x)}  # 0/0: none
         rate = float(self.meter["places"]) * self.c.grad_accum / len(self.own) / seconds
+        is_cuda = self.device.type == "cuda"
+        memory = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if is_cuda else {}
         log(self.c.out_dir, {
             "step": step, **shown, "lr": self.groups[self.lr_group]["lr"], "norm": norm,
-            "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds),
+            "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds), **memory,
             "eta_min": eta_min})
         self.meter.clear()
         self.window = torch.zeros_like(self.window)
