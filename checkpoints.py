@@ -120,9 +120,9 @@ def run_sums(folder):
 # ---- writing
 
 def save_checkpoint(out_dir, step, files, meta, frozen=()):
-    """Write {name: state} as <name>_<step>.pt, then meta; frozen: names whose states never change.
+    """Write {name: state} as <name>_<step>.pt, then meta.
 
-    Their files are the last step's under another name, where the disk has hard links.
+    frozen: names whose states never change; their files are the last step's, linked.
     """
     last, sums = read_meta(out_dir) if checkpoint_steps(out_dir) else {}, {}
     for name, state in files.items():

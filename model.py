@@ -5,6 +5,7 @@ A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_mod
 """
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from device import compute_dtype
 from kernels import LOGITS_AT_ONCE, SOFTCAP, ChunkedLoss, ReluSquared, norm, softcapped_nll
 
-FLASH = ("cuda",)     # where torch's attention is faster than plain matmuls, fastest without a mask
+FLASH = ("cuda",)     # devices with fused attention, faster without a mask
 QK_SCALE = 1.2        # of normed queries and keys each: nanochat's sharper attention
 ROPE_BASE = 100_000
 SMEAR_CHANNELS = 24   # first channels; they decide how much of the token before is mixed in
@@ -175,7 +176,7 @@ class GPT(nn.Module):
         self.config = config
         self.nll = softcapped_nll  # a training script may compile it, and the trunk
         self.windows = config.windows()
-        self.recompute = False  # blocks in the backward pass: less memory, a third more time
+        self.recompute = False  # blocks in the backward pass
         C, head_dim = config.n_embd, config.n_embd // config.n_head
         padded = -(-config.vocab_size // 64) * 64  # logits() cuts off the rows beyond vocab_size
         self.transformer = nn.ModuleDict({
@@ -235,13 +236,14 @@ class GPT(nn.Module):
         return 6 * n_weights + 12 * self.config.n_embd * n_keys
 
     def training_gb(self, n_tokens):
-        """Return GB of a GPU that pretraining in bf16 takes, n_tokens a microbatch (computed)."""
+        """Return GB that pretraining in bf16 takes on a GPU; n_tokens: of a microbatch."""
         n = sum(p.numel() for p in self.parameters())
         n_blocks = sum(p.numel() for p in self.transformer.h.parameters())
         states = 16 * n - 4 * n_blocks  # weights, gradients and moments in fp32; Muon has one
         casts = 2 * (n_blocks + self.lm_head.weight.numel())
-        n_layer = self.config.n_layer
-        kept = 42 + 3.5 * n_layer if self.recompute else 42 * n_layer  # bytes a token and channel
+        kept = 42 * self.config.n_layer  # bytes a token and channel
+        if self.recompute:
+            kept = 42 + kept / 12
         return (states + casts + kept * n_tokens * self.config.n_embd) / 1e9 + 1.5  # and logits
 
     def forward(self, idx, targets=None, kv_cache=None, loss_reduction="mean", audio_features=None,
@@ -321,11 +323,9 @@ class GPT(nn.Module):
         first = self.x0_lambdas.to(x.dtype).unbind()
         for i, block in enumerate(self.transformer.h):
             x = resid[i] * x + first[i] * x0
-            rest = ve.get(str(i)), cos, sin, masks[i], kv_cache
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, *rest, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, *rest)
+            if self.recompute and self.training:
+                block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            x = block(x, ve.get(str(i)), cos, sin, masks[i], kv_cache)
             if i == self.config.n_layer // 2:
                 middle = x
         return norm(x - self.backout_lambda.to(x.dtype) * middle)
@@ -376,10 +376,7 @@ def add_lora(model, rank, alpha):
 
 
 def free_rows(model, ids):
-    """Let rows `ids` of a frozen GPT's tables train -> [a parameter (n, C) of each table].
-
-    The tables stay as they are, without gradients or moments; their rows count in their place.
-    """
+    """Let rows `ids` of a frozen GPT's tables train -> [parameter (n, C) in their place, ...]."""
     index = torch.tensor(ids, device=model.cos.device)
     place = index.new_full((len(model.lm_head.weight),), -1)
     place[index] = torch.arange(len(ids), device=index.device)
@@ -399,8 +396,8 @@ def free_rows(model, ids):
 
 
 def lora_state(model):
-    return {name: p for name, p in model.state_dict().items()
-            if ".lora_" in name or name.endswith(".rows")}
+    names = ".lora_a", ".lora_b", ".rows"
+    return {name: p for name, p in model.state_dict().items() if name.endswith(names)}
 
 
 @torch.no_grad()

@@ -63,8 +63,9 @@ CHAT_SHARE = 0.5        # of the practice; from the first step on, else it forge
 EVAL_ROWS = 512         # held-out rows of documents
 # the linear fall at the schedule's end: its share of the steps, the share of the rates it ends at
 WARMDOWN_SHARE, FINAL_LR_SHARE = (0.65, 0.05) if documents else (0.5, 0.02)
-WINDOW = max(256, text_len)  # tokens back that attention reaches; a row may be 10 times as long
-WINDOW_PATTERN = "L"  # nanochat's SSSL needs masks: a step of a GPU is 1.8 times as long (computed)
+# tokens back that attention reaches in each layer; a row may be 10 times as long. nanochat's SSSL
+# needs masks, with which a step of a GPU takes 1.8 times as long (computed)
+WINDOW = max(256, text_len)
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 
 spell_steps = round(spell_share * lr_decay_steps) if practice and not lm else 0
@@ -140,7 +141,7 @@ def render(chats, tokenizer, rng, ease=1.0):
 
 
 def to_gpu(array):
-    """Return to_tensor() on dev; a GPU works on meanwhile."""
+    """Return ids on dev; a GPU works on meanwhile."""
     ids = to_tensor(array, "cpu")
     return ids.pin_memory().to(dev, non_blocking=True) if dev.type == "cuda" else ids.to(dev)
 
@@ -148,8 +149,8 @@ def to_gpu(array):
 def get_batch(step, microbatch, kind):
     """Return the model's arguments: a function of (seed, step, microbatch)."""
     if kind == TEXT:
-        rows = get_text(step, microbatch)
-        return {"idx": to_gpu(rows[:, :-1]), "targets": to_gpu(rows[:, 1:])}
+        rows = to_gpu(get_text(step, microbatch))
+        return {"idx": rows[:, :-1], "targets": rows[:, 1:]}
     rng = np.random.default_rng([seed, 1, step, microbatch])
     ease, is_spelled = ease_at(step), step < spell_steps
     if kind == CHATS:
@@ -195,7 +196,7 @@ if source:
         model, _ = load_checkpoint(source, device=dev)
 else:
     with torch.device(dev):
-        model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, WINDOW, head_dim, WINDOW_PATTERN))
+        model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, WINDOW, head_dim, "L"))
 if dev.type == "cuda":
     gb = torch.cuda.get_device_properties(dev).total_memory / 1e9
     model.recompute = model.training_gb(batch_size * text_len) > 0.9 * gb
@@ -227,13 +228,10 @@ if use_compile:
 
 def evaluate(step):
     """Return the figures of the held-out data: {name: value}."""
-    def read(at):
-        rows = docs["val"].rows(at)
-        return rows[:, :-1], rows[:, 1:]
-
     result = evaluate_sentences(step) if splits else {}
     if docs:
-        result["val_bpb"] = trainer.bits_per_byte(read, min(EVAL_ROWS, docs["val"].n_rows))
+        n_rows = min(EVAL_ROWS, docs["val"].n_rows)
+        result["val_bpb"] = trainer.bits_per_byte(docs["val"].rows, n_rows)
     if talks:
         result["val_right"] = evaluate_chats(step)
     return result
@@ -278,7 +276,7 @@ def evaluate_chats(step):
 
 n_parameters = sum(p.numel() for p in model.parameters())
 about = [f"{n_parameters:,} parameters; {max_steps} steps, each {grad_accum} x {batch_size} rows"]
-about += ["blocks are recomputed in the backward pass"] * model.recompute
+about += ["blocks are recomputed"] * model.recompute
 for split, rows in docs.items():
     about.append(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} "
                  f"rows, {rows.n_cropped:,} ({rows.share:.1%}) cropped")

@@ -114,7 +114,7 @@ class Trainer:
     files: object       # () -> {name: state_dict} of a checkpoint
     best: str           # the figure that is lowest in the best checkpoint
     meta: dict          # what else a checkpoint's meta holds
-    frozen: tuple = ()  # names of the files whose states never change
+    frozen: tuple = ()  # names of the files that stay the same
     row_len: int = 0    # tokens of a row, for the mfu
     lr_group: int = 0   # whose learning rate the log shows
     last_clips = ()     # read
@@ -200,9 +200,8 @@ class Trainer:
         torch._foreach_div_([p.grad for p in sum_gradients(self.trained)], n_targets)
         norm = self.clip()
         if not math.isfinite(norm + sums.sum()):  # a GPU is waited for here alone
-            clips = f"the last clips read: {self.last_clips}; " if self.last_clips else ""
-            fail(f"step {step}: the loss or its gradient is not finite; {clips}the last good "
-                 f"checkpoint stays in {self.c.out_dir}")
+            fail(f"step {step}: the loss or its gradient is not finite; the last clips read: "
+                 f"{self.last_clips or 'none'}; the last good checkpoint stays in {self.c.out_dir}")
         for group in self.groups:
             group["lr"] = share * group["peak_lr"]
             group["weight_decay"] = decay_share * group["peak_decay"]
@@ -221,11 +220,9 @@ class Trainer:
         losses = (self.window[:, 0] / self.window[:, 1]).tolist()
         shown = {name: x for name, x in zip(self.losses, losses) if math.isfinite(x)}  # 0/0: none
         rate = float(self.meter["places"]) * self.c.grad_accum / len(self.own) / seconds
-        is_cuda = self.device.type == "cuda"
-        memory = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if is_cuda else {}
         log(self.c.out_dir, {
             "step": step, **shown, "lr": self.groups[self.lr_group]["lr"], "norm": norm,
-            "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds), **memory,
+            "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds),
             "eta_min": eta_min})
         self.meter.clear()
         self.window = torch.zeros_like(self.window)
@@ -256,13 +253,13 @@ class Trainer:
     def bits_per_byte(self, get_rows, n_rows):
         """Return the bits per byte of the targets of n_rows rows; special tokens don't count.
 
-        get_rows: function of row numbers (B,) that returns idx, targets, int arrays (B, T).
+        get_rows: function of row numbers (B,) that returns ids (B, T + 1).
         """
         sums, n = np.zeros(2), self.c.batch_size  # nats, bytes
         token_bytes = torch.tensor(self.tok.token_bytes(), device=self.device)
         for i in range(self.rank * n, n_rows, self.world_size * n):
-            at = np.arange(i, min(i + n, n_rows))
-            idx, targets = (to_tensor(array, self.device) for array in get_rows(at))
+            rows = to_tensor(get_rows(np.arange(i, min(i + n, n_rows))), self.device)
+            idx, targets = rows[:, :-1], rows[:, 1:]
             n_bytes = token_bytes[targets.clamp(min=0).flatten()] * (targets.flatten() >= 0)
             nats = self.model(idx, targets, loss_reduction="none") * (n_bytes > 0)
             sums += nats.sum().item(), n_bytes.sum().item()

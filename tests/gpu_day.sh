@@ -18,11 +18,20 @@ fi
 step() {
     local limit=$1 expected=$2
     shift 2
-    echo "=== $(date +%T) $*"
+    echo "=== $(date +%T) ${*: -20}"
     timeout "$limit" "$@" || echo "=== FAILED, exit code $?"
     echo "=== expected: $expected"
 }
-train() { step "$1" "$2" $python "${@:3}" --device="$device" --init_from="${from:-scratch}"; }
+# train SECONDS EXPECTED SCRIPT ...: the same of a training script, with the peak of memory
+train() {
+    step "$1" "$2" $python -c "
+import atexit, runpy, sys, torch
+sys.path.insert(0, '')
+atexit.register(lambda: print(f'peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB'))
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name='__main__')" "${@:3}" --device="$device" \
+        --init_from="${from:-scratch}"
+}
 
 nvidia-smi
 $python -c "import jiwer" || { mkdir -p $D/stub && echo "wer = lambda a, b: -1.0" > $D/stub/jiwer.py
@@ -86,15 +95,15 @@ END
 
 base="train_base.py config/base_d12.py --documents=$D/docs --grad_accum=2 --lr_decay_steps=2519
     --max_steps=20 --log_every=5 --eval_every=0 --save_every=1000 $toy"
-train 150 "mfu 40%, 147 ms / 881 ms, peak_gb 18.6; the loss falls" $base --out_dir=$D/base
-[ "$device" = cpu ] || train 120 "mfu 40%, 269 ms / 1,609 ms, peak_gb 32.8 (under 36 GB: 17.5,
+train 150 "mfu 40%, 147 ms / 881 ms, peak GB 18.6; the loss falls" $base --out_dir=$D/base
+[ "$device" = cpu ] || train 120 "mfu 40%, 269 ms / 1,609 ms, peak GB 32.8 (under 36 GB: 17.5,
     blocks recomputed, a third more time)" \
     $base --depth=20 --batch_size=8 --max_steps=10 --out_dir=$D/d20
 w2="train_align.py config/w2_frozen.py --whisper=$D/encoder.pt --data_dir=$D/features
     --lm=$D/base --grad_accum=1 --log_every=10 --warmup_steps=5 --eval_every=0"
-train 100 "12-20 ms a step once shapes are known, wait under 5%, peak_gb under 8" \
+train 100 "12-20 ms a step once shapes are known, wait under 5%, peak GB under 8" \
     $w2 --max_steps=80 --lr_decay_steps=100 --out_dir=$D/w2 $small
-train 80 "about 50 ms a step, peak_gb under 8" \
+train 80 "about 50 ms a step, peak GB under 8" \
     train_sft.py config/w3_lora.py --lm=$D/w2 --data_dir=$D/features --turns= --chats= \
     --sentences= --grad_accum=1 --max_steps=20 --lr_decay_steps=20 --warmup_steps=2 \
     --log_every=5 --eval_every=0 --out_dir=$D/w3 ${small/--hidden=64/}
