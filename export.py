@@ -9,7 +9,7 @@ name when the copy is loaded.
 import os
 
 from checkpoints import load_saved, pack, read_meta, save_checkpoint
-from configurator import configure, fail, user_input
+from configurator import configure, user_input
 from tokenizer import load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
@@ -25,10 +25,8 @@ def main():
         meta = read_meta(ckpt, step)
         names = ["model"] + ["projector"] * ("audio" in meta)
         states = {name: pack(load_saved(ckpt, meta, name)) for name in names}
-        if os.path.exists(out_dir):
-            fail(f"{out_dir} is there: remove it, or give another out_dir")
         tok = load_tokenizer(ckpt, meta["model_config"]["vocab_size"])
-        os.makedirs(out_dir)
+        os.makedirs(out_dir)  # it must be new
     tok.save(out_dir)
     kept = {k: meta[k] for k in ("model_config", "audio", "versions", "chats") if k in meta}
     kept["user_config"] = {name: value for name, value in meta["user_config"].items()

@@ -18,10 +18,15 @@ def frames_of(wav):
     return np.lib.stride_tricks.sliding_window_view(wav, FRAME)[::HOP] * np.hanning(FRAME)
 
 
+def spectrum(wav):
+    """Return the power (T, bins) and the level (T,), dB, of the frames of wav (n,)."""
+    power = np.abs(np.fft.rfft(frames_of(wav), 2 * FRAME, axis=1)) ** 2
+    return power, 10 * np.log10(power.mean(1) + 1e-9)
+
+
 def median_pitch(wav):
     """Return the median pitch of wav (n,), Hz; 32 where there is none."""
-    power = np.abs(np.fft.rfft(frames_of(wav), 2 * FRAME, axis=1)) ** 2
-    return 2 ** float(np.median(pitches(power, 10 * np.log10(power.mean(1) + 1e-9))[0]))
+    return 2 ** float(np.median(pitches(*spectrum(wav))[0]))
 
 
 def pitches(power, level):
@@ -36,8 +41,7 @@ def pitches(power, level):
 def measure(wav):
     """Return 62 numbers, float32, of wav (n,) at 16 kHz: level, spectrum, pitch, movement."""
     wav = np.asarray(wav, np.float64)
-    power = np.abs(np.fft.rfft(frames_of(wav), 2 * FRAME, axis=1)) ** 2
-    level = 10 * np.log10(power.mean(1) + 1e-9)
+    power, level = spectrum(wav)
     hz = np.fft.rfftfreq(2 * FRAME, 1 / SAMPLE_RATE)
     bands = np.stack([power[:, (low <= hz) & (hz < high)].mean(1)
                       for low, high in zip(BANDS_HZ, BANDS_HZ[1:])], 1)

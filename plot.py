@@ -1,6 +1,4 @@
 """A picture of where audio tokens lie among the embeddings of text tokens."""
-import os
-
 import torch
 
 from kernels import norm
@@ -31,4 +29,4 @@ def plot_pca(out_dir, model, projector, vocab_size, feats, lens):
            ylabel=f"axis 2 ({shares[1]:.1%})",
            title=f"{out_dir}: PCA fitted on the token embeddings")
     ax.legend()
-    fig.savefig(os.path.join(out_dir, "pca.png"), dpi=120, bbox_inches="tight")
+    fig.savefig(f"{out_dir}/pca.png", dpi=120, bbox_inches="tight")

@@ -1,8 +1,8 @@
-"""Make tokens for train_base.py out of whole documents: your files, or public web text.
+"""Make tokens for train_base.py out of whole documents.
 
     python prepare_documents.py --documents=folder,more.jsonl
-    python prepare_documents.py --documents=climbmix --n_files=36 --vocab_size=32768 \\
-        --tokenizer_mb=500 --out_dir=data/web
+    python prepare_documents.py --documents=data/climbmix --vocab_size=32768 --tokenizer_mb=500 \\
+        --out_dir=data/web    # runs/gpu.sh fetches nanochat's web text
 
 Reads  .txt and .md, cut at empty lines into documents of about doc_chars characters; .jsonl with
        {"text": ...} on each line; .parquet with a column "text" (needs pyarrow).
@@ -11,7 +11,6 @@ Writes tokenizer.json, train.bin and val.bin (see documents.py), meta.json (coun
 A document's hash decides whether it is val's (1%); a book that is cut is in both splits. A core
 reads 2 MB a second.
 """
-import os
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -21,41 +20,21 @@ from tqdm import tqdm
 
 from configurator import configure
 from documents import hash_of, list_documents, read_documents
-from download import download
 from files import sha256_file
 from folders import make_folder, sums
-from record import need
 from tokenizer import load_tokenizer, train_bpe
 
 # config: every value here can be set from a config file or as --name=value
-documents = ""           # comma-separated files and folders; or climbmix, nanochat's
+documents = ""           # comma-separated files and folders
 out_dir = "data/documents"
-n_files = 1              # of climbmix, 250 MB of text each; kept in data/climbmix
 doc_chars = 4000         # .txt and .md are cut after about this many characters
 tokenizer = ""           # folder of a tokenizer.json or nanochat's .pkl; '': a new one is trained
 vocab_size = 2048        # of a new one, at most 65,536
 tokenizer_mb = 50.0      # text that a new one is trained on
 config = configure(globals())  # prints each change; stored in meta.json
 # -----------------------------------------------------------------------------
-WEB, N_WEB = "karpathy/climbmix-400b-shuffle/resolve/main/shard_{:05d}.parquet", 6543
 VAL_SHARE = 0.01         # of the documents, and at least one
 CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of memory a token
-
-
-def find_documents():
-    """Return the documents' files; climbmix is downloaded."""
-    if not documents or doc_chars < 1 or not 1 <= n_files <= N_WEB:
-        raise ValueError("documents must name files, doc_chars be 1 or more, n_files 1 to "
-                         f"{N_WEB}")
-    if documents != "climbmix":
-        return list_documents("documents", documents)
-    need("pyarrow")  # before gigabytes come
-    hubs = [os.environ.get("HF_ENDPOINT") or "https://huggingface.co", "https://hf-mirror.com"]
-    paths = []
-    for address in map(WEB.format, range(n_files)):
-        paths.append(f"data/climbmix/{os.path.basename(address)}")
-        download([f"{hub.rstrip('/')}/datasets/{address}" for hub in hubs], paths[-1])
-    return paths
 
 
 def read_chunks(paths, left_out):
@@ -120,12 +99,14 @@ def write_tokens(paths, tok):
 
 
 def find_inputs():
+    if not documents:
+        raise ValueError("documents must name files or folders")
     own = sorted(Path(tokenizer).glob("tokenizer.*")) if tokenizer else []
-    return sums(*find_documents(), *own)
+    return sums(*list_documents("documents", documents), *own)
 
 
 def make():
-    paths = find_documents()
+    paths = list_documents("documents", documents)
     tok = make_tokenizer(paths)
     tok.save(out_dir)
     counts = {name: dict(count) for name, count in write_tokens(paths, tok).items()}

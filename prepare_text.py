@@ -41,7 +41,6 @@ MIN_WORDS = 1 if text_file else 3  # others are left out and counted
 SEED = 1337              # of the draws from the grammar
 MAX_MISSES = 20_000      # draws in a row that add nothing: the grammar has no more
 RULE = re.compile(r"([a-z]\w*):(.*)")
-IRREGULAR = re.compile(r"~(\s*[a-z']+(\s+\.(pl|s|ed|en|ing)\s+[a-z']+)+\s*(\||$))+")
 CLAUSE = re.compile(r"(?<=[,;:\u2014])\s+|(?<=--|.\u2014)")  # where a long sentence is cut
 BRACKET = re.compile(r"\[([^][()]*)\]|\(([^][()]*)\)")  # an innermost one
 SLOT = re.compile(r"\$(#?\w+)(?:\.(pl|s|ed|en|ing))?('s)?")
@@ -53,47 +52,41 @@ SENTENCE_END = re.compile(r"\n\s*\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bS
 # ---- the grammar
 
 class Grammar:
-    """A phrase grammar in the format of assets/grammar.txt; ValueError: "file:line: what is wrong".
+    """A phrase grammar in the format of assets/grammar.txt; ValueError: what is wrong.
 
-    rules: {name: [(weight or None, phrase, "file:line"), ...]}; the frames are the rule "sentence",
-    a bracket is the rule #<number>.
+    rules: {name: [(weight or None, phrase), ...]}; the frames are the rule "sentence", a bracket is
+    the rule #<number>.
     """
 
     def __init__(self, path):
-        self.rules, self.name = {"sentence": []}, ""  # name: of the last rule
+        self.rules, self.name = {"sentence": []}, "sentence"  # name: of the last rule
         self.irregular = {}  # {(word, form): inflected word}
         self.options = {}    # {(rule, form): [phrase, ...]}, each as often as its weight
         self.random = Random(SEED).random
         for number, line in enumerate(read_lines(path), 1):
             self.read_line(line.partition("#")[0].rstrip(), f"{path}:{number}")
-        self.expand("sentence", "", path)
+        self.expand("sentence", "")
 
     def read_line(self, text, where):
-        if IRREGULAR.fullmatch(text):
+        if text.startswith("~"):
             for word, *pairs in map(str.split, text[1:].split("|")):
                 for form, inflected in zip(pairs[::2], pairs[1::2]):
                     self.irregular[word, form[1:]] = inflected
             return
         if rule := RULE.match(text):
             self.name, text = rule.groups()
-            if self.name in self.rules:
-                raise ValueError(f"{where}: rule '{self.name}' stands twice")
-            self.rules[self.name] = []
         elif text.startswith("- "):
             self.name, text = "sentence", text[2:]
-        elif text and (text[0] != " " or self.name in ("", "sentence")):
-            raise ValueError(f"{where}: write '- a frame', 'rule: a | b', an indented line of "
-                             "more alternatives, or '~ word .form inflected'")
         if text.strip():
-            self.rules[self.name] += self.read_alternatives(text, where)
+            self.rules.setdefault(self.name, []).extend(self.read_alternatives(text, where))
 
     def read_alternatives(self, text, where):
         """Return the entries of a rule; its brackets become rules."""
         while bracket := BRACKET.search(text):
             inner = self.read_alternatives(bracket[1] or bracket[2] or "", where)
-            inner = [(weight or 1, phrase, where) for weight, phrase, _ in inner]
+            inner = [(weight or 1, phrase) for weight, phrase in inner]
             if bracket[0][0] == "[":  # left out half of the time
-                inner.append((sum(weight for weight, _, _ in inner), "", where))
+                inner.append((sum(weight for weight, _ in inner), ""))
             name = f"#{len(self.rules)}"
             self.rules[name] = inner
             text = text.replace(bracket[0], f" ${name} ", 1)
@@ -105,35 +98,32 @@ class Grammar:
                 if not re.fullmatch(rf"[a-z']+|{SLOT.pattern}", word):
                     raise ValueError(f"{where}: '{word}' is no word in a-z, $slot, $slot.form, "
                                      "(a | b), [a], or *weight at the end")
-            found.append((weight, " ".join(words), where))
+            found.append((weight, " ".join(words)))
         return found
 
-    def expand(self, name, form, where):
+    def expand(self, name, form):
         """List the phrases of a rule in a form; a bare $slot stands for all of its rule's."""
         if not self.rules.get(name):
-            raise ValueError(f"{where}: the file has no rule '{name}' with alternatives")
+            raise ValueError(f"the grammar has no rule '{name}' with alternatives")
         if (name, form) not in self.options:
-            self.options[name, form] = None  # it is being made
             table = Counter()
-            for weight, phrase, where in self.rules[name]:
-                phrase = self.inflect_phrase(phrase, form, where)
+            for weight, phrase in self.rules[name]:
+                phrase = self.inflect_phrase(phrase, form)
                 slots = list(SLOT.finditer(phrase))
-                expanded = [self.expand(slot[1], slot[2] or "", where) for slot in slots]
+                expanded = [self.expand(slot[1], slot[2] or "") for slot in slots]
                 is_bare = weight is None and slots and slots[0][0] == phrase and not slots[0][3]
                 table.update(expanded[0] if is_bare else {phrase: weight or 1})
             self.options[name, form] = list(table.elements())
-        if self.options[name, form] is None:
-            raise ValueError(f"{where}: the rule '{name}' contains itself")
         return self.options[name, form]
 
-    def inflect_phrase(self, phrase, form, where):
+    def inflect_phrase(self, phrase, form):
         """Inflect the last word (pl) or the first (other forms); a $slot takes the form on."""
         words, at = phrase.split(" "), -1 if form == "pl" else 0
         slot = SLOT.fullmatch(words[at])
         if not form:
             return phrase
         if not phrase or slot and slot[2] not in (None, form):
-            raise ValueError(f"{where}: .{form} needs a word here, or a $slot without a form")
+            raise ValueError(f"'{phrase}': .{form} needs a word, or a $slot without a form")
         words[at] = inflect(words[at], form, self.irregular)
         if slot:
             words[at] = f"${slot[1]}.{form}{slot[3] or ''}"
@@ -234,8 +224,6 @@ def runs(sentence):
 
 
 def find_inputs():
-    if min(n_train, n_val, n_test, file_kb) < 0:
-        raise ValueError("n_train, n_val, n_test and file_kb are 0 or more")
     return sums(*find_sources(), *list_documents("exclude", exclude))
 
 

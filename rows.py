@@ -8,13 +8,12 @@ def to_tensor(array, device):
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
 
 
-def pad_rows(rows, targets, pad_id, width=0):
-    """Pad B rows of ids to one width and shift: (idx, targets), int64 (B, width - 1) each.
+def pad_rows(rows, targets, pad_id):
+    """Pad B rows of ids to the longest and shift: (idx, targets), int64 (B, longest - 1) each.
 
-    rows, targets: B arrays (n,) each; a target is an id, or -1 where nothing is learnt. width: 0 is
-    that of the longest row.
+    rows, targets: B arrays (n,) each; a target is an id, or -1 where nothing is learnt.
     """
-    width = width or max(map(len, rows))
+    width = max(map(len, rows))
     idx = np.full((len(rows), width), pad_id)
     wanted = np.full((len(rows), width), -1)
     for i, (ids, each) in enumerate(zip(rows, targets)):

@@ -62,8 +62,6 @@ def read_folder(folder, max_clips=0):
     text: its transcript, speaker, audio: path, seconds}], by key; Counter of why clips were left
     out). ValueError: a clip's header can't be read, or all are silent.
     """
-    if not os.path.exists(folder):
-        raise ValueError(f"data: {folder}: no such folder")
     if folder.endswith(".jsonl"):
         found = list(read_list(folder))
     else:
@@ -264,7 +262,7 @@ def in_bands(values, bands, wrong, total):
 def read_beside(paths, clips):
     """Add "theirs" to each clip: another system's hypothesis (str).
 
-    paths: comma-separated .jsonl of eval_whisper.py. ValueError names a clip that they lack.
+    paths: comma-separated eval*.jsonl of eval_bench.py. ValueError names a clip that they lack.
     """
     heard = {}
     for path in paths.split(","):
@@ -275,4 +273,4 @@ def read_beside(paths, clips):
     missing = [clip["audio"] for clip in clips if clip["theirs"] is None]
     if missing:
         raise ValueError(f"beside={paths}: it lacks {len(missing)} of {len(clips)} clips, "
-                         f"{missing[0]} first: run eval_whisper.py on the same data")
+                         f"{missing[0]} first: evaluate the other run on the same data")

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import pickletools
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -153,36 +154,28 @@ def from_json(data):
     return tok
 
 
-class Encoding:
-    """Stands for tiktoken.core.Encoding, whose pickle nanochat saves."""
-
-
-class Unpickler(pickle._Unpickler):  # in Python: nine bytes can make the one in C take 64 GB
-    """Unpickles values and Encoding, nothing that runs."""
-
-    def find_class(self, module, name):
-        if (module, name) == ("tiktoken.core", "Encoding"):
-            return Encoding
-        raise ValueError(f"a vocabulary needs no {module}.{name}")
-
-
 def from_pickle(data):
-    """data: bytes of nanochat's tokenizer.pkl, a pickled tiktoken.Encoding."""
-    try:
-        state = vars(Unpickler(io.BytesIO(data)).load())
-        tok = BPETokenizer([*state["mergeable_ranks"]][256:])
-    except Exception as e:  # damage stops an unpickler with any exception
-        raise ValueError(f"no pickled tiktoken.Encoding: {e!r:.100}") from None
-    if state | {"name": "rustbpe"} != encoding_state(tok):
-        raise ValueError("its split pattern, its bytes, their ranks or its special tokens are not "
-                         "nanochat's")
+    """data: bytes of nanochat's tokenizer.pkl, a pickled tiktoken.Encoding; they are not run."""
+    steps = pickle_steps(data)
+    tok = BPETokenizer([value for _, value in steps if isinstance(value, bytes)][256:])
+    if steps != pickle_steps(to_pickle(tok)):
+        raise ValueError("its class, its split pattern, its bytes, their ranks or its special "
+                         "tokens are not nanochat's")
     return tok
 
 
-def encoding_state(tok):
-    return {"name": "rustbpe", "pat_str": SPLIT_PATTERN,
-            "mergeable_ranks": {token: i for i, token in enumerate(tok.tokens)},
-            "special_tokens": tok.special_ids}
+def pickle_steps(data):
+    """Return [(name, argument)] of a pickle's opcodes, without the layout of its bytes."""
+    return [(op.name, value) for op, value, _ in pickletools.genops(data)
+            if op.name not in ("PROTO", "FRAME", "MEMOIZE")]
+
+
+def to_pickle(tok):
+    state = pickle.dumps({
+        "name": "rustbpe", "pat_str": SPLIT_PATTERN,
+        "mergeable_ranks": {token: i for i, token in enumerate(tok.tokens)},
+        "special_tokens": tok.special_ids}, protocol=4)
+    return state[:2] + PICKLE_CLASS + state[2:-1] + b"b."
 
 
 def export_nanochat(tok, folder):
@@ -191,11 +184,10 @@ def export_nanochat(tok, folder):
     tok: a BPETokenizer. nanochat's tok_train.py writes the same.
     """
     import torch  # nothing else here needs it
-    state = pickle.dumps(encoding_state(tok), protocol=4)
     sizes = io.BytesIO()
     torch.save(torch.tensor(tok.token_bytes(), dtype=torch.int32), sizes)
     os.makedirs(folder, exist_ok=True)
-    write_bytes(f"{folder}/tokenizer.pkl", state[:2] + PICKLE_CLASS + state[2:-1] + b"b.")
+    write_bytes(f"{folder}/tokenizer.pkl", to_pickle(tok))
     write_bytes(f"{folder}/token_bytes.pt", sizes.getvalue())
 
 

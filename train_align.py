@@ -34,7 +34,7 @@ data_dir = "data/synthetic/features"  # features; a,b*3: each clip of b counts t
 lm = "out/cpu_texture"  # folder of the GPT, or of an aligned run, whose projector goes on learning;
                         # '': W1's small random GPT on bytes
 init_from = "auto"      # scratch; resume; auto: resume if there is a run
-whisper = ""            # encoder by name, folder or encoder.pt; '': WHISPER_HF_ID or whisper-base
+whisper = ""            # encoder by name, folder or encoder.pt; '': WHISPER_DIR or whisper-base
 # the projector
 taps = ""               # the features' taps that are used, comma-separated; '': all
 stack = 4               # encoder frames (50 a second) to one audio token

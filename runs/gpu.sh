@@ -25,26 +25,23 @@ export PYTHONUNBUFFERED=1 PYTORCH_ALLOC_CONF=expandable_segments:True
 python=.venv/bin/python
 torchrun=".venv/bin/torchrun --standalone --nproc_per_node=${GPUS:-1}"
 
-# fetch SUBSET: LibriSpeech's, whole or not at all
-fetch() {
-    [ -d "data/LibriSpeech/$1" ] && return
-    rm -rf data/part
-    mkdir -p data/part data/LibriSpeech
-    curl -fL "https://www.openslr.org/resources/12/$1.tar.gz" | tar -xz -C data/part
-    mv "data/part/LibriSpeech/$1" data/LibriSpeech/
-}
+. runs/get.sh
 
-$python -m pip install -q pyarrow
-$python prepare_documents.py --documents=climbmix --n_files=36 --vocab_size=32768 \
-    --tokenizer_mb=500 --out_dir=data/web
-$torchrun train_base.py config/base_d12.py
-for subset in train-clean-100 dev-clean test-clean; do
-    fetch $subset
+# 36 files of nanochat's web text, 250 MB of text each
+for i in $(seq -f %05g 0 35); do
+    shard=datasets/karpathy/climbmix-400b-shuffle/resolve/main/shard_$i.parquet
+    get "data/climbmix/shard_$i.parquet" "" "${HF_ENDPOINT:-https://huggingface.co}/$shard" \
+        "https://hf-mirror.com/$shard"
 done
+$python -m pip install -q pyarrow
+$python prepare_documents.py --documents=data/climbmix --vocab_size=32768 --tokenizer_mb=500 \
+    --out_dir=data/web
+$torchrun train_base.py config/base_d12.py
 # every GPU of the node takes its share
 $python prepare_librispeech.py --source=data/LibriSpeech --subset=train-clean-100,dev-clean \
     --taps=-1
 $torchrun train_align.py config/w2_frozen.py
+bash runs/librispeech.sh data/LibriSpeech test-clean
 $python eval_bench.py --ckpt=out/w2_frozen --data=clean=data/LibriSpeech/test-clean
 
 # W3: 50,000 questions about synthetic voices and sounds

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A model that hears people and answers about what it hears, on 2 cores in 3 hours:
+# A model that hears people and answers about what it hears, on 2 cores in 4 hours:
 #     bash speedrun.sh --quick             # once: makes .venv and the quick demo's sounds
 #     bash runs/real_voices.sh             # what git brings: people, books, everyday sentences
 #     bash runs/real_voices.sh MINE ...    # and your own speech: LibriSpeech's layout, Common
@@ -123,19 +123,30 @@ $python prepare_text.py --out_dir=$real/text --max_words=20 --file_kb=50 --n_tra
     --text_file="$spoken,$real/words.txt,$real/books,$real/tatoeba.txt,$real/dialogues.txt" \
     --exclude="$exclude"
 
-# ---- voices: sentences that say each common word three times, by flite and Piper; single words
-LC_ALL=C awk 'BEGIN {srand(2)} {print rand() "\t" $0}' $real/text/train.txt |
-    LC_ALL=C sort | cut -f2- | LC_ALL=C awk '
-    NR == FNR {for (i = 1; i <= NF; i++) times[$i]++; next}
-    NF >= 4 && NF <= 16 {
-        n = 0
-        for (i = 1; i <= NF; i++) if (said[$i] < 3 && times[$i] >= 20) n++
-        if (n < 2) next
-        for (i = 1; i <= NF; i++) said[$i]++
-        print
-    }' $real/text/train.txt - | fresh $real/cover.txt
-sed -n '1,9000p' $real/cover.txt | fresh $real/flite/train.txt
-sed -n '9001,11000p' $real/cover.txt | fresh $real/piper/train.txt
+# ---- voices: sentences that say each common word often, by flite and Piper; single words
+# cover FILE TIMES COMMON GAIN SPOKEN: sentences of 4 to 20 words for FILE, in random order. Each
+# has GAIN words or more that stand COMMON times in the text and were said under TIMES times so
+# far, by these sentences and those of SPOKEN.
+cover() {
+    LC_ALL=C awk 'BEGIN {srand(2)} {print rand() "\t" $0}' $real/text/train.txt |
+        LC_ALL=C sort | cut -f2- | LC_ALL=C awk -v times="$2" -v common="$3" -v gain="$4" '
+        FILENAME == ARGV[1] {for (i = 1; i <= NF; i++) written[$i]++; next}
+        FILENAME == ARGV[2] {for (i = 1; i <= NF; i++) said[$i]++; is_old[$0]; next}
+        NF >= 4 && NF <= 20 && !($0 in is_old) {
+            n = 0
+            for (i = 1; i <= NF; i++) if (said[$i] < times && written[$i] >= common) n++
+            if (n < gain) next
+            for (i = 1; i <= NF; i++) said[$i]++
+            print
+        }' $real/text/train.txt "$5" - | fresh "$1"
+}
+cover $real/cover.txt 3 20 2 /dev/null
+sed -n '1,11000p' $real/cover.txt | fresh $real/covered.txt
+sed -n '1,9000p' $real/covered.txt | fresh $real/flite/train.txt
+sed -n '9001,11000p' $real/covered.txt | fresh $real/piper/train.txt
+cover $real/cover2.txt 7 10 3 $real/covered.txt
+sed -n '1,12000p' $real/cover2.txt | fresh $real/flite2/train.txt
+sed -n '12001,14500p' $real/cover2.txt | fresh $real/piper2/train.txt
 { for i in 1 2 3 4 5 6 7 8; do
       printf '%s\n' zero one two three four five six seven eight nine
   done
@@ -144,6 +155,9 @@ sed -n '9001,11000p' $real/cover.txt | fresh $real/piper/train.txt
 speak single flite
 speak flite flite
 speak piper piper
+speak flite2 flite
+speak piper2 piper
+data+="*2"
 
 echo "trained on $data"
 $python train_base.py config/real_base.py
@@ -158,8 +172,8 @@ $python train_base.py config/cpu_texture.py --lm=out/real_chats --out_dir=out/re
 $python train_align.py config/real_w2.py --lm=out/real_texture --data_dir="$data"
 # then the LM learns along, slowly
 $python train_align.py config/real_w2.py --data_dir="$data" --out_dir=out/real --lm=out/real_w2 \
-    --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02 --max_steps=1800 \
-    --lr_decay_steps=1800
+    --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02 --max_steps=4800 \
+    --lr_decay_steps=4800
 
 # ---- W3: questions about voices, moods, rooms and sounds; licences: assets/sources.toml
 clone sylaschacko/voice-emotion-analysis $real/emodb wav
@@ -178,9 +192,15 @@ if [ -d $real/game ]; then
         --out_dir=$real/features/game_w3
     data+=,$real/features/game_w3
 fi
+for name in flite2 piper2; do  # some voices without noise, so that W3 keeps plain sentences
+    head -n 2500 $real/features/$name/train.jsonl | fresh $real/lists/w3/$name.jsonl
+    $python prepare_librispeech.py --source=$real/lists/w3/$name.jsonl \
+        --out_dir=$real/features/w3_$name
+    data+=,$real/features/w3_$name
+done
 $python train_sft.py config/cpu_w3.py --lm=out/real --out_dir=out/real_w3 --data_dir="$data" \
     --turns=$real/questions/turns.jsonl --chats=$real/questions/text.jsonl \
-    --sentences=$real/text/train.txt --max_steps=1600 --lr_decay_steps=1600
+    --sentences=$real/text/train.txt --max_steps=1800 --lr_decay_steps=1800
 $python eval_bench.py --ckpt=out/real_w3 \
     --data="adults=$ocean/test_adults.jsonl,children=$ocean/test_children.jsonl"
 $python prepare_bench.py --out_dir=$real/bench --sources="$sources"

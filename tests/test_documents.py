@@ -166,8 +166,7 @@ def test_bad_input_is_one_line(made, tmp_path):
             ("documents=nowhere: no such file", "nowhere"), ("documents must name files", ""),
             ("fewer than two documents", one, f"--tokenizer={made[0]}"),
             ("nowhere", one, "--tokenizer=nowhere"), ("vocab_size=300: these texts", one),
-            ('bad.jsonl:2: no JSON object, but ["text"]', tmp_path / "bad.jsonl"),
-            ("n_files 1 to 6543", "climbmix", "--n_files=0")):
+            ('bad.jsonl:2: no JSON object, but ["text"]', tmp_path / "bad.jsonl")):
         assert said in prepare(tmp_path / "out", source, *args, ok=False)
     with pytest.raises(ValueError, match="holds no finished documents"):
         Documents(tmp_path / "out", "val", 9)

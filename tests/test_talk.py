@@ -50,7 +50,7 @@ def test_alone_equals_one_uncached_forward(tiny):  # noqa: F811
         items = [*prompt, *ids[:-1]]
         parts = [[x] if isinstance(x, int) else hear([x.wav])[0] for x in items]
         assert row_forward(tiny, parts)[-6:].argmax(1).tolist() == ids
-    alone = [s[0] for s in generate(tiny, [[1, 2, 3]], max_tokens=6)]
+    alone = generate(tiny, [[1, 2, 3]], max_tokens=6)[0]
     assert say(tiny, [1, 2, 3], max_tokens=6) == alone
 
 

@@ -3,14 +3,12 @@ import json
 import os
 import pickle
 import random
-import subprocess
 import sys
 import types
 
 import pytest
 import torch
 
-import tokenizer
 from tokenizer import (BPETokenizer, ByteTokenizer, export_nanochat, load_tokenizer,
                        render_conversation, train_bpe)
 
@@ -39,11 +37,11 @@ def encoding(monkeypatch):
     return module.Encoding
 
 
-def sentences(n=400):
+def sentences():
     """Sentences of made-up words, always the same."""
     rng = random.Random(1)
     words = ["".join(rng.choices("aeioustrnlm'", k=rng.randint(1, 7))) for _ in range(120)]
-    return [" ".join(rng.choices(words, k=6)) for _ in range(n)]
+    return [" ".join(rng.choices(words, k=6)) for _ in range(400)]
 
 
 def test_ids_are_nanochats(bpe):
@@ -71,17 +69,6 @@ def test_round_trips(bpe):
 
 
 # ---- training
-
-def test_training_is_repeatable(tmp_path):
-    """Broken: the same texts give another tokenizer in another process."""
-    code = ("import sys; sys.path[:0] = sys.argv[1:3]; import test_tokenizer as t\n"
-            "t.train_bpe(iter(t.sentences()), 400).save(sys.argv[3])")
-    folders = os.path.dirname(tokenizer.__file__), os.path.dirname(__file__)
-    command = [sys.executable, "-c", code, *folders, str(tmp_path)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "1"})
-    tok = train_bpe(sentences(), 400)
-    assert tok.tokens == load_tokenizer(tmp_path).tokens and tok.vocab_size == 400
-
 
 def merge_by_rank(ranks, piece):
     """Reference, as tiktoken: merge the leftmost pair of lowest rank until none is left."""
@@ -161,42 +148,34 @@ def test_wrong_files(bpe, tmp_path):
         load_tokenizer(tmp_path, 320)
 
 
-def test_a_hostile_pickle_runs_nothing(tmp_path, encoding):
-    """Broken: opening a tokenizer.pkl from the internet runs what its author likes."""
+def test_wrong_pickles(tmp_path, encoding):
+    """Broken: a foreign, cut or inconsistent pickle is read, takes the memory, or one from the
+    internet runs what its author likes."""
     class Hostile:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
-
-    for protocol in (0, 4):
-        hostile = pickle.dumps(Hostile(), protocol)
-        joined = PICKLE[:-1] + hostile[2 * (protocol > 1):-1] + b"0."  # nanochat's, one more call
-        for data in (hostile, joined):
-            assert "mkdir" in refused(tmp_path / "tokenizer.pkl", data)
-            assert os.listdir(tmp_path) == ["tokenizer.pkl"]
-            pickle.loads(data)  # it would have run
-            (tmp_path / "ran").rmdir()
-
-
-def test_wrong_pickles(tmp_path, encoding):
-    """Broken: a foreign, cut or inconsistent pickle is read, takes the memory, or has no reason."""
-    state = vars(pickle.loads(PICKLE))
-    special = state["special_tokens"]
-    swapped = {bytes([i ^ 1]) if i < 256 else token: i
-               for token, i in state["mergeable_ranks"].items()}
 
     def changed(**changes):
         enc = encoding()
         vars(enc).update({**state, **changes})
         return pickle.dumps(enc, protocol=4)
 
+    path, state = tmp_path / "tokenizer.pkl", vars(pickle.loads(PICKLE))
+    swapped = {bytes([i ^ 1]) if i < 256 else token: i
+               for token, i in state["mergeable_ranks"].items()}
+    hostile = pickle.dumps(Hostile(), protocol=4)
+    joined = PICKLE[:-1] + hostile[2:-1] + b"0."  # nanochat's, one more call
     assert changed() == PICKLE
-    for data, said in (
-            (changed(pat_str="x"), "split pattern"), (changed(mergeable_ranks=swapped), "bytes"),
-            (changed(special_tokens={**special, "<|bos|>": 3}), "special tokens"),
-            (PICKLE.replace(b"C\x02om", b"C\x02oc"), "ranks"),
-            (pickle.dumps(state), "no pickled"), (PICKLE[:-1], ""),
-            (b"\x80\x04Nr\xff\xff\xff\xff.", "no pickled")):  # 64 GB in C
-        assert said in refused(tmp_path / "tokenizer.pkl", data)
+    for data in (hostile, joined, changed(pat_str="x"), changed(mergeable_ranks=swapped),
+                 changed(special_tokens={**state["special_tokens"], "<|bos|>": 3}),
+                 PICKLE.replace(b"C\x02om", b"C\x02oc"), pickle.dumps(state),
+                 b"\x80\x04Nr\xff\xff\xff\xff."):  # 64 GB, if it were unpickled
+        assert "are not nanochat's" in refused(path, data)
+    refused(path, PICKLE[:-1])
+    assert os.listdir(tmp_path) == ["tokenizer.pkl"]
+    for data in (hostile, joined):
+        pickle.loads(data)  # it would have run
+        (tmp_path / "ran").rmdir()
 
 
 def test_export_is_what_nanochat_reads(bpe, tmp_path, encoding):

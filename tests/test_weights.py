@@ -21,7 +21,7 @@ from test_audio import SMALL, make_encoder, make_wav, relative, same_weights
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     """No source of weights works, all fail at once; the cache is an empty folder of the test."""
-    for key in ("WHISPER_DIR", "WHISPER_MS_ID", "WHISPER_HF_ID", "HF_ENDPOINT"):
+    for key in ("WHISPER_DIR", "HF_ENDPOINT"):
         monkeypatch.delenv(key, raising=False)
     nowhere = "http://127.0.0.1:9"  # nothing listens there
     for key, value in {"http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": "127.0.0.1",
@@ -42,8 +42,8 @@ def refused(path, words, read=load, error=OSError):
     assert "give --whisper= " in str(e.value) and "PyPI" not in str(e.value)
 
 
-def write_hf_folder(folder, encoder, prefix="model.encoder.", kind="safetensors", n_parts=1,
-                    dtype=torch.float32, **changes):
+def write_hf_folder(folder, encoder, prefix="model.encoder.", n_parts=1, dtype=torch.float32,
+                    **changes):
     """A Hugging Face Whisper folder of this encoder and some decoder, in one file or in parts."""
     os.makedirs(folder, exist_ok=True)
     config = {"num_mel_bins": encoder.n_mels, "encoder_layers": encoder.n_layer,
@@ -52,30 +52,20 @@ def write_hf_folder(folder, encoder, prefix="model.encoder.", kind="safetensors"
         json.dump(config | changes, f)
     tensors = {prefix + k: v.to(dtype) for k, v in encoder.half_weights.items()}
     tensors["model.decoder.layers.0.encoder_attn.k_proj.weight"] = torch.zeros(3, 3)
-    whole, save = "model.safetensors", save_file
-    if kind == "bin":
-        whole, save = "pytorch_model.bin", torch.save
-    where = {}
     for n in range(n_parts):
-        file = whole if n_parts == 1 else whole.replace(".", f"-{n + 1}-of-{n_parts}.")
-        part = dict(list(tensors.items())[n::n_parts])
-        save(part, os.path.join(folder, file))
-        where |= dict.fromkeys(part, file)
-    if n_parts > 1:
-        with open(os.path.join(folder, f"{whole}.index.json"), "w") as f:
-            json.dump({"metadata": {}, "weight_map": where}, f)
+        file = "model.safetensors" if n_parts == 1 else f"model-{n + 1}-of-{n_parts}.safetensors"
+        save_file(dict(list(tensors.items())[n::n_parts]), os.path.join(folder, file))
 
 
 @pytest.mark.case("B37")
-@pytest.mark.parametrize("kind, prefix, n_mels, n_parts", [
-    ("safetensors", "model.encoder.", 80, 3), ("bin", "model.encoder.", 80, 2),
-    ("safetensors", "encoder.", 128, 1), ("bin", "", 80, 1),
-    ("safetensors", "base_model.model.model.encoder.", 80, 1)])
+@pytest.mark.parametrize("prefix, n_mels, n_parts", [
+    ("model.encoder.", 80, 3), ("encoder.", 128, 1), ("", 80, 1),
+    ("base_model.model.model.encoder.", 80, 1)])
 def test_folders_as_finetuning_leaves_them(
-        tmp_path, monkeypatch, capsys, kind, prefix, n_mels, n_parts):
+        tmp_path, monkeypatch, capsys, prefix, n_mels, n_parts):
     """Broken: weights in parts, of 128 mels, or under other names load as others or not at all."""
     encoder, folder = make_encoder(n_mels=n_mels), tmp_path / "fine tuned (v1.1)"
-    write_hf_folder(folder, encoder, prefix, kind, n_parts)
+    write_hf_folder(folder, encoder, prefix, n_parts)
     config = (folder / "config.json").read_bytes()
     (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + config)
     assert same_weights(load(folder), encoder)
@@ -85,7 +75,7 @@ def test_folders_as_finetuning_leaves_them(
     assert f"from folder {folder}" in capsys.readouterr().out
     for part in sorted(folder.glob("*-of-*"))[1:2]:
         part.unlink()
-        refused(folder, f"No such file .*{part.name}|{part.name} is missing")
+        refused(folder, "encoder weight .* is missing")
 
 
 @pytest.mark.case("B37")
@@ -103,14 +93,12 @@ def test_weights_of_other_precision(tmp_path, dtype):
 
 @pytest.mark.case("B37")
 @pytest.mark.parametrize("config, file, words", [
-    (None, "adapter_config.json", "but adapter_config.json .merge an adapter into its model"),
-    (None, "checkpoint-500/config.json", "no config.json there, but checkpoint-500"),
+    (None, "adapter_config.json", "no config.json there .merge an adapter into its model"),
     ('{"alignment_heads": [[1, 0]]}', "model.bin", "no .num_mel_bins. .faster-whisper's can't be"),
     ('{"model_type": "wav2vec2", "d_model": 64}', "", "it has no .num_mel_bins"),
     ("{", "", "config.json is corrupt"), ("7", "", "config.json is corrupt"),
     ("", "model.safetensors", "pointer of git LFS"),
-    ("", "model.safetensors.index.json", "index.json is corrupt"),
-    ("", "", "there is no model.safetensors or pytorch_model.bin")])
+    ("", "pytorch_model.bin", "model.safetensors holds no Whisper encoder")])
 def test_what_is_no_model(tmp_path, config, file, words):
     """Broken: another program's folder is not called what it is. config: "": Whisper's."""
     folder = tmp_path / "nano"
@@ -120,7 +108,6 @@ def test_what_is_no_model(tmp_path, config, file, words):
         (folder / "config.json").unlink()
     elif config:
         (folder / "config.json").write_text(config)
-    (folder / file).parent.mkdir(exist_ok=True)
     if file:
         (folder / file).write_text("version https://git-lfs.github.com/spec/v1\n")
     refused(folder, words)
@@ -138,7 +125,7 @@ def test_bad_weights(tmp_path):
     refused(tmp_path, "model.safetensors is corrupt, cut short")
     save_file({"model.decoder.embed_tokens.weight": torch.zeros(2, 2)},
               tmp_path / "model.safetensors")
-    refused(tmp_path, "no Whisper encoder.*embed_tokens")
+    refused(tmp_path, "holds no Whisper encoder.*embed_tokens")
 
 
 @pytest.mark.case("B37")
@@ -165,7 +152,6 @@ def test_an_explicit_name_beats_the_environment(monkeypatch, tmp_path, capsys):
         assert same_weights(load(name), small)
         conflict = f"--whisper={name} is used, not WHISPER_DIR={tmp_path / 'base'}\n"
         assert conflict in capsys.readouterr().out
-    monkeypatch.setenv("WHISPER_HF_ID", "openai/whisper-small")
     assert same_weights(load(), base)
     assert " is used, not" not in capsys.readouterr().out
     refused("./nowhere", "./nowhere: no such folder")
@@ -210,8 +196,7 @@ def test_all_sources_fail(monkeypatch, tmp_path):
     assert not os.path.isdir(tmp_path / "cache") or not os.listdir(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("kind, n_parts", [("bin", 1), ("safetensors", 2)])
-def test_hub_then_cache(tmp_path, monkeypatch, capsys, kind, n_parts):
+def test_hub_then_cache(tmp_path, monkeypatch, capsys):
     """Broken: HF_ENDPOINT is not asked, or the cache is not used, or used when it is corrupt."""
     encoder, asked = make_encoder(), []
 
@@ -225,10 +210,9 @@ def test_hub_then_cache(tmp_path, monkeypatch, capsys, kind, n_parts):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     folder = tmp_path / "hub/openai/whisper-nano/resolve/main"
-    write_hf_folder(folder, encoder, kind=kind, n_parts=n_parts)
+    write_hf_folder(folder, encoder)
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}/")
-    monkeypatch.setenv("WHISPER_HF_ID", "openai/whisper-nano")
-    assert same_weights(load(), encoder)
+    assert same_weights(load("whisper-nano"), encoder)
     assert "; not from ModelScope openai-mirror/whisper-nano: " in capsys.readouterr().out
     cached, n_asked = tmp_path / "cache/openai--whisper-nano.pt", len(asked)
     assert os.listdir(tmp_path / "cache") == [cached.name]
@@ -237,7 +221,7 @@ def test_hub_then_cache(tmp_path, monkeypatch, capsys, kind, n_parts):
     flipped[len(flipped) // 2] ^= 1  # one bit of a weight
     for broken in (bytes(flipped), bytes(flipped[:5000]), b""):
         cached.write_bytes(broken)
-        assert same_weights(load(), encoder)
+        assert same_weights(load("whisper-nano"), encoder)
         assert "not from cache" in capsys.readouterr().out
     server.shutdown()
 
