@@ -120,10 +120,7 @@ def run_sums(folder):
 # ---- writing
 
 def save_checkpoint(out_dir, step, files, meta, frozen=()):
-    """Write {name: state} as <name>_<step>.pt, then meta.
-
-    frozen: names whose states never change; their files are the last step's, linked.
-    """
+    """Write {name: state} as <name>_<step>.pt, or link the last step's if frozen; then meta."""
     last, sums = read_meta(out_dir) if checkpoint_steps(out_dir) else {}, {}
     for name, state in files.items():
         file, old = file_name(name, step), file_name(name, last.get("step", 0))

@@ -63,8 +63,8 @@ CHAT_SHARE = 0.5        # of the practice; from the first step on, else it forge
 EVAL_ROWS = 512         # held-out rows of documents
 # the linear fall at the schedule's end: its share of the steps, the share of the rates it ends at
 WARMDOWN_SHARE, FINAL_LR_SHARE = (0.65, 0.05) if documents else (0.5, 0.02)
-# tokens back that attention reaches in each layer; a row may be 10 times as long. nanochat's SSSL
-# needs masks, with which a step of a GPU takes 1.8 times as long (computed)
+# tokens back that attention reaches; a row may be 10 times as long. The same in all layers:
+# nanochat's SSSL needs masks, a step of a GPU takes 1.8 times as long (computed)
 WINDOW = max(256, text_len)
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 

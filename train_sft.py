@@ -228,12 +228,11 @@ def start_chat_tokens():
 
 
 def load_adapters():
-    """Load the projector and what this run has changed in the LM at its last step."""
+    """Load what this run has trained until its last step."""
     with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
         last = read_meta(out_dir)
         projector.load_state_dict(load_saved(out_dir, last, "projector", device))
-        saved = load_saved(out_dir, last, "lora", device)
-        model.load_state_dict(model.state_dict() | saved)
+        model.load_state_dict(model.state_dict() | load_saved(out_dir, last, "lora", device))
 
 
 ranks = rank, _, device = join_ranks(device, seed)

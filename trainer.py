@@ -186,8 +186,7 @@ class Trainer:
     # ---- the step
 
     def clip(self):
-        limit = self.c.grad_clip or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.trained, limit)
+        return torch.nn.utils.clip_grad_norm_(self.trained, self.c.grad_clip or math.inf)
 
     def update(self, step, sums, share, decay_share=1.0):
         """Average the gradients, step the optimizers; log, save and evaluate where it is due.

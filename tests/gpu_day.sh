@@ -18,6 +18,7 @@ fi
 step() {
     local limit=$1 expected=$2
     shift 2
+    [ "$device" != cpu ] || limit=600
     echo "=== $(date +%T) ${*: -20}"
     timeout "$limit" "$@" || echo "=== FAILED, exit code $?"
     echo "=== expected: $expected"
