@@ -46,6 +46,8 @@ def pick_device(device):
                          f"{', '.join(have)}")
     if kind == "cpu":
         keep_freed_memory()
+    elif kind == "cuda":  # cuDNN's attention takes up to a second for each new shape
+        torch.backends.cuda.enable_cudnn_sdp(False)
     compute_dtype(device)  # a wrong NANOCHAT_DTYPE stops here
     return torch.device(device)
 

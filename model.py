@@ -5,14 +5,17 @@ A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_mod
 """
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from device import compute_dtype
 from kernels import LOGITS_AT_ONCE, SOFTCAP, ChunkedLoss, ReluSquared, norm, softcapped_nll
 
+FLASH = ("cuda",)     # devices with fused attention, faster without a mask
 QK_SCALE = 1.2        # of normed queries and keys each: nanochat's sharper attention
 ROPE_BASE = 100_000
 SMEAR_CHANNELS = 24   # first channels; they decide how much of the token before is mixed in
@@ -83,7 +86,7 @@ def attend(q, k, v, mask):
     """
     q = q.transpose(1, 2)  # (B, H, T, D)
     scale = QK_SCALE ** 2 * q.size(3) ** -0.5
-    if q.is_cuda:
+    if q.device.type in FLASH:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
                                            scale=scale, enable_gqa=k.size(1) != q.size(1))
     else:  # plain matmuls are faster on a CPU at these lengths
@@ -173,6 +176,7 @@ class GPT(nn.Module):
         self.config = config
         self.nll = softcapped_nll  # a training script may compile it, and the trunk
         self.windows = config.windows()
+        self.recompute = False  # blocks in the backward pass
         C, head_dim = config.n_embd, config.n_embd // config.n_head
         padded = -(-config.vocab_size // 64) * 64  # logits() cuts off the rows beyond vocab_size
         self.transformer = nn.ModuleDict({
@@ -230,6 +234,17 @@ class GPT(nn.Module):
         n_weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, Linear))
         n_keys = sum(min(window, T) for window in self.windows)
         return 6 * n_weights + 12 * self.config.n_embd * n_keys
+
+    def training_gb(self, n_tokens):
+        """Return GB that pretraining in bf16 takes on a GPU; n_tokens: of a microbatch."""
+        n = sum(p.numel() for p in self.parameters())
+        n_blocks = sum(p.numel() for p in self.transformer.h.parameters())
+        states = 16 * n - 4 * n_blocks  # weights, gradients and moments in fp32; Muon has one
+        casts = 2 * (n_blocks + self.lm_head.weight.numel())
+        kept = 42 * self.config.n_layer  # bytes a token and channel
+        if self.recompute:
+            kept = 42 + kept / 12
+        return (states + casts + kept * n_tokens * self.config.n_embd) / 1e9 + 1.5  # and logits
 
     def forward(self, idx, targets=None, kv_cache=None, loss_reduction="mean", audio_features=None,
                 audio_lens=None, text_lens=None, audio_at=0, logits_at=None):
@@ -294,12 +309,11 @@ class GPT(nn.Module):
         cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]  # (B or 1, T, 1, D/2)
         distance = pos[..., None] - torch.arange(n_keys, device=x.device)  # (B or 1, T, S)
         zero = torch.zeros(distance.shape, dtype=x.dtype, device=x.device)
-        masks = {}
+        masks, is_flash = {}, x.device.type in FLASH and kv_cache is None
         for window in set(self.windows):
-            is_hidden = (distance < 0) | (distance > window)
-            masks[window] = zero.masked_fill(is_hidden, -math.inf)[:, None]
-        if x.is_cuda and kv_cache is None and T <= min(self.windows) + 1:
-            masks = {}  # None: plain causal attention, a faster kernel
+            if not (is_flash and T <= window + 1):  # else causal, without a mask
+                is_hidden = (distance < 0) | (distance > window)
+                masks[window] = zero.masked_fill(is_hidden, -math.inf)[:, None]
         return self.trunk(x, ve, cos, sin, [masks.get(w) for w in self.windows], kv_cache)
 
     def trunk(self, x, ve, cos, sin, masks, kv_cache=None):
@@ -309,6 +323,8 @@ class GPT(nn.Module):
         first = self.x0_lambdas.to(x.dtype).unbind()
         for i, block in enumerate(self.transformer.h):
             x = resid[i] * x + first[i] * x0
+            if self.recompute and self.training:
+                block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             x = block(x, ve.get(str(i)), cos, sin, masks[i], kv_cache)
             if i == self.config.n_layer // 2:
                 middle = x
@@ -325,7 +341,7 @@ class GPT(nn.Module):
         x = x[row, at if place is None else place[row, at]]  # (N, C)
         wanted, V = targets[row, at], self.config.vocab_size
         has_grad, n = torch.is_grad_enabled(), max(len(x), 1)
-        if has_grad and reduction != "none":
+        if has_grad and reduction != "none" and not hasattr(self.lm_head, "rows"):
             total = ChunkedLoss.apply(x, self.lm_head.weight[:V], wanted, self.nll)
             return total if reduction == "sum" else total / len(x)
         if not has_grad:
@@ -359,16 +375,40 @@ def add_lora(model, rank, alpha):
     return added
 
 
+def free_rows(model, ids):
+    """Let rows `ids` of a frozen GPT's tables train -> [parameter (n, C) in their place, ...]."""
+    index = torch.tensor(ids, device=model.cos.device)
+    place = index.new_full((len(model.lm_head.weight),), -1)
+    place[index] = torch.arange(len(ids), device=index.device)
+
+    def embed(table, args, out):  # (B, T), (B, T, C)
+        at = place[args[0]][..., None]
+        return torch.where(at < 0, out, F.embedding(at[..., 0].clamp(min=0), table.rows))
+
+    def unembed(table, args, out):  # (..., C), (..., V)
+        return out.index_copy_(-1, index, F.linear(args[0], table.rows.to(out.dtype)))
+
+    tables = [model.transformer.wte, model.lm_head, *model.value_embeds.values()]
+    for table in tables:
+        table.ids, table.rows = index, nn.Parameter(table.weight[index])
+        table.register_forward_hook(unembed if table is model.lm_head else embed)
+    return [table.rows for table in tables]
+
+
 def lora_state(model):
-    return {name: p for name, p in model.state_dict().items() if ".lora_" in name}
+    names = ".lora_a", ".lora_b", ".rows"
+    return {name: p for name, p in model.state_dict().items() if name.endswith(names)}
 
 
 @torch.no_grad()
 def merged_state(model):
-    """Return a plain GPT's state_dict: LoRA's products are added to the weights."""
-    state = {name: p for name, p in model.state_dict().items() if ".lora_" not in name}
+    """Return a plain GPT's state_dict: LoRA's products are added, free rows are in their tables."""
+    added = lora_state(model)
+    state = {name: p for name, p in model.state_dict().items() if name not in added}
     for name, module in model.named_modules():
         if name.endswith(LORA_TARGETS):
             product = module.lora_scale * module.lora_b @ module.lora_a
             state[name + ".weight"] = module.weight + product
+        elif hasattr(module, "rows"):
+            state[name + ".weight"] = module.weight.index_copy(0, module.ids, module.rows)
     return state

@@ -86,7 +86,8 @@ def forward_clips(split, at, feats, lens, with_logits=False):
     rows = [[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at]
     ids, n_ids = pad(rows, device, -1)
     targets, text_lens = ids[:, 1:], n_ids - 1
-    audio, audio_lens = projector(feats.to(device), lens.to(device))
+    feats, lens = (x.to(device, non_blocking=True) for x in (feats, lens))
+    audio, audio_lens = projector(feats, lens)
     row_lens = audio_lens + text_lens
     if ctc == 1:
         return ctc_loss(split, at, audio, audio_lens), targets, row_lens, None
@@ -235,7 +236,8 @@ trainer = ClipTrainer(
     score=score, right="val_acc", warp=warp if augment else None,
     jitter=TIME_WARP if augment else 0.03,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
-    meta={"audio": about_audio(), "chats": meta.get("chats", False)})
+    meta={"audio": about_audio(), "chats": meta.get("chats", False)},
+    frozen=() if lm_learning_rate else ("model",))
 sizes = [sum(p.numel() for p in params) for params in (trainer.trained, model.parameters())]
 about = f"{sizes[0]:,} parameters are trained, the LM has {sizes[1]:,}"
 trainer.begin(trainer.evaluate_clips, [about, *data.values()], encoder=encoder)
@@ -248,7 +250,8 @@ for step in range(first_step, max_steps):
         sums[0] += torch.stack([loss.detach(), (targets >= 0).sum()])
         trainer.count(row_lens)
     trainer.update(step, sums)
-    losses.append((sums[0, 0] / sums[0, 1]).item())
+    if is_smoke:
+        losses.append((sums[0, 0] / sums[0, 1]).item())
 
 # ---- closing line
 
@@ -257,7 +260,7 @@ if rank == 0:
     trainer.train(False)
     plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
     print(trainer.clock.closing_line(trainer.result, out_dir))
-    if is_smoke and losses and not first_step:
+    if losses and not first_step:
         _, pairs = trainer.hear(val_at)
         passed = smoke.judge(out_dir, losses, pairs, trainer.result)
 leave_ranks()

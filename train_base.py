@@ -63,8 +63,9 @@ CHAT_SHARE = 0.5        # of the practice; from the first step on, else it forge
 EVAL_ROWS = 512         # held-out rows of documents
 # the linear fall at the schedule's end: its share of the steps, the share of the rates it ends at
 WARMDOWN_SHARE, FINAL_LR_SHARE = (0.65, 0.05) if documents else (0.5, 0.02)
-WINDOW = max(256, text_len)  # tokens back that attention reaches; a row may be 10 times as long
-WINDOW_PATTERN = "SSSL" if text_len >= 1024 else "L"  # nanochat's; short rows need no short windows
+# tokens back that attention reaches; a row may be 10 times as long. The same in all layers:
+# nanochat's SSSL needs masks, a step of a GPU takes 1.8 times as long (computed)
+WINDOW = max(256, text_len)
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 
 spell_steps = round(spell_share * lr_decay_steps) if practice and not lm else 0
@@ -135,15 +136,21 @@ def render(chats, tokenizer, rng, ease=1.0):
     """Return the model's arguments about chats of read_chats(), targets among them."""
     heard, facts = zip(*(recording for recording, _ in chats))
     texture = Texture(tokenizer, dev)
-    idx, targets = (to_tensor(array, dev) for array in render_chats(chats, tokenizer))
+    idx, targets = map(to_gpu, render_chats(chats, tokenizer))
     return hear(heard, rng, ease, texture, facts) | {"idx": idx, "targets": targets}
+
+
+def to_gpu(array):
+    """Return ids on dev; a GPU works on meanwhile."""
+    ids = to_tensor(array, "cpu")
+    return ids.pin_memory().to(dev, non_blocking=True) if dev.type == "cuda" else ids.to(dev)
 
 
 def get_batch(step, microbatch, kind):
     """Return the model's arguments: a function of (seed, step, microbatch)."""
     if kind == TEXT:
-        rows = get_text(step, microbatch)
-        return {"idx": to_tensor(rows[:, :-1], dev), "targets": to_tensor(rows[:, 1:], dev)}
+        rows = to_gpu(get_text(step, microbatch))
+        return {"idx": rows[:, :-1], "targets": rows[:, 1:]}
     rng = np.random.default_rng([seed, 1, step, microbatch])
     ease, is_spelled = ease_at(step), step < spell_steps
     if kind == CHATS:
@@ -154,7 +161,7 @@ def get_batch(step, microbatch, kind):
     idx, targets = sentences.padded(at)
     idx = slip(idx, sentences.ids, tok.bos_id, rng, ease)
     return hear(pieces["train"].each(at), rng, ease) | {
-        "idx": to_tensor(idx, dev), "targets": to_tensor(targets, dev)}
+        "idx": to_gpu(idx), "targets": to_gpu(targets)}
 
 
 ranks = rank, world_size, dev = join_ranks(device, seed)
@@ -189,7 +196,10 @@ if source:
         model, _ = load_checkpoint(source, device=dev)
 else:
     with torch.device(dev):
-        model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, WINDOW, head_dim, WINDOW_PATTERN))
+        model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, WINDOW, head_dim, "L"))
+if dev.type == "cuda":
+    gb = torch.cuda.get_device_properties(dev).total_memory / 1e9
+    model.recompute = model.training_gb(batch_size * text_len) > 0.9 * gb
 talks, left_out = {}, {}
 if chats and practice:
     with user_input():
@@ -218,13 +228,10 @@ if use_compile:
 
 def evaluate(step):
     """Return the figures of the held-out data: {name: value}."""
-    def read(at):
-        rows = docs["val"].rows(at)
-        return rows[:, :-1], rows[:, 1:]
-
     result = evaluate_sentences(step) if splits else {}
     if docs:
-        result["val_bpb"] = trainer.bits_per_byte(read, min(EVAL_ROWS, docs["val"].n_rows))
+        n_rows = min(EVAL_ROWS, docs["val"].n_rows)
+        result["val_bpb"] = trainer.bits_per_byte(docs["val"].rows, n_rows)
     if talks:
         result["val_right"] = evaluate_chats(step)
     return result
@@ -237,7 +244,7 @@ def evaluate_sentences(step):
     order = np.argsort(sentences.lens, kind="stable")
     for i, at in enumerate(np.array_split(order, -(-len(order) // batch_size))):
         if i % world_size == rank:
-            idx, targets = (to_tensor(array, dev) for array in sentences.padded(at))
+            idx, targets = map(to_gpu, sentences.padded(at))
             heard = hear(pieces["val"].each(at), np.random.default_rng([seed, i]))
             nats[0] += model(idx, targets, loss_reduction="sum")
             nats[1] += model(idx, targets, loss_reduction="sum", **heard)
@@ -269,6 +276,7 @@ def evaluate_chats(step):
 
 n_parameters = sum(p.numel() for p in model.parameters())
 about = [f"{n_parameters:,} parameters; {max_steps} steps, each {grad_accum} x {batch_size} rows"]
+about += ["blocks are recomputed"] * model.recompute
 for split, rows in docs.items():
     about.append(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} "
                  f"rows, {rows.n_cropped:,} ({rows.share:.1%}) cropped")

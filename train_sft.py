@@ -17,7 +17,7 @@ from clips import MAX_AUDIO_S, ClipTrainer, Split
 from configurator import configure, fail, user_input
 from decode import pad
 from files import read_jsonl, read_lines, sha256_file
-from model import add_lora, lora_state, merged_state
+from model import add_lora, free_rows, lora_state, merged_state
 from practice import as_messages, count_right, make_speller
 from record import need
 from run import join_ranks, leave_ranks
@@ -227,33 +227,12 @@ def start_chat_tokens():
     model.lm_head.weight[tok.special("<|assistant_end|>")] = model.lm_head.weight[tok.bos_id]
 
 
-def free_chat_tokens():
-    """Let only the rows of the chat's tokens move in the LM's tables -> {name: table}."""
-    is_new = torch.zeros(len(model.lm_head.weight), 1, device=device)
-    is_new[new_ids] = 1
-    tables = {name: p for name, p in model.named_parameters()
-              if name.startswith(("transformer.wte", "lm_head.weight", "value_embeds"))}
-    for p in tables.values():
-        p.requires_grad_(True).register_hook(lambda grad: grad * is_new)
-    return tables
-
-
-def adapters():
-    """Return what training changed in the LM."""
-    rows = {f"{name}.rows": p.detach()[new_ids].clone() for name, p in tables.items()}
-    return {**lora_state(model), **rows, "ids": torch.tensor(new_ids)}
-
-
-@torch.no_grad()
 def load_adapters():
-    """Load the projector and what adapters() gave at this run's last step."""
+    """Load what this run has trained until its last step."""
     with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
         last = read_meta(out_dir)
         projector.load_state_dict(load_saved(out_dir, last, "projector", device))
-        saved = load_saved(out_dir, last, "lora", device)
-        model.load_state_dict({k: v for k, v in saved.items() if "lora" in k}, strict=False)
-        for name, p in tables.items():
-            p[new_ids] = saved[f"{name}.rows"]
+        model.load_state_dict(model.state_dict() | load_saved(out_dir, last, "lora", device))
 
 
 ranks = rank, _, device = join_ranks(device, seed)
@@ -286,9 +265,9 @@ new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 1
 if not first_step and ears["prompt"] != "chat" and not start.get("chats"):
     start_chat_tokens()
 lora = add_lora(model, lora_rank, LORA_ALPHA)
-tables = free_chat_tokens()
+chat_tokens = free_rows(model, new_ids)
 kept = [p for p in projector.parameters() if p.requires_grad]
-groups = [(kept, PROJECTOR_LR), (lora, learning_rate), (list(tables.values()), learning_rate)]
+groups = [(kept, PROJECTOR_LR), (lora, learning_rate), (chat_tokens, learning_rate)]
 optimizer = torch.optim.AdamW([dict(params=params, lr=peak) for params, peak in groups],
                               betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 if first_step:
@@ -329,7 +308,7 @@ trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=[optimizer], losses=["loss", "text_loss"], data=data,
     spoken=spoken, score=score, right="val_right", meta={"audio": audio}, lr_group=1,
-    files=lambda: {"model": merged_state(model), "lora": adapters(),
+    files=lambda: {"model": merged_state(model), "lora": lora_state(model),
                    "projector": projector.state_dict()})
 sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]
 about = [f"projector {sizes[0]:,}, LoRA {sizes[1]:,} parameters; {len(new_ids)} tokens are new"]
@@ -338,7 +317,7 @@ trainer.begin(trainer.evaluate_clips, about, evaluate_first=eval_every > 0, enco
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):
-        heard = projector(feats.to(device), lens.to(device))
+        heard = projector(*(x.to(device, non_blocking=True) for x in (feats, lens)))
         if projector.ctc_head:
             words_loss(at, *heard).backward(retain_graph=True)
         rows = [clip_row(data["train"], i, rng) for i in at]

@@ -114,6 +114,7 @@ class Trainer:
     files: object       # () -> {name: state_dict} of a checkpoint
     best: str           # the figure that is lowest in the best checkpoint
     meta: dict          # what else a checkpoint's meta holds
+    frozen: tuple = ()  # names of the files that stay the same
     row_len: int = 0    # tokens of a row, for the mfu
     lr_group: int = 0   # whose learning rate the log shows
     last_clips = ()     # read
@@ -185,8 +186,7 @@ class Trainer:
     # ---- the step
 
     def clip(self):
-        limit = self.c.grad_clip or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.trained, limit).item()
+        return torch.nn.utils.clip_grad_norm_(self.trained, self.c.grad_clip or math.inf)
 
     def update(self, step, sums, share, decay_share=1.0):
         """Average the gradients, step the optimizers; log, save and evaluate where it is due.
@@ -196,12 +196,11 @@ class Trainer:
         sum_over_ranks(sums)
         self.window = self.window + sums if self.is_mean else sums
         n_targets = sums[:, 1].sum()
-        for p in sum_gradients(self.trained):
-            p.grad /= n_targets
+        torch._foreach_div_([p.grad for p in sum_gradients(self.trained)], n_targets)
         norm = self.clip()
-        if not math.isfinite(norm + sums.sum().item()):
+        if not math.isfinite(norm + sums.sum()):  # a GPU is waited for here alone
             fail(f"step {step}: the loss or its gradient is not finite; the last clips read: "
-                 f"{self.last_clips}; the last good checkpoint stays in {self.c.out_dir}")
+                 f"{self.last_clips or 'none'}; the last good checkpoint stays in {self.c.out_dir}")
         for group in self.groups:
             group["lr"] = share * group["peak_lr"]
             group["weight_decay"] = decay_share * group["peak_decay"]
@@ -209,7 +208,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.rank == 0 and self.is_due("log", step + 1):
-            self.log(step + 1, norm)
+            self.log(step + 1, float(norm))
         with self.clock.pause():
             if self.rank == 0 and self.is_due("save", step + 1):
                 self.save(step + 1)
@@ -235,7 +234,7 @@ class Trainer:
         state = {"window": self.window, "optimizers": [
             optimizer.state_dict() for optimizer in self.optimizers]}
         files = self.files() | {"optim": self.state | state}
-        save_checkpoint(self.c.out_dir, step, files, self.meta)
+        save_checkpoint(self.c.out_dir, step, files, self.meta, self.frozen)
 
     # ---- evaluation
 
@@ -253,13 +252,13 @@ class Trainer:
     def bits_per_byte(self, get_rows, n_rows):
         """Return the bits per byte of the targets of n_rows rows; special tokens don't count.
 
-        get_rows: function of row numbers (B,) that returns idx, targets, int arrays (B, T).
+        get_rows: function of row numbers (B,) that returns ids (B, T + 1).
         """
         sums, n = np.zeros(2), self.c.batch_size  # nats, bytes
         token_bytes = torch.tensor(self.tok.token_bytes(), device=self.device)
         for i in range(self.rank * n, n_rows, self.world_size * n):
-            at = np.arange(i, min(i + n, n_rows))
-            idx, targets = (to_tensor(array, self.device) for array in get_rows(at))
+            rows = to_tensor(get_rows(np.arange(i, min(i + n, n_rows))), self.device)
+            idx, targets = rows[:, :-1], rows[:, 1:]
             n_bytes = token_bytes[targets.clamp(min=0).flatten()] * (targets.flatten() >= 0)
             nats = self.model(idx, targets, loss_reduction="none") * (n_bytes > 0)
             sums += nats.sum().item(), n_bytes.sum().item()

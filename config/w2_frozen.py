@@ -6,6 +6,7 @@ train-clean-100 (prepare_librispeech.py) and config/base_d12.py. UNTESTED.
 """
 out_dir = "out/w2_frozen"
 data_dir = "data/LibriSpeech/features"
+device = "cuda"
 lm = "out/base_d12"
 hidden = 0              # 4 * n_embd
 batch_tokens = 6_600     # 32 clips

@@ -5,6 +5,7 @@ W3 at its real size, on one node: LoRA of rank 16 on a frozen d12. Goes on from
 config/w2_frozen.py, with 50,000 instructions (prepare_instruct.py --n=50000). UNTESTED.
 """
 out_dir = "out/w3_lora"
+device = "cuda"
 lm = "out/w2_frozen"
 batch_tokens = 5_600
 grad_accum = 8
