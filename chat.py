@@ -16,7 +16,6 @@ from talk import Batch, Row, Talker, Text, default_run, size
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = ""            # the run's folder; '': out/cpu_w3, or else the model in pretrained/
-step = -1            # its checkpoint; -1: the last, -2: the best
 audio = ""           # a recording to transcribe, or with `prompt` to ask about
 prompt = ""          # a question, or a text to continue; '': a chat
 max_tokens = 64      # of an answer or a continuation
@@ -119,7 +118,7 @@ def chat():
 with user_input():
     wav = read_audio(audio) if audio else None
     run = ckpt or default_run()
-    talker = Talker(run, step)
+    talker = Talker(run)
 if audio and not talker.ears:
     fail(f"{run} takes no audio: give a run of train_align.py or train_sft.py")
 if audio and prompt and not talker.can_chat:

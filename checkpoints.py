@@ -67,15 +67,10 @@ def checkpoint_steps(folder):
 
 
 def read_meta(folder, step=-1):
-    """Return meta_<step>.json (dict, with "step") of a folder; step -1: last, -2: best."""
+    """Return meta_<step>.json (dict, with "step") of a folder; step -1: the last."""
     steps = checkpoint_steps(folder)
     if not steps:
         raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json)")
-    if step == -2:
-        best = read_meta(folder).get("best")
-        if not best:
-            raise ValueError(f"{folder} names no best step: none was both evaluated and saved")
-        step = best["step"]
     step = steps[-1] if step == -1 else step
     if step not in steps:
         raise ValueError(f"{folder} holds no step {step}: it has {', '.join(map(str, steps))}")
@@ -120,7 +115,10 @@ def run_sums(folder):
 # ---- writing
 
 def save_checkpoint(out_dir, step, files, meta, frozen=()):
-    """Write {name: state} as <name>_<step>.pt, or link the last step's if frozen; then meta."""
+    """Write {name: state} as <name>_<step>.pt, or link the last step's if frozen; then meta.
+
+    The last two steps are kept.
+    """
     last, sums = read_meta(out_dir) if checkpoint_steps(out_dir) else {}, {}
     for name, state in files.items():
         file, old = file_name(name, step), file_name(name, last.get("step", 0))
@@ -132,26 +130,19 @@ def save_checkpoint(out_dir, step, files, meta, frozen=()):
         torch.save(state, f"{out_dir}/{file}.tmp")
         os.replace(f"{out_dir}/{file}.tmp", f"{out_dir}/{file}")
         sums[file] = sha256_file(f"{out_dir}/{file}")
-    write_meta(out_dir, {"step": step, "best": last.get("best"), "evaluated": False, **meta,
-                         "sha256": sums})
+    write_meta(out_dir, {"step": step, "evaluated": False, **meta, "sha256": sums})
+    keep_steps(out_dir, checkpoint_steps(out_dir)[-2:])
 
 
-def note_evaluation(out_dir, step, result, figure):
-    """Add an evaluation to its step's meta, if saved; the lowest result[figure] is best."""
-    if step not in checkpoint_steps(out_dir):
-        return
-    meta = read_meta(out_dir, step)
-    best = meta["best"]
-    if figure in result and (best is None or result[figure] < best["figure"]):
-        best = {"step": step, "figure": result[figure]}
-    write_meta(out_dir, {**meta, "best": best, "evaluated": True, figure: result.get(figure)})
+def note_evaluation(out_dir, step, result):
+    """Add an evaluation, {figure: value}, to its step's meta, if that step is saved."""
+    if step in checkpoint_steps(out_dir):
+        write_meta(out_dir, {**read_meta(out_dir, step), **result, "evaluated": True})
 
 
 def write_meta(out_dir, meta):
-    """Write a step's meta, which makes it whole; keep the last two and the best."""
+    """Write a step's meta, which makes it whole."""
     write_json(f"{out_dir}/meta_{meta['step']:06d}.json", meta, indent=2)
-    kept = checkpoint_steps(out_dir)[-2:]
-    keep_steps(out_dir, kept + [meta["best"]["step"]] if meta["best"] else kept)
 
 
 def keep_steps(folder, steps):

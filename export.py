@@ -14,7 +14,7 @@ from tokenizer import load_tokenizer
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/real_w2"    # the run's folder
-step = -1               # its checkpoint; -1: the last, -2: the best
+step = -1               # its checkpoint; -1: the last
 out_dir = "pretrained"  # a new folder
 config = configure(globals())  # prints each change
 # -----------------------------------------------------------------------------

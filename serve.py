@@ -23,7 +23,6 @@ from configurator import configure, fail, user_input
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = ""            # the run's folder; '': out/cpu_w3, or else the model in pretrained/
-step = -1            # its checkpoint; -1: the last, -2: the best
 host = "127.0.0.1"   # the IPv4 address to listen at; 0.0.0.0: all of this machine's
 port = 8000          # 0: any free one
 api_key = ""         # clients' bearer token; '': the environment's NANOCHAT_API_KEY, if it is set
@@ -69,7 +68,7 @@ KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
 
 with user_input():
     run = ckpt or default_run()
-    talker = Talker(run, step)
+    talker = Talker(run)
 if not (talker.ears or talker.can_chat):
     fail(f"{run} neither hears nor chats: chat.py --prompt= continues a text")
 name = os.path.basename(os.path.normpath(run))

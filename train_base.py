@@ -212,7 +212,7 @@ if model.config.n_layer >= 12:  # nanochat's values for its d12
 optimizers = gpt_optimizers(model, matrix_lr, *rates, weight_decay, more=[blank])
 trainer = Trainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model,
-    tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"], best="val_bpb",
+    tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"],
     files=lambda: {"model": model.state_dict()}, row_len=text_len,
     meta={"max_seq_len": text_len, "device_batch_size": batch_size, "chats": bool(talks)})
 if first_step:

@@ -112,7 +112,6 @@ class Trainer:
     optimizers: list    # each group's lr and weight_decay are its peaks
     losses: list        # their names in the log
     files: object       # () -> {name: state_dict} of a checkpoint
-    best: str           # the figure that is lowest in the best checkpoint
     meta: dict          # what else a checkpoint's meta holds
     frozen: tuple = ()  # names of the files that stay the same
     row_len: int = 0    # tokens of a row, for the mfu
@@ -246,7 +245,7 @@ class Trainer:
         self.train(True)
         if self.rank == 0:
             log(self.c.out_dir, {"step": step, **result})
-            note_evaluation(self.c.out_dir, step, result, self.best)
+            note_evaluation(self.c.out_dir, step, result)
         return result
 
     def bits_per_byte(self, get_rows, n_rows):

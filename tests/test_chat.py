@@ -137,7 +137,7 @@ def test_wrong_input_is_one_line(ckpt, chat_ckpt, tmp_path, monkeypatch, capsys)
     ByteTokenizer([b"th"]).save(other)
     for args, expected in (
             ([f"--audio={clip}", "--prompt=what is said?"], "only transcribes"),
-            (["--audio=no.wav"], "no.wav"), (["--step=8"], "no step 8"),
+            (["--audio=no.wav"], "no.wav"),
             ([f"--audio={tmp_path}"], "directory"), ([f"--ckpt={tmp_path}/none"], "none"),
             ([f"--audio={clip}", f"--ckpt={deaf}"], "takes no audio"),
             ([f"--ckpt={other}"], "has 258 ids"), ([], "give it --audio="),

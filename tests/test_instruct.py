@@ -165,13 +165,9 @@ def test_sounds_are_what_they_are_called():
 
 
 def test_bad_input_is_one_line(tmp_path):
-    """Broken: a traceback, or files removed, for a missing folder or somebody's own folder."""
-    for name in ("text/train.txt", "text/val.txt", "own/letter.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("the bird sings\nthe engine hums loudly\n")
-    for script, out, args, message in (
-            ("instruct", "x", [], "labels.jsonl"), ("bench", "x", [], "labels.jsonl"),
-            ("practice", "x", ["--n=0"], "at least 1"),
-            ("practice", "own", ["--n=9"], "not made by this script")):
-        assert message in make(tmp_path, script, out, *args, ok=False)
-    assert (tmp_path / "own/letter.txt").exists() and not (tmp_path / "x").exists()
+    """Broken: a traceback, or a folder that training takes for whole, for a missing folder."""
+    for script, args, message in (
+            ("instruct", [], "labels.jsonl"), ("bench", [], "labels.jsonl"),
+            ("practice", ["--n=9"], "train.txt"), ("practice", ["--n=0"], "at least 1")):
+        assert message in make(tmp_path, script, "x", *args, ok=False)
+    assert not (tmp_path / "x").exists()

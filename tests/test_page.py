@@ -5,9 +5,8 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from drill import start_server
 from test_eval import make_run
-from test_serve import ckpt, port, server  # noqa: F401 (fixtures)
+from test_serve import ckpt, port, serve, server  # noqa: F401 (fixtures)
 
 from recordings import read_audio
 
@@ -93,21 +92,17 @@ def test_the_page_says_what_is_wrong(browser, port, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_only_transcribes(browser, tmp_path):
+def test_a_model_that_only_transcribes(browser, serve, tmp_path):  # noqa: F811
     """Broken: the page has no use for a model of W2, or asks it questions."""
-    server, port = start_server(make_run(tmp_path / "run"))
-    try:
-        page, errors = open_page(browser, port)
-        page.get_by_text("it writes down what you say").wait_for()
-        assert not page.get_by_role("button", name="Who is speaking?").is_visible()
-        assert not page.locator("#text").is_visible()
-        noise = np.random.default_rng(0).normal(0, 0.1, 9000)
-        soundfile.write(tmp_path / "clip.wav", noise, 16_000)
-        page.set_input_files("#file", tmp_path / "clip.wav")
-        page.locator("#clip audio").wait_for()
-        page.get_by_role("button", name="Send").click()
-        page.locator(".turn.assistant .time").wait_for()
-        assert page.locator(".turn.user audio").count() == 1 and not errors
-        assert page.locator(".turn.assistant").inner_text().strip()
-    finally:
-        server.kill()
+    page, errors = open_page(browser, serve(f"--ckpt={make_run(tmp_path / 'run')}")[1])
+    page.get_by_text("it writes down what you say").wait_for()
+    assert not page.get_by_role("button", name="Who is speaking?").is_visible()
+    assert not page.locator("#text").is_visible()
+    noise = np.random.default_rng(0).normal(0, 0.1, 9000)
+    soundfile.write(tmp_path / "clip.wav", noise, 16_000)
+    page.set_input_files("#file", tmp_path / "clip.wav")
+    page.locator("#clip audio").wait_for()
+    page.get_by_role("button", name="Send").click()
+    page.locator(".turn.assistant .time").wait_for()
+    assert page.locator(".turn.user audio").count() == 1 and not errors
+    assert page.locator(".turn.assistant").inner_text().strip()

@@ -37,6 +37,20 @@ def server(ckpt):
     assert not [line for line in server.lines if "Error" in line], "".join(server.lines)
 
 
+@pytest.fixture
+def serve(ckpt):
+    """Start a server with these arguments -> (process, port); it is killed at the end."""
+    servers = []
+
+    def serve(*args):
+        servers.append(start_server(ckpt, *args))
+        return servers[-1]
+
+    yield serve
+    for server, _ in servers:
+        server.kill()
+
+
 @pytest.fixture(scope="module")
 def port(server):
     return server[1]

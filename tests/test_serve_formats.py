@@ -8,32 +8,29 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from drill import ROOT, make_audio, post, sound, start_server, user
-from test_serve import (TRANSCRIBE, answer, ckpt, client, head, port,  # noqa: F401 (fixtures)
+from drill import ROOT, make_audio, post, sound, user
+from test_serve import (TRANSCRIBE, answer, ckpt, client, head, port, serve,  # noqa: F401
                         server)
 
 from api import LINE, cut_in_segments, write_transcript
 from talk import Piece
 
 
-def test_pages_of_other_origins(ckpt, port):
+def test_pages_of_other_origins(serve, port):
     """Broken: another origin's page may ask, or --allow_origins= doesn't let its browser do it."""
     notes, evil = {"Origin": "app://my.notes"}, {"Origin": "http://evil.example"}
     asks = {"Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "authorization,content-type"}
     assert head(port, "OPTIONS", TRANSCRIBE, **notes, **asks)[0] == 403
-    server, port = start_server(ckpt, "--allow_origins=https://a.b, app://My.notes", "--api_key=k")
-    try:
-        for method, given, status in (
-                ("OPTIONS", notes | asks, 200), ("OPTIONS", evil | asks, 400), ("GET", evil, 403),
-                ("GET", notes | {"Authorization": "Bearer k"}, 200), ("GET", notes, 401)):
-            found, headers = head(port, method, "/v1/models", **given)
-            allowed = notes["Origin"] if given["Origin"] == notes["Origin"] else None
-            assert (found, headers["access-control-allow-origin"]) == (status, allowed), given
-            right = asks["Access-Control-Request-Headers"] if method == "OPTIONS" else None
-            assert headers["access-control-allow-headers"] == right
-    finally:
-        server.kill()
+    _, port = serve("--allow_origins=https://a.b, app://My.notes", "--api_key=k")
+    for method, given, status in (
+            ("OPTIONS", notes | asks, 200), ("OPTIONS", evil | asks, 400), ("GET", evil, 403),
+            ("GET", notes | {"Authorization": "Bearer k"}, 200), ("GET", notes, 401)):
+        found, headers = head(port, method, "/v1/models", **given)
+        allowed = notes["Origin"] if given["Origin"] == notes["Origin"] else None
+        assert (found, headers["access-control-allow-origin"]) == (status, allowed), given
+        right = asks["Access-Control-Request-Headers"] if method == "OPTIONS" else None
+        assert headers["access-control-allow-headers"] == right
 
 
 WEBSOCKETS = """

@@ -114,13 +114,10 @@ def test_what_is_no_model(tmp_path, config, file, words):
 
 
 def test_bad_weights(tmp_path):
-    """Broken: weights of another shape, with NaN, cut short or of a decoder alone are loaded."""
+    """Broken: weights of another shape, cut short or of a decoder alone are loaded."""
     encoder = make_encoder()
     write_hf_folder(tmp_path, encoder, d_model=192)
     refused(tmp_path, "conv1.weight is .128, 80, 3., it should be .192, 80, 3.")
-    encoder.half_weights["conv1.bias"][3] = float("nan")
-    write_hf_folder(tmp_path, encoder)
-    refused(tmp_path, "conv1.bias is not finite")
     os.truncate(tmp_path / "model.safetensors", 50_000)
     refused(tmp_path, "model.safetensors is corrupt, cut short")
     save_file({"model.decoder.embed_tokens.weight": torch.zeros(2, 2)},
