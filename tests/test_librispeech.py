@@ -19,6 +19,7 @@ import torch
 import data
 from audio import WhisperEncoder, encode, load_encoder_file, save_encoder
 from data import Features
+from files import write_jsonl
 from recordings import read_audio
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -87,7 +88,7 @@ def assert_fails(result, *words):
 
 
 def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)
     return f"--source={path}"
 
 

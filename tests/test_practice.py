@@ -1,12 +1,11 @@
 """Listening practice: imitated recordings against a slow reference, and chats about them."""
-import json
-
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import rms_norm
 
 import practice
+from files import write_jsonl
 from model import GPT, GPTConfig
 from rows import Sentences
 from tokenizer import render_conversation, train_bpe
@@ -91,7 +90,7 @@ def test_chats(tok, tmp_path):
     rows = [{"split": split, "text": "the red dog" * n, "labels": {"sex": "a man"},
              "turns": [turn, ["empty", "?!", "!"]]}
             for split, n in (("train", 1), ("val", 0), ("train", 40))]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)
     speller = practice.make_speller(tok, 270)
     chats, left_out = practice.read_chats(path, speller, 200)
     assert [len(chats[split]) for split in ("train", "val")] == [1, 1]
@@ -106,7 +105,7 @@ def test_chats(tok, tmp_path):
         wanted = [i if is_on else -1 for i, is_on in zip(ids, mask)]
         assert idx[0].tolist() == ids[:-1] and targets[0].tolist() == wanted[1:]
         assert idx[0, 0] == tok.bos_id and targets[0, -1] == tok.special("<|assistant_end|>")
-    path.write_text(json.dumps(rows[1]) + "\n")
+    write_jsonl(path, rows[1:2])
     with pytest.raises(ValueError, match="no chat for train or val"):
         practice.read_chats(path, speller, 200)
 
