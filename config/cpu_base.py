@@ -6,7 +6,6 @@ that chats about what it "heard". 2 cores, 9 minutes in bf16; perplexity 85.0 pe
 held-out sentences (67ddb64, 2026-11-29).
 """
 out_dir = "out/cpu_base"
-depth = 4
 vocab_size = 4096
 practice = 0.8
 chats = "data/practice/chats.jsonl"
@@ -15,7 +14,6 @@ text_len = 32
 matrix_lr = 0.04
 max_steps = 800
 lr_decay_steps = 800
-batch_size = 64
 grad_accum = 1
 eval_every = 800
 save_every = 200

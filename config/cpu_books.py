@@ -8,7 +8,6 @@ A d4 GPT on 2 million tokens of real text, such as books: 2 cores, 9 minutes.
 out_dir = "out/cpu_books"
 documents = "data/books_tokens"
 practice = 0.0
-depth = 4
 text_len = 512
 batch_size = 8
 grad_accum = 1

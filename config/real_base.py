@@ -6,7 +6,6 @@ practice. 2 cores, 32 minutes in bf16.
 """
 out_dir = "out/real_base"
 data_dir = "data/real/text"
-depth = 4
 vocab_size = 4096
 practice = 0.8
 text_len = 32
@@ -14,7 +13,6 @@ spell_share = 0.06
 matrix_lr = 0.04
 max_steps = 3000
 lr_decay_steps = 3000
-batch_size = 64
 grad_accum = 1
 eval_every = 1000
 save_every = 500
