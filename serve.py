@@ -50,7 +50,7 @@ try:
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
     from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
-    from starlette.requests import ClientDisconnect, HTTPConnection
+    from starlette.requests import ClientDisconnect
 
     from api import (MAX_AUDIO_S, SEGMENT_S, ChatRequest, Refused, as_refused, make_row,
                      read_upload, write_transcript)
@@ -146,16 +146,11 @@ class Guard:
     """Middleware: the limits above, and a line of log."""
 
     def __init__(self, app):
-        self.app, self.n_open = app, 0
+        self.app = app
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
-        began, n_bytes, status = time.time(), 0, 0
-        method = scope.get("method", "WEBSOCKET")
-        is_post = method == "POST"
+        began, n_bytes, status, method = time.time(), 0, 0, scope["method"]
         path = re.sub("/+", "/", scope["path"]).rstrip("/") or "/"  # a redirect may lose the body
-        self.n_open += is_post
         scope = scope | {"path": path, "method": "GET" if method == "HEAD" else method}
 
         async def counted():
@@ -172,11 +167,7 @@ class Guard:
 
         try:
             async with asyncio.timeout(request_timeout_s):
-                check(path, HTTPConnection(scope).headers)
-                if method == "WEBSOCKET":
-                    raise Refused(404, "there are no websockets here: POST to an address of /v1")
-                if is_post and self.n_open > 5 * max_batch:
-                    raise Refused(503, "busy: too many requests are open", code="busy")
+                check(path, Request(scope).headers)
                 await self.app(scope, counted, noted)
         except Exception as e:
             response = answer_error(None, e)
@@ -184,7 +175,6 @@ class Guard:
                 raise ConnectionError from None
             await response(scope, receive, noted)
         finally:
-            self.n_open -= is_post
             shown = path if path in paths else "(no such path)"
             print(f"{time.strftime('%H:%M:%S')} {method[:9]} {shown} {status} "
                   f"{time.time() - began:.3f} s", flush=True)
@@ -403,7 +393,7 @@ if not ipaddress.ip_address(address).is_loopback:
     print(f"host={host}: anyone who reaches this machine {who} can use it. Browsers give the "
           "microphone to https and localhost only", flush=True)
 server = uvicorn.Server(uvicorn.Config(
-    app, http="h11", log_level="critical", access_log=False, server_header=False,
-    timeout_graceful_shutdown=3, timeout_keep_alive=75, limit_concurrency=10 * max_batch,
-    callback_notify=close_idle, timeout_notify=request_timeout_s))
+    app, http="h11", ws="none", lifespan="off", log_level="critical", access_log=False,
+    server_header=False, timeout_graceful_shutdown=3, timeout_keep_alive=75,
+    limit_concurrency=10 * max_batch, callback_notify=close_idle, timeout_notify=request_timeout_s))
 asyncio.run(main())

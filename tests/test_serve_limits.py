@@ -24,7 +24,8 @@ CHAT = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", "Content-Type: 
 
 @pytest.mark.case("B31", "B32")
 def test_only_its_own_page_may_ask(port, serve):
-    """Broken: a page elsewhere uses the server, a key isn't asked for, a name can't be allowed."""
+    """Broken: a page elsewhere uses the server, a key isn't asked for, by websockets either, or a
+    name can't be allowed."""
     at = f"127.0.0.1:{port}"
     assert request(port, "GET", "/health", f"Host: {at}")[0] == 200
     assert request(port, "GET", "/health", "Host: localhost", "Origin: http://localhost")[0] == 200
@@ -39,6 +40,8 @@ def test_only_its_own_page_may_ask(port, serve):
         assert request(locked, "GET", "/v1/models", *headers)[0] == status, given
     for path, status in (("//v1/models", 401), ("/v1/models/", 401), ("/", 200), ("/health", 200)):
         assert request(locked, "GET", path, "Host: other.name")[0] == status, path
+    upgrade = "Connection: Upgrade", "Upgrade: websocket"
+    assert request(locked, "GET", "/v1/models", "Host: my.name", *upgrade)[0] == 401
     status, body = request(locked, "GET", "/health", "Host: docker:8000")
     assert status == 403 and b"not called 'docker:8000': see --allow_hosts" in body
     began = time.time()
