@@ -9,7 +9,7 @@ import os
 import numpy as np
 import torch
 
-from checkpoints import load_checkpoint, read_meta
+from checkpoints import load_checkpoint, run_sums
 from configurator import configure, fail, user_input
 from data import stretched_batch
 from documents import Documents
@@ -174,7 +174,7 @@ with user_input():
     inputs = {"text": [sha256_file(os.path.join(data_dir, f"{split}.txt")) for split in splits],
               "chats": sha256_file(chats) if chats else "",
               "shards": sha256_file(os.path.join(documents, "meta.json")) if documents else "",
-              "first_model": read_meta(lm).get("sha256", {}) if lm else ""}
+              "first_model": run_sums(lm) if lm else ""}
 first_step = first_step_of(config, inputs)
 source = out_dir if first_step else lm  # of model and tokenizer; '': new ones
 with user_input():
@@ -230,11 +230,26 @@ def evaluate(step):
     """Return the figures of the held-out data: {name: value}."""
     result = evaluate_sentences(step) if splits else {}
     if docs:
-        n_rows = min(EVAL_ROWS, docs["val"].n_rows)
-        result["val_bpb"] = trainer.bits_per_byte(docs["val"].rows, n_rows)
+        result["val_bpb"] = evaluate_documents()
     if talks:
         result["val_right"] = evaluate_chats(step)
     return result
+
+
+def evaluate_documents():
+    """Return the bits per byte of EVAL_ROWS rows of documents; special tokens don't count."""
+    sums, n_rows = np.zeros(2), min(EVAL_ROWS, docs["val"].n_rows)  # nats, bytes
+    token_bytes = torch.tensor(tok.token_bytes(), device=dev)
+    for i in range(rank * batch_size, n_rows, world_size * batch_size):
+        at = np.arange(i, min(i + batch_size, n_rows))
+        rows = to_tensor(docs["val"].rows(at), dev)
+        idx, targets = rows[:, :-1], rows[:, 1:]
+        n_bytes = token_bytes[targets.flatten()]
+        nats = model(idx, targets, loss_reduction="none") * (n_bytes > 0)
+        sums += nats.sum().item(), n_bytes.sum().item()
+    sum_over_ranks(torch.from_numpy(sums))
+    nats, total_bytes = sums.tolist()
+    return nats / max(total_bytes, 1) / math.log(2)
 
 
 def evaluate_sentences(step):

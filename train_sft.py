@@ -227,14 +227,6 @@ def start_chat_tokens():
     model.lm_head.weight[tok.special("<|assistant_end|>")] = model.lm_head.weight[tok.bos_id]
 
 
-def load_adapters():
-    """Load what this run has trained until its last step."""
-    with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
-        last = read_meta(out_dir)
-        projector.load_state_dict(load_saved(out_dir, last, "projector", device))
-        model.load_state_dict(model.state_dict() | load_saved(out_dir, last, "lora", device))
-
-
 ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "batch_tokens", "text_rows", "lora_rank")
 need("jiwer")
@@ -271,7 +263,10 @@ groups = [(kept, PROJECTOR_LR), (lora, learning_rate), (chat_tokens, learning_ra
 optimizer = torch.optim.AdamW([dict(params=params, lr=peak) for params, peak in groups],
                               betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 if first_step:
-    load_adapters()
+    with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
+        last = read_meta(out_dir)
+        projector.load_state_dict(load_saved(out_dir, last, "projector", device))
+        model.load_state_dict(model.state_dict() | load_saved(out_dir, last, "lora", device))
 
 
 # ---- evaluate()

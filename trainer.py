@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from audio import save_encoder
@@ -17,7 +16,6 @@ from configurator import fail, user_input
 from device import compute_dtype, peak_flops
 from optim import load_optimizers
 from record import changed_code, provenance
-from rows import to_tensor
 from run import (Clock, copy_first_rank, gather, is_first_rank, leave_ranks, log, sum_gradients,
                  sum_over_ranks)
 from tokenizer import export_nanochat
@@ -247,20 +245,3 @@ class Trainer:
             log(self.c.out_dir, {"step": step, **result})
             note_evaluation(self.c.out_dir, step, result)
         return result
-
-    def bits_per_byte(self, get_rows, n_rows):
-        """Return the bits per byte of the targets of n_rows rows; special tokens don't count.
-
-        get_rows: function of row numbers (B,) that returns ids (B, T + 1).
-        """
-        sums, n = np.zeros(2), self.c.batch_size  # nats, bytes
-        token_bytes = torch.tensor(self.tok.token_bytes(), device=self.device)
-        for i in range(self.rank * n, n_rows, self.world_size * n):
-            rows = to_tensor(get_rows(np.arange(i, min(i + n, n_rows))), self.device)
-            idx, targets = rows[:, :-1], rows[:, 1:]
-            n_bytes = token_bytes[targets.clamp(min=0).flatten()] * (targets.flatten() >= 0)
-            nats = self.model(idx, targets, loss_reduction="none") * (n_bytes > 0)
-            sums += nats.sum().item(), n_bytes.sum().item()
-        sum_over_ranks(torch.from_numpy(sums))
-        nats, total_bytes = sums.tolist()
-        return nats / max(total_bytes, 1) / math.log(2)
