@@ -5,9 +5,7 @@ W2 of the CPU demo: synthetic speech; LM and Whisper are frozen, only the projec
 3 minutes in bf16.
 """
 out_dir = "out/cpu_w2"
-data_dir = "data/synthetic/features"
 taps = "-1"
-lm = "out/cpu_texture"
 ctc = 0.3
 max_steps = 300
 lr_decay_steps = 300
