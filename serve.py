@@ -365,6 +365,19 @@ class Answer:
 
 
 # --- run
+idle = set()
+
+
+async def close_idle():
+    """Close connections without a request at two looks in a row."""
+    global idle
+    now = {(c, c.cycle) for c in server.server_state.connections
+           if not c.cycle or c.cycle.response_complete}
+    for connection, _ in now & idle:
+        connection.transport.close()
+    idle = now
+
+
 async def main():
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(server.serve([listening]))]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -382,5 +395,5 @@ if not ipaddress.ip_address(address).is_loopback:
 server = uvicorn.Server(uvicorn.Config(
     app, http="h11", ws="none", lifespan="off", log_level="critical", access_log=False,
     server_header=False, timeout_graceful_shutdown=3, timeout_keep_alive=75,
-    limit_concurrency=10 * max_batch))
+    limit_concurrency=10 * max_batch, callback_notify=close_idle, timeout_notify=request_timeout_s))
 asyncio.run(main())
