@@ -85,7 +85,6 @@ class ClipTrainer(Trainer):
     right: str          # name of the share that score counts
     warp: object = None  # (features, frames, stretch (B,), rng) -> changed features, frames
     jitter: float = 0.03  # share of its length by which a clip is stretched
-    best: str = "val_loss"
     is_mean = False
 
     def __post_init__(self):

@@ -37,7 +37,7 @@ from weights import cache_folder, fetch_wheels
 
 # config: every value here can be set from a config file or as --name=value
 ckpt = "out/cpu_w3"  # the run's folder, or whisper-base
-step = -1            # the checkpoint's step; -1: the last, -2: the best
+step = -1            # the checkpoint's step; -1: the last
 # [name=]folder,... in LibriSpeech's layout, or a .jsonl of {"audio", "text"}
 data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
 max_clips = 0        # clips of each folder at most, drawn at random; 0: all

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import smoke
 from audio import Projector, load_ears, load_encoder, load_encoder_file, n_audio_tokens
 from checkpoints import load_checkpoint, load_saved, run_sums
-from clips import MAX_AUDIO_S, ClipTrainer, Split
+from clips import MAX_AUDIO_S, ClipTrainer, Split, without_words
 from configurator import configure, fail, user_input
 from decode import pad
 from kernels import norm
@@ -41,6 +41,7 @@ stack = 4               # encoder frames (50 a second) to one audio token
 hidden = 2048           # width of its MLP; 0: 4 * n_embd
 ctc = 0.0               # weight of a CTC loss on the audio tokens; 1: without the LM, the control
 augment = True          # vary clips in training: dropout, another clip's mean, another pace
+hold_out = 0.0          # share of the words whose clips are left out, to measure unheard words
 # batch
 batch_tokens = 3400     # tokens per microbatch, padding too; lower it on out-of-memory
 batch_size = 0          # clips per microbatch at most; 0: any number
@@ -133,8 +134,11 @@ def make_model():
 
 
 def choose_clips(split):
-    """Use the clips that are not too long."""
-    at = np.flatnonzero(np.array(split.seconds) <= MAX_AUDIO_S)
+    """Use the clips that are not too long, and to train those without a held-out word."""
+    is_chosen = np.array(split.seconds) <= MAX_AUDIO_S
+    if split.split == "train":
+        is_chosen &= without_words(split.texts, hold_out)
+    at = np.flatnonzero(is_chosen)
     n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
     split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text)
 
@@ -190,8 +194,8 @@ def about_audio():
 
 ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "stack", "batch_tokens")
-if ctc > 1 or ctc and not lm:
-    fail(f"{ctc=} is a share, and CTC spells with the tokens of an lm ({lm=})")
+if max(ctc, hold_out) > 1 or ctc and not lm:
+    fail(f"{ctc=} and {hold_out=} are shares, and CTC spells with the tokens of an lm ({lm=})")
 need("jiwer", "matplotlib")
 is_smoke = data_dir == "tones"
 features_dir = os.path.join(out_dir, "features") if is_smoke else data_dir
