@@ -66,7 +66,7 @@ def transcribe(wav):
         n_cut += is_cut
         if piece:
             print(between + piece, end="", flush=True)
-            between = " "
+            between = talker.language.space
     print(flush=True)
     if not between:
         print("chat.py: no words were heard", file=sys.stderr)

@@ -12,6 +12,7 @@ import torch
 from configurator import fail, user_input
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
 from decode import spell, transcribe
+from language import Language
 from run import copy_first_rank, lr_share, read_ahead, sum_over_ranks
 from trainer import Trainer
 
@@ -180,6 +181,7 @@ class ClipTrainer(Trainer):
         """
         import jiwer
         split, audio_at = self.data["val"], self.meta["audio"]["audio_at"]
+        language = Language(self.meta["audio"].get("language", "en"))
         at = at[np.linspace(0, len(at) - 1, min(EVAL_CLIPS, len(at))).astype(int)]
         texts, heard, cut = [split.texts[i] for i in at], [], []
         for k in range(0, len(at), 32):
@@ -188,5 +190,6 @@ class ClipTrainer(Trainer):
                 heard += spell(self.projector, self.tok, feats)
             else:
                 heard += transcribe(self.model, self.projector, self.tok, feats, audio_at, cut=cut)
-        result = {"val_wer": jiwer.wer(texts, heard)} | ({"val_cut": len(cut)} if cut else {})
+        spaced = ([" ".join(language.words(text)) for text in each] for each in (texts, heard))
+        result = {"val_wer": jiwer.wer(*spaced)} | ({"val_cut": len(cut)} if cut else {})
         return result, list(zip(texts, heard))

@@ -79,7 +79,7 @@ def read_index(folder, encoder_sha256, taps):
                              f"{AGAIN}")
     for row in rows:
         row |= {name: os.path.join(folder, row.get(name, "")) for name in ("shard", "audio")}
-    return manifest, rows
+    return {"language": "en"} | manifest, rows
 
 
 class Features:
@@ -88,17 +88,19 @@ class Features:
     folder: one, or several of one encoder and the same taps: "a,b*3" counts each clip of b three
     times. encoder_sha256, taps: what the run needs ("", None: any); only those taps are given out.
     infos: a dict for each clip; keys, texts, seconds: of it; lengths: frames, int32 (N,).
-    ValueError: no features, of another encoder or other taps, or a shard cut short.
+    manifest: the first folder's. ValueError: no features, of another encoder or other taps, or a
+    shard cut short.
     """
 
     def __init__(self, folder, split="", encoder_sha256="", taps=None):
-        self.split, self.rows, self.folders, stored = split, [], [], None
+        self.split, self.rows, self.folders, first = split, [], [], None
         for part in folder.split(","):
             part, _, times = part.strip().partition("*")
             manifest, rows = read_index(part, encoder_sha256, taps)
-            if stored not in (None, manifest["taps"]):
-                raise ValueError(f"{folder}: taps {stored} and {manifest['taps']} don't mix")
+            first = first or manifest
             encoder_sha256, stored = manifest["encoder_sha256"], manifest["taps"]
+            if stored != first["taps"]:
+                raise ValueError(f"{folder}: taps {first['taps']} and {stored} don't mix")
             self.folders.append(part)
             rows = [row for row in rows if split in ("", row["info"]["split"])]
             if not (times or "1").isdigit():
@@ -109,7 +111,7 @@ class Features:
                              "add a folder, as a,b")
         taps = list(taps or stored)
         self.keep = None if taps == stored else [stored.index(tap) for tap in taps]
-        self.manifest = manifest | {"taps": taps}
+        self.manifest = first | {"taps": taps}
         self.shape = len(stored), manifest["D"]  # of a frame on disk: (n_taps, D)
         self.infos = [row["info"] for row in self.rows]
         self.keys = [info["key"] for info in self.infos]

@@ -82,17 +82,17 @@ def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a
     clip; 1 is greedy. Any special token ends one; the highest mean log-probability a token wins.
     A CTC head's log-probability counts CTC_WEIGHT times beside the LM's. cut: a list that gets the
-    index of each clip whose transcript was cut off at 16 bytes and 25 a second (the model writes in
-    a loop).
+    index of each clip whose transcript was cut off at 16 characters and 25 a second (the model
+    writes in a loop).
     """
     device = model.cos.device
     features, lens = pad(features, device)
     audio, audio_lens = projector(features, lens)  # (B, T_a, C)
     audio = [row[:n] for row, n in zip(audio, audio_lens)]
-    room = [16 + n // 2 for n in lens.tolist()]  # bytes
+    room = [16 + n // 2 for n in lens.tolist()]  # characters
     cache, logits = prefill(model, [[tok.bos_id]] * len(audio), audio, audio_at, max(room))
     ctc = CTCScores(projector, tok, audio) if projector.ctc_head else None
-    search = Search(tok.token_bytes(), room, beams, ctc)
+    search = Search(tok.token_chars(), room, beams, ctc)
     while rows := search.step(logits):
         cache.select(rows)
         last = torch.tensor([[ids[-1]] for _, _, ids in search.live], device=device)
@@ -183,7 +183,7 @@ def spelling(tok, n_pieces):
 class Search:
     """A beam search of several clips.
 
-    sizes: bytes of each id, 0: it ends a transcript; room: bytes that each clip may take. live:
+    sizes: characters of each id, 0: it ends a transcript; room: of each clip. live:
     [(clip, the LM's log-probability, ids)], a row of logits each. ended: of each clip [(mean
     log-probability, ids)].
     """
@@ -202,11 +202,11 @@ class Search:
         for clip, best in candidates.items():
             kept = []
             for rank, (score, total, place, ids) in enumerate(best):
-                n_bytes = sum(self.sizes[token] for token in ids)
+                n_chars = sum(self.sizes[token] for token in ids)
                 if not self.sizes[ids[-1]]:
                     if rank < self.beams:
                         self.ended[clip].append((score / len(ids), ids[:-1]))
-                elif len(kept) < self.beams and n_bytes <= self.room[clip]:
+                elif len(kept) < self.beams and n_chars <= self.room[clip]:
                     kept.append((place, (clip, total, ids)))
             if not kept and not self.ended[clip]:
                 self.ended[clip].append((0.0, best[0][3][:-1]))

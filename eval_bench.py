@@ -1,5 +1,5 @@
 """
-Measure a checkpoint: word error rates of speech, or AudioBench-mini's four-choice questions.
+Measure a checkpoint: error rates of speech, or AudioBench-mini's four-choice questions.
 
     python eval_bench.py --ckpt=out/cpu_w2              # the CPU demo: two folders of speech
     python eval_bench.py --ckpt=whisper-base --data=a.jsonl --out_dir=out/whisper
@@ -29,6 +29,7 @@ from clips import without_words
 from configurator import configure, fail, user_input
 from data import Features
 from files import sha256_file, write_bytes, write_jsonl, write_text
+from language import Language
 from record import is_made, need, note_made, provenance
 from recordings import read_audio
 from sounds import WAYS, on_its_way
@@ -40,6 +41,7 @@ ckpt = "out/cpu_w3"  # the run's folder, or whisper-base
 step = -1            # the checkpoint's step; -1: the last
 # [name=]folder,... in LibriSpeech's layout, or a .jsonl of {"audio", "text"}
 data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
+language = ""        # of the clips, as zh or de; '': the run's own, else en
 max_clips = 0        # clips of each folder at most, drawn at random; 0: all
 way = ""             # clips come in noise or babble (10 dB), from a room, by telephone
 beside = ""          # comma-separated eval*.jsonl of another run, to compare with this one
@@ -56,7 +58,7 @@ WHISPER = "whisper-base"
 
 
 class Whisper:
-    """Whisper-base with its own decoder, in English, in place of a Talker."""
+    """Whisper-base with its own decoder in place of a Talker; it guesses the language "und"."""
     meta = {"user_config": {}}
     step = 0
     can_chat = False
@@ -78,13 +80,18 @@ class Whisper:
         return [wav]
 
     def write(self, wavs, cut):
-        texts = []
+        texts, code = [], self.language.code.replace("und", "")
         for wav in wavs:
             segments, _ = self.whisper.transcribe(
-                wav, language="en", beam_size=BEAMS, temperature=0.0, without_timestamps=True,
-                condition_on_previous_text=False)
-            texts.append(" ".join(segment.text.strip() for segment in segments))
+                wav, language=code or None, beam_size=BEAMS, temperature=0.0,
+                without_timestamps=True, condition_on_previous_text=False)
+            texts.append(self.language.space.join(segment.text.strip() for segment in segments))
         return texts
+
+
+def find_language():
+    meta = {} if ckpt == WHISPER else read_meta(ckpt, step)
+    return Language(language or (meta.get("audio") or {}).get("language", "en"))
 
 
 def load_talker():
@@ -93,6 +100,7 @@ def load_talker():
     if not talker.ears or bench and not talker.can_chat:
         raise ValueError(f"{ckpt} takes no audio or no questions: give a run of train_align.py "
                          "for speech, of train_sft.py for both")
+    talker.language = find_language()
     return talker
 
 
@@ -103,7 +111,7 @@ def training_clips(talker):
         return Features(folders, "train", talker.ears["encoder_sha256"], talker.ears["taps"])
 
 
-# ---- word error rates
+# ---- error rates
 
 def shuffle(clips):
     """Return int (n,): for each clip the clip whose audio it gets, never one of the same text.
@@ -143,7 +151,7 @@ def hear(talker, clips):
             owners, wavs = zip(*pieces[first:first + BATCH_SIZE])
             for i, text in zip(owners, talker.write(wavs, cut)):
                 heard[i].append(text)
-    return [" ".join(filter(None, texts)) for texts in heard], len(cut)
+    return [talker.language.space.join(filter(None, texts)) for texts in heard], len(cut)
 
 
 def come(clips, i):
@@ -157,8 +165,8 @@ def come(clips, i):
 
 
 def count_spoken(talker):
-    """Return {word: times} of the run's training clips, {} where its features are not there."""
-    clips = training_clips(talker)
+    """Return {word: times} of the run's training clips, {} without its features or spaces."""
+    clips = training_clips(talker) if talker.language.space else None
     if not clips:
         return {}
     is_kept = without_words(clips.texts, talker.meta["user_config"].get("hold_out", 0.0))
@@ -173,7 +181,7 @@ def read_speech():
     "other": index of the clip whose audio it gets in the shuffled control (both hold words).
     "theirs": another system's hypothesis, of the setting `beside`.
     """
-    found = scoring.read_data(data, max_clips)
+    found = scoring.read_data(data, max_clips, find_language())
     for _, _, clips, _ in found:
         spoken = [i for i, clip in enumerate(clips) if clip["text"]]
         for i, partner in zip(spoken, shuffle([clips[i] for i in spoken])):
@@ -189,22 +197,23 @@ def evaluate_folder(talker, clips, times):
     Returns (figures, a row for each clip).
     """
     heard, n_cut = hear(talker, clips)
-    references = [clip["reference"] for clip in clips]
-    counts = scoring.count_edits(references, heard)
+    own, references = talker.language, [clip["reference"] for clip in clips]
+    counts = scoring.count_edits(references, heard, own)
     groups = scoring.groups_of(clips)
     spoken = [i for i, clip in enumerate(clips) if clip["text"]]
     table = scoring.score(counts, groups) | {"by_length": scoring.by_length(counts)}
+    characters = scoring.count_characters(references, heard, own)
+    table["cer"], table["intervals"]["cer"] = scoring.error_rate(characters, groups)
     if times:
         table["by_times_spoken"] = scoring.by_times_spoken(
             [clips[i]["text"] for i in spoken], [heard[i] for i in spoken], times)
     for kind, texts in (("wer_shuffled", heard), ("wer_shuffled_floor", references)):
         others = [texts[clips[i]["other"]] for i in spoken]
-        each = scoring.count_edits([references[i] for i in spoken], others)
-        rate, ends = scoring.error_rate(each, [groups[i] for i in spoken])
-        table[kind] = rate
-        table["intervals"][kind] = ends
+        each = scoring.count_edits([references[i] for i in spoken], others, own)
+        table[kind], table["intervals"][kind] = scoring.error_rate(
+            each, [groups[i] for i in spoken])
     if beside:
-        theirs = scoring.count_edits(references, [clip["theirs"] for clip in clips])
+        theirs = scoring.count_edits(references, [clip["theirs"] for clip in clips], own)
         table["beside"] = scoring.compare(counts, theirs, groups)
     rows = []
     for clip, text, (words, *edits) in zip(clips, heard, counts.tolist()):
@@ -215,14 +224,16 @@ def evaluate_folder(talker, clips, times):
 
 def evaluate(talker, found):
     """Evaluate the folders of read_speech(), write a jsonl of each; return eval.json's figures."""
-    result, shown = {"folders": {}}, []
+    own, shown = talker.language, []
+    result = {"language": own.code, "measure": own.measure, "folders": {}}
     with user_input():
         times = count_spoken(talker)
     for name, folder, clips, left_out in found:
         table, rows = evaluate_folder(talker, clips, times)
         suffix = f"_{name}" if name else ""
         result["folders"][name] = table | {"folder": folder, "left_out": dict(left_out)}
-        result["wer" + suffix] = table["wer"]
+        for kind in ("wer", "cer"):
+            result[kind + suffix] = table[kind]
         drawn = np.random.default_rng(scoring.SEED).permutation(len(rows))[:N_SHOWN]
         shown.append([rows[i] for i in drawn])
         rows.sort(key=lambda row: (-row["errors"] / max(row["words"], 1), row["key"]))
@@ -238,6 +249,7 @@ def closing_lines(result):
         lines.append(f"{name or table['folder']}: {table['clips']} clips, left out "
                      f"{table['left_out'] or 'none'}, cut off in a loop {table['cut_off']}")
         rates = [(kind, table[kind], ends) for kind, ends in table["intervals"].items()]
+        rates.sort(key=lambda rate: rate[0] != result["measure"])
         if other := table.get("beside"):
             rates += [("beside", other["wer"], other["interval"]),
                       ("difference", other["difference"], other["difference_interval"])]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from files import own_file, read_lines, write_jsonl
+from language import require_distinct
 from tokenizer import multiple_choice
-from transcripts import require_distinct
 
 QUESTIONS = "assets/questions.toml"
 SPOKEN = "assets/spoken.txt"

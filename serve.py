@@ -251,7 +251,7 @@ async def transcriptions(request: Request):
     if ask.stream:
         return await stream(transcript_events(kind, wav, coming))
     pieces = [piece async for piece in coming]
-    found = write_transcript(kind, wav, pieces)
+    found = write_transcript(kind, wav, pieces, talker.language)
     if isinstance(found, dict):
         return found
     is_cut = any(piece.is_cut for piece in pieces)
@@ -264,9 +264,10 @@ async def transcript_events(kind, wav, coming):
         pieces.append(piece)
         if piece.text:
             yield {"type": "transcript.text.delta", "delta": between + piece.text}
-            between = " "
+            between = talker.language.space
     kind = kind.replace("text", "json")
-    yield {"type": "transcript.text.done"} | write_transcript(kind, wav, pieces)
+    done = write_transcript(kind, wav, pieces, talker.language)
+    yield {"type": "transcript.text.done"} | done
 
 
 async def joined(pieces):

@@ -14,11 +14,11 @@ from checkpoints import checkpoint_steps, load_checkpoint
 from decode import sample, spell, transcribe
 from device import pick_device
 from kv_cache import KVCache
+from language import Language
 from model import for_inference
 from pauses import measure_loudness, split_at_pauses
 from recordings import SAMPLE_RATE
 from tokenizer import load_tokenizer, render_conversation
-from transcripts import plain_text
 
 BEAMS = 5      # hypotheses kept for each recording, as Whisper keeps
 LONGEST = 512  # ids read at once: the memory of attention grows with their square
@@ -108,6 +108,7 @@ class Talker:
         self.limit = self.model.cos.size(0)  # tokens of a conversation
         self.ears = self.meta.get("audio") or {}
         self.plain = self.ears.get("plain", False)
+        self.language = Language(self.ears.get("language", "en"))
         # nanochat's base models have a depth, its chat models have none
         settings = self.meta.get("user_config", {})
         self.can_chat = self.meta.get("conversations") or "depth" not in settings
@@ -165,7 +166,7 @@ class Talker:
 
     def clean(self, text):
         """Return a text as the model reads it."""
-        return plain_text(text, strict=False) if self.plain else text
+        return self.language.plain(text, strict=False) if self.plain else text
 
     def prompt(self, messages):
         """Return the prompt of the next answer; ValueError: messages are wrong.

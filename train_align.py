@@ -189,7 +189,8 @@ def about_audio():
     prompt = "ctc" if ctc == 1 else "transcript"
     audio = {"projector": projector.arguments, "stack": stack, "prompt": prompt,
              "audio_at": AUDIO_AT, "piece_s": float(piece_s)}
-    return audio | {name: manifest[name] for name in ("encoder", "encoder_sha256", "taps")}
+    kept = "encoder", "encoder_sha256", "taps", "language"
+    return audio | {name: manifest[name] for name in kept}
 
 
 ranks = rank, _, device = join_ranks(device, seed)

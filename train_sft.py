@@ -17,6 +17,7 @@ from clips import MAX_AUDIO_S, ClipTrainer, Split
 from configurator import configure, fail, user_input
 from decode import pad
 from files import read_jsonl, read_lines, sha256_file
+from language import Language, spoken_turns
 from model import add_lora, free_rows, lora_state, merged_state
 from practice import as_messages, count_right, make_speller
 from record import need
@@ -24,7 +25,6 @@ from run import join_ranks, leave_ranks
 from texture import TEXTURE, Texture
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
 from trainer import check_settings, first_step_of
-from transcripts import spoken_turns
 
 # config: set by a config file or --name=value
 out_dir = "out/w3"
@@ -73,7 +73,7 @@ def transcript_row(text):
 
 def chat_row(turns):
     """Return the row of a chat [(task, question, answer), ...]."""
-    ids, mask = render_conversation(tok, as_messages(turns))
+    ids, mask = render_conversation(tok, as_messages(turns, language))
     weights = []
     for is_answer, part in itertools.groupby(mask):
         n = len(list(part))
@@ -145,7 +145,7 @@ def add_turns():
     infos = {id(info): info for info in data["train"].infos + data["val"].infos}  # once a clip
     for info in infos.values():
         if asked := info.get("turns", []) + more.get(info["key"], []):
-            info["turns"] = spoken_turns(asked, left_out)
+            info["turns"] = spoken_turns(asked, left_out, language)
 
 
 def read_text():
@@ -153,7 +153,7 @@ def read_text():
     rows = read_jsonl(chats, question=str, answer=str) if chats else ()
     talks = [["text", row["question"], row["answer"]] for _, row in rows]
     lines = map(str.strip, read_lines(sentences)) if sentences else ()
-    return spoken_turns(talks, left_out), [line for line in lines if line]
+    return spoken_turns(talks, left_out, language), [line for line in lines if line]
 
 
 def choose_clips(split):
@@ -236,6 +236,7 @@ with user_input():
     if "audio" not in start:
         fail(f"{lm} has no projector: give a run of train_align.py as lm")
     ears = start["audio"]
+    language = Language(ears.get("language", "en"))
     data = {name: Split(data_dir, name, ears["encoder_sha256"]) for name in ("train", "val")}
     add_turns()
     talks, texts = read_text()
@@ -298,7 +299,7 @@ def words_loss(at, audio, audio_lens):
 speller = make_speller(tok, projector.arguments["ctc"])
 spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
 audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
-                "plain": True}  # it reads and writes transcripts.plain_text()
+                "plain": True}  # it reads and writes Language.plain()
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=[optimizer], losses=["loss", "text_loss"], data=data,

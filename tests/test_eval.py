@@ -251,6 +251,7 @@ def test_the_command_and_its_files(tiny, tmp_path, monkeypatch, capsys):
     text = run(monkeypatch, capsys, *args)[1]
     result = json.loads((out / "eval.json").read_text())
     new, voice = result["folders"]["new"], result["folders"]["voice"]
+    assert result["cer_new"] == new["cer"] > 0.5 and text.index("   wer ") < text.index("   cer ")
     assert (result["wer_new"], result["wer_voice"]) == (new["wer"], voice["wer"])
     assert (new["clips"], new["words"], voice["clips"]) == (5, 16, 3)  # it's: it is
     assert new["beside"]["wer"] == 11 / 16 and voice["beside"]["wer"] == 1
@@ -295,6 +296,7 @@ def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "whisper-base-ctranslate2"
     folder.mkdir()
     (folder / "model.bin").touch()
+    codes = []
     monkeypatch.setenv("NANOCHAT_OMNI_CACHE", str(tmp_path))
 
     class WhisperModel:
@@ -303,7 +305,8 @@ def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch, capsys):
         def __init__(self, name, **settings):
             assert name == str(folder)
 
-        def transcribe(self, wav, **settings):
+        def transcribe(self, wav, language, **settings):
+            codes.append(language)
             return [types.SimpleNamespace(text=t) for t in (" The cat", " sat 42.")], None
 
     fake = types.ModuleType("faster_whisper")
@@ -315,6 +318,11 @@ def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch, capsys):
     assert code == 0, err
     result = json.loads((tmp_path / "whisper/eval.json").read_text())
     assert result["wer_new"] == 19 / 16 and result["dtype"] == "float32"  # of it is a dog: 5
+    err = run(monkeypatch, capsys, *args, *whispers, "--language=ko")[2]
+    assert "5 letters of another script" in err
+    run(monkeypatch, capsys, *args, f"--out_dir={tmp_path}/de", whispers[0], "--language=de")
+    result = json.loads((tmp_path / "de/eval.json").read_text())
+    assert result["wer_new"] == round(14 / 15, 5) and set(codes) == {"en", "de"}
     run(monkeypatch, capsys, *args, f"--ckpt={tiny[0]}", f"--out_dir={tmp_path}/ours",
         f"--beside={tmp_path}/whisper/eval_new.jsonl")
     ours = json.loads((tmp_path / "ours/eval.json").read_text())

@@ -224,7 +224,7 @@ class Hears:
     bos_id, ctc_head = 0, None
 
     def __init__(self, size):
-        self.token_bytes = lambda: [0] + [size] * 48 + [0]
+        self.token_chars = lambda: [0] + [size] * 48 + [0]
 
     def __call__(self, feats, lens):
         return feats[:, :3].flatten(2), (lens > 3) * 2 + 1

@@ -225,11 +225,14 @@ def test_vocabulary_grows(world, tmp_path):
 def test_alignment_freezes_the_lm(world, tmp_path):
     """Broken: W2 moves the LM, not the projector, or leaves a folder that needs its sources."""
     run_dir, lm = tmp_path / "run", world / "base" / "model_000002.pt"
-    align(world, run_dir, "--max_steps=2", "--save_every=1")
+    manifest = shutil.copytree(world / "features", tmp_path / "de") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("{", '{"language": "de", ', 1))
+    align(world, run_dir, "--max_steps=2", "--save_every=1", f"--data_dir={tmp_path}/de")
     assert same_state(lm, run_dir / "model_000002.pt")
     assert os.path.samefile(*(run_dir / f"model_00000{n}.pt" for n in (1, 2)))  # written once
     audio = read_meta(run_dir)["audio"]
     assert audio["prompt"] == "transcript" and audio["encoder"] == "random"
+    assert audio["language"] == "de"
     assert {"encoder.pt", "tokenizer.json", "pca.png", "log.jsonl"} <= set(os.listdir(run_dir))
     evaluated = log_of(run_dir)[-1]
     assert {"val_loss", "val_shuffled", "gap", "val_wer"} <= set(evaluated)
