@@ -390,6 +390,8 @@ def load_ears(run_dir, meta, device="cpu"):
     audio = meta.get("audio")
     if not audio:
         raise ValueError(f"{run_dir}: a model without ears")
+    if audio.get("audio_at"):  # of old runs
+        raise ValueError(f"{run_dir}: its recordings stand behind text: train it again")
     path = os.path.join(run_dir, "encoder.pt")  # a copy of export.py has none
     try:
         is_there = os.path.exists(path)

@@ -180,7 +180,7 @@ class ClipTrainer(Trainer):
         "val_cut" counts transcripts that did not end.
         """
         import jiwer
-        split, audio_at = self.data["val"], self.meta["audio"]["audio_at"]
+        split = self.data["val"]
         language = Language(self.meta["audio"].get("language", "en"))
         at = at[np.linspace(0, len(at) - 1, min(EVAL_CLIPS, len(at))).astype(int)]
         texts, heard, cut = [split.texts[i] for i in at], [], []
@@ -189,7 +189,7 @@ class ClipTrainer(Trainer):
             if self.meta["audio"]["prompt"] == "ctc":
                 heard += spell(self.projector, self.tok, feats)
             else:
-                heard += transcribe(self.model, self.projector, self.tok, feats, audio_at, cut=cut)
+                heard += transcribe(self.model, self.projector, self.tok, feats, cut=cut)
         spaced = ([" ".join(language.words(text)) for text in each] for each in (texts, heard))
         result = {"val_wer": jiwer.wer(*spaced)} | ({"val_cut": len(cut)} if cut else {})
         return result, list(zip(texts, heard))

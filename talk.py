@@ -152,8 +152,7 @@ class Talker:
         feats = self.features(wavs)
         if self.ears["prompt"] == "ctc":  # the control without an LM
             return spell(self.projector, self.tok, feats)
-        return transcribe(self.model, self.projector, self.tok, feats, self.ears["audio_at"],
-                          BEAMS, cut)
+        return transcribe(self.model, self.projector, self.tok, feats, BEAMS, cut)
 
     def transcripts(self, wav, most_s=60.0):
         """Cut float32 (n,) at pauses; yield the Piece of each most_s seconds at most."""
@@ -176,9 +175,8 @@ class Talker:
         """
         turns = [{"role": role, "content": self.clean(text)} for role, text, _ in messages]
         ids, _ = render_conversation(self.tok, {"messages": turns})
-        at = self.ears["audio_at"] if self.ears else 0
         newest = [sound for *_, sound in messages if sound][-1:]
-        return [*ids[:at], *newest, *ids[at:], self.tok.special("<|assistant_start|>")]
+        return [*newest, *ids, self.tok.special("<|assistant_start|>")]
 
     def stop_ids(self):
         """Return the ids that end an answer."""

@@ -65,7 +65,6 @@ config = configure(globals())  # each checkpoint stores it
 DROPOUT = 0.2           # share of the standardized features that is zeroed
 VOICE_MIX = 1.0         # half the clips get up to this share of another clip's mean features
 TIME_WARP = 0.15        # a clip gets up to this share longer or shorter
-AUDIO_AT = 0            # text tokens before the audio: it stands before bos
 N_PIECES = 512          # tokens that CTC spells with, those of listening practice
 
 
@@ -92,7 +91,7 @@ def forward_clips(split, at, feats, lens, with_logits=False):
     if ctc == 1:
         return ctc_loss(split, at, audio, audio_lens), targets, row_lens, None
     out = model(ids[:, :-1].clamp(min=0), None if with_logits else targets, loss_reduction="sum",
-                audio_features=audio, audio_lens=audio_lens, text_lens=text_lens, audio_at=AUDIO_AT)
+                audio_features=audio, audio_lens=audio_lens, text_lens=text_lens)
     if not with_logits:
         if ctc and projector.training:
             out = (1 - ctc) * out + ctc * ctc_loss(split, at, audio, audio_lens)
@@ -187,8 +186,7 @@ def about_audio():
     seconds = np.array(data["train"].seconds)[data["train"].at]
     piece_s = min(15.0, 1.1 * np.percentile(seconds, 99))  # long recordings are cut so
     prompt = "ctc" if ctc == 1 else "transcript"
-    audio = {"projector": projector.arguments, "stack": stack, "prompt": prompt,
-             "audio_at": AUDIO_AT, "piece_s": float(piece_s)}
+    audio = {"projector": projector.arguments, "prompt": prompt, "piece_s": float(piece_s)}
     kept = "encoder", "encoder_sha256", "taps", "language"
     return audio | {name: manifest[name] for name in kept}
 

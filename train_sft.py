@@ -124,8 +124,7 @@ def forward_rows(rows, heard=None, with_logits=False):
     row_lens, more = text_lens, {}
     if heard:
         row_lens = heard[1] + text_lens
-        more = dict(audio_features=heard[0], audio_lens=heard[1], text_lens=text_lens,
-                    audio_at=ears["audio_at"])
+        more = dict(audio_features=heard[0], audio_lens=heard[1], text_lens=text_lens)
     out = nats = model(idx, None if with_logits else targets, loss_reduction="none", **more)
     if with_logits:
         nats = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
@@ -162,7 +161,7 @@ def choose_clips(split):
     for i, (text, info) in enumerate(zip(split.texts, split.infos)):
         has_words = text or info.get("turns", ["silence"])
         longest = max(len(clip_row(split, i)[0]), len(transcript_row(text)[0]))
-        n = n_audio_tokens(split.lengths[i], ears["stack"]) + TEXTURE + longest
+        n = n_audio_tokens(split.lengths[i], ears["projector"]["stack"]) + TEXTURE + longest
         if has_words and split.seconds[i] <= MAX_AUDIO_S and n <= model.cos.size(0):
             at.append(i)
             n_tokens.append(n)

@@ -38,8 +38,8 @@ def save_run(folder, tok, projector=None, **audio):
         encoder = WhisperEncoder(TINY, torch.float32)
         save_encoder(encoder, os.path.join(folder, "encoder.pt"))
         torch.save(projector.state_dict(), os.path.join(folder, "projector_000003.pt"))
-        meta["audio"] = {"projector": projector.arguments, "encoder": "tiny", "stack": 5,
-                         "encoder_sha256": encoder.sha256, "audio_at": 0, **audio}
+        meta["audio"] = {"projector": projector.arguments, "encoder": "tiny",
+                         "encoder_sha256": encoder.sha256, **audio}
     with open(os.path.join(folder, "meta_000003.json"), "w") as f:
         json.dump(meta, f)
     return str(folder)
