@@ -290,8 +290,8 @@ def write_transcript(kind, wav, pieces, language):
     segments = [{"id": i, "seek": 0, "start": round(piece.start_s, 2), "tokens": [],
                  "end": round(piece.end_s, 2), "text": f" {piece.text}", "temperature": 0.0}
                 for i, piece in enumerate(cut)]
-    return answer | {"task": "transcribe", "language": {"en": "english"}.get(language.code, language.code),
-                     "duration": round(length_s, 2),
+    name = "english" if language.code == "en" else language.code
+    return answer | {"task": "transcribe", "language": name, "duration": round(length_s, 2),
                      "segments": segments}
 
 

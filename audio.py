@@ -187,10 +187,12 @@ def load_encoder_file(path, device="cpu", dtype=None):
 
 
 def load_encoder(name="", device="cpu", dtype=None):
-    """Load Whisper's encoder from the first of weights.find_sources(name) that serves it.
+    """Load Whisper's encoder: an encoder.pt, or the first of find_sources(name) to serve it.
 
     Prints which one did. A download is kept in the cache. OSError: each source's reason.
     """
+    if os.path.isfile(name):
+        return load_encoder_file(name, device, dtype)
     reasons = ""
     for label, read, cache in find_sources(name):
         try:
@@ -392,11 +394,10 @@ def load_ears(run_dir, meta, device="cpu"):
         raise ValueError(f"{run_dir}: a model without ears")
     if audio.get("audio_at"):  # of old runs
         raise ValueError(f"{run_dir}: its recordings stand behind text: train it again")
-    path = os.path.join(run_dir, "encoder.pt")  # a copy of export.py has none
+    path = f"{run_dir}/encoder.pt"  # a copy of export.py has none
     try:
         is_there = os.path.exists(path)
-        encoder = (load_encoder_file(path, device) if is_there
-                   else load_encoder(audio.get("encoder", ""), device))
+        encoder = load_encoder(path if is_there else audio.get("encoder", ""), device)
     except OSError as e:
         raise OSError(f"{path} is missing: {e}") from None
     if encoder.sha256 != audio["encoder_sha256"]:

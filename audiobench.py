@@ -38,7 +38,7 @@ PROBE_LABELS = 50     # a task with more labels is an open set (words): not prob
 
 def read_bench(folder):
     """Return the rows of folder/questions.jsonl, "audio" as a path; ValueError names a bad line."""
-    path = os.path.join(folder, "questions.jsonl")
+    path = f"{folder}/questions.jsonl"
     fields = dict.fromkeys(("id", "part", "cell", "task", "audio", "question"), str)
     rows = []
     for where, row in read_jsonl(path, options=list, key=int, **fields):

@@ -18,11 +18,11 @@ from device import compute_dtype, peak_flops, pick_device
 from model import GPT, GPTConfig, for_inference
 from optim import gpt_optimizers
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 quick = False    # fewer repeats
 device = "auto"  # auto, cuda, mps, cpu
 config = configure(globals())  # prints each change
-# -----------------------------------------------------------------------------
+# ----
 D4 = GPTConfig.of_depth(4, 4096, 256, 64, "L")
 
 

@@ -46,19 +46,6 @@ class Split(Features):
         some = np.random.default_rng(seed).permutation(len(self))[:300]
         return mean_std(self.read([i])[0][0] for i in some)
 
-    def microbatch(self, n, jitter):
-        """Return the clips of the run's n-th microbatch (B,), and each one's stretch (B,)."""
-        c = self.c
-        at, stretch = stretched_batch(self.n_tokens, c.seed, "train", *divmod(n, c.grad_accum),
-                                      c.batch_size, c.grad_accum, jitter, c.batch_tokens)
-        return self.at[at], stretch
-
-    def batches(self):
-        """Return batches of similar lengths that hold each clip once: [int64 (B,), ...]."""
-        batches, _ = epoch_batches(self.n_tokens.tobytes(), self.c.seed, "val", 0, 0, 0.0,
-                                   self.c.batch_tokens)
-        return [self.at[batch] for batch in batches]
-
     def __str__(self):
         hours = sum(self.seconds[i] for i in self.at) / 3600
         n_left = len(set(self.keys)) - len({self.keys[i] for i in self.at})
@@ -91,8 +78,6 @@ class ClipTrainer(Trainer):
     def __post_init__(self):
         super().__post_init__()
         copy_first_rank(self.projector.state_dict())
-        for split in self.data.values():
-            split.c = self.c
         n = self.c.grad_accum
         numbers = (k for k in range(self.first_step * n, self.c.max_steps * n)
                    if k % n in self.own)
@@ -106,10 +91,13 @@ class ClipTrainer(Trainer):
 
     def read(self, n):
         """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
-        at, stretch = self.data["train"].microbatch(n, self.jitter)
-        arrays = self.data["train"].read(at)
+        split, c, which = self.data["train"], self.c, divmod(n, self.c.grad_accum)
+        at, stretch = stretched_batch(split.n_tokens, c.seed, *which, c.batch_size, c.grad_accum,
+                                      self.jitter, c.batch_tokens)
+        at = split.at[at]
+        arrays = split.read(at)
         if self.warp:
-            rng = np.random.default_rng([self.c.seed, *divmod(n, self.c.grad_accum)])
+            rng = np.random.default_rng([c.seed, *which])
             arrays = self.warp(*arrays, stretch, rng)
         tensors = map(torch.from_numpy, arrays)
         return at, *[t.pin_memory() if self.device.type == "cuda" else t for t in tensors]
@@ -155,7 +143,10 @@ class ClipTrainer(Trainer):
         """
         split = self.data["val"]
         sums = torch.zeros(7, device=self.device)  # score's; of pairs: loss, swapped, divisor
-        for at in split.batches()[self.rank::self.world_size]:
+        batches, _ = epoch_batches(split.n_tokens.tobytes(), self.c.seed, "val", 0, 0, 0.0,
+                                   self.c.batch_tokens)
+        for batch in batches[self.rank::self.world_size]:
+            at = split.at[batch]
             feats, lens = map(torch.from_numpy, split.read(at))
             own = torch.stack(self.score(at, feats, lens, True))
             sums[:4] += own

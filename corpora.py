@@ -245,7 +245,7 @@ def read_common_voice(source):
             continue
         speaker = row["client_id"][:16]
         labels = {"split": draw_split(speaker), "speaker": speaker, "sex": row.get("gender", "")}
-        recording = find_path(os.path.join(source, "clips"), row["path"])
+        recording = find_path(f"{source}/clips", row["path"])
         yield Clip(where, clean_key(Path(row["path"]).stem), recording, row["sentence"], labels)
 
 
@@ -253,7 +253,7 @@ def read_ljspeech(source):
     path = Path(source, "metadata.csv")
     for n, line in enumerate(read_lines(path), 1):
         key, *texts = line.split("|")
-        recording = find_path(os.path.join(source, "wavs"), f"{key}.wav")
+        recording = find_path(f"{source}/wavs", f"{key}.wav")
         labels = {"split": draw_split(key), "speaker": ""}
         text = next(filter(None, reversed(texts)), "")
         yield Clip(f"{path}:{n}", clean_key(key), recording, text, labels)

@@ -55,8 +55,8 @@ def write_index(folder, rows, shards, manifest):
     manifest = manifest | {
         "clips": {split: len(each) for split, each in seconds.items()}, "shards": shards,
         "seconds": {split: round(sum(each), 2) for split, each in seconds.items()}}
-    write_json(os.path.join(folder, "index.json"), rows)
-    write_json(os.path.join(folder, "manifest.json"), manifest)
+    write_json(f"{folder}/index.json", rows)
+    write_json(f"{folder}/manifest.json", manifest)
     return manifest
 
 
@@ -131,7 +131,7 @@ class Features:
         found = []
         for folder in self.folders:
             manifest = json.loads(Path(folder, "manifest.json").read_bytes())
-            what = [sha256_file(os.path.join(folder, "index.json")), manifest["encoder_sha256"]]
+            what = [sha256_file(f"{folder}/index.json"), manifest["encoder_sha256"]]
             what += [shard.get("sha256", "") for shard in manifest["shards"].values()]
             found.append(hashlib.sha256(" ".join(what).encode()).hexdigest())
         return found
@@ -195,7 +195,7 @@ def epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens=
     return [batches[i] for i in rng.permutation(len(batches))], stretch
 
 
-def stretched_batch(lengths, seed, split, step, microbatch, batch_size, grad_accum=1, jitter=0.03,
+def stretched_batch(lengths, seed, step, microbatch, batch_size, grad_accum=1, jitter=0.03,
                     batch_tokens=0):
     """Return a microbatch's clips, int64 (B,), and their stretch (B,): a function of its arguments.
 
@@ -206,5 +206,6 @@ def stretched_batch(lengths, seed, split, step, microbatch, batch_size, grad_acc
     lengths = np.asarray(lengths, np.int32).tobytes()
     n_batches = len(cut_points(lengths, batch_size, batch_tokens)) + 1
     epoch, i = divmod(step * grad_accum + microbatch, n_batches)
-    batches, stretch = epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens)
+    batches, stretch = epoch_batches(lengths, seed, "train", epoch, batch_size, jitter,
+                                     batch_tokens)
     return batches[i], stretch[batches[i]]

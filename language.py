@@ -7,11 +7,10 @@ English is spelled by transcripts.py. Others keep letters, marks, digits and apo
 as NFKC in lower case. Refused (NoSpokenForm): symbols that are spoken; letters of another script,
 but for Latin ones beside the language's own.
 """
-import html
 import re
 import unicodedata
 
-from transcripts import INVISIBLE, MARKUP, PLAIN, NoSpokenForm, normalize_transcript
+from transcripts import MARKUP, NoSpokenForm, normalize_transcript, plain_characters
 
 SCRIPTS = {  # first words of Unicode's names: codes; und: any other language
     "LATIN": "ca cs da de en es fi fr hr hu id it ms nl no pl pt ro sk sv sw tl tr vi",
@@ -37,8 +36,7 @@ class Language:
         """Return a text's transcript (str), as normalize_transcript() does."""
         if self.code == "en":
             return normalize_transcript(text, strict)
-        spoken = INVISIBLE.sub("", html.unescape(text)).translate(PLAIN)
-        spoken = unicodedata.normalize("NFKC", spoken).lower()
+        spoken = plain_characters(text).lower()
         if strict and SYMBOL.search(spoken):
             raise NoSpokenForm("a symbol without a spoken form", text)
         spoken = "".join(char if char == "'" or unicodedata.category(char)[0] in "LMN" else " "

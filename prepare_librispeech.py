@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 import sounds
-from audio import build_encoder, encode, load_encoder, load_encoder_file
+from audio import build_encoder, encode, load_encoder
 from configurator import configure, fail, user_input
 from corpora import read_corpus
 from data import write_index, write_shard
@@ -35,7 +35,7 @@ from processes import run_all, worker_number
 from record import is_made, note_made, provenance
 from recordings import read_audio
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 source = "data/synthetic"  # folder of subset folders, or of speaker folders, or a .jsonl of clips
 subset = ""                # comma-separated folder names; '': all train*, val*, dev* and test*
 out_dir = ""               # '': <source>/features (a .jsonl: beside it, in features)
@@ -53,7 +53,7 @@ device = "auto"            # auto, cuda (every GPU), mps, cpu
 clips_per_shard = 256      # an interruption costs each worker one shard at most
 workers = 0                # CPU: processes; 0: one a core
 config = configure(globals())
-# -----------------------------------------------------------------------------
+# ----
 BEGUN = "begun.json"  # meta.json of shards that are not all there
 MAX_AUDIO_S = 30.0    # Whisper hears no more; longer clips are dropped
 SNR_DB = (5, 25)      # of copies: speech over noise or babble
@@ -273,7 +273,7 @@ def finish(clips, shards, failures, n_found, manifest):
 def load():
     """Return (WhisperEncoder, list of its layers to store)."""
     with user_input():
-        encoder = (load_encoder_file if os.path.isfile(whisper) else load_encoder)(whisper)
+        encoder = load_encoder(whisper)
     known = [str(layer) for layer in range(-1, encoder.n_layer)]
     if not set(taps.split(",")).issubset(known):
         fail(f"taps={taps}: give layers of {encoder.name}, -1 to {known[-1]}, like 0,-1")

@@ -25,7 +25,7 @@ from folders import make_folder, sums
 from language import Language
 from transcripts import NoSpokenForm
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 out_dir = "data/text"
 grammar = "assets/grammar.txt"
 text_file = ""           # comma-separated text files and folders, in place of the grammar
@@ -37,7 +37,7 @@ n_train = 150_000        # sentences, at most
 n_val = 2_000
 n_test = 2_000
 config = configure(globals())  # prints each change; stored in meta.json
-# -----------------------------------------------------------------------------
+# ----
 with user_input():
     SPOKEN = Language(language)
 STOPS, PAUSES = ("", "") if language == "en" else ("|[。！？।؟۔]+", "|(?<=[，；：、،؛])")

@@ -70,15 +70,6 @@ def pick(values, rng):
     return values[rng.integers(len(values))]
 
 
-def read_sentences(text_dir, split):
-    """Return the lines (str) of <text_dir>/<split>.txt. ValueError: there is none."""
-    path = f"{text_dir}/{split}.txt"
-    lines = [line.strip() for line in read_lines(path) if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} holds no sentence: run prepare_text.py again")
-    return lines
-
-
 def spoken_task(text):
     """Return the task of a line of spoken.txt."""
     if text in NUMBERS:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from configurator import configure, fail, user_input
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 ckpt = ""            # the run's folder; '': out/cpu_w3, or else the model in pretrained/
 host = "127.0.0.1"   # the IPv4 address to listen at; 0.0.0.0: all of this machine's
 port = 8000          # 0: any free one
@@ -33,7 +33,7 @@ max_tokens = 256     # of an answer, however many a request wants
 max_body_mb = 25.0   # of a request
 request_timeout_s = 120.0
 config = configure(globals())  # prints each change
-# -----------------------------------------------------------------------------
+# ----
 if min(max_batch, max_tokens, max_body_mb, request_timeout_s) <= 0 or not 0 <= port <= 65535:
     fail("max_batch, max_tokens, max_body_mb and request_timeout_s are more than 0, port is 0 to "
          "65535")

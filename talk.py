@@ -93,7 +93,7 @@ class Text:
 def default_run():
     """Return out/cpu_w3 where it is a run, else the folder of the model that comes with us."""
     here = os.path.dirname(os.path.abspath(__file__))
-    return "out/cpu_w3" if checkpoint_steps("out/cpu_w3") else os.path.join(here, "pretrained")
+    return "out/cpu_w3" if checkpoint_steps("out/cpu_w3") else f"{here}/pretrained"
 
 
 class Talker:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import smoke
-from audio import Projector, load_ears, load_encoder, load_encoder_file, n_audio_tokens
+from audio import Projector, load_ears, load_encoder, n_audio_tokens
 from checkpoints import load_checkpoint, load_saved, run_sums
 from clips import MAX_AUDIO_S, ClipTrainer, Split, without_words
 from configurator import configure, fail, user_input
@@ -61,7 +61,7 @@ device = "auto"
 use_compile = True
 seed = 0
 config = configure(globals())  # each checkpoint stores it
-# -----------------------------------------------------------------------------
+# ----
 DROPOUT = 0.2           # share of the standardized features that is zeroed
 VOICE_MIX = 1.0         # half the clips get up to this share of another clip's mean features
 TIME_WARP = 0.15        # a clip gets up to this share longer or shorter
@@ -111,9 +111,8 @@ def open_encoder():
     """Load Whisper's encoder and write W1's tones, on rank 0 alone; the other ranks wait."""
     encoder = None
     if rank == 0:
-        find = load_encoder_file if os.path.isfile(whisper) else load_encoder
         with user_input():
-            encoder = find(whisper, device)
+            encoder = load_encoder(whisper, device)
         if is_smoke:
             smoke.write_tones(features_dir, encoder, seed)
     gather(None)
@@ -197,7 +196,7 @@ if max(ctc, hold_out) > 1 or ctc and not lm:
     fail(f"{ctc=} and {hold_out=} are shares, and CTC spells with the tokens of an lm ({lm=})")
 need("jiwer", "matplotlib")
 is_smoke = data_dir == "tones"
-features_dir = os.path.join(out_dir, "features") if is_smoke else data_dir
+features_dir = f"{out_dir}/features" if is_smoke else data_dir
 encoder = open_encoder()
 with user_input():
     layers = [int(tap) for tap in taps.split(",")] if taps else None

@@ -13,7 +13,7 @@ from checkpoints import load_checkpoint, run_sums
 from configurator import configure, fail, user_input
 from data import stretched_batch
 from documents import Documents
-from files import read_lines, sha256_file
+from files import read_sentences, sha256_file
 from model import GPT, GPTConfig
 from optim import gpt_optimizers
 from practice import (count_right, ease_at, imitate_audio, make_speller, practice_features,
@@ -58,7 +58,7 @@ device = "auto"
 use_compile = True
 seed = 0
 config = configure(globals())  # each checkpoint stores it
-# -----------------------------------------------------------------------------
+# ----
 CHAT_SHARE = 0.5        # of the practice; from the first step on, else it forgets how to answer
 EVAL_ROWS = 512         # held-out rows of documents
 # the linear fall at the schedule's end: its share of the steps, the share of the rates it ends at
@@ -76,14 +76,6 @@ if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
 
 # ---- data
 
-def read_sentences(split):
-    """Return the lines of data_dir/<split>.txt."""
-    path = os.path.join(data_dir, split + ".txt")
-    with user_input():
-        found = [line for line in read_lines(path) if line] if os.path.isfile(path) else []
-    return found or fail(f"{path}: no sentence there: run prepare_text.py")
-
-
 def load_documents(source):
     """Return {split: Documents}; source: folder of the tokenizer that they must have, or ''."""
     if not documents:
@@ -91,7 +83,7 @@ def load_documents(source):
     if source and load_tokenizer(documents).pieces != load_tokenizer(source).pieces:
         fail(f"{documents} was made with another tokenizer than {source}'s: run "
              f"prepare_documents.py --tokenizer={source}")
-    sha256 = sha256_file(os.path.join(documents, "tokenizer.json"))
+    sha256 = sha256_file(f"{documents}/tokenizer.json")
     return {split: Documents(documents, split, text_len + 1, sha256) for split in ("train", "val")}
 
 
@@ -108,7 +100,7 @@ def kind_of(n):
 def pick(lengths, step, microbatch, n):
     """Draw n rows of similar length."""
     n = min(n, len(lengths))
-    return stretched_batch(lengths, seed, "train", step, microbatch, n, grad_accum)[0]
+    return stretched_batch(lengths, seed, step, microbatch, n, grad_accum)[0]
 
 
 def get_text(step, microbatch):
@@ -166,14 +158,14 @@ def get_batch(step, microbatch, kind):
 
 ranks = rank, world_size, dev = join_ranks(device, seed)
 check_settings(config, "depth", "head_dim", "batch_size", "text_len", "chat_rows")
-if documents and not os.path.isfile(os.path.join(documents, "meta.json")):  # written last
+if documents and not os.path.isfile(f"{documents}/meta.json"):  # written last
     fail(f"{documents} holds no documents and tokenizer: run prepare_documents.py")
 splits = ("train", "val") if practice or not documents else ()  # of the sentences
-lines = {split: read_sentences(split) for split in splits}
 with user_input():
-    inputs = {"text": [sha256_file(os.path.join(data_dir, f"{split}.txt")) for split in splits],
+    lines = {split: read_sentences(data_dir, split) for split in splits}
+    inputs = {"text": [sha256_file(f"{data_dir}/{split}.txt") for split in splits],
               "chats": sha256_file(chats) if chats else "",
-              "shards": sha256_file(os.path.join(documents, "meta.json")) if documents else "",
+              "shards": sha256_file(f"{documents}/meta.json") if documents else "",
               "first_model": run_sums(lm) if lm else ""}
 first_step = first_step_of(config, inputs)
 source = out_dir if first_step else lm  # of model and tokenizer; '': new ones

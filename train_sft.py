@@ -52,7 +52,7 @@ device = "auto"
 use_compile = True
 seed = 0
 config = configure(globals())  # each checkpoint stores it
-# -----------------------------------------------------------------------------
+# ----
 LORA_ALPHA = 32.0       # the product of the LoRA matrices counts alpha / rank times
 CTC_WEIGHT = 0.3        # of the words that the projector's CTC head shall tell
 DROPOUT = 0.2           # share of the standardized features that is zeroed

@@ -84,8 +84,7 @@ def read_aloud(text, strict=True):
     """
     if ORDINARY.fullmatch(text):
         return [[word] for word in split_words(text.lower())]
-    text = INVISIBLE.sub("", html.unescape(text))
-    text = unicodedata.normalize("NFKC", text.translate(PLAIN)).casefold()
+    text = plain_characters(text).casefold()
     if strict and NOISE.search(text):
         raise NoSpokenForm("a mark of noise", text)
     if not strict:
@@ -98,6 +97,12 @@ def read_aloud(text, strict=True):
         slots += read_number(match, strict)
         end = match.end()
     return slots + [[word] for word in split_words(text[end:])]
+
+
+def plain_characters(text):
+    """Return text without entities, zero-width characters and letters in other shapes (NFKC)."""
+    text = INVISIBLE.sub("", html.unescape(text))
+    return unicodedata.normalize("NFKC", text.translate(PLAIN))
 
 
 class Letters(dict):
