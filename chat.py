@@ -20,7 +20,7 @@ audio = ""           # a recording to transcribe, or with `prompt` to ask about
 prompt = ""          # a question, or a text to continue; '': a chat
 max_tokens = 64      # of an answer or a continuation
 temperature = 0.0    # of an answer or a continuation; 0: the likeliest token
-config = configure(globals())  # prints each change
+config = configure(globals())
 # ----
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
 if max_tokens < 1 or temperature < 0:

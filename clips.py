@@ -20,6 +20,7 @@ MAX_AUDIO_S = 30.0     # longer clips are left out, and counted
 EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluation
 GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
 FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
+TIME_WARP = 0.15       # warped clips get up to this share longer or shorter
 COMMON = 300           # the most frequent words, which are never held out
 WORKERS = {"cuda": 4}  # threads that read ahead; on a CPU the step reads for itself
 
@@ -30,7 +31,8 @@ class Split(Features):
     def use(self, at, n_tokens):
         """Use the clips `at`, whose rows in the GPT have n_tokens places each; of val each once."""
         if not len(at):
-            fail(f"{self.folders}: no {self.split} clip with words, {MAX_AUDIO_S} s at most")
+            fail(f"{', '.join(self.folders)}: no {self.split} clip with words, "
+                 f"{MAX_AUDIO_S} s at most")
         rows = slice(None)
         if self.split == "val":  # a folder may count several times
             rows = list({self.keys[i]: k for k, i in enumerate(at)}.values())
@@ -72,7 +74,6 @@ class ClipTrainer(Trainer):
     score: object       # clips of val (B,), features, frames, is_own -> as evaluate_clips() says
     right: str          # name of the share that score counts
     warp: object = None  # (features, frames, stretch (B,), rng) -> changed features, frames
-    jitter: float = 0.03  # share of its length by which a clip is stretched
     is_mean = False
 
     def __post_init__(self):
@@ -93,7 +94,7 @@ class ClipTrainer(Trainer):
         """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
         split, c, which = self.data["train"], self.c, divmod(n, self.c.grad_accum)
         at, stretch = stretched_batch(split.n_tokens, c.seed, *which, c.batch_size, c.grad_accum,
-                                      self.jitter, c.batch_tokens)
+                                      TIME_WARP if self.warp else 0.03, c.batch_tokens)
         at = split.at[at]
         arrays = split.read(at)
         if self.warp:

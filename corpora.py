@@ -98,7 +98,7 @@ def describe(clip, counts, language):
     if (rate, n_channels) != (SAMPLE_RATE, 1):
         counts["converted to 16 kHz mono"] += 1
     info = clip.labels | {"key": clip.key, "text": text, "seconds": round(seconds, 4)}
-    if any(char.isdigit() for char in clip.words):
+    if any(map(str.isdigit, clip.words)):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
     if any(map(str.isdigit, text)):
         counts["with digits as written"] += 1
@@ -213,7 +213,6 @@ def read_clip_row(line):
         row["turns"] = [["own", str(row.pop("question")), str(row.pop("answer"))]]
     row.setdefault("text", "" if "turns" in row else None)
     check_row(row, text=str)
-    row.pop("subset", None)
     return row
 
 

@@ -93,7 +93,7 @@ class Features:
     """
 
     def __init__(self, folder, split="", encoder_sha256="", taps=None):
-        self.split, self.rows, self.folders, first = split, [], [], None
+        self.split, self.rows, self.folders, first = split, [], {}, None
         for part in folder.split(","):
             part, _, times = part.strip().partition("*")
             manifest, rows = read_index(part, encoder_sha256, taps)
@@ -101,7 +101,7 @@ class Features:
             encoder_sha256, stored = manifest["encoder_sha256"], manifest["taps"]
             if stored != first["taps"]:
                 raise ValueError(f"{folder}: taps {first['taps']} and {stored} don't mix")
-            self.folders.append(part)
+            self.folders[part] = manifest
             rows = [row for row in rows if split in ("", row["info"]["split"])]
             if not (times or "1").isdigit():
                 raise ValueError(f"{folder}: a folder that counts three times is {part}*3")
@@ -129,8 +129,7 @@ class Features:
     def sums(self):
         """Return a checksum (str) for each folder."""
         found = []
-        for folder in self.folders:
-            manifest = json.loads(Path(folder, "manifest.json").read_bytes())
+        for folder, manifest in self.folders.items():
             what = [sha256_file(f"{folder}/index.json"), manifest["encoder_sha256"]]
             what += [shard.get("sha256", "") for shard in manifest["shards"].values()]
             found.append(hashlib.sha256(" ".join(what).encode()).hexdigest())

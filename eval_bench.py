@@ -47,8 +47,7 @@ way = ""             # clips come in noise or babble (10 dB), from a room, by te
 beside = ""          # comma-separated eval*.jsonl of another run, to compare with this one
 bench = ""           # a folder with questions.jsonl: ask these instead
 out_dir = ""         # where the results go; '': the run's folder
-device = "auto"      # auto, cuda, mps, cpu
-config = configure(globals())  # prints each change
+config = configure(globals())
 # ----
 BATCH_SIZE = 32  # recordings encoded and decoded together
 NOISE_DB = 10.0  # speech over noise or babble
@@ -99,7 +98,7 @@ def find_language():
 
 def load_talker():
     """Return the Talker of the setting `ckpt`, or raise ValueError."""
-    talker = Whisper() if ckpt == WHISPER else Talker(ckpt, step, device)
+    talker = Whisper() if ckpt == WHISPER else Talker(ckpt, step)
     if not talker.ears or bench and not talker.can_chat:
         raise ValueError(f"{ckpt} takes no audio or no questions: give a run of train_align.py "
                          "for speech, of train_sft.py for both")
@@ -252,7 +251,6 @@ def closing_lines(result):
         lines.append(f"{name or table['folder']}: {table['clips']} clips, left out "
                      f"{table['left_out'] or 'none'}, cut off in a loop {table['cut_off']}")
         rates = [(kind, table[kind], ends) for kind, ends in table["intervals"].items()]
-        rates.sort(key=lambda rate: rate[0] != result["measure"])
         if other := table.get("beside"):
             rates += [("beside", other["wer"], other["interval"]),
                       ("difference", other["difference"], other["difference_interval"])]

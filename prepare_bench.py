@@ -33,7 +33,7 @@ speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/audiobench_mini"
 bench_items = 25           # questions in each cell
 sources = ""               # real recordings too: name=folder, ... (sources.py)
-config = configure(globals())  # prints each change; stored in meta.json
+config = configure(globals())  # meta.json stores it
 # ----
 SEED = 0
 BLOCK = 25     # questions of a cell that are drawn together: the first blocks are AudioBench-mini

@@ -23,8 +23,7 @@ from configurator import configure
 from folders import make_folder, sums
 from processes import run_all
 from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick, read_answers,
-                       read_small_talk, read_tasks, said_in, some_of, word_labels,
-                       write_rows)
+                       read_small_talk, read_tasks, said_in, some_of, word_labels, write_rows)
 from sources import read_sources
 
 # config: set by a config file or --name=value
@@ -34,7 +33,7 @@ speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/instruct"
 sources = ""               # real recordings too: name=folder, ... (sources.py)
 n = 12_000                 # questions about the synthetic clips, roughly
-config = configure(globals())  # prints each change; stored in meta.json
+config = configure(globals())  # meta.json stores it
 # ----
 SEED = 0
 KINDS = {"voice": 0.46, "spoken": 0.1, "pair": 0.14, "scene": 0.06, "event": 0.11, "music": 0.06,

@@ -61,7 +61,7 @@ ECHO_S = 0.5          # the longest that sounds.room() adds
 MAX_BAD_SHARE = 0.01  # the run stops when a larger share of the clips fails
 BATCH_SIZE = 48       # clips of similar length that the encoder is given at once
 HERE = os.path.dirname(source) if source.endswith(".jsonl") else source
-FINAL = Path(out_dir or os.path.join(HERE, "features"))
+FINAL = Path(out_dir or Path(HERE, "features"))
 with user_input():
     SPOKEN = Language(language)
 WORKER = {}           # of a worker process: encoder, layers, on a GPU a pool of threads

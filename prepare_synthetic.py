@@ -31,7 +31,7 @@ n_train = 5000           # clips; beyond the sentences, they come again in other
 n_val = 200              # heard voices, new sentences (spoken: the same lines)
 n_test = 200             # new voices, new sentences
 test_engine = ""         # '': as in CORPORA
-config = configure(globals())  # prints each change; stored in meta.json
+config = configure(globals())  # meta.json stores it
 # ----
 SEED = 1337
 SAMPLE_RATE = 16000

@@ -32,7 +32,7 @@ max_batch = 16       # answers decoded together; four times as many requests may
 max_tokens = 256     # of an answer, however many a request wants
 max_body_mb = 25.0   # of a request
 request_timeout_s = 120.0
-config = configure(globals())  # prints each change
+config = configure(globals())
 # ----
 if min(max_batch, max_tokens, max_body_mb, request_timeout_s) <= 0 or not 0 <= port <= 65535:
     fail("max_batch, max_tokens, max_body_mb and request_timeout_s are more than 0, port is 0 to "

@@ -58,8 +58,8 @@ class ByteTokenizer:
 
     def token_chars(self):
         """Return of how many characters, or parts of one, each id is; 0: special."""
-        return [len(token.decode(errors="replace")) for token in self.tokens] + [0] * len(
-            self.special_ids)
+        texts = (token.decode(errors="replace") for token in self.tokens)
+        return [*map(len, texts), *[0] * len(self.special_ids)]
 
     def content(self):
         return {"format": FORMAT, "kind": self.kind, "vocab_size": self.vocab_size,

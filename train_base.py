@@ -99,8 +99,7 @@ def kind_of(n):
 
 def pick(lengths, step, microbatch, n):
     """Draw n rows of similar length."""
-    n = min(n, len(lengths))
-    return stretched_batch(lengths, seed, step, microbatch, n, grad_accum)[0]
+    return stretched_batch(lengths, seed, step, microbatch, min(n, len(lengths)), grad_accum)[0]
 
 
 def get_text(step, microbatch):
@@ -198,10 +197,10 @@ if chats and practice:
         talks, left_out = read_chats(chats, speller, len(model.cos))
     talk_sizes = [sum(len(m["content"]) for m in chat["messages"]) for _, chat in talks["train"]]
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=dev))  # no part of the model
-rates, weight_decay = (0.2, 0.004, 0.01), 0.0  # embeddings, lm_head, scalars
+rates = 0.2, 0.004, 0.0  # embeddings, lm_head; weight decay
 if model.config.n_layer >= 12:  # nanochat's values for its d12
-    rates, weight_decay = (0.3, 0.008, 0.01), 0.28
-optimizers = gpt_optimizers(model, matrix_lr, *rates, weight_decay, more=[blank])
+    rates = 0.3, 0.008, 0.28
+optimizers = gpt_optimizers(model, matrix_lr, *rates, more=[blank])
 trainer = Trainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model,
     tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"],

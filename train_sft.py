@@ -259,7 +259,7 @@ if not first_step and ears["prompt"] != "chat" and not start.get("chats"):
 lora = add_lora(model, lora_rank, LORA_ALPHA)
 chat_tokens = free_rows(model, new_ids)
 kept = [p for p in projector.parameters() if p.requires_grad]
-groups = [(kept, PROJECTOR_LR), (lora, learning_rate), (chat_tokens, learning_rate)]
+groups = [(lora, learning_rate), (chat_tokens, learning_rate), (kept, PROJECTOR_LR)]
 optimizer = torch.optim.AdamW([dict(params=params, lr=peak) for params, peak in groups],
                               betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 if first_step:
@@ -302,7 +302,7 @@ audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "pro
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=[optimizer], losses=["loss", "text_loss"], data=data,
-    spoken=spoken, score=score, right="val_right", meta={"audio": audio}, lr_group=1,
+    spoken=spoken, score=score, right="val_right", meta={"audio": audio},
     files=lambda: {"model": merged_state(model), "lora": lora_state(model),
                    "projector": projector.state_dict()})
 sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]

@@ -31,16 +31,16 @@ def save_run(folder, tok, projector=None, **audio):
     model = GPT(GPTConfig(sequence_len=512, vocab_size=tok.vocab_size, **sizes))
     for p in model.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
-    torch.save(model.state_dict(), os.path.join(folder, "model_000003.pt"))
+    torch.save(model.state_dict(), f"{folder}/model_000003.pt")
     tok.save(folder)
     meta = {"step": 3, "model_config": vars(model.config), "user_config": {"data_dir": "nowhere"}}
     if projector:
         encoder = WhisperEncoder(TINY, torch.float32)
-        save_encoder(encoder, os.path.join(folder, "encoder.pt"))
-        torch.save(projector.state_dict(), os.path.join(folder, "projector_000003.pt"))
+        save_encoder(encoder, f"{folder}/encoder.pt")
+        torch.save(projector.state_dict(), f"{folder}/projector_000003.pt")
         meta["audio"] = {"projector": projector.arguments, "encoder": "tiny",
                          "encoder_sha256": encoder.sha256, **audio}
-    with open(os.path.join(folder, "meta_000003.json"), "w") as f:
+    with open(f"{folder}/meta_000003.json", "w") as f:
         json.dump(meta, f)
     return str(folder)
 
@@ -63,8 +63,8 @@ def make_speech(folder, texts=TEXTS, seed=0):
         n = 6400 + 1600 * i
         wav = rng.normal(0, 0.1, n) * np.sin(np.arange(n) / (200 + 50 * i))
         name = f"7-1-{i:04d}.{'wav' if i == 1 else 'flac'}"
-        soundfile.write(os.path.join(chapter, name), wav, 16000)
-    with open(os.path.join(chapter, "7-1.trans.txt"), "w") as f:
+        soundfile.write(f"{chapter}/{name}", wav, 16000)
+    with open(f"{chapter}/7-1.trans.txt", "w") as f:
         f.writelines(f"7-1-{i:04d} {text}\n" for i, text in enumerate(texts))
     return str(folder)
 
@@ -74,7 +74,7 @@ def run(monkeypatch, capsys, script, *args):
     monkeypatch.setattr(sys, "argv", [script, *args])
     code = 0
     try:
-        runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+        runpy.run_path(f"{ROOT}/{script}", run_name="__main__")
     except SystemExit as e:
         code = e.code
     return code, *capsys.readouterr()

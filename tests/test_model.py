@@ -26,7 +26,7 @@ TINY = GPTConfig(sequence_len=64, vocab_size=50, n_layer=4, n_head=4, n_kv_head=
 
 @pytest.fixture
 def nanochat():
-    expected = torch.load(os.path.join(NANOCHAT, "expected_model.pt"), weights_only=True)
+    expected = torch.load(f"{NANOCHAT}/expected_model.pt", weights_only=True)
     return load_checkpoint(NANOCHAT)[0], expected
 
 
@@ -87,10 +87,10 @@ def test_nanochat_numbers(nanochat):
 
 def write_nanochat(folder, drop=(), prefix="", **config):
     """Write the nanochat checkpoint without some weights, with other settings -> folder."""
-    state = torch.load(os.path.join(NANOCHAT, "model_000010.pt"), weights_only=True)
+    state = torch.load(f"{NANOCHAT}/model_000010.pt", weights_only=True)
     kept = {prefix + name: w for name, w in state.items() if not any(x in name for x in drop)}
     torch.save(kept, folder / "model_000010.pt")
-    meta = json.load(open(os.path.join(NANOCHAT, "meta_000010.json")))
+    meta = json.load(open(f"{NANOCHAT}/meta_000010.json"))
     settings = {k: v for k, v in (meta["model_config"] | config).items() if v is not None}
     (folder / "meta_000010.json").write_text(json.dumps(meta | {"model_config": settings}))
     return str(folder)

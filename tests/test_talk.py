@@ -8,7 +8,7 @@ import torch
 
 from decode import generate
 from engine import Engine, Job
-from talk import Batch, Recording, Row, Talker, Text, segments, size
+from talk import Batch, Recording, Row, Talker, Text, size
 from test_audiobench import make_run
 from test_model import row_forward, tiny  # noqa: F401 (a fixture)
 from tokenizer import ByteTokenizer

@@ -40,7 +40,7 @@ def run_here(script, args):
         patch.setattr(sys, "stderr", out)
         patch.chdir(ROOT)
         try:
-            runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+            runpy.run_path(f"{ROOT}/{script}", run_name="__main__")
         except SystemExit as stop:
             code = stop.code or 0
     torch.use_deterministic_algorithms(False)
@@ -65,7 +65,7 @@ def run(script, *args, n_ranks=1, ok=True, kill_when=None):
     command = [sys.executable]
     if n_ranks > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
-    with subprocess.Popen([*command, os.path.join(ROOT, script), *args], cwd=ROOT, text=True,
+    with subprocess.Popen([*command, f"{ROOT}/{script}", *args], cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         while kill_when and process.poll() is None:
             time.sleep(0.001)
@@ -79,7 +79,7 @@ def run(script, *args, n_ranks=1, ok=True, kill_when=None):
 
 def log_of(folder):
     """The log's whole lines, without what tells of speed."""
-    with open(os.path.join(folder, "log.jsonl")) as f:
+    with open(f"{folder}/log.jsonl") as f:
         rows = [json.loads(line) for line in f if line.endswith("\n")]
     return [{name: row[name] for name in row if name not in SPEED} for row in rows]
 
