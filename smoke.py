@@ -33,7 +33,7 @@ def write_tones(folder, encoder, seed):
     path = f"{folder}/shard-000000.tar"
     rows = write_shard(path, clips)
     shard = {"bytes": os.path.getsize(path), "sha256": sha256_file(path)}
-    write_index(folder, rows, {os.path.basename(path): shard}, {
+    write_index(folder, rows, {"shard-000000.tar": shard}, {
         "encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": [-1],
         "D": encoder.n_embd})
 

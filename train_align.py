@@ -193,7 +193,7 @@ if max(ctc, hold_out) > 1 or ctc and not lm:
     fail(f"{ctc=} and {hold_out=} are shares, and CTC spells with the tokens of an lm ({lm=})")
 need("jiwer", "matplotlib")
 is_smoke = data_dir == "tones"
-varied = not is_smoke  # clips are, in training
+varied = not is_smoke  # the clips
 features_dir = f"{out_dir}/features" if is_smoke else data_dir
 encoder = open_encoder()
 with user_input():
