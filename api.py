@@ -273,10 +273,10 @@ def read_upload(content_type, body):
     return decode_base64(ask.input_audio.data, MAX_TRANSCRIPT_S, "input_audio.data"), ask
 
 
-def write_transcript(kind, wav, pieces):
+def write_transcript(kind, wav, pieces, language):
     """Return the [Piece] of wav (n,) as OpenAI's API does, str or dict; kind: response_format."""
     said = [piece for piece in pieces if piece.text]
-    text = " ".join(piece.text for piece in said)
+    text = language.space.join(piece.text for piece in said)
     if kind == "text":
         return text + "\n"
     cut = sum(map(cut_in_segments, said), [])
@@ -290,7 +290,8 @@ def write_transcript(kind, wav, pieces):
     segments = [{"id": i, "seek": 0, "start": round(piece.start_s, 2), "tokens": [],
                  "end": round(piece.end_s, 2), "text": f" {piece.text}", "temperature": 0.0}
                 for i, piece in enumerate(cut)]
-    return answer | {"task": "transcribe", "language": "english", "duration": round(length_s, 2),
+    name = "english" if language.code == "en" else language.code
+    return answer | {"task": "transcribe", "language": name, "duration": round(length_s, 2),
                      "segments": segments}
 
 

@@ -177,20 +177,18 @@ def save_encoder(encoder, path):
     os.replace(tmp, path)
 
 
-def load_encoder_file(path, device="cpu", dtype=None):
-    """Load what save_encoder wrote; ValueError: it is broken, changed or foreign."""
-    config, tensors = read_encoder_file(path)
-    try:
-        return build_encoder(config, tensors, device, dtype)
-    except ValueError as e:
-        raise ValueError(f"{path}: {e}") from None
-
-
 def load_encoder(name="", device="cpu", dtype=None):
-    """Load Whisper's encoder from the first of weights.find_sources(name) that serves it.
+    """Load Whisper's encoder: an encoder.pt, or the first of find_sources(name) to serve it.
 
     Prints which one did. A download is kept in the cache. OSError: each source's reason.
+    ValueError: the file is broken, changed or foreign.
     """
+    if os.path.isfile(name):
+        config, tensors = read_encoder_file(name)
+        try:
+            return build_encoder(config, tensors, device, dtype)
+        except ValueError as e:
+            raise ValueError(f"{name}: {e}") from None
     reasons = ""
     for label, read, cache in find_sources(name):
         try:
@@ -296,8 +294,8 @@ class Projector(nn.Module):
         if not set(other_taps) <= set(taps) or any(mine[k] != theirs[k] for k in alike):
             raise ValueError(f"a projector of taps {other_taps}, {theirs} is no start for one of "
                              f"taps {taps}, {mine}: {', '.join(alike)} have to be alike")
-        names = ("fc", "gain") + ("ctc",) * (mine["ctc"] == theirs.get("ctc"))
-        if all(mine[k] == theirs.get(k) for k in ("n_taps", "texture", "texture_hidden")):
+        names = ("fc", "gain") + ("ctc",) * (mine["ctc"] == theirs["ctc"])
+        if all(mine[k] == theirs[k] for k in ("n_taps", "texture", "texture_hidden")):
             names += ("texture",)
         state = {name: w for name, w in other.state_dict().items() if name.startswith(names)}
         self.load_state_dict(state, strict=False)
@@ -390,15 +388,15 @@ def load_ears(run_dir, meta, device="cpu"):
     audio = meta.get("audio")
     if not audio:
         raise ValueError(f"{run_dir}: a model without ears")
-    path = os.path.join(run_dir, "encoder.pt")  # a copy of export.py has none
+    if audio.get("audio_at"):  # of old runs
+        raise ValueError(f"{run_dir}: its recordings stand behind text: train it again")
+    path = f"{run_dir}/encoder.pt"  # a copy of export.py has none
+    source = path if os.path.exists(path) else audio.get("encoder", "")
     try:
-        is_there = os.path.exists(path)
-        encoder = (load_encoder_file(path, device) if is_there
-                   else load_encoder(audio.get("encoder", ""), device))
+        encoder = load_encoder(source, device)
     except OSError as e:
         raise OSError(f"{path} is missing: {e}") from None
     if encoder.sha256 != audio["encoder_sha256"]:
-        source = path if is_there else audio["encoder"]
         raise ValueError(f"{run_dir}: the encoder from {source} is not the one in meta")
     try:
         projector = Projector(**audio["projector"])

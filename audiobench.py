@@ -38,7 +38,7 @@ PROBE_LABELS = 50     # a task with more labels is an open set (words): not prob
 
 def read_bench(folder):
     """Return the rows of folder/questions.jsonl, "audio" as a path; ValueError names a bad line."""
-    path = os.path.join(folder, "questions.jsonl")
+    path = f"{folder}/questions.jsonl"
     fields = dict.fromkeys(("id", "part", "cell", "task", "audio", "question"), str)
     rows = []
     for where, row in read_jsonl(path, options=list, key=int, **fields):
@@ -110,7 +110,7 @@ def score_options(talker, rows, audio):
     for start in range(0, len(jobs), BATCH_SIZE):
         owners, orders, prompts, answers = zip(*jobs[start:start + BATCH_SIZE])
         heard = None if audio is None else [audio[i] for i in owners]
-        sums = score_answers(talker.model, prompts, answers, heard, talker.ears["audio_at"])
+        sums = score_answers(talker.model, prompts, answers, heard)
         for i, order, each in zip(owners, orders, sums.tolist()):
             scores[i, order] += np.array(each) / 4
     return scores
@@ -122,7 +122,7 @@ def answer_freely(talker, prompts, audio=None):
     for start in range(0, len(prompts), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
         said += generate(talker.model, prompts[part], audio and audio[part],
-                         talker.ears["audio_at"], MAX_TOKENS, talker.stop_ids())
+                         MAX_TOKENS, talker.stop_ids())
     return [talker.tok.decode(ids).strip() for ids in said]
 
 

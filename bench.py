@@ -18,12 +18,11 @@ from device import compute_dtype, peak_flops, pick_device
 from model import GPT, GPTConfig, for_inference
 from optim import gpt_optimizers
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 quick = False    # fewer repeats
 device = "auto"  # auto, cuda, mps, cpu
-config = configure(globals())  # prints each change
-# -----------------------------------------------------------------------------
-D4 = GPTConfig.of_depth(4, 4096, 256, 64, "L")
+config = configure(globals())
+# ----
 
 
 def time_of(work):
@@ -61,7 +60,7 @@ def measure_train(where):
 
 
 def measure_decode(where):
-    gpt = for_inference(GPT(D4).to(where))
+    gpt = for_inference(GPT(GPTConfig.of_depth(4, 4096, 256, 64, "L")).to(where))
     rates = {}
     for B in (1, 8, 32):
         prompts = torch.randint(4096, (B, 16)).tolist()
@@ -69,17 +68,12 @@ def measure_decode(where):
     return rates
 
 
-def main():
-    with user_input():
-        where = pick_device(device)
-    torch.manual_seed(0)
-    result = {"dtype": str(compute_dtype(where))}
-    for part, measure in (("train", measure_train), ("decode", measure_decode)):
-        for name, value in measure(where).items():
-            result[f"{part}.{name}"] = float(f"{value:.4g}")
-            print(f"{part + '.' + name:<22} {value:>12,.3f}")
-    print(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main()
+with user_input():
+    where = pick_device(device)
+torch.manual_seed(0)
+result = {"dtype": str(compute_dtype(where))}
+for part, measure in (("train", measure_train), ("decode", measure_decode)):
+    for name, value in measure(where).items():
+        result[f"{part}.{name}"] = float(f"{value:.4g}")
+        print(f"{part + '.' + name:<22} {value:>12,.3f}")
+print(json.dumps(result))

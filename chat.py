@@ -14,14 +14,14 @@ from configurator import configure, fail, user_input
 from recordings import SAMPLE_RATE, read_audio
 from talk import Batch, Row, Talker, Text, default_run, size
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 ckpt = ""            # the run's folder; '': out/cpu_w3, or else the model in pretrained/
 audio = ""           # a recording to transcribe, or with `prompt` to ask about
 prompt = ""          # a question, or a text to continue; '': a chat
 max_tokens = 64      # of an answer or a continuation
 temperature = 0.0    # of an answer or a continuation; 0: the likeliest token
-config = configure(globals())  # prints each change
-# -----------------------------------------------------------------------------
+config = configure(globals())
+# ----
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
 if max_tokens < 1 or temperature < 0:
     fail(f"max_tokens={max_tokens} must be 1 or more, temperature={temperature} 0 or more")
@@ -66,7 +66,7 @@ def transcribe(wav):
         n_cut += is_cut
         if piece:
             print(between + piece, end="", flush=True)
-            between = " "
+            between = talker.language.space
     print(flush=True)
     if not between:
         print("chat.py: no words were heard", file=sys.stderr)

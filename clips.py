@@ -12,6 +12,7 @@ import torch
 from configurator import fail, user_input
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
 from decode import spell, transcribe
+from language import Language
 from run import copy_first_rank, lr_share, read_ahead, sum_over_ranks
 from trainer import Trainer
 
@@ -19,6 +20,7 @@ MAX_AUDIO_S = 30.0     # longer clips are left out, and counted
 EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluation
 GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
 FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
+TIME_WARP = 0.15       # warped clips get up to this share longer or shorter
 COMMON = 300           # the most frequent words, which are never held out
 WORKERS = {"cuda": 4}  # threads that read ahead; on a CPU the step reads for itself
 
@@ -29,7 +31,8 @@ class Split(Features):
     def use(self, at, n_tokens):
         """Use the clips `at`, whose rows in the GPT have n_tokens places each; of val each once."""
         if not len(at):
-            fail(f"{self.folders}: no {self.split} clip with words, {MAX_AUDIO_S} s at most")
+            fail(f"{', '.join(self.folders)}: no {self.split} clip with words, "
+                 f"{MAX_AUDIO_S} s at most")
         rows = slice(None)
         if self.split == "val":  # a folder may count several times
             rows = list({self.keys[i]: k for k, i in enumerate(at)}.values())
@@ -44,19 +47,6 @@ class Split(Features):
         """Return mean and standard deviation over 300 clips: float32 (n_taps, D) each."""
         some = np.random.default_rng(seed).permutation(len(self))[:300]
         return mean_std(self.read([i])[0][0] for i in some)
-
-    def microbatch(self, n, jitter):
-        """Return the clips of the run's n-th microbatch (B,), and each one's stretch (B,)."""
-        c = self.c
-        at, stretch = stretched_batch(self.n_tokens, c.seed, "train", *divmod(n, c.grad_accum),
-                                      c.batch_size, c.grad_accum, jitter, c.batch_tokens)
-        return self.at[at], stretch
-
-    def batches(self):
-        """Return batches of similar lengths that hold each clip once: [int64 (B,), ...]."""
-        batches, _ = epoch_batches(self.n_tokens.tobytes(), self.c.seed, "val", 0, 0, 0.0,
-                                   self.c.batch_tokens)
-        return [self.at[batch] for batch in batches]
 
     def __str__(self):
         hours = sum(self.seconds[i] for i in self.at) / 3600
@@ -84,14 +74,11 @@ class ClipTrainer(Trainer):
     score: object       # clips of val (B,), features, frames, is_own -> as evaluate_clips() says
     right: str          # name of the share that score counts
     warp: object = None  # (features, frames, stretch (B,), rng) -> changed features, frames
-    jitter: float = 0.03  # share of its length by which a clip is stretched
     is_mean = False
 
     def __post_init__(self):
         super().__post_init__()
         copy_first_rank(self.projector.state_dict())
-        for split in self.data.values():
-            split.c = self.c
         n = self.c.grad_accum
         numbers = (k for k in range(self.first_step * n, self.c.max_steps * n)
                    if k % n in self.own)
@@ -105,10 +92,13 @@ class ClipTrainer(Trainer):
 
     def read(self, n):
         """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
-        at, stretch = self.data["train"].microbatch(n, self.jitter)
-        arrays = self.data["train"].read(at)
+        split, c, which = self.data["train"], self.c, divmod(n, self.c.grad_accum)
+        at, stretch = stretched_batch(split.n_tokens, c.seed, *which, c.batch_size, c.grad_accum,
+                                      TIME_WARP if self.warp else 0.03, c.batch_tokens)
+        at = split.at[at]
+        arrays = split.read(at)
         if self.warp:
-            rng = np.random.default_rng([self.c.seed, *divmod(n, self.c.grad_accum)])
+            rng = np.random.default_rng([c.seed, *which])
             arrays = self.warp(*arrays, stretch, rng)
         tensors = map(torch.from_numpy, arrays)
         return at, *[t.pin_memory() if self.device.type == "cuda" else t for t in tensors]
@@ -154,7 +144,10 @@ class ClipTrainer(Trainer):
         """
         split = self.data["val"]
         sums = torch.zeros(7, device=self.device)  # score's; of pairs: loss, swapped, divisor
-        for at in split.batches()[self.rank::self.world_size]:
+        batches, _ = epoch_batches(split.n_tokens.tobytes(), self.c.seed, "val", 0, 0, 0.0,
+                                   self.c.batch_tokens)
+        for batch in batches[self.rank::self.world_size]:
+            at = split.at[batch]
             feats, lens = map(torch.from_numpy, split.read(at))
             own = torch.stack(self.score(at, feats, lens, True))
             sums[:4] += own
@@ -179,7 +172,8 @@ class ClipTrainer(Trainer):
         "val_cut" counts transcripts that did not end.
         """
         import jiwer
-        split, audio_at = self.data["val"], self.meta["audio"]["audio_at"]
+        split = self.data["val"]
+        language = Language(self.meta["audio"].get("language", "en"))
         at = at[np.linspace(0, len(at) - 1, min(EVAL_CLIPS, len(at))).astype(int)]
         texts, heard, cut = [split.texts[i] for i in at], [], []
         for k in range(0, len(at), 32):
@@ -187,6 +181,7 @@ class ClipTrainer(Trainer):
             if self.meta["audio"]["prompt"] == "ctc":
                 heard += spell(self.projector, self.tok, feats)
             else:
-                heard += transcribe(self.model, self.projector, self.tok, feats, audio_at, cut=cut)
-        result = {"val_wer": jiwer.wer(texts, heard)} | ({"val_cut": len(cut)} if cut else {})
+                heard += transcribe(self.model, self.projector, self.tok, feats, cut=cut)
+        spaced = ([" ".join(language.words(text)) for text in each] for each in (texts, heard))
+        result = {"val_wer": jiwer.wer(*spaced)} | ({"val_cut": len(cut)} if cut else {})
         return result, list(zip(texts, heard))

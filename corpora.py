@@ -5,7 +5,7 @@ LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<cha
              split train, val* and dev* val, test* test. A source that holds the speakers'
              folders directly is one subset. LibriSpeech's own are downloaded when missing.
 A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line, perhaps
-             "split" (else a twentieth is val), "speaker", "key", any label. With "question" and
+             "split" (else a twentieth is val), "speaker", "key", "language". With "question" and
              "answer", or "turns" [[task, question, answer], ...], a line needs no text.
 speechocean  speechocean762's folder (arXiv:2104.01378): a tenth of train's speakers is val; its
              test is test_adults (18 years or more) and test_children.
@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from files import (check_row, find_audio, find_files, find_path, own_file, read_jsonl, read_lines,
                    read_pairs, read_row)
+from language import ENGLISH, Language
 from recordings import SAMPLE_RATE, audio_header
-from transcripts import NoSpokenForm, normalize_transcript
+from transcripts import NoSpokenForm
 
 SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test",  # by a name's first letters
           "valid": "val", "validation": "val"}                           # by a line's "split"
@@ -54,20 +55,20 @@ class Clip(NamedTuple):
             raise ValueError(f"no recording ({self.path or self.key + '.flac, .wav ...'})")
 
 
-def read_corpus(source, subsets="", seen_voices=False):
+def read_corpus(source, subsets="", seen_voices=False, language=ENGLISH):
     """Read the lists of a corpus and the headers of its recordings.
 
     source: folder or .jsonl; subsets: comma-separated folder names, "": all; seen_voices: val and
-    test may hold speakers of train. Returns (clips, failures, counts): clips are {"path", "bytes",
-    "info": labels with key, text, seconds}, failures {"key", "reason"}; counts: what was dropped
-    or converted. ValueError, OSError: the corpus is missing or broken.
+    test may hold speakers of train; language: where a clip names none. Returns (clips, failures,
+    counts): clips are {"path", "bytes", "info": labels with key, text, seconds}, failures {"key",
+    "reason"}; counts: what was dropped or converted. ValueError, OSError: the corpus is broken.
     """
     clips, failures, counts = [], [], Counter()
     known, split_of = {}, {}  # {key: where it is named}, {speaker: split}
     for clip in tqdm(find_clips(source, subsets), desc="corpus", unit=" clips"):
         try:
             check_clip(clip, known, {} if seen_voices else split_of)
-            clips.append(describe(clip, counts))
+            clips.append(describe(clip, counts, language))
         except NoSpokenForm as e:
             counts[f"dropped: {e.reason}"] += 1
             if counts[f"dropped: {e.reason}"] == 1:
@@ -89,15 +90,18 @@ def check_clip(clip, known, split_of):
         raise ValueError(f"speaker {speaker} is in {first} too (seen_voices=True allows that)")
 
 
-def describe(clip, counts):
+def describe(clip, counts, language):
     """Return what read_corpus returns of a clip; ValueError, OSError: it can't be used."""
-    text = normalize_transcript(clip.words)
+    own = clip.labels.get("language")
+    text = (Language(str(own)) if own else language).normalize(clip.words)
     seconds, rate, n_channels = audio_header(clip.path)
     if (rate, n_channels) != (SAMPLE_RATE, 1):
         counts["converted to 16 kHz mono"] += 1
     info = clip.labels | {"key": clip.key, "text": text, "seconds": round(seconds, 4)}
-    if any(char.isdigit() for char in clip.words):
+    if any(map(str.isdigit, clip.words)):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
+    if any(map(str.isdigit, text)):
+        counts["with digits as written"] += 1
     return {"path": clip.path, "bytes": os.path.getsize(clip.path), "info": info}
 
 
@@ -209,7 +213,6 @@ def read_clip_row(line):
         row["turns"] = [["own", str(row.pop("question")), str(row.pop("answer"))]]
     row.setdefault("text", "" if "turns" in row else None)
     check_row(row, text=str)
-    row.pop("subset", None)
     return row
 
 
@@ -241,7 +244,7 @@ def read_common_voice(source):
             continue
         speaker = row["client_id"][:16]
         labels = {"split": draw_split(speaker), "speaker": speaker, "sex": row.get("gender", "")}
-        recording = find_path(os.path.join(source, "clips"), row["path"])
+        recording = find_path(f"{source}/clips", row["path"])
         yield Clip(where, clean_key(Path(row["path"]).stem), recording, row["sentence"], labels)
 
 
@@ -249,7 +252,7 @@ def read_ljspeech(source):
     path = Path(source, "metadata.csv")
     for n, line in enumerate(read_lines(path), 1):
         key, *texts = line.split("|")
-        recording = find_path(os.path.join(source, "wavs"), f"{key}.wav")
+        recording = find_path(f"{source}/wavs", f"{key}.wav")
         labels = {"split": draw_split(key), "speaker": ""}
         text = next(filter(None, reversed(texts)), "")
         yield Clip(f"{path}:{n}", clean_key(key), recording, text, labels)

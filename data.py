@@ -55,8 +55,8 @@ def write_index(folder, rows, shards, manifest):
     manifest = manifest | {
         "clips": {split: len(each) for split, each in seconds.items()}, "shards": shards,
         "seconds": {split: round(sum(each), 2) for split, each in seconds.items()}}
-    write_json(os.path.join(folder, "index.json"), rows)
-    write_json(os.path.join(folder, "manifest.json"), manifest)
+    write_json(f"{folder}/index.json", rows)
+    write_json(f"{folder}/manifest.json", manifest)
     return manifest
 
 
@@ -79,7 +79,7 @@ def read_index(folder, encoder_sha256, taps):
                              f"{AGAIN}")
     for row in rows:
         row |= {name: os.path.join(folder, row.get(name, "")) for name in ("shard", "audio")}
-    return manifest, rows
+    return {"language": "en"} | manifest, rows
 
 
 class Features:
@@ -88,18 +88,20 @@ class Features:
     folder: one, or several of one encoder and the same taps: "a,b*3" counts each clip of b three
     times. encoder_sha256, taps: what the run needs ("", None: any); only those taps are given out.
     infos: a dict for each clip; keys, texts, seconds: of it; lengths: frames, int32 (N,).
-    ValueError: no features, of another encoder or other taps, or a shard cut short.
+    manifest: the first folder's. ValueError: no features, of another encoder or other taps, or a
+    shard cut short.
     """
 
     def __init__(self, folder, split="", encoder_sha256="", taps=None):
-        self.split, self.rows, self.folders, stored = split, [], [], None
+        self.split, self.rows, self.folders, first = split, [], {}, None
         for part in folder.split(","):
             part, _, times = part.strip().partition("*")
             manifest, rows = read_index(part, encoder_sha256, taps)
-            if stored not in (None, manifest["taps"]):
-                raise ValueError(f"{folder}: taps {stored} and {manifest['taps']} don't mix")
+            first = first or manifest
             encoder_sha256, stored = manifest["encoder_sha256"], manifest["taps"]
-            self.folders.append(part)
+            if stored != first["taps"]:
+                raise ValueError(f"{folder}: taps {first['taps']} and {stored} don't mix")
+            self.folders[part] = manifest
             rows = [row for row in rows if split in ("", row["info"]["split"])]
             if not (times or "1").isdigit():
                 raise ValueError(f"{folder}: a folder that counts three times is {part}*3")
@@ -109,7 +111,7 @@ class Features:
                              "add a folder, as a,b")
         taps = list(taps or stored)
         self.keep = None if taps == stored else [stored.index(tap) for tap in taps]
-        self.manifest = manifest | {"taps": taps}
+        self.manifest = first | {"taps": taps}
         self.shape = len(stored), manifest["D"]  # of a frame on disk: (n_taps, D)
         self.infos = [row["info"] for row in self.rows]
         self.keys = [info["key"] for info in self.infos]
@@ -127,9 +129,8 @@ class Features:
     def sums(self):
         """Return a checksum (str) for each folder."""
         found = []
-        for folder in self.folders:
-            manifest = json.loads(Path(folder, "manifest.json").read_bytes())
-            what = [sha256_file(os.path.join(folder, "index.json")), manifest["encoder_sha256"]]
+        for folder, manifest in self.folders.items():
+            what = [sha256_file(f"{folder}/index.json"), manifest["encoder_sha256"]]
             what += [shard.get("sha256", "") for shard in manifest["shards"].values()]
             found.append(hashlib.sha256(" ".join(what).encode()).hexdigest())
         return found
@@ -193,7 +194,7 @@ def epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens=
     return [batches[i] for i in rng.permutation(len(batches))], stretch
 
 
-def stretched_batch(lengths, seed, split, step, microbatch, batch_size, grad_accum=1, jitter=0.03,
+def stretched_batch(lengths, seed, step, microbatch, batch_size, grad_accum=1, jitter=0.03,
                     batch_tokens=0):
     """Return a microbatch's clips, int64 (B,), and their stretch (B,): a function of its arguments.
 
@@ -204,5 +205,6 @@ def stretched_batch(lengths, seed, split, step, microbatch, batch_size, grad_acc
     lengths = np.asarray(lengths, np.int32).tobytes()
     n_batches = len(cut_points(lengths, batch_size, batch_tokens)) + 1
     epoch, i = divmod(step * grad_accum + microbatch, n_batches)
-    batches, stretch = epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens)
+    batches, stretch = epoch_batches(lengths, seed, "train", epoch, batch_size, jitter,
+                                     batch_tokens)
     return batches[i], stretch[batches[i]]

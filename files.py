@@ -27,6 +27,16 @@ def read_lines(path):
                                  "iconv -f ISO-8859-1 -t UTF-8 mends that") from None
 
 
+def read_sentences(text_dir, split):
+    """Return the lines (str) of <text_dir>/<split>.txt. ValueError: there is none."""
+    path = f"{text_dir}/{split}.txt"
+    lines = read_lines(path) if os.path.isfile(path) else ()
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise ValueError(f"{path}: no sentence there: run prepare_text.py")
+    return found
+
+
 def read_pairs(path):
     """Yield ('<path>:<line>', first word, the rest) of each line that is not empty."""
     for n, line in enumerate(read_lines(path), 1):

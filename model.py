@@ -1,6 +1,6 @@
 """The GPT that reads and hears: nanochat's architecture, audio among the text, LoRA.
 
-A row is text, or text with one recording in it: text[:audio_at], audio, text[audio_at:].
+A row is text, or audio tokens and text after them.
 A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_model.py).
 """
 import math
@@ -153,8 +153,8 @@ def take(x, index):
     return x.gather(1, index[..., None].expand(-1, -1, x.size(2)))
 
 
-def arrange(T, T_a, text_lens, audio_lens, audio_at):
-    """Lay out rows of text_lens, audio_lens (B,): text[:audio_at], audio, the other text, padding.
+def arrange(T, T_a, text_lens, audio_lens):
+    """Lay out rows of text_lens, audio_lens (B,): audio, text, padding.
 
     Returns source (B, width), each place's index into T text tokens, T_a audio tokens, one padding;
     and place (B, T) of each text token.
@@ -162,12 +162,10 @@ def arrange(T, T_a, text_lens, audio_lens, audio_at):
     n_text, n_audio = text_lens[:, None], audio_lens[:, None]
     width = max(int((n_text + n_audio).max()), 1)
     p = torch.arange(width, device=n_text.device)[None]  # (1, width)
-    source = torch.where(p < audio_at, p, p - n_audio)
-    in_audio = (p >= audio_at) & (p < audio_at + n_audio)
-    source = torch.where(in_audio, T + p - audio_at, source)
+    source = torch.where(p < n_audio, T + p, p - n_audio)
     source = torch.where(p < n_text + n_audio, source, T + T_a)
     j = torch.arange(T, device=n_text.device)[None]
-    return source, torch.where(j < audio_at, j, j + n_audio).clamp(max=width - 1)
+    return source, (j + n_audio).clamp(max=width - 1)
 
 
 class GPT(nn.Module):
@@ -247,12 +245,12 @@ class GPT(nn.Module):
         return (states + casts + kept * n_tokens * self.config.n_embd) / 1e9 + 1.5  # and logits
 
     def forward(self, idx, targets=None, kv_cache=None, loss_reduction="mean", audio_features=None,
-                audio_lens=None, text_lens=None, audio_at=0, logits_at=None):
+                audio_lens=None, text_lens=None, logits_at=None):
         """Return the logits of text tokens, (B, T, V) in fp32, or with targets the loss.
 
         idx, targets: int64 (B, T); targets of -1 don't count.
         kv_cache: a KVCache; the tokens of this call are appended.
-        audio_features: (B, T_a, C), the projector's output; audio_at: text tokens before it.
+        audio_features: (B, T_a, C), the projector's output, which stands before the text.
         audio_lens, text_lens: (B,), true lengths of padded rows; None: all are full.
         logits_at: (B,), the one text token a row whose logits (B, 1, V) are wanted.
         The loss is a scalar ('mean', 'sum') or (B*T,) ('none'), 0 where the target is -1.
@@ -266,7 +264,7 @@ class GPT(nn.Module):
         place = lens = None
         if audio_features is not None or text_lens is not None:
             audio = x[:, :0] if audio_features is None else audio_features.to(x.dtype)
-            x, ve, place, lens = self.insert(x, ve, audio, audio_lens, text_lens, audio_at)
+            x, ve, place, lens = self.insert(x, ve, audio, audio_lens, text_lens)
         x = self.run(x, ve, kv_cache, lens)
         if targets is not None:
             return self.loss(x, place, targets, loss_reduction)
@@ -283,8 +281,8 @@ class GPT(nn.Module):
         gate = self.smear_lambda.to(x.dtype) * gate
         return x + gate * torch.cat([previous, x[:, :-1]], dim=1)
 
-    def insert(self, x, ve, audio, audio_lens, text_lens, audio_at):
-        """Put audio (B, T_a, C) into text x (B, T, C); its value embeddings are zero.
+    def insert(self, x, ve, audio, audio_lens, text_lens):
+        """Put audio (B, T_a, C) before text x (B, T, C); its value embeddings are zero.
 
         Returns x (B, width, C), ve, place (B, T) of the text tokens, lengths (B,) of the rows.
         """
@@ -292,7 +290,7 @@ class GPT(nn.Module):
         text_lens = x.new_full((len(x),), T, dtype=torch.long) if text_lens is None else text_lens
         if audio_lens is None:
             audio_lens = torch.full_like(text_lens, T_a)
-        source, place = arrange(T, T_a, text_lens, audio_lens, audio_at if T_a else 0)
+        source, place = arrange(T, T_a, text_lens, audio_lens)
         x = take(F.pad(torch.cat([x, audio], 1), (0, 0, 0, 1)), source)
         ve = {i: take(F.pad(e, (0, 0, 0, T_a + 1)), source) for i, e in ve.items()}
         return x, ve, place, text_lens + audio_lens

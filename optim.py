@@ -3,7 +3,8 @@ import torch
 
 from device import compute_dtype
 
-MOMENTUM = 0.9  # Nesterov's, of Muon
+MOMENTUM = 0.9    # Nesterov's, of Muon
+SCALAR_LR = 0.01  # peak
 
 
 def orthogonalize(x):
@@ -53,7 +54,7 @@ class Muon(torch.optim.Optimizer):
             p.add_(update.to(p.dtype), alpha=-group["lr"] * scale ** 0.5)
 
 
-def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004, scalar_lr=0.01,
+def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004,
                    weight_decay=0.0, more=()):
     """Return [Muon for the matrices of a GPT's blocks, AdamW for the rest].
 
@@ -66,7 +67,7 @@ def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004
                model.backout_lambda]
     groups = [dict(params=embeddings, lr=embedding_lr * scale),
               dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
-              dict(params=scalars, lr=scalar_lr)]
+              dict(params=scalars, lr=SCALAR_LR)]
     adamw = torch.optim.AdamW(groups, betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0, fused=True)
     matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
     return [Muon(matrices, lr=matrix_lr, weight_decay=weight_decay), adamw]

@@ -23,10 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from files import read_jsonl
 from kernels import norm
+from language import ENGLISH, spoken_turns
 from rows import pad_rows
 from texture import TEXTURE
 from tokenizer import BPETokenizer, render_conversation
-from transcripts import plain_text, spoken_turns
 
 STRETCH = 3         # each piece is repeated 1..STRETCH times
 BLANK_SHARE = 0.25  # share of pieces with 1 or 2 blanks before them; 0 to 2 stand at both ends
@@ -120,12 +120,12 @@ def slip(idx, ids, bos_id, rng, ease):
 
 # ---- chats about imitated recordings
 
-def as_messages(turns):
+def as_messages(turns, language=ENGLISH):
     """Return {"messages": [...]} of turns [(task, question, answer), ...]."""
     messages = []
     for _, question, answer in turns:
-        messages += [{"role": "user", "content": plain_text(question)},
-                     {"role": "assistant", "content": plain_text(answer)}]
+        messages += [{"role": "user", "content": language.plain(question)},
+                     {"role": "assistant", "content": language.plain(answer)}]
     return {"messages": messages}
 
 

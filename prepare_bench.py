@@ -26,15 +26,15 @@ from questions import QUESTIONS, SPOKEN, pick, read_answers, read_tasks, write_r
 from recordings import read_audio
 from sources import read_sources
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 voices = "data/voices"     # prepare_synthetic.py --corpus=many; '': real recordings alone
 spoken = "data/spoken"     # --corpus=spoken
 speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/audiobench_mini"
 bench_items = 25           # questions in each cell
 sources = ""               # real recordings too: name=folder, ... (sources.py)
-config = configure(globals())  # prints each change; stored in meta.json
-# -----------------------------------------------------------------------------
+config = configure(globals())  # meta.json stores it
+# ----
 SEED = 0
 BLOCK = 25     # questions of a cell that are drawn together: the first blocks are AudioBench-mini
 REAL_TASKS = ("emotion", "thing", "digit", "command", "person", "pair")

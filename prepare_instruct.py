@@ -23,19 +23,18 @@ from configurator import configure
 from folders import make_folder, sums
 from processes import run_all
 from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick, read_answers,
-                       read_small_talk, read_tasks, said_in, some_of, word_labels,
-                       write_rows)
+                       read_small_talk, read_tasks, said_in, some_of, word_labels, write_rows)
 from sources import read_sources
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 voices = "data/voices"     # prepare_synthetic.py --corpus=many
 spoken = "data/spoken"     # --corpus=spoken
 speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/instruct"
 sources = ""               # real recordings too: name=folder, ... (sources.py)
 n = 12_000                 # questions about the synthetic clips, roughly
-config = configure(globals())  # prints each change; stored in meta.json
-# -----------------------------------------------------------------------------
+config = configure(globals())  # meta.json stores it
+# ----
 SEED = 0
 KINDS = {"voice": 0.46, "spoken": 0.1, "pair": 0.14, "scene": 0.06, "event": 0.11, "music": 0.06,
          "beeps": 0.03, "silence": 0.04}  # shares of the clips

@@ -24,20 +24,22 @@ import torch
 from tqdm import tqdm
 
 import sounds
-from audio import build_encoder, encode, load_encoder, load_encoder_file
+from audio import build_encoder, encode, load_encoder
 from configurator import configure, fail, user_input
 from corpora import read_corpus
 from data import write_index, write_shard
 from device import pick_device
 from files import sha256_file, write_json, write_jsonl
+from language import Language
 from processes import run_all, worker_number
 from record import is_made, note_made, provenance
 from recordings import read_audio
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 source = "data/synthetic"  # folder of subset folders, or of speaker folders, or a .jsonl of clips
 subset = ""                # comma-separated folder names; '': all train*, val*, dev* and test*
 out_dir = ""               # '': <source>/features (a .jsonl: beside it, in features)
+language = "en"            # of clips without their own: its code, as zh or de (language.py)
 # clips
 min_words = 1              # clips of fewer words are dropped; 0: clips without text are silence
 new_sentences = False      # True: held-out clips whose sentence is in train too are dropped
@@ -51,7 +53,7 @@ device = "auto"            # auto, cuda (every GPU), mps, cpu
 clips_per_shard = 256      # an interruption costs each worker one shard at most
 workers = 0                # CPU: processes; 0: one a core
 config = configure(globals())
-# -----------------------------------------------------------------------------
+# ----
 BEGUN = "begun.json"  # meta.json of shards that are not all there
 MAX_AUDIO_S = 30.0    # Whisper hears no more; longer clips are dropped
 SNR_DB = (5, 25)      # of copies: speech over noise or babble
@@ -59,7 +61,9 @@ ECHO_S = 0.5          # the longest that sounds.room() adds
 MAX_BAD_SHARE = 0.01  # the run stops when a larger share of the clips fails
 BATCH_SIZE = 48       # clips of similar length that the encoder is given at once
 HERE = os.path.dirname(source) if source.endswith(".jsonl") else source
-FINAL = Path(out_dir or os.path.join(HERE, "features"))
+FINAL = Path(out_dir or Path(HERE, "features"))
+with user_input():
+    SPOKEN = Language(language)
 WORKER = {}           # of a worker process: encoder, layers, on a GPU a pool of threads
 
 
@@ -68,7 +72,7 @@ WORKER = {}           # of a worker process: encoder, layers, on a GPU a pool of
 def find_clips():
     """Return read_corpus()'s clips that the settings choose, and their copies; failures; counts."""
     with user_input():
-        clips, failures, counts = read_corpus(source, subset, seen_voices)
+        clips, failures, counts = read_corpus(source, subset, seen_voices, SPOKEN)
     check_failures(failures, len(clips) + len(failures))
     trained = {clip["info"]["text"] for clip in clips if clip["info"]["split"] == "train"}
     chosen = []
@@ -86,7 +90,7 @@ def find_clips():
 
 def reason_to_drop(clip, trained):
     """Return why the settings drop a clip, or ''. trained: the sentences of train."""
-    info, n_words = clip["info"], len(clip["info"]["text"].split())
+    info, n_words = clip["info"], len(SPOKEN.words(clip["info"]["text"]))
     if info["seconds"] > MAX_AUDIO_S:
         return "too long"
     if n_words < min_words and "turns" not in info:
@@ -269,7 +273,7 @@ def finish(clips, shards, failures, n_found, manifest):
 def load():
     """Return (WhisperEncoder, list of its layers to store)."""
     with user_input():
-        encoder = (load_encoder_file if os.path.isfile(whisper) else load_encoder)(whisper)
+        encoder = load_encoder(whisper)
     known = [str(layer) for layer in range(-1, encoder.n_layer)]
     if not set(taps.split(",")).issubset(known):
         fail(f"taps={taps}: give layers of {encoder.name}, -1 to {known[-1]}, like 0,-1")
@@ -292,7 +296,7 @@ def main():
     what = [[clip["audio"], clip["bytes"], clip["info"]] for clip in clips]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     inputs = {"encoder": encoder.sha256, "clips": digest}
-    settings = {"taps": layers, "clips_per_shard": clips_per_shard}
+    settings = {"taps": layers, "clips_per_shard": clips_per_shard, "language": language}
     with user_input():
         FINAL.mkdir(parents=True, exist_ok=True)
         fcntl.flock(os.open(FINAL, os.O_RDONLY), fcntl.LOCK_EX)  # waits for another run's end
@@ -307,7 +311,8 @@ def main():
     make_shards(shards, failures, n_found, encoder, layers, own.type)
     manifest = finish(clips, shards, failures, n_found, {
         "encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers,
-        "D": encoder.n_embd, "counts": counts, "settings": config, **provenance(own)})
+        "D": encoder.n_embd, "language": language, "counts": counts, "settings": config,
+        **provenance(own)})
     lists = [f"{split}.jsonl" for split in manifest["clips"]]
     note_made(FINAL, settings, inputs, [*shards, *lists, "index.json", "manifest.json"])
     for split, n in manifest["clips"].items():

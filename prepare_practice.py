@@ -12,17 +12,18 @@ Writes <out_dir>/chats.jsonl, about the words of recordings (practice.py), and t
 import numpy as np
 
 from configurator import configure
+from files import read_sentences
 from folders import make_folder, sums
-from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick,
-                       read_answers, read_sentences, read_small_talk, read_tasks, said_in,
-                       some_of, spoken_task, word_labels, write_rows)
+from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick, read_answers,
+                       read_small_talk, read_tasks, said_in, some_of, spoken_task, word_labels,
+                       write_rows)
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 text_dir = "data/text"
 out_dir = "data/practice"
 n = 12_000  # chats of train about words; val has a twentieth of that
-config = configure(globals())  # prints each change; stored in meta.json
-# -----------------------------------------------------------------------------
+config = configure(globals())  # meta.json stores it
+# ----
 SEED = 0
 VAL_SHARE = 0.05
 SPOKEN_SHARE = 0.1  # share of train's chats that are about a line of spoken.txt

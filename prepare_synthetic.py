@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 import voices
 from configurator import configure
-from files import own_file, read_lines, write_jsonl, write_text
+from files import own_file, read_lines, read_sentences, write_jsonl, write_text
 from folders import make_folder, sums
 from processes import run_all
 from voices import VOICES
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 corpus = "plain"         # or many, spoken, flite, piper: see CORPORA
 text_dir = "data/text"
 out_dir = "data/synthetic"
@@ -31,8 +31,8 @@ n_train = 5000           # clips; beyond the sentences, they come again in other
 n_val = 200              # heard voices, new sentences (spoken: the same lines)
 n_test = 200             # new voices, new sentences
 test_engine = ""         # '': as in CORPORA
-config = configure(globals())  # prints each change; stored in meta.json
-# -----------------------------------------------------------------------------
+config = configure(globals())  # meta.json stores it
+# ----
 SEED = 1337
 SAMPLE_RATE = 16000
 SIZES = {"train": n_train, "val": n_val, "test": n_test}
@@ -174,12 +174,10 @@ def choose_texts(split, n):
         for rng in rngs:
             rng.uniform()  # unused: the lines stay those of earlier runs
         return [lines[rng.integers(len(lines))] for rng in rngs]
-    path = f"{text_dir}/{split}.txt"
-    lines = [" ".join(line.split()) for line in read_lines(path) if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} holds no sentence: run prepare_text.py")
+    lines = [" ".join(line.split()) for line in read_sentences(text_dir, split)]
     if n > len(lines) and split != "train":
-        raise ValueError(f"{path}: {len(lines)} sentences for n_{split}={n}: lower it")
+        raise ValueError(f"{text_dir}/{split}.txt: {len(lines)} sentences "
+                         f"for n_{split}={n}: lower it")
     order = np.random.default_rng(key).permutation(len(lines))
     return [lines[order[i % len(lines)]] for i in range(n)]
 

@@ -6,7 +6,7 @@
 
 Reads  assets/grammar.txt, or text files: .txt and .md, where a sentence ends at . ! ? or an empty
        line, .jsonl and .parquet with a field "text".
-Writes train.txt, val.txt, test.txt: a sentence a line, as transcripts.py spells it; meta.json.
+Writes train.txt, val.txt, test.txt: a sentence a line, as language.py spells it; meta.json.
 
 No sentence stands twice. Its hash decides its split, so that no run trains on what another run
 holds out.
@@ -18,35 +18,40 @@ from random import Random
 
 from tqdm import tqdm
 
-from configurator import configure
+from configurator import configure, user_input
 from documents import hash_of, list_documents, read_documents
 from files import own_file, read_lines, write_text
 from folders import make_folder, sums
-from transcripts import NoSpokenForm, normalize_transcript
+from language import Language
+from transcripts import NoSpokenForm
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 out_dir = "data/text"
 grammar = "assets/grammar.txt"
 text_file = ""           # comma-separated text files and folders, in place of the grammar
+language = "en"          # of the text files: its code, as zh or de (language.py)
 file_kb = 0              # of each .txt and .md in a folder read so many kB from the middle; 0: all
 max_words = 14           # of a sentence; text files: a longer one is cut at commas
 exclude = ""             # comma-separated text files: no split gets six words in a row of theirs
 n_train = 150_000        # sentences, at most
 n_val = 2_000
 n_test = 2_000
-config = configure(globals())  # prints each change; stored in meta.json
-# -----------------------------------------------------------------------------
+config = configure(globals())  # meta.json stores it
+# ----
+with user_input():
+    SPOKEN = Language(language)
+STOPS, PAUSES = ("", "") if language == "en" else ("|[。！？।؟۔]+", "|(?<=[，；：、،؛])")
 RUN = 6                  # words in a row that a sentence may not share with `exclude`
 MIN_WORDS = 1 if text_file else 3  # others are left out and counted
 SEED = 1337              # of the draws from the grammar
 MAX_MISSES = 20_000      # draws in a row that add nothing: the grammar has no more
 RULE = re.compile(r"([a-z]\w*):(.*)")
-CLAUSE = re.compile(r"(?<=[,;:\u2014])\s+|(?<=--|.\u2014)")  # where a long sentence is cut
+CLAUSE = re.compile(r"(?<=[,;:\u2014])\s+|(?<=--|.\u2014)" + PAUSES)  # in a long sentence
 BRACKET = re.compile(r"\[([^][()]*)\]|\(([^][()]*)\)")  # an innermost one
 SLOT = re.compile(r"\$(#?\w+)(?:\.(pl|s|ed|en|ing))?('s)?")
 AN = re.compile(r"\ba (?=[ai]|e(?!u)|o(?!n(?:e|ce)\b)|u(?!ni|s[eu]|k)|hour|honest)")  # by sound
 SENTENCE_END = re.compile(r"\n\s*\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\b[A-Z])"
-                          r"[.!?]+[\"')\]\u201d\u2019]*\s+")
+                          r"[.!?]+[\"')\]\u201d\u2019]*\s+" + STOPS)
 
 
 # ---- the grammar
@@ -169,7 +174,7 @@ def text_sentences(paths, dropped):
         text = texts[len(texts) // 2] if is_cut else "\n\n".join(texts)
         for piece in chain.from_iterable(map(clauses, SENTENCE_END.split(text))):
             try:
-                words = [word.strip("'") for word in normalize_transcript(piece).split()]
+                words = [word.strip("'") for word in SPOKEN.normalize(piece).split()]
                 if any(words):
                     yield " ".join(filter(None, words))
             except NoSpokenForm as e:
@@ -181,7 +186,7 @@ def clauses(sentence):
     """Cut a sentence of over max_words words at commas -> [str], as few as can be."""
     parts = [""]
     for clause in CLAUSE.split(sentence):
-        if parts[-1] and len(f"{parts[-1]} {clause}".split()) > max_words:
+        if parts[-1] and len(SPOKEN.words(f"{parts[-1]} {clause}")) > max_words:
             parts.append("")
         parts[-1] = f"{parts[-1]} {clause}"
     return parts
@@ -203,7 +208,7 @@ def deal(sentences, excluded, dropped):
         key = hash_of(sentence)
         split = {0: "val", 1: "test"}.get(key % 100 // 2, "train")  # 2% are val's, 2% test's
         n_misses += 1
-        if not MIN_WORDS <= len(sentence.split()) <= max_words:
+        if not MIN_WORDS <= len(SPOKEN.words(sentence)) <= max_words:
             dropped["of another length"] += 1
         elif key in seen:
             dropped["seen before"] += 1
@@ -219,7 +224,7 @@ def deal(sentences, excluded, dropped):
 
 def runs(sentence):
     """Return the runs of RUN words of a sentence (set of str), or all of a shorter one."""
-    words = sentence.split()
+    words = SPOKEN.words(sentence)
     return {" ".join(words[i:i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
 
 
@@ -228,6 +233,8 @@ def find_inputs():
 
 
 def find_sources():
+    if not text_file and language != "en":
+        raise ValueError(f"{language=} needs a text_file: the grammar is English")
     return list_documents("text_file", text_file) or [own_file(grammar)]
 
 

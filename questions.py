@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from files import own_file, read_lines, write_jsonl
+from language import require_distinct
 from tokenizer import multiple_choice
-from transcripts import require_distinct
 
 QUESTIONS = "assets/questions.toml"
 SPOKEN = "assets/spoken.txt"
@@ -68,15 +68,6 @@ def read_small_talk():
 def pick(values, rng):
     """Draw one of a list."""
     return values[rng.integers(len(values))]
-
-
-def read_sentences(text_dir, split):
-    """Return the lines (str) of <text_dir>/<split>.txt. ValueError: there is none."""
-    path = f"{text_dir}/{split}.txt"
-    lines = [line.strip() for line in read_lines(path) if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} holds no sentence: run prepare_text.py again")
-    return lines
 
 
 def spoken_task(text):

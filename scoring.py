@@ -1,7 +1,8 @@
-"""Word error rates: reading the clips, counting errors, intervals, comparing two systems.
+"""Word and character error rates: reading clips, counting errors, intervals, comparing systems.
 
-Reference and hypothesis are raw texts. transcripts.py resolves marks of noise, symbols and numbers,
-Whisper's English normalizer then hesitations, contractions and titles.
+Reference and hypothesis are raw texts. In English, transcripts.py resolves marks of noise, symbols
+and numbers, Whisper's English normalizer then hesitations, contractions and titles; elsewhere
+language.py says what the words are. Spaces are no characters.
 
 A written number stands for each of its readings: 1984 is nineteen eighty four, or one nine eight
 four, or one thousand ... The cheapest pair of readings counts. The number of words is that of the
@@ -18,8 +19,9 @@ import numpy as np
 
 from corpora import read_list, read_transcripts
 from files import find_files, read_jsonl
+from language import ENGLISH
 from recordings import audio_header
-from transcripts import NoSpokenForm, name, normalize_transcript, read_aloud
+from transcripts import NoSpokenForm, name, read_aloud
 
 SEED = 0            # of the clips drawn and of the bootstrap
 N_RESAMPLES = 2000  # of the bootstrap
@@ -37,10 +39,10 @@ INSERTION = (1 << 45) + (1 << 30)
 
 # ---- the clips
 
-def read_data(data, max_clips=0):
-    """Return [(name, folder, *read_folder(folder))] of a setting `data`, "[name=]folder,...".
+def read_data(data, *more):
+    """Return [(name, folder, *read_folder(folder, *more))] of a setting `data`.
 
-    A single folder needs no name.
+    It is "[name=]folder,..."; a single folder needs no name.
     """
     parts = [part.strip().rpartition("=") for part in data.split(",") if part.strip()]
     if not parts:
@@ -52,13 +54,14 @@ def read_data(data, max_clips=0):
         if label in folders or not re.fullmatch(r"[\w-]*", label):
             raise ValueError(f"data: '{label}' can't name {folder}: give its own name, a word")
         folders[label] = folder
-    return [(label, folder, *read_folder(folder, max_clips)) for label, folder in folders.items()]
+    return [(label, folder, *read_folder(folder, *more)) for label, folder in folders.items()]
 
 
-def read_folder(folder, max_clips=0):
+def read_folder(folder, max_clips=0, language=ENGLISH):
     """Read the clips of a list or of a folder in LibriSpeech's layout (corpora.py).
 
-    max_clips: at most this many, drawn at random; 0: all. Returns ([{key, reference: raw text,
+    max_clips: at most this many, drawn at random; 0: all. Clips in another language are left out.
+    Returns ([{key, reference: raw text,
     text: its transcript, speaker, audio: path, seconds}], by key; Counter of why clips were left
     out). ValueError: a clip's header can't be read, or all are silent.
     """
@@ -80,8 +83,10 @@ def read_folder(folder, max_clips=0):
     for clip in known:
         try:
             clip.require_recording()
+            if (own := clip.labels.get("language") or language.code) != language.code:
+                raise NoSpokenForm(f"in {own}", clip.words)
             reference = str(clip.labels.get("written", clip.words)).strip()
-            text, seconds = normalize_transcript(reference), audio_header(clip.path)[0]
+            text, seconds = language.normalize(reference), audio_header(clip.path)[0]
             clips.append({"key": clip.key, "reference": reference, "text": text,
                           "speaker": clip.labels["speaker"], "audio": clip.path,
                           "seconds": round(seconds, 3)})
@@ -89,7 +94,7 @@ def read_folder(folder, max_clips=0):
             left_out[e.reason] += 1
         except ValueError as e:
             raise ValueError(f"{clip.where}: {e}") from None
-    if not any(count_words(spoken_slots(clip["reference"])) for clip in clips):
+    if not any(count_words(spoken_slots(clip["reference"], language)) for clip in clips):
         reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "all are silence"
         raise ValueError(f"data: {folder}: no reference holds words ({reasons})")
     return clips, left_out
@@ -106,8 +111,11 @@ def whisper_normalizer():
     return normalizer
 
 
-def spoken_slots(text):
+@functools.cache
+def spoken_slots(text, language=ENGLISH):
     """Return the slots of a raw text: lists of readings, each a tuple of words."""
+    if language.code != "en":
+        return [[(word,)] for word in language.words(language.normalize(text, strict=False))]
     slots, run = [], []  # run: words of one reading each, which the normalizer reads together
     for readings in [*read_aloud(text, strict=False), None]:  # None: the end
         if readings and len(readings) == 1:
@@ -168,13 +176,24 @@ def align(reference, hypothesis):
     return total & 0x7fff, total >> 15 & 0x7fff, total >> 30 & 0x7fff
 
 
-def count_edits(references, hypotheses):
+def count_edits(references, hypotheses, language=ENGLISH):
     """Return int64 (n, 4) of n pairs of raw texts: words, substitutions, deletions, insertions."""
     counts = []
-    for reference, hypothesis in zip(references, hypotheses):
-        slots, heard = spoken_slots(reference), spoken_slots(hypothesis)
+    for pair in zip(references, hypotheses):
+        slots, heard = (spoken_slots(text, language) for text in pair)
         counts.append([count_words(slots), *align(word_graph(slots), word_graph(heard))])
     return np.array(counts, dtype=np.int64).reshape(-1, 4)
+
+
+def count_characters(references, hypotheses, language=ENGLISH):
+    """Return int64 (n, 2) of pairs of raw texts in their first readings: characters, errors."""
+    from rapidfuzz.distance import Levenshtein  # which jiwer needs
+
+    def letters(text):
+        return "".join(chain(*(readings[0] for readings in spoken_slots(text, language))))
+
+    return np.array([[len(letters(said)), Levenshtein.distance(letters(said), letters(heard))]
+                     for said, heard in zip(references, hypotheses)])
 
 
 # ---- rates
@@ -187,13 +206,13 @@ def groups_of(clips):
 
 
 def resample(counts, groups):
-    """Return the word error rates (N_RESAMPLES,) of counts (n, 4), whole groups drawn anew.
+    """Return the error rates (N_RESAMPLES,) of counts (n, 2 or 4), whole groups drawn anew.
 
     The draws depend on the groups alone: two systems are paired (Bisani and Ney 2004).
     """
     names, at = np.unique(groups, return_inverse=True)
     n = len(names)
-    sums = np.zeros((n, 4))
+    sums = np.zeros((n, counts.shape[1]))
     np.add.at(sums, at, counts)
     times = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
     return times @ sums[:, 1:].sum(axis=1) / np.maximum(times @ sums[:, 0], 1)
@@ -205,7 +224,7 @@ def interval(rates):
 
 
 def error_rate(counts, groups):
-    """Return the word error rate of counts (n, 4), pooled over clips, and its interval."""
+    """Return the error rate of counts (n, 2 or 4), pooled over clips, and its interval."""
     rate = round(float(counts[:, 1:].sum() / counts[:, 0].sum()), 5)
     return rate, interval(resample(counts, groups))
 
@@ -214,10 +233,10 @@ def score(counts, groups):
     """Return the figures of counts (n, 4) as a dict; rates are fractions."""
     rate, ends = error_rate(counts, groups)
     words, *edits = counts.sum(axis=0).tolist()
-    substitutions, deletions, insertions = (round(n / words, 5) for n in edits)
+    kinds = zip(("substitutions", "deletions", "insertions"), edits)
     return {"wer": rate, "intervals": {"wer": ends}, "clips": len(counts), "words": words,
-            "substitutions": substitutions, "deletions": deletions, "insertions": insertions,
-            "resampled": sorted({group.split()[0] for group in groups})}
+            "resampled": sorted({group.split()[0] for group in groups}),
+            **{kind: round(n / words, 5) for kind, n in kinds}}
 
 
 def compare(counts, others, groups):

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from configurator import configure, fail, user_input
 
-# config: every value here can be set from a config file or as --name=value
+# config: set by a config file or --name=value
 ckpt = ""            # the run's folder; '': out/cpu_w3, or else the model in pretrained/
 host = "127.0.0.1"   # the IPv4 address to listen at; 0.0.0.0: all of this machine's
 port = 8000          # 0: any free one
@@ -32,8 +32,8 @@ max_batch = 16       # answers decoded together; four times as many requests may
 max_tokens = 256     # of an answer, however many a request wants
 max_body_mb = 25.0   # of a request
 request_timeout_s = 120.0
-config = configure(globals())  # prints each change
-# -----------------------------------------------------------------------------
+config = configure(globals())
+# ----
 if min(max_batch, max_tokens, max_body_mb, request_timeout_s) <= 0 or not 0 <= port <= 65535:
     fail("max_batch, max_tokens, max_body_mb and request_timeout_s are more than 0, port is 0 to "
          "65535")
@@ -251,7 +251,7 @@ async def transcriptions(request: Request):
     if ask.stream:
         return await stream(transcript_events(kind, wav, coming))
     pieces = [piece async for piece in coming]
-    found = write_transcript(kind, wav, pieces)
+    found = write_transcript(kind, wav, pieces, talker.language)
     if isinstance(found, dict):
         return found
     is_cut = any(piece.is_cut for piece in pieces)
@@ -264,9 +264,10 @@ async def transcript_events(kind, wav, coming):
         pieces.append(piece)
         if piece.text:
             yield {"type": "transcript.text.delta", "delta": between + piece.text}
-            between = " "
+            between = talker.language.space
     kind = kind.replace("text", "json")
-    yield {"type": "transcript.text.done"} | write_transcript(kind, wav, pieces)
+    done = write_transcript(kind, wav, pieces, talker.language)
+    yield {"type": "transcript.text.done"} | done
 
 
 async def joined(pieces):

@@ -30,10 +30,10 @@ def write_tones(folder, encoder, seed):
             info = {"text": name, "seconds": SECONDS, "split": split}
             clips.append((f"{split}-{hz}", feats, info))
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, "shard-000000.tar")
+    path = f"{folder}/shard-000000.tar"
     rows = write_shard(path, clips)
     shard = {"bytes": os.path.getsize(path), "sha256": sha256_file(path)}
-    write_index(folder, rows, {os.path.basename(path): shard}, {
+    write_index(folder, rows, {"shard-000000.tar": shard}, {
         "encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": [-1],
         "D": encoder.n_embd})
 
@@ -48,7 +48,7 @@ def judge(out_dir, losses, pairs, result):
     passed = losses[0] - losses[-1] >= LEAST_FALL
     higher_by = result.get("val_shuffled", math.nan) - result["val_loss"]
     verdict = "PASS" if passed else "FAIL"
-    write_json(os.path.join(out_dir, "smoke.json"), {
+    write_json(f"{out_dir}/smoke.json", {
         "smoke": verdict, "first_loss": losses[0], "last_loss": losses[-1],
         "tones_named": n_right, "permuted_higher_by": higher_by})
     print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f}, {n_right} of {len(TONES)} tones named, "

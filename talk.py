@@ -14,11 +14,11 @@ from checkpoints import checkpoint_steps, load_checkpoint
 from decode import sample, spell, transcribe
 from device import pick_device
 from kv_cache import KVCache
+from language import Language
 from model import for_inference
 from pauses import measure_loudness, split_at_pauses
 from recordings import SAMPLE_RATE
 from tokenizer import load_tokenizer, render_conversation
-from transcripts import plain_text
 
 BEAMS = 5      # hypotheses kept for each recording, as Whisper keeps
 LONGEST = 512  # ids read at once: the memory of attention grows with their square
@@ -93,7 +93,7 @@ class Text:
 def default_run():
     """Return out/cpu_w3 where it is a run, else the folder of the model that comes with us."""
     here = os.path.dirname(os.path.abspath(__file__))
-    return "out/cpu_w3" if checkpoint_steps("out/cpu_w3") else os.path.join(here, "pretrained")
+    return "out/cpu_w3" if checkpoint_steps("out/cpu_w3") else f"{here}/pretrained"
 
 
 class Talker:
@@ -108,6 +108,7 @@ class Talker:
         self.limit = self.model.cos.size(0)  # tokens of a conversation
         self.ears = self.meta.get("audio") or {}
         self.plain = self.ears.get("plain", False)
+        self.language = Language(self.ears.get("language", "en"))
         # nanochat's base models have a depth, its chat models have none
         settings = self.meta.get("user_config", {})
         self.can_chat = self.meta.get("conversations") or "depth" not in settings
@@ -151,8 +152,7 @@ class Talker:
         feats = self.features(wavs)
         if self.ears["prompt"] == "ctc":  # the control without an LM
             return spell(self.projector, self.tok, feats)
-        return transcribe(self.model, self.projector, self.tok, feats, self.ears["audio_at"],
-                          BEAMS, cut)
+        return transcribe(self.model, self.projector, self.tok, feats, BEAMS, cut)
 
     def transcripts(self, wav, most_s=60.0):
         """Cut float32 (n,) at pauses; yield the Piece of each most_s seconds at most."""
@@ -165,7 +165,7 @@ class Talker:
 
     def clean(self, text):
         """Return a text as the model reads it."""
-        return plain_text(text, strict=False) if self.plain else text
+        return self.language.plain(text, strict=False) if self.plain else text
 
     def prompt(self, messages):
         """Return the prompt of the next answer; ValueError: messages are wrong.
@@ -175,9 +175,8 @@ class Talker:
         """
         turns = [{"role": role, "content": self.clean(text)} for role, text, _ in messages]
         ids, _ = render_conversation(self.tok, {"messages": turns})
-        at = self.ears["audio_at"] if self.ears else 0
         newest = [sound for *_, sound in messages if sound][-1:]
-        return [*ids[:at], *newest, *ids[at:], self.tok.special("<|assistant_start|>")]
+        return [*newest, *ids, self.tok.special("<|assistant_start|>")]
 
     def stop_ids(self):
         """Return the ids that end an answer."""

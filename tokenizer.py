@@ -56,6 +56,11 @@ class ByteTokenizer:
         """Return how many bytes of text each id stands for; 0: special."""
         return [len(token) for token in self.tokens] + [0] * len(self.special_ids)
 
+    def token_chars(self):
+        """Return of how many characters, or parts of one, each id is; 0: special."""
+        texts = (token.decode(errors="replace") for token in self.tokens)
+        return [*map(len, texts), *[0] * len(self.special_ids)]
+
     def content(self):
         return {"format": FORMAT, "kind": self.kind, "vocab_size": self.vocab_size,
                 "pattern": SPLIT_PATTERN, "special": list(self.special_ids),

@@ -4,7 +4,6 @@
     python train_align.py config/cpu_w2.py                     # W2: LM and Whisper frozen, 2 cores
     torchrun --standalone --nproc_per_node=8 train_align.py config/w2_frozen.py
 """
-import os
 import sys
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import smoke
-from audio import Projector, load_ears, load_encoder, load_encoder_file, n_audio_tokens
+from audio import Projector, load_ears, load_encoder, n_audio_tokens
 from checkpoints import load_checkpoint, load_saved, run_sums
 from clips import MAX_AUDIO_S, ClipTrainer, Split, without_words
 from configurator import configure, fail, user_input
@@ -40,7 +39,6 @@ taps = ""               # the features' taps that are used, comma-separated; '':
 stack = 4               # encoder frames (50 a second) to one audio token
 hidden = 2048           # width of its MLP; 0: 4 * n_embd
 ctc = 0.0               # weight of a CTC loss on the audio tokens; 1: without the LM, the control
-augment = True          # vary clips in training: dropout, another clip's mean, another pace
 hold_out = 0.0          # share of the words whose clips are left out, to measure unheard words
 # batch
 batch_tokens = 3400     # tokens per microbatch, padding too; lower it on out-of-memory
@@ -61,11 +59,9 @@ device = "auto"
 use_compile = True
 seed = 0
 config = configure(globals())  # each checkpoint stores it
-# -----------------------------------------------------------------------------
+# ----
 DROPOUT = 0.2           # share of the standardized features that is zeroed
 VOICE_MIX = 1.0         # half the clips get up to this share of another clip's mean features
-TIME_WARP = 0.15        # a clip gets up to this share longer or shorter
-AUDIO_AT = 0            # text tokens before the audio: it stands before bos
 N_PIECES = 512          # tokens that CTC spells with, those of listening practice
 
 
@@ -92,7 +88,7 @@ def forward_clips(split, at, feats, lens, with_logits=False):
     if ctc == 1:
         return ctc_loss(split, at, audio, audio_lens), targets, row_lens, None
     out = model(ids[:, :-1].clamp(min=0), None if with_logits else targets, loss_reduction="sum",
-                audio_features=audio, audio_lens=audio_lens, text_lens=text_lens, audio_at=AUDIO_AT)
+                audio_features=audio, audio_lens=audio_lens, text_lens=text_lens)
     if not with_logits:
         if ctc and projector.training:
             out = (1 - ctc) * out + ctc * ctc_loss(split, at, audio, audio_lens)
@@ -112,9 +108,8 @@ def open_encoder():
     """Load Whisper's encoder and write W1's tones, on rank 0 alone; the other ranks wait."""
     encoder = None
     if rank == 0:
-        find = load_encoder_file if os.path.isfile(whisper) else load_encoder
         with user_input():
-            encoder = find(whisper, device)
+            encoder = load_encoder(whisper, device)
         if is_smoke:
             smoke.write_tones(features_dir, encoder, seed)
     gather(None)
@@ -147,7 +142,7 @@ def make_projector():
     """Return a projector: this run's, or one that goes on from that of lm, or a new one."""
     projector = Projector(
         manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
-        dropout=DROPOUT * augment, voice_mix=VOICE_MIX * augment,
+        dropout=DROPOUT * varied, voice_mix=VOICE_MIX * varied,
         ctc=len(speller.tokens) if ctc else 0).to(device)
     if ctc and not first_step:  # what the LM reads as a piece, CTC takes for it too
         pieces = model.transformer.wte.weight[:len(speller.tokens)].detach().float()
@@ -186,10 +181,10 @@ def about_audio():
     """Return what a checkpoint's meta says of the ears."""
     seconds = np.array(data["train"].seconds)[data["train"].at]
     piece_s = min(15.0, 1.1 * np.percentile(seconds, 99))  # long recordings are cut so
-    prompt = "ctc" if ctc == 1 else "transcript"
-    audio = {"projector": projector.arguments, "stack": stack, "prompt": prompt,
-             "audio_at": AUDIO_AT, "piece_s": float(piece_s)}
-    return audio | {name: manifest[name] for name in ("encoder", "encoder_sha256", "taps")}
+    kept = "encoder", "encoder_sha256", "taps", "language"
+    return {name: manifest[name] for name in kept} | {
+        "projector": projector.arguments, "piece_s": float(piece_s),
+        "prompt": "ctc" if ctc == 1 else "transcript"}
 
 
 ranks = rank, _, device = join_ranks(device, seed)
@@ -198,7 +193,8 @@ if max(ctc, hold_out) > 1 or ctc and not lm:
     fail(f"{ctc=} and {hold_out=} are shares, and CTC spells with the tokens of an lm ({lm=})")
 need("jiwer", "matplotlib")
 is_smoke = data_dir == "tones"
-features_dir = os.path.join(out_dir, "features") if is_smoke else data_dir
+varied = not is_smoke  # the clips
+features_dir = f"{out_dir}/features" if is_smoke else data_dir
 encoder = open_encoder()
 with user_input():
     layers = [int(tap) for tap in taps.split(",")] if taps else None
@@ -233,8 +229,7 @@ by_length = val_at[np.argsort(data["val"].lengths[val_at], kind="stable")]
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=optimizers, losses=["loss"], data=data, spoken=by_length,
-    score=score, right="val_acc", warp=warp if augment else None,
-    jitter=TIME_WARP if augment else 0.03,
+    score=score, right="val_acc", warp=warp if varied else None,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
     meta={"audio": about_audio(), "chats": meta.get("chats", False)},
     frozen=() if lm_learning_rate else ("model",))

@@ -13,7 +13,7 @@ from checkpoints import load_checkpoint, run_sums
 from configurator import configure, fail, user_input
 from data import stretched_batch
 from documents import Documents
-from files import read_lines, sha256_file
+from files import read_sentences, sha256_file
 from model import GPT, GPTConfig
 from optim import gpt_optimizers
 from practice import (count_right, ease_at, imitate_audio, make_speller, practice_features,
@@ -58,7 +58,7 @@ device = "auto"
 use_compile = True
 seed = 0
 config = configure(globals())  # each checkpoint stores it
-# -----------------------------------------------------------------------------
+# ----
 CHAT_SHARE = 0.5        # of the practice; from the first step on, else it forgets how to answer
 EVAL_ROWS = 512         # held-out rows of documents
 # the linear fall at the schedule's end: its share of the steps, the share of the rates it ends at
@@ -76,14 +76,6 @@ if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
 
 # ---- data
 
-def read_sentences(split):
-    """Return the lines of data_dir/<split>.txt."""
-    path = os.path.join(data_dir, split + ".txt")
-    with user_input():
-        found = [line for line in read_lines(path) if line] if os.path.isfile(path) else []
-    return found or fail(f"{path}: no sentence there: run prepare_text.py")
-
-
 def load_documents(source):
     """Return {split: Documents}; source: folder of the tokenizer that they must have, or ''."""
     if not documents:
@@ -91,7 +83,7 @@ def load_documents(source):
     if source and load_tokenizer(documents).pieces != load_tokenizer(source).pieces:
         fail(f"{documents} was made with another tokenizer than {source}'s: run "
              f"prepare_documents.py --tokenizer={source}")
-    sha256 = sha256_file(os.path.join(documents, "tokenizer.json"))
+    sha256 = sha256_file(f"{documents}/tokenizer.json")
     return {split: Documents(documents, split, text_len + 1, sha256) for split in ("train", "val")}
 
 
@@ -107,8 +99,7 @@ def kind_of(n):
 
 def pick(lengths, step, microbatch, n):
     """Draw n rows of similar length."""
-    n = min(n, len(lengths))
-    return stretched_batch(lengths, seed, "train", step, microbatch, n, grad_accum)[0]
+    return stretched_batch(lengths, seed, step, microbatch, min(n, len(lengths)), grad_accum)[0]
 
 
 def get_text(step, microbatch):
@@ -166,14 +157,14 @@ def get_batch(step, microbatch, kind):
 
 ranks = rank, world_size, dev = join_ranks(device, seed)
 check_settings(config, "depth", "head_dim", "batch_size", "text_len", "chat_rows")
-if documents and not os.path.isfile(os.path.join(documents, "meta.json")):  # written last
+if documents and not os.path.isfile(f"{documents}/meta.json"):  # written last
     fail(f"{documents} holds no documents and tokenizer: run prepare_documents.py")
 splits = ("train", "val") if practice or not documents else ()  # of the sentences
-lines = {split: read_sentences(split) for split in splits}
 with user_input():
-    inputs = {"text": [sha256_file(os.path.join(data_dir, f"{split}.txt")) for split in splits],
+    lines = {split: read_sentences(data_dir, split) for split in splits}
+    inputs = {"text": [sha256_file(f"{data_dir}/{split}.txt") for split in splits],
               "chats": sha256_file(chats) if chats else "",
-              "shards": sha256_file(os.path.join(documents, "meta.json")) if documents else "",
+              "shards": sha256_file(f"{documents}/meta.json") if documents else "",
               "first_model": run_sums(lm) if lm else ""}
 first_step = first_step_of(config, inputs)
 source = out_dir if first_step else lm  # of model and tokenizer; '': new ones
@@ -206,10 +197,10 @@ if chats and practice:
         talks, left_out = read_chats(chats, speller, len(model.cos))
     talk_sizes = [sum(len(m["content"]) for m in chat["messages"]) for _, chat in talks["train"]]
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=dev))  # no part of the model
-rates, weight_decay = (0.2, 0.004, 0.01), 0.0  # embeddings, lm_head, scalars
+rates = 0.2, 0.004, 0.0  # embeddings, lm_head; weight decay
 if model.config.n_layer >= 12:  # nanochat's values for its d12
-    rates, weight_decay = (0.3, 0.008, 0.01), 0.28
-optimizers = gpt_optimizers(model, matrix_lr, *rates, weight_decay, more=[blank])
+    rates = 0.3, 0.008, 0.28
+optimizers = gpt_optimizers(model, matrix_lr, *rates, more=[blank])
 trainer = Trainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model,
     tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"],

@@ -17,6 +17,7 @@ from clips import MAX_AUDIO_S, ClipTrainer, Split
 from configurator import configure, fail, user_input
 from decode import pad
 from files import read_jsonl, read_lines, sha256_file
+from language import Language, spoken_turns
 from model import add_lora, free_rows, lora_state, merged_state
 from practice import as_messages, count_right, make_speller
 from record import need
@@ -24,7 +25,6 @@ from run import join_ranks, leave_ranks
 from texture import TEXTURE, Texture
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
 from trainer import check_settings, first_step_of
-from transcripts import spoken_turns
 
 # config: set by a config file or --name=value
 out_dir = "out/w3"
@@ -52,7 +52,7 @@ device = "auto"
 use_compile = True
 seed = 0
 config = configure(globals())  # each checkpoint stores it
-# -----------------------------------------------------------------------------
+# ----
 LORA_ALPHA = 32.0       # the product of the LoRA matrices counts alpha / rank times
 CTC_WEIGHT = 0.3        # of the words that the projector's CTC head shall tell
 DROPOUT = 0.2           # share of the standardized features that is zeroed
@@ -73,7 +73,7 @@ def transcript_row(text):
 
 def chat_row(turns):
     """Return the row of a chat [(task, question, answer), ...]."""
-    ids, mask = render_conversation(tok, as_messages(turns))
+    ids, mask = render_conversation(tok, as_messages(turns, language))
     weights = []
     for is_answer, part in itertools.groupby(mask):
         n = len(list(part))
@@ -124,8 +124,7 @@ def forward_rows(rows, heard=None, with_logits=False):
     row_lens, more = text_lens, {}
     if heard:
         row_lens = heard[1] + text_lens
-        more = dict(audio_features=heard[0], audio_lens=heard[1], text_lens=text_lens,
-                    audio_at=ears["audio_at"])
+        more = dict(audio_features=heard[0], audio_lens=heard[1], text_lens=text_lens)
     out = nats = model(idx, None if with_logits else targets, loss_reduction="none", **more)
     if with_logits:
         nats = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
@@ -145,7 +144,7 @@ def add_turns():
     infos = {id(info): info for info in data["train"].infos + data["val"].infos}  # once a clip
     for info in infos.values():
         if asked := info.get("turns", []) + more.get(info["key"], []):
-            info["turns"] = spoken_turns(asked, left_out)
+            info["turns"] = spoken_turns(asked, left_out, language)
 
 
 def read_text():
@@ -153,7 +152,7 @@ def read_text():
     rows = read_jsonl(chats, question=str, answer=str) if chats else ()
     talks = [["text", row["question"], row["answer"]] for _, row in rows]
     lines = map(str.strip, read_lines(sentences)) if sentences else ()
-    return spoken_turns(talks, left_out), [line for line in lines if line]
+    return spoken_turns(talks, left_out, language), [line for line in lines if line]
 
 
 def choose_clips(split):
@@ -162,7 +161,7 @@ def choose_clips(split):
     for i, (text, info) in enumerate(zip(split.texts, split.infos)):
         has_words = text or info.get("turns", ["silence"])
         longest = max(len(clip_row(split, i)[0]), len(transcript_row(text)[0]))
-        n = n_audio_tokens(split.lengths[i], ears["stack"]) + TEXTURE + longest
+        n = n_audio_tokens(split.lengths[i], ears["projector"]["stack"]) + TEXTURE + longest
         if has_words and split.seconds[i] <= MAX_AUDIO_S and n <= model.cos.size(0):
             at.append(i)
             n_tokens.append(n)
@@ -236,6 +235,7 @@ with user_input():
     if "audio" not in start:
         fail(f"{lm} has no projector: give a run of train_align.py as lm")
     ears = start["audio"]
+    language = Language(ears.get("language", "en"))
     data = {name: Split(data_dir, name, ears["encoder_sha256"]) for name in ("train", "val")}
     add_turns()
     talks, texts = read_text()
@@ -259,7 +259,7 @@ if not first_step and ears["prompt"] != "chat" and not start.get("chats"):
 lora = add_lora(model, lora_rank, LORA_ALPHA)
 chat_tokens = free_rows(model, new_ids)
 kept = [p for p in projector.parameters() if p.requires_grad]
-groups = [(kept, PROJECTOR_LR), (lora, learning_rate), (chat_tokens, learning_rate)]
+groups = [(lora, learning_rate), (chat_tokens, learning_rate), (kept, PROJECTOR_LR)]
 optimizer = torch.optim.AdamW([dict(params=params, lr=peak) for params, peak in groups],
                               betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 if first_step:
@@ -298,11 +298,11 @@ def words_loss(at, audio, audio_lens):
 speller = make_speller(tok, projector.arguments["ctc"])
 spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
 audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
-                "plain": True}  # it reads and writes transcripts.plain_text()
+                "plain": True}  # it reads and writes Language.plain()
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=[optimizer], losses=["loss", "text_loss"], data=data,
-    spoken=spoken, score=score, right="val_right", meta={"audio": audio}, lr_group=1,
+    spoken=spoken, score=score, right="val_right", meta={"audio": audio},
     files=lambda: {"model": merged_state(model), "lora": lora_state(model),
                    "projector": projector.state_dict()})
 sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]

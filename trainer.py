@@ -113,7 +113,6 @@ class Trainer:
     meta: dict          # what else a checkpoint's meta holds
     frozen: tuple = ()  # names of the files that stay the same
     row_len: int = 0    # tokens of a row, for the mfu
-    lr_group: int = 0   # whose learning rate the log shows
     last_clips = ()     # read
     is_mean = True      # losses in the log are means since the line before; False: the step's
 
@@ -217,7 +216,7 @@ class Trainer:
         shown = {name: x for name, x in zip(self.losses, losses) if math.isfinite(x)}  # 0/0: none
         rate = float(self.meter["places"]) * self.c.grad_accum / len(self.own) / seconds
         log(self.c.out_dir, {
-            "step": step, **shown, "lr": self.groups[self.lr_group]["lr"], "norm": norm,
+            "step": step, **shown, "lr": self.groups[0]["lr"], "norm": norm,
             "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds),
             "eta_min": eta_min})
         self.meter.clear()

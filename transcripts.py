@@ -53,9 +53,14 @@ class NoSpokenForm(ValueError):
 
 # ---- the transcript of a text
 
-def normalize_transcript(text):
-    """Return text (str) as it is spoken, "" if it is blank. Raises NoSpokenForm."""
-    spoken = first_reading(read_aloud(text))
+def normalize_transcript(text, strict=True):
+    """Return text (str) as it is spoken, "" if it is blank.
+
+    strict: raise NoSpokenForm where it has none; else leave out what can't be spoken.
+    """
+    spoken = first_reading(read_aloud(text, strict))
+    if not strict:
+        return " ".join(re.sub("[^a-z' ]", "", spoken).split())
     others = re.sub("[a-z' ]", "", spoken)
     if others and unicodedata.category(others[0])[0] in "LMN":
         raise NoSpokenForm("letters of another script", text)
@@ -64,47 +69,6 @@ def normalize_transcript(text):
     if text.strip() and not spoken:
         raise NoSpokenForm("no words left", text)
     return spoken
-
-
-def plain_text(text, strict=True):
-    """Return text as a model reads it: each line a transcript after a space.
-
-    strict: raise NoSpokenForm where a line has none; else leave out what can't be spoken.
-    """
-    def read(line):
-        if strict:
-            return normalize_transcript(line)
-        spoken = re.sub("[^a-z' ]", "", first_reading(read_aloud(line, strict=False)))
-        return " ".join(spoken.split())
-
-    return "\n".join(" " + line for line in map(read, text.split("\n")) if line)
-
-
-def require_distinct(question, options, read=plain_text):
-    """Raise a ValueError if read(option) is equal for two options (str), or "" for one."""
-    known = {"": "nothing"}
-    for option in options:
-        spoken = read(option)
-        if spoken in known:
-            raise ValueError(f"question {question!r}: its options {known[spoken]!r} and {option!r} "
-                             "are read alike")
-        known[spoken] = option
-
-
-def spoken_turns(turns, dropped):
-    """Return the turns [[task, question, answer], ...] whose texts both have a spoken form.
-
-    dropped: a Counter of the others' reasons.
-    """
-    kept = []
-    for turn in turns:
-        try:
-            if not plain_text(turn[1]) or not plain_text(turn[2]):
-                raise NoSpokenForm("an empty question or answer", turn[1])
-            kept.append(turn)
-        except NoSpokenForm as e:
-            dropped[e.reason] += 1
-    return kept
 
 
 def first_reading(slots):
@@ -120,8 +84,7 @@ def read_aloud(text, strict=True):
     """
     if ORDINARY.fullmatch(text):
         return [[word] for word in split_words(text.lower())]
-    text = INVISIBLE.sub("", html.unescape(text))
-    text = unicodedata.normalize("NFKC", text.translate(PLAIN)).casefold()
+    text = plain_characters(text).casefold()
     if strict and NOISE.search(text):
         raise NoSpokenForm("a mark of noise", text)
     if not strict:
@@ -134,6 +97,12 @@ def read_aloud(text, strict=True):
         slots += read_number(match, strict)
         end = match.end()
     return slots + [[word] for word in split_words(text[end:])]
+
+
+def plain_characters(text):
+    """Return text without entities, zero-width characters and letters in other shapes (NFKC)."""
+    text = INVISIBLE.sub("", html.unescape(text))
+    return unicodedata.normalize("NFKC", text.translate(PLAIN))
 
 
 class Letters(dict):

@@ -4,7 +4,6 @@ Every reader returns (config, weights). config: dict of name, n_mels, n_layer, n
 weights: {name: fp16 CPU tensor}, named as Hugging Face does, without a prefix such as
 model.encoder.; others may be among them.
 """
-import glob
 import hashlib
 import io
 import json
@@ -14,6 +13,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ CTRANSLATE2_NAMES = {
     "encoder/layer_norm": "layer_norm", "encoder/layer_": "layers.", "encoder/": "", "/": "."}
 
 
-def find_sources(name=""):
+def find_sources(name):
     """Yield (label, function that reads, file to keep a download in or "") in the order to try.
 
     name: a folder, the only source then; or a Hugging Face id, which beats WHISPER_DIR; "":
@@ -86,7 +86,7 @@ def read_folder(folder, name=""):
     import safetensors.torch
     config = read_config(folder, name or os.path.basename(os.path.abspath(folder)))
     tensors = {}
-    for path in sorted(glob.glob(f"{glob.escape(str(folder))}/model*.safetensors")):
+    for path in sorted(Path(folder).glob("model*.safetensors")):
         try:
             tensors |= safetensors.torch.load_file(path)
         except safetensors.SafetensorError as e:

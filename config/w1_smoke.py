@@ -11,7 +11,6 @@ init_from = "scratch"
 stack = 1
 hidden = 384            # n_embd
 muon_lr = 0.0
-augment = False
 learning_rate = 1e-3
 lm_learning_rate = 1e-3
 max_steps = 50

@@ -218,7 +218,7 @@ def run(tmp_path):
     audio.save_encoder(encoder, tmp_path / "encoder.pt")
     torch.save(projector.state_dict(), tmp_path / "projector_000007.pt")
     ears = {"projector": projector.arguments, "encoder": encoder.name,
-            "encoder_sha256": encoder.sha256, "taps": [0, -1], "stack": 3}
+            "encoder_sha256": encoder.sha256, "taps": [0, -1]}
     return str(tmp_path), encoder, projector.eval(), {"step": 7, "audio": ears}
 
 
@@ -247,7 +247,7 @@ def test_bad_ears(run):
             audio.load_ears(folder, wrong)
         assert "\n" not in str(e.value)
     for name in ("projector_000007.pt", "encoder.pt"):
-        path = os.path.join(folder, name)
+        path = f"{folder}/{name}"
         os.truncate(path, os.path.getsize(path) // 2)
         with pytest.raises(ValueError, match=name):
             audio.load_ears(folder, meta)

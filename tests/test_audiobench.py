@@ -94,8 +94,7 @@ def test_scores_average_over_rotations(tmp_path, monkeypatch):
         encode = staticmethod(lambda text: [len(text)])
     monkeypatch.setattr(audiobench, "score_answers", lambda model, prompts, *rest: torch.tensor(
         [[0.0, -5.0, -5.0, -5.0]] * len(prompts)))
-    talker = SimpleNamespace(model=None, tok=Tok, ears={"audio_at": 0}, clean=str,
-                             prompt=lambda messages: [0])
+    talker = SimpleNamespace(model=None, tok=Tok, clean=str, prompt=lambda messages: [0])
     scores = audiobench.score_options(talker, rows, None)
     assert scores.shape == (8, 4) and np.ptp(scores) == 0
 

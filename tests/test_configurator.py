@@ -85,7 +85,7 @@ def test_wrong_config_file(tmp_path, capsys, text, said):
 def test_real_script():
     """Broken: --help omits docstring or config block, or a wrong use isn't one line and exit 2."""
     def call(arg):
-        command = [sys.executable, os.path.join(ROOT, "prepare_text.py"), arg]
+        command = [sys.executable, f"{ROOT}/prepare_text.py", arg]
         return subprocess.run(command, capture_output=True, text=True)
 
     helped, refused = call("--help"), call("--X=2")
@@ -135,7 +135,7 @@ def test_config_files_as_editors_leave_them(tmp_path, data):
 def test_scripts_run_from_anywhere(tmp_path):
     """Broken: a script finds its texts in the repository's folder alone, or needs a home."""
     (tmp_path / "c.py").write_text("\ufeffn_train = 4\nout_dir = 'text'\n", encoding="utf-8")
-    script = os.path.join(ROOT, "prepare_text.py")
+    script = f"{ROOT}/prepare_text.py"
     command = [sys.executable, script, "c.py", "--n_val=2", "--n_test=2"]
     env = {name: value for name, value in os.environ.items() if name != "HOME"}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)

@@ -88,7 +88,7 @@ def test_rows_with_surprises(flac, tmp_path):
     not counted, or silence is a failure."""
     odd = [{"key": "a", "speaker": 10**30}, {"key": 7, "speaker": None},
            {"key": "c", "split": "TRAIN"}, {"key": "d", "split": "validation"},
-           {"key": "e", "seconds": "unknown", "subset": "x"}]
+           {"key": "e", "seconds": "unknown"}]
     rows = [{"audio": f"{i}.flac", "text": "has 50 turns"} | more for i, more in enumerate(odd)]
     rows += ['{"audio": "0.flac", "audio": "1.flac", "text": "first", "text": "second"}',
              '{"audio": "2.flac", "text": "not a number", "snr": NaN, "gain": -Infinity}',

@@ -31,16 +31,16 @@ def save_run(folder, tok, projector=None, **audio):
     model = GPT(GPTConfig(sequence_len=512, vocab_size=tok.vocab_size, **sizes))
     for p in model.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
-    torch.save(model.state_dict(), os.path.join(folder, "model_000003.pt"))
+    torch.save(model.state_dict(), f"{folder}/model_000003.pt")
     tok.save(folder)
     meta = {"step": 3, "model_config": vars(model.config), "user_config": {"data_dir": "nowhere"}}
     if projector:
         encoder = WhisperEncoder(TINY, torch.float32)
-        save_encoder(encoder, os.path.join(folder, "encoder.pt"))
-        torch.save(projector.state_dict(), os.path.join(folder, "projector_000003.pt"))
-        meta["audio"] = {"projector": projector.arguments, "encoder": "tiny", "stack": 5,
-                         "encoder_sha256": encoder.sha256, "audio_at": 0, **audio}
-    with open(os.path.join(folder, "meta_000003.json"), "w") as f:
+        save_encoder(encoder, f"{folder}/encoder.pt")
+        torch.save(projector.state_dict(), f"{folder}/projector_000003.pt")
+        meta["audio"] = {"projector": projector.arguments, "encoder": "tiny",
+                         "encoder_sha256": encoder.sha256, **audio}
+    with open(f"{folder}/meta_000003.json", "w") as f:
         json.dump(meta, f)
     return str(folder)
 
@@ -63,8 +63,8 @@ def make_speech(folder, texts=TEXTS, seed=0):
         n = 6400 + 1600 * i
         wav = rng.normal(0, 0.1, n) * np.sin(np.arange(n) / (200 + 50 * i))
         name = f"7-1-{i:04d}.{'wav' if i == 1 else 'flac'}"
-        soundfile.write(os.path.join(chapter, name), wav, 16000)
-    with open(os.path.join(chapter, "7-1.trans.txt"), "w") as f:
+        soundfile.write(f"{chapter}/{name}", wav, 16000)
+    with open(f"{chapter}/7-1.trans.txt", "w") as f:
         f.writelines(f"7-1-{i:04d} {text}\n" for i, text in enumerate(texts))
     return str(folder)
 
@@ -74,7 +74,7 @@ def run(monkeypatch, capsys, script, *args):
     monkeypatch.setattr(sys, "argv", [script, *args])
     code = 0
     try:
-        runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+        runpy.run_path(f"{ROOT}/{script}", run_name="__main__")
     except SystemExit as e:
         code = e.code
     return code, *capsys.readouterr()
@@ -251,6 +251,7 @@ def test_the_command_and_its_files(tiny, tmp_path, monkeypatch, capsys):
     text = run(monkeypatch, capsys, *args)[1]
     result = json.loads((out / "eval.json").read_text())
     new, voice = result["folders"]["new"], result["folders"]["voice"]
+    assert result["cer_new"] == new["cer"] > 0.5 and text.index("   wer ") < text.index("   cer ")
     assert (result["wer_new"], result["wer_voice"]) == (new["wer"], voice["wer"])
     assert (new["clips"], new["words"], voice["clips"]) == (5, 16, 3)  # it's: it is
     assert new["beside"]["wer"] == 11 / 16 and voice["beside"]["wer"] == 1
@@ -295,6 +296,7 @@ def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "whisper-base-ctranslate2"
     folder.mkdir()
     (folder / "model.bin").touch()
+    codes = []
     monkeypatch.setenv("NANOCHAT_OMNI_CACHE", str(tmp_path))
 
     class WhisperModel:
@@ -303,7 +305,8 @@ def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch, capsys):
         def __init__(self, name, **settings):
             assert name == str(folder)
 
-        def transcribe(self, wav, **settings):
+        def transcribe(self, wav, language, **settings):
+            codes.append(language)
             return [types.SimpleNamespace(text=t) for t in (" The cat", " sat 42.")], None
 
     fake = types.ModuleType("faster_whisper")
@@ -315,6 +318,11 @@ def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch, capsys):
     assert code == 0, err
     result = json.loads((tmp_path / "whisper/eval.json").read_text())
     assert result["wer_new"] == 19 / 16 and result["dtype"] == "float32"  # of it is a dog: 5
+    err = run(monkeypatch, capsys, *args, *whispers, "--language=ko")[2]
+    assert "5 letters of another script" in err
+    run(monkeypatch, capsys, *args, f"--out_dir={tmp_path}/de", whispers[0], "--language=de")
+    result = json.loads((tmp_path / "de/eval.json").read_text())
+    assert result["wer_new"] == round(14 / 15, 5) and set(codes) == {"en", "de"}
     run(monkeypatch, capsys, *args, f"--ckpt={tiny[0]}", f"--out_dir={tmp_path}/ours",
         f"--beside={tmp_path}/whisper/eval_new.jsonl")
     ours = json.loads((tmp_path / "ours/eval.json").read_text())

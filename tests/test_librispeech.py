@@ -17,13 +17,13 @@ import soundfile
 import torch
 
 import data
-from audio import WhisperEncoder, encode, load_encoder_file, save_encoder
+from audio import WhisperEncoder, encode, load_encoder, save_encoder
 from data import Features
 from files import write_jsonl
 from recordings import read_audio
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SCRIPT = os.path.join(ROOT, "prepare_librispeech.py")
+SCRIPT = f"{ROOT}/prepare_librispeech.py"
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +100,7 @@ def test_command_line(prepare, originals, start):
                           env=os.environ | {"NANOCHAT_OMNI_START": start})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("setting source") == 1 and done.stdout.count("20 clips take") == 1
-    encoder = load_encoder_file(str(originals / "encoder0.pt"))
+    encoder = load_encoder(str(originals / "encoder0.pt"))
     features = Features(str(prepare.out), "train", encoder.sha256, (0, -1))
     assert (np.diff(features.lengths) >= 0).all() and len(files_of(prepare.out)) == 5
     for i, info in enumerate(features.infos):  # as encode makes them of each clip alone
@@ -180,6 +180,13 @@ def test_failed_clips_are_counted(prepare):
     assert [f["key"] for f in manifest["failures"]] == ["cut"]
     assert sum(manifest["clips"].values()) == 200 and manifest["counts"]["too long"] == 1
     assert manifest["counts"]["dropped: letters of another script"] == 1
+    rows = [rows[0] | {"text": "你 好，5。"}, rows[1], rows[2] | {"language": "en"}]
+    write_rows(prepare.speech / "list.jsonl", rows)
+    assert prepare(source, "--language=zh", f"--out_dir={prepare.speech}/zh").code == 0
+    features = Features(f"{prepare.speech}/zh,{prepare.out}")
+    assert features.texts[:2] == ["你好5", "some words"] and features.manifest["language"] == "zh"
+    assert list(features.manifest["counts"].values()) == [1, 1]  # with digits; another script
+    assert_fails(prepare(source, "--language=cn"), "language=cn", "zh")
     key = next(prepare.train.glob("*.flac"))
     for content in (b"", cut.read_bytes()):
         key.write_bytes(content)

@@ -15,9 +15,9 @@ from tokenizer import (BPETokenizer, ByteTokenizer, export_nanochat, load_tokeni
 HERE = os.path.join(os.path.dirname(__file__), "nanochat_d4")
 ODD = ["", "héllo  wörld\r\n\t3.14", "你好 🙂\u2028\u0085\x00\x1f", "<|bos|><|user_end|>x",
        "'S '' it's\n\n\n  end "]
-with open(os.path.join(HERE, "expected_tokens.json"), encoding="utf-8") as f:
+with open(f"{HERE}/expected_tokens.json", encoding="utf-8") as f:
     NANOCHAT = json.load(f)
-with open(os.path.join(HERE, "tokenizer.pkl"), "rb") as f:
+with open(f"{HERE}/tokenizer.pkl", "rb") as f:
     PICKLE = f.read()  # as nanochat itself saved it
 
 

@@ -40,7 +40,7 @@ def run_here(script, args):
         patch.setattr(sys, "stderr", out)
         patch.chdir(ROOT)
         try:
-            runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+            runpy.run_path(f"{ROOT}/{script}", run_name="__main__")
         except SystemExit as stop:
             code = stop.code or 0
     torch.use_deterministic_algorithms(False)
@@ -65,7 +65,7 @@ def run(script, *args, n_ranks=1, ok=True, kill_when=None):
     command = [sys.executable]
     if n_ranks > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
-    with subprocess.Popen([*command, os.path.join(ROOT, script), *args], cwd=ROOT, text=True,
+    with subprocess.Popen([*command, f"{ROOT}/{script}", *args], cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         while kill_when and process.poll() is None:
             time.sleep(0.001)
@@ -79,7 +79,7 @@ def run(script, *args, n_ranks=1, ok=True, kill_when=None):
 
 def log_of(folder):
     """The log's whole lines, without what tells of speed."""
-    with open(os.path.join(folder, "log.jsonl")) as f:
+    with open(f"{folder}/log.jsonl") as f:
         rows = [json.loads(line) for line in f if line.endswith("\n")]
     return [{name: row[name] for name in row if name not in SPEED} for row in rows]
 
@@ -225,11 +225,14 @@ def test_vocabulary_grows(world, tmp_path):
 def test_alignment_freezes_the_lm(world, tmp_path):
     """Broken: W2 moves the LM, not the projector, or leaves a folder that needs its sources."""
     run_dir, lm = tmp_path / "run", world / "base" / "model_000002.pt"
-    align(world, run_dir, "--max_steps=2", "--save_every=1")
+    manifest = shutil.copytree(world / "features", tmp_path / "de") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("{", '{"language": "de", ', 1))
+    align(world, run_dir, "--max_steps=2", "--save_every=1", f"--data_dir={tmp_path}/de")
     assert same_state(lm, run_dir / "model_000002.pt")
     assert os.path.samefile(*(run_dir / f"model_00000{n}.pt" for n in (1, 2)))  # written once
     audio = read_meta(run_dir)["audio"]
     assert audio["prompt"] == "transcript" and audio["encoder"] == "random"
+    assert audio["language"] == "de"
     assert {"encoder.pt", "tokenizer.json", "pca.png", "log.jsonl"} <= set(os.listdir(run_dir))
     evaluated = log_of(run_dir)[-1]
     assert {"val_loss", "val_shuffled", "gap", "val_wer"} <= set(evaluated)

@@ -3,8 +3,8 @@ from collections import Counter
 
 import pytest
 
-from transcripts import (NoSpokenForm, normalize_transcript, plain_text, read_aloud,
-                         require_distinct, spoken_turns)
+from language import ENGLISH, require_distinct, spoken_turns
+from transcripts import NoSpokenForm, normalize_transcript, read_aloud
 
 NUMBERS = {
     "the primary coil has 50 turns": "the primary coil has fifty turns", "42": "forty two",
@@ -68,15 +68,15 @@ def test_a_number_has_several_readings():
 def test_answers_keep_their_numbers():
     """Broken: "42" teaches to say nothing, an answer in another script vanishes, or a user's
     question is refused."""
-    assert plain_text("How many?\n\n 42 \n3rd") == " how many\n forty two\n third"
+    assert ENGLISH.plain("How many?\n\n 42 \n3rd") == " how many\n forty two\n third"
     dropped, turns = Counter(), [["a", "how many", "42"], ["b", "who", "你好"], ["c", "?", "x"],
                                  ["d", "who", ""]]
     assert spoken_turns(turns, dropped) == turns[:1]
     assert dropped == {"letters of another script": 1, "no words left": 1,
                        "an empty question or answer": 1}
-    assert plain_text("what is 你好 $ 5?", strict=False) == " what is five dollars"
-    assert plain_text("7-7-8-6 [music] (laughs)", strict=False) == " seven seven eight six"
-    assert plain_text("说 <b>", strict=False) == ""
+    assert ENGLISH.plain("what is 你好 $ 5?", strict=False) == " what is five dollars"
+    assert ENGLISH.plain("7-7-8-6 [music] (laughs)", strict=False) == " seven seven eight six"
+    assert ENGLISH.plain("说 <b>", strict=False) == ""
 
 
 def test_options_that_are_read_alike_are_refused():

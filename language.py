@@ -1,0 +1,90 @@
+"""Languages: how a transcript is written in each, and how its errors are counted.
+
+    Language("de").normalize("Größe XL, bitte!")  -> "größe xl bitte"
+    Language("zh").normalize("我 爱 你，OK？")      -> "我爱你ok"
+
+English is spelled by transcripts.py. Others keep letters, marks, digits and apostrophes in a word,
+as NFKC in lower case. Refused (NoSpokenForm): symbols that are spoken; letters of another script,
+but for Latin ones beside the language's own.
+"""
+import re
+import unicodedata
+
+from transcripts import MARKUP, NoSpokenForm, normalize_transcript, plain_characters
+
+SCRIPTS = {  # first words of Unicode's names: codes; und: any other language
+    "LATIN": "ca cs da de en es fi fr hr hu id it ms nl no pl pt ro sk sv sw tl tr vi",
+    "CYRILLIC": "bg ru uk", "GREEK": "el", "ARABIC": "ar fa ur", "HEBREW": "he",
+    "DEVANAGARI": "hi mr ne", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te", "THAI": "th",
+    "CJK": "yue zh", "CJK HIRAGANA KATAKANA": "ja", "CJK HANGUL": "ko", "": "und"}
+KNOWN = {code: scripts.split() for scripts, codes in SCRIPTS.items() for code in codes.split()}
+SYMBOL = re.compile("[][<>{}#$£€¥%&@+=×÷±°\ufffd]")
+
+
+class Language:
+    """A language; ValueError: unknown code. measure: wer or cer, the first; space: of words."""
+
+    def __init__(self, code):
+        if code not in KNOWN:
+            raise ValueError(f"language={code}: known are {' '.join(KNOWN)}: any other, "
+                             "NFKC in lower case without punctuation, of any script")
+        self.code, self.scripts = code, set(KNOWN[code])
+        self.space = "" if code in ("ja", "th", "yue", "zh") else " "
+        self.measure = "wer" if self.space and code != "ko" else "cer"
+
+    def normalize(self, text, strict=True):
+        """Return a text's transcript (str), as normalize_transcript() does."""
+        if self.code == "en":
+            return normalize_transcript(text, strict)
+        spoken = plain_characters(text).lower()
+        if strict and SYMBOL.search(spoken):
+            raise NoSpokenForm("a symbol without a spoken form", text)
+        spoken = "".join(char if char == "'" or unicodedata.category(char)[0] in "LMN" else " "
+                         for char in MARKUP.sub(" ", spoken))
+        spoken = " ".join(re.sub(r"\B'|'\B" if self.space else "'", " ", spoken).split())
+        if not self.space:
+            spoken = re.sub("(?<![a-z0-9]) | (?![a-z0-9])", "", spoken)
+        if not strict:
+            return spoken
+        found = {unicodedata.name(char, "?").split()[0] for char in spoken
+                 if unicodedata.category(char) in ("Ll", "Lo")}
+        is_other = found - self.scripts - {"LATIN"} or found.isdisjoint(self.scripts)
+        if self.scripts and found and is_other:
+            raise NoSpokenForm("letters of another script", text)
+        if text.strip() and not spoken:
+            raise NoSpokenForm("no words left", text)
+        return spoken
+
+    def words(self, text):
+        """Return a transcript's words (list of str); characters, without spaces."""
+        return re.findall(r"\S+" if self.space else r"[a-z0-9]+|\S", text)
+
+    def plain(self, text, strict=True):
+        """Return text as a model reads it: each line a transcript after a space."""
+        lines = (self.normalize(line, strict) for line in text.split("\n"))
+        return "\n".join(" " + line for line in lines if line)
+
+
+ENGLISH = Language("en")
+
+
+def require_distinct(question, options):
+    """Raise a ValueError if options (str) are read alike in English, or one as ""."""
+    if len({"", *map(ENGLISH.plain, options)}) <= len(options):
+        raise ValueError(f"question {question!r}: of {options} two are read alike, or one as ''")
+
+
+def spoken_turns(turns, dropped, language=ENGLISH):
+    """Return the turns [[task, question, answer], ...] whose texts both have a spoken form.
+
+    dropped: a Counter of the others' reasons.
+    """
+    kept = []
+    for turn in turns:
+        try:
+            if not all(map(language.plain, turn[1:])):
+                raise NoSpokenForm("an empty question or answer", turn[1])
+            kept.append(turn)
+        except NoSpokenForm as e:
+            dropped[e.reason] += 1
+    return kept
