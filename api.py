@@ -231,7 +231,7 @@ def read_form(content_type, body):
     def keep(part):
         if len(parts) == MAX_FORM_PARTS:
             raise Refused(400, f"the form has more than {MAX_FORM_PARTS} parts")
-        value = part.file_object.getvalue() if hasattr(part, "file_object") else part.value
+        value = part.file_object.getvalue() if hasattr(part, "file_object") else part.value or b""
         name = (part.field_name or b"").decode("latin1")
         parts.append((name, value if name == "file" else value.decode("latin1")))
 
@@ -290,20 +290,20 @@ def write_transcript(kind, wav, pieces, language):
     segments = [{"id": i, "seek": 0, "start": round(piece.start_s, 2), "tokens": [],
                  "end": round(piece.end_s, 2), "text": f" {piece.text}", "temperature": 0.0}
                 for i, piece in enumerate(cut)]
-    name = "english" if language.code == "en" else language.code
-    return answer | {"task": "transcribe", "language": name, "duration": round(length_s, 2),
-                     "segments": segments}
+    return answer | {"task": "transcribe", "language": language.code, "segments": segments,
+                     "duration": round(length_s, 2)}
 
 
 def cut_in_segments(piece):
     """Halve a Piece until its text fits in two lines; its time by the number of characters."""
     text = piece.text
-    half = text.rfind(" ", 0, len(text) // 2 + 1)
-    if half < 0 or (len(text) <= 2 * LINE and len(textwrap.wrap(text, LINE)) <= 2):
+    if len(text) <= 2 * LINE and len(textwrap.wrap(text, LINE)) <= 2:
         return [piece]
+    half = text.rfind(" ", 1, len(text) // 2 + 1)
+    half = len(text) // 2 if half < 0 else half
     at_s = piece.start_s + (piece.end_s - piece.start_s) * half / len(text)
     return [*cut_in_segments(piece._replace(text=text[:half], end_s=at_s)),
-            *cut_in_segments(piece._replace(text=text[half + 1:], start_s=at_s))]
+            *cut_in_segments(piece._replace(text=text[half:].strip(), start_s=at_s))]
 
 
 def write_subtitles(kind, pieces):

@@ -388,8 +388,8 @@ def load_ears(run_dir, meta, device="cpu"):
     audio = meta.get("audio")
     if not audio:
         raise ValueError(f"{run_dir}: a model without ears")
-    if audio.get("audio_at"):  # of old runs
-        raise ValueError(f"{run_dir}: its recordings stand behind text: train it again")
+    if audio.get("audio_at"):
+        raise ValueError(f"{run_dir}: its recordings stood behind text: train anew")
     path = f"{run_dir}/encoder.pt"  # a copy of export.py has none
     source = path if os.path.exists(path) else audio.get("encoder", "")
     try:

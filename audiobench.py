@@ -45,6 +45,8 @@ def read_bench(folder):
         if not len(row["options"]) == len(set(row["options"])) == 4 or row["key"] not in range(4):
             raise ValueError(f"{where}: give each question four different options, a key 0 to 3")
         rows.append(row | {"audio": find_path(folder, row["audio"])})
+    if not rows:
+        raise ValueError(f"{path} holds no question")
     return rows
 
 

@@ -8,7 +8,6 @@ Talk to a run in the terminal: chat, ask about a recording, transcribe it, conti
 """
 import signal
 import sys
-from contextlib import suppress
 
 from configurator import configure, fail, user_input
 from recordings import SAMPLE_RATE, read_audio
@@ -91,8 +90,6 @@ def hear(path):
 def chat():
     messages, wavs = [], []
     print(HELP)
-    with suppress(ImportError):
-        import readline  # noqa: F401 (input() then has a history)
     while True:
         try:
             line = input("> ").strip()

@@ -52,8 +52,8 @@ config = configure(globals())
 BATCH_SIZE = 32  # recordings encoded and decoded together
 NOISE_DB = 10.0  # speech over noise or babble
 N_SHOWN = 5      # transcripts printed
-RESULTS = out_dir or ckpt
 WHISPER = "whisper-base"
+RESULTS = out_dir or ckpt.replace(WHISPER, f"out/{WHISPER}")
 
 
 class Whisper:

@@ -25,6 +25,7 @@ class Language:
     """A language; ValueError: unknown code. measure: wer or cer, the first; space: of words."""
 
     def __init__(self, code):
+        code = re.split("[-_]", code.lower())[0].replace("english", "en")
         if code not in KNOWN:
             raise ValueError(f"language={code}: known are {' '.join(KNOWN)}: any other, "
                              "NFKC in lower case without punctuation, of any script")

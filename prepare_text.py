@@ -82,6 +82,8 @@ class Grammar:
             self.name, text = rule.groups()
         elif text.startswith("- "):
             self.name, text = "sentence", text[2:]
+        elif text and text[0] != " ":
+            raise ValueError(f"{where}: write '- a frame' or 'rule: a | b', or indent it")
         if text.strip():
             self.rules.setdefault(self.name, []).extend(self.read_alternatives(text, where))
 

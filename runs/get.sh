@@ -18,7 +18,7 @@ get() {
             rm "$file.part"
         fi
     done
-    echo "$file: no address serves it: try again" >&2
+    echo "$file: no address serves it: try again (if it fails each time, delete $file.part)" >&2
     return 1
 }
 

@@ -19,7 +19,7 @@ step() {
     local limit=$1 expected=$2
     shift 2
     [ "$device" != cpu ] || limit=600
-    echo "=== $(date +%T) ${*: -20}"
+    echo "=== $(date +%T) $*"
     timeout "$limit" "$@" || echo "=== FAILED, exit code $?"
     echo "=== expected: $expected"
 }

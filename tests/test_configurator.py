@@ -90,7 +90,7 @@ def test_real_script():
 
     helped, refused = call("--help"), call("--X=2")
     assert helped.returncode == 0 and helped.stderr == "" and "MIN_WORDS" not in helped.stdout
-    for said in ("Make data/text/", "\n\n# config: every value", "# sentences, at most"):
+    for said in ("Make data/text/", "\n\n# config: set by", "# sentences, at most"):
         assert said in helped.stdout
     assert refused.returncode == 2 and refused.stderr == (
         "prepare_text.py: command line: unknown setting 'X' (--help lists them)\n")

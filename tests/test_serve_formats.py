@@ -11,6 +11,7 @@ from test_serve import (TRANSCRIBE, answer, ckpt, client, head, port, serve,  # 
                         server)
 
 from api import LINE, cut_in_segments, write_transcript
+from language import ENGLISH
 from talk import Piece
 
 
@@ -57,7 +58,7 @@ def test_segments_fit_two_lines():
         times = [cue.end_s - cue.start_s for cue in cues]
         assert sum(times) == pytest.approx(6) and min(times) > 0.6
         assert all(len(cue.text) <= 2 * LINE for cue in cues)
-        lines = write_transcript("srt", [], cues).split("\n")
+        lines = write_transcript("srt", [], cues, ENGLISH).split("\n")
         assert lines[1].startswith("01:00:02,500 --> 01:00:0") and max(map(len, lines)) <= LINE
 
 
