@@ -22,7 +22,10 @@ SYMBOL = re.compile("[][<>{}#$£€¥%&@+=×÷±°\ufffd]")
 
 
 class Language:
-    """A language; ValueError: unknown code. measure: wer or cer, the first; space: of words."""
+    """A language by its code. ValueError: it is unknown.
+
+    measure: the usual one, wer or cer. space: between words.
+    """
 
     def __init__(self, code):
         code = re.split("[-_]", code.lower())[0].replace("english", "en")

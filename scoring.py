@@ -60,8 +60,7 @@ def read_data(data, *more):
 def read_folder(folder, max_clips=0, language=ENGLISH):
     """Read the clips of a list or of a folder in LibriSpeech's layout (corpora.py).
 
-    max_clips: at most this many, drawn at random; 0: all. Clips in another language are left out.
-    Returns ([{key, reference: raw text,
+    max_clips: at most this many, drawn at random; 0: all. Returns ([{key, reference: raw text,
     text: its transcript, speaker, audio: path, seconds}], by key; Counter of why clips were left
     out). ValueError: a clip's header can't be read, or all are silent.
     """
