@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import find_files, read_jsonl, read_lines
+from files import find_files, read_jsonl, read_lines, sha256_file
 from record import need
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -85,19 +85,26 @@ class Documents:
     """A split ("train", "val") of a folder: one stream, cut into rows of `width` tokens at most.
 
     Each row begins with the last token of the row before, so that every token is a target once.
-    n_docs, n_tokens, n_rows; n_cropped: tokens at the end that are in no row; share: of all tokens.
-    tokenizer_sha256: of the run's tokenizer.json; "": any. ValueError: no finished folder, a
-    damaged file or another tokenizer.
+    n_docs, n_tokens, n_rows; n_cropped: tokens at the end that are in no row. ValueError: no
+    finished folder, a damaged file or another tokenizer.
     """
 
-    def __init__(self, folder, split, width, tokenizer_sha256=""):
-        tokens, meta = map_tokens(folder, split, tokenizer_sha256)
+    def __init__(self, folder, split, width):
+        path, again = Path(folder, f"{split}.bin"), f"run prepare_documents.py --out_dir={folder}"
+        try:
+            meta = json.loads(Path(folder, "meta.json").read_bytes())
+            if path.stat().st_size != meta["files"][path.name]:
+                raise ValueError(f"{path.name} is not of {meta['files'][path.name]:,} bytes")
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{folder} holds no finished documents ({e}): {again}") from None
+        if sha256_file(f"{folder}/tokenizer.json") != meta["tokenizer_sha256"]:
+            raise ValueError(f"{folder} has another tokenizer: {again} --tokenizer=<its folder>")
+        tokens = np.memmap(path, "<u2", "r")
         self.n_docs, self.n_tokens = meta[split]["documents"], len(tokens)
         width = min(width, self.n_tokens)
         self.stream = np.lib.stride_tricks.sliding_window_view(tokens, width)[::width - 1]
         self.n_rows = len(self.stream)
         self.n_cropped = self.n_tokens - self.n_rows * (width - 1) - 1
-        self.share = self.n_cropped / self.n_tokens
 
     def batch(self, n, batch_size, seed):
         """Return microbatch n, int64 (B, width); an epoch has no row twice."""
@@ -113,17 +120,3 @@ class Documents:
 @lru_cache(maxsize=1)
 def shuffled(n, seed, epoch):
     return np.random.default_rng((seed, epoch)).permutation(n)
-
-
-def map_tokens(folder, split, tokenizer_sha256):
-    """Map a split into memory -> uint16 (n_tokens,), meta.json."""
-    path, again = Path(folder, f"{split}.bin"), f"run prepare_documents.py --out_dir={folder}"
-    try:
-        meta = json.loads(Path(folder, "meta.json").read_bytes())
-        if path.stat().st_size != meta["files"][path.name]:
-            raise ValueError(f"{path.name} is not of {meta['files'][path.name]:,} bytes")
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{folder} holds no finished documents ({e}): {again}") from None
-    if tokenizer_sha256 not in ("", meta["tokenizer_sha256"]):
-        raise ValueError(f"{folder} has another tokenizer: {again} --tokenizer=<its folder>")
-    return np.memmap(path, "<u2", "r"), meta

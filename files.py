@@ -86,8 +86,8 @@ def read_jsonl(path, needs="", **fields):
 # ---- folders
 
 def is_hidden(name):
-    """Is it what a system or an editor left, as ._x, .DS_Store?"""
-    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+    """Is it what a system or an editor left, as ._x, .ipynb_checkpoints?"""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def find_files(folder, suffixes):

@@ -153,21 +153,6 @@ def take(x, index):
     return x.gather(1, index[..., None].expand(-1, -1, x.size(2)))
 
 
-def arrange(T, T_a, text_lens, audio_lens):
-    """Lay out rows of text_lens, audio_lens (B,): audio, text, padding.
-
-    Returns source (B, width), each place's index into T text tokens, T_a audio tokens, one padding;
-    and place (B, T) of each text token.
-    """
-    n_text, n_audio = text_lens[:, None], audio_lens[:, None]
-    width = max(int((n_text + n_audio).max()), 1)
-    p = torch.arange(width, device=n_text.device)[None]  # (1, width)
-    source = torch.where(p < n_audio, T + p, p - n_audio)
-    source = torch.where(p < n_text + n_audio, source, T + T_a)
-    j = torch.arange(T, device=n_text.device)[None]
-    return source, (j + n_audio).clamp(max=width - 1)
-
-
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -282,18 +267,23 @@ class GPT(nn.Module):
         return x + gate * torch.cat([previous, x[:, :-1]], dim=1)
 
     def insert(self, x, ve, audio, audio_lens, text_lens):
-        """Put audio (B, T_a, C) before text x (B, T, C); its value embeddings are zero.
+        """Put audio (B, T_a, C), whose value embeddings are zero, before text x (B, T, C).
 
         Returns x (B, width, C), ve, place (B, T) of the text tokens, lengths (B,) of the rows.
         """
         T, T_a = x.size(1), audio.size(1)
         text_lens = x.new_full((len(x),), T, dtype=torch.long) if text_lens is None else text_lens
-        if audio_lens is None:
-            audio_lens = torch.full_like(text_lens, T_a)
-        source, place = arrange(T, T_a, text_lens, audio_lens)
+        audio_lens = torch.full_like(text_lens, T_a) if audio_lens is None else audio_lens
+        lens, n_audio = text_lens + audio_lens, audio_lens[:, None]
+        width = max(int(lens.max()), 1)
+        p = torch.arange(width, device=x.device)[None]  # (1, width)
+        place = (torch.arange(T, device=x.device) + n_audio).clamp(max=width - 1)
+        # of each place the index into T text tokens, T_a audio tokens, one padding: (B, width)
+        source = torch.where(p < n_audio, T + p, p - n_audio)
+        source = torch.where(p < lens[:, None], source, T + T_a)
         x = take(F.pad(torch.cat([x, audio], 1), (0, 0, 0, 1)), source)
         ve = {i: take(F.pad(e, (0, 0, 0, T_a + 1)), source) for i, e in ve.items()}
-        return x, ve, place, text_lens + audio_lens
+        return x, ve, place, lens
 
     def run(self, x, ve, kv_cache, lens):
         """The trunk over rows x (B, T, C); lens: (B,), of padded rows with a cache."""

@@ -54,13 +54,15 @@ class Muon(torch.optim.Optimizer):
             p.add_(update.to(p.dtype), alpha=-group["lr"] * scale ** 0.5)
 
 
-def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004,
-                   weight_decay=0.0, more=()):
+def gpt_optimizers(model, matrix_lr=0.02, more=()):
     """Return [Muon for the matrices of a GPT's blocks, AdamW for the rest].
 
     Rates of embeddings and lm_head scale with (n_embd / 768) ** -0.5, as nanochat's do.
-    weight_decay: of the matrices. more: parameters that are trained as embeddings.
+    more: parameters that are trained as embeddings.
     """
+    embedding_lr, unembedding_lr, weight_decay = 0.2, 0.004, 0.0  # the decay: of the matrices
+    if model.config.n_layer >= 12:  # nanochat's values for its d12
+        embedding_lr, unembedding_lr, weight_decay = 0.3, 0.008, 0.28
     scale = (model.config.n_embd / 768) ** -0.5
     embeddings = [model.transformer.wte.weight, *more, *model.value_embeds.parameters()]
     scalars = [model.resid_lambdas, model.x0_lambdas, model.smear_gate.weight, model.smear_lambda,

@@ -73,13 +73,6 @@ def train_texts(paths):
             yield text
 
 
-def make_tokenizer(paths):
-    tok = load_tokenizer(tokenizer) if tokenizer else train_bpe(train_texts(paths), vocab_size)
-    if tok.kind != "bpe" or tok.vocab_size > 2**16:
-        raise ValueError(f"{tokenizer=}, {vocab_size=}: a BPE of at most 65,536 ids is needed")
-    return tok
-
-
 def write_tokens(paths, tok):
     """Write train.bin and val.bin -> {split: Counter, "left_out": Counter}."""
     counts = {"train": Counter(), "val": Counter(), "left_out": Counter()}
@@ -107,7 +100,9 @@ def find_inputs():
 
 def make():
     paths = list_documents("documents", documents)
-    tok = make_tokenizer(paths)
+    tok = load_tokenizer(tokenizer) if tokenizer else train_bpe(train_texts(paths), vocab_size)
+    if tok.kind != "bpe" or tok.vocab_size > 2**16:
+        raise ValueError(f"{tokenizer=}, {vocab_size=}: a BPE of at most 65,536 ids is needed")
     tok.save(out_dir)
     counts = {name: dict(count) for name, count in write_tokens(paths, tok).items()}
     counts["tokenizer_sha256"] = sha256_file(f"{out_dir}/tokenizer.json")

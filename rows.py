@@ -1,11 +1,5 @@
 """Rows of token ids to train on: padded, shifted, cut from sentences."""
 import numpy as np
-import torch
-
-
-def to_tensor(array, device):
-    """Return an array of ints as an int64 tensor on a device."""
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
 
 
 def pad_rows(rows, targets, pad_id):

@@ -191,7 +191,6 @@ def export_nanochat(tok, folder):
     import torch  # nothing else here needs it
     sizes = io.BytesIO()
     torch.save(torch.tensor(tok.token_bytes(), dtype=torch.int32), sizes)
-    os.makedirs(folder, exist_ok=True)
     write_bytes(f"{folder}/tokenizer.pkl", to_pickle(tok))
     write_bytes(f"{folder}/token_bytes.pt", sizes.getvalue())
 

@@ -18,7 +18,7 @@ from model import GPT, GPTConfig
 from optim import gpt_optimizers
 from practice import (count_right, ease_at, imitate_audio, make_speller, practice_features,
                       read_chats, render_chats, slip)
-from rows import Sentences, to_tensor
+from rows import Sentences
 from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
 from texture import TEXTURE, Texture
 from tokenizer import load_tokenizer, train_bpe
@@ -76,17 +76,6 @@ if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
 
 # ---- data
 
-def load_documents(source):
-    """Return {split: Documents}; source: folder of the tokenizer that they must have, or ''."""
-    if not documents:
-        return {}
-    if source and load_tokenizer(documents).pieces != load_tokenizer(source).pieces:
-        fail(f"{documents} was made with another tokenizer than {source}'s: run "
-             f"prepare_documents.py --tokenizer={source}")
-    sha256 = sha256_file(f"{documents}/tokenizer.json")
-    return {split: Documents(documents, split, text_len + 1, sha256) for split in ("train", "val")}
-
-
 def kind_of(n):
     """Return the kind of microbatch n of the run: TEXT, PRACTICE or CHATS, spread evenly."""
     def is_next(k, share):  # True for `share` of all k, evenly spread
@@ -132,8 +121,8 @@ def render(chats, tokenizer, rng, ease=1.0):
 
 
 def to_gpu(array):
-    """Return ids on dev; a GPU works on meanwhile."""
-    ids = to_tensor(array, "cpu")
+    """Return ints as an int64 tensor on dev; a GPU works on meanwhile."""
+    ids = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
     return ids.pin_memory().to(dev, non_blocking=True) if dev.type == "cuda" else ids.to(dev)
 
 
@@ -168,12 +157,17 @@ with user_input():
               "first_model": run_sums(lm) if lm else ""}
 first_step = first_step_of(config, inputs)
 source = out_dir if first_step else lm  # of model and tokenizer; '': new ones
+docs = {}
 with user_input():
-    docs = load_documents(source)
     if source or documents:
         tok = load_tokenizer(source or documents)
     else:
         tok = train_bpe(lines["train"], vocab_size)
+    if documents:
+        docs = {name: Documents(documents, name, text_len + 1) for name in ("train", "val")}
+        if load_tokenizer(documents).pieces != tok.pieces:
+            fail(f"{documents} was made with another tokenizer than {source}'s: run "
+                 f"prepare_documents.py --tokenizer={source}")
 speller = make_speller(tok, practice_vocab)
 words = {split: Sentences(lines[split], tok, text_len) for split in splits}
 pieces = {split: Sentences(lines[split], speller, text_len) for split in splits}
@@ -197,10 +191,7 @@ if chats and practice:
         talks, left_out = read_chats(chats, speller, len(model.cos))
     talk_sizes = [sum(len(m["content"]) for m in chat["messages"]) for _, chat in talks["train"]]
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=dev))  # no part of the model
-rates = 0.2, 0.004, 0.0  # embeddings, lm_head; weight decay
-if model.config.n_layer >= 12:  # nanochat's values for its d12
-    rates = 0.3, 0.008, 0.28
-optimizers = gpt_optimizers(model, matrix_lr, *rates, more=[blank])
+optimizers = gpt_optimizers(model, matrix_lr, [blank])
 trainer = Trainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model,
     tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"],
@@ -233,7 +224,7 @@ def evaluate_documents():
     token_bytes = torch.tensor(tok.token_bytes(), device=dev)
     for i in range(rank * batch_size, n_rows, world_size * batch_size):
         at = np.arange(i, min(i + batch_size, n_rows))
-        rows = to_tensor(docs["val"].rows(at), dev)
+        rows = to_gpu(docs["val"].rows(at))
         idx, targets = rows[:, :-1], rows[:, 1:]
         n_bytes = token_bytes[targets.flatten()]
         nats = model(idx, targets, loss_reduction="none") * (n_bytes > 0)
@@ -285,7 +276,7 @@ about = [f"{n_parameters:,} parameters; {max_steps} steps, each {grad_accum} x {
 about += ["blocks are recomputed"] * model.recompute
 for split, rows in docs.items():
     about.append(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} "
-                 f"rows, {rows.n_cropped:,} ({rows.share:.1%}) cropped")
+                 f"rows, {rows.n_cropped:,} cropped")
 for split in splits:
     about.append(f"{split}: {len(lines[split]):,} sentences, {len(words[split].ids):,} tokens")
 about += [f"{chats}: left out: {n:,}, {reason}" for reason, n in left_out.items()]

@@ -42,7 +42,7 @@ def find_sources(name):
     name: a folder, the only source then; or a Hugging Face id, which beats WHISPER_DIR; "":
     WHISPER_DIR, then openai/whisper-base.
     """
-    name, own = os.path.expanduser(name), os.path.expanduser(os.environ.get("WHISPER_DIR", ""))
+    own = os.path.expanduser(os.environ.get("WHISPER_DIR", ""))
     is_folder = os.path.isdir(name)
     if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise OSError(f"{name}: no such folder: {GIVE}")

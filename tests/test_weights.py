@@ -152,8 +152,6 @@ def test_an_explicit_name_beats_the_environment(monkeypatch, tmp_path, capsys):
     assert same_weights(load(), base)
     assert " is used, not" not in capsys.readouterr().out
     refused("./nowhere", "./nowhere: no such folder")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert same_weights(load("~/small"), small)
 
 
 @pytest.mark.case("B35")
