@@ -1,5 +1,4 @@
 """Text to token ids and back, as nanochat: bytes, merged tokens by rank, special tokens; chats."""
-import io
 import json
 import os
 import pickle
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from files import write_bytes, write_json
+from files import write_json
 
 SPECIAL_TOKENS = ["<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>",
                   "<|assistant_end|>", "<|python_start|>", "<|python_end|>", "<|output_start|>",
@@ -189,10 +188,8 @@ def export_nanochat(tok, folder):
     tok: a BPETokenizer. nanochat's tok_train.py writes the same.
     """
     import torch  # nothing else here needs it
-    sizes = io.BytesIO()
-    torch.save(torch.tensor(tok.token_bytes(), dtype=torch.int32), sizes)
-    write_bytes(f"{folder}/tokenizer.pkl", to_pickle(tok))
-    write_bytes(f"{folder}/token_bytes.pt", sizes.getvalue())
+    Path(folder, "tokenizer.pkl").write_bytes(to_pickle(tok))
+    torch.save(torch.tensor(tok.token_bytes(), dtype=torch.int32), f"{folder}/token_bytes.pt")
 
 
 # ---- chats

@@ -4,7 +4,6 @@
     torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
 """
 import math
-import os
 
 import numpy as np
 import torch
@@ -146,10 +145,11 @@ def get_batch(step, microbatch, kind):
 
 ranks = rank, world_size, dev = join_ranks(device, seed)
 check_settings(config, "depth", "head_dim", "batch_size", "text_len", "chat_rows")
-if documents and not os.path.isfile(f"{documents}/meta.json"):  # written last
-    fail(f"{documents} holds no documents and tokenizer: run prepare_documents.py")
 splits = ("train", "val") if practice or not documents else ()  # of the sentences
+docs = {}
 with user_input():
+    if documents:
+        docs = {name: Documents(documents, name, text_len + 1) for name in ("train", "val")}
     lines = {split: read_sentences(data_dir, split) for split in splits}
     inputs = {"text": [sha256_file(f"{data_dir}/{split}.txt") for split in splits],
               "chats": sha256_file(chats) if chats else "",
@@ -157,17 +157,14 @@ with user_input():
               "first_model": run_sums(lm) if lm else ""}
 first_step = first_step_of(config, inputs)
 source = out_dir if first_step else lm  # of model and tokenizer; '': new ones
-docs = {}
 with user_input():
     if source or documents:
         tok = load_tokenizer(source or documents)
     else:
         tok = train_bpe(lines["train"], vocab_size)
-    if documents:
-        docs = {name: Documents(documents, name, text_len + 1) for name in ("train", "val")}
-        if load_tokenizer(documents).pieces != tok.pieces:
-            fail(f"{documents} was made with another tokenizer than {source}'s: run "
-                 f"prepare_documents.py --tokenizer={source}")
+    if documents and source and load_tokenizer(documents).pieces != tok.pieces:
+        fail(f"{documents} was made with another tokenizer than {source}'s: run "
+             f"prepare_documents.py --tokenizer={source}")
 speller = make_speller(tok, practice_vocab)
 words = {split: Sentences(lines[split], tok, text_len) for split in splits}
 pieces = {split: Sentences(lines[split], speller, text_len) for split in splits}

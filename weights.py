@@ -133,11 +133,10 @@ def download(url, path):
         with requests.get(url, stream=True, timeout=TIMEOUTS_S) as response:
             response.raise_for_status()
             total = int(response.headers.get("Content-Length", 0)) or None
-            bar = tqdm(desc=os.path.basename(path), total=total, unit="B", unit_scale=True)
-            with bar, open(path, "wb") as f:
+            with open(path, "wb") as f, tqdm.wrapattr(
+                    f, "write", total, desc=os.path.basename(path)) as counted:
                 for block in response.iter_content(1 << 18):
-                    f.write(block)
-                    bar.update(len(block))
+                    counted.write(block)
     except requests.RequestException as e:
         raise OSError(f"{url}: {type(e).__name__}: {str(e).rsplit(': ', 1)[-1]}") from None
 
