@@ -51,11 +51,28 @@ def ease_at(step):
     return min((step + 1) / EASE_STEPS, 1.0)
 
 
-def make_speller(tok, n_tokens):
-    """Return a BPETokenizer of tok's first n_tokens tokens; special ids are tok's."""
-    speller = BPETokenizer(tok.tokens[256:n_tokens])
-    speller.special_ids, speller.bos_id = tok.special_ids, tok.bos_id
-    return speller
+class Speller(BPETokenizer):
+    """Spells with tok's first n_tokens tokens; special ids are tok's.
+
+    Where tok's tokens have readings, it spells these.
+    """
+
+    def __init__(self, tok, n_tokens):
+        super().__init__(tok.tokens[256:n_tokens])
+        self.special_ids, self.bos_id = tok.special_ids, tok.bos_id
+        self.tok = tok
+        self.spelled = [self.spell(token) for token in tok.tokens] if tok.readings else []
+
+    def encode(self, text):
+        if not self.spelled:
+            return super().encode(text)
+        return [piece for i in self.tok.encode(text) for piece in self.spelled[i]]
+
+    def spell(self, data):
+        """Return the ids (list of int) of a token (bytes) of tok."""
+        said = self.tok.readings.get(data)
+        each = said.encode().split() if said else [data]
+        return [piece for part in each for piece in super(Speller, self).spell(part)]
 
 
 # ---- imitated recordings

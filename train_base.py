@@ -5,6 +5,7 @@
 """
 import math
 import os
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,14 +15,15 @@ from configurator import configure, fail, user_input
 from data import stretched_batch
 from documents import Documents
 from files import read_sentences, sha256_file
+from language import Language
 from model import GPT, GPTConfig
 from optim import gpt_optimizers
-from practice import (count_right, ease_at, imitate_audio, make_speller, practice_features,
+from practice import (count_right, ease_at, imitate_audio, Speller, practice_features,
                       read_chats, render_chats, slip)
 from rows import Sentences, to_tensor
 from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
 from texture import TEXTURE, Texture
-from tokenizer import load_tokenizer, train_bpe
+from tokenizer import load_tokenizer, train_bpe, train_syllables
 from trainer import Trainer, check_settings, first_step_of
 
 # config: set by a config file or --name=value
@@ -43,6 +45,7 @@ practice = 0.7          # share of the microbatches that practise; the others ar
 chats = ""              # chats.jsonl of prepare_practice.py: half of the practice; '': none
 chat_rows = 32          # rows of a microbatch of chats
 practice_vocab = 512    # tokens that imitated audio is spelled with (256: bytes alone)
+units = "text"          # what spells it: text's tokens; pinyin, tones: Chinese syllables
 spell_share = 0.15      # share of lr_decay_steps, at the start, where text is spelled so too
 # what trains
 max_steps = 1000        # when to stop
@@ -172,9 +175,12 @@ with user_input():
     docs = load_documents(source)
     if source or documents:
         tok = load_tokenizer(source or documents)
-    else:
+    elif units == "text":
         tok = train_bpe(lines["train"], vocab_size)
-speller = make_speller(tok, practice_vocab)
+    else:
+        read = partial(Language("zh").syllables, tones=units == "tones")
+        tok = train_syllables(lines["train"], vocab_size, practice_vocab - 256, read)
+speller = Speller(tok, practice_vocab)
 words = {split: Sentences(lines[split], tok, text_len) for split in splits}
 pieces = {split: Sentences(lines[split], speller, text_len) for split in splits}
 spelling = np.unique(pieces["train"].ids) if splits else []  # the pieces that occur
