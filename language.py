@@ -92,6 +92,11 @@ def read_chinese_numbers(text, strict):
     return need_chinese("cn2an").transform(text, "an2cn")
 
 
+def simplify(text):
+    """Return Chinese text (str) in simplified characters."""
+    return need_chinese("opencc").OpenCC("t2s").convert(text)
+
+
 def need_chinese(name):
     """Return a module of requirements-zh.txt; ValueError: it is missing."""
     try:
