@@ -55,10 +55,11 @@ def ease_at(step):
 class Speller(BPETokenizer):
     """Spells with tok's first n_tokens tokens; special ids are tok's.
 
-    Where tok's tokens have readings, it spells these.
+    Where tok's tokens have readings, it spells these with the bytes and tok's syllables.
     """
 
     def __init__(self, tok, n_tokens):
+        n_tokens = 256 + tok.n_syllables if tok.n_syllables else n_tokens
         super().__init__(tok.tokens[256:n_tokens])
         self.special_ids, self.bos_id = tok.special_ids, tok.bos_id
         self.tok = tok

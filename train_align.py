@@ -206,8 +206,7 @@ first_step = first_step_of(config, inputs, "pca.png")
 model, tok, meta = make_model()
 for split in data.values():
     choose_clips(split)
-n_pieces = 256 + tok.n_syllables if tok.n_syllables else N_PIECES
-speller = Speller(tok, n_pieces) if ctc else None
+speller = Speller(tok, N_PIECES) if ctc else None
 projector = make_projector()
 optimizers = make_optimizers()
 

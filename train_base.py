@@ -18,7 +18,7 @@ from files import read_sentences, sha256_file
 from language import Language
 from model import GPT, GPTConfig
 from optim import gpt_optimizers
-from practice import (count_right, ease_at, imitate_audio, Speller, practice_features,
+from practice import (Speller, count_right, ease_at, imitate_audio, practice_features,
                       read_chats, render_chats, slip)
 from rows import Sentences, to_tensor
 from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
@@ -45,7 +45,7 @@ practice = 0.7          # share of the microbatches that practise; the others ar
 chats = ""              # chats.jsonl of prepare_practice.py: half of the practice; '': none
 chat_rows = 32          # rows of a microbatch of chats
 practice_vocab = 512    # tokens that imitated audio is spelled with (256: bytes alone)
-units = "text"          # what spells it: text's tokens; pinyin, tones: Chinese syllables
+units = "text"          # of these: text's tokens; pinyin, tones: Chinese syllables
 spell_share = 0.15      # share of lr_decay_steps, at the start, where text is spelled so too
 # what trains
 max_steps = 1000        # when to stop
@@ -72,6 +72,8 @@ WINDOW = max(256, text_len)
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 
 spell_steps = round(spell_share * lr_decay_steps) if practice and not lm else 0
+if units not in ("text", "pinyin", "tones"):
+    fail(f"{units=}: give text, pinyin or tones")
 if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
     fail(f"{practice=} must be at most 1, {practice_vocab=} at least 256, and spelling must end "
          f"before {max_steps=} (it ends at step {spell_steps}: lower spell_share)")
@@ -300,7 +302,7 @@ if first_step < spell_steps:
 trainer.begin(evaluate, about)
 for step in range(first_step, max_steps):
     if step == spell_steps > 0:  # from here on losses are nats per whole token
-        for i in range(practice_vocab, len(tok.tokens)):
+        for i in range(len(speller.tokens), len(tok.tokens)):
             model.start_from_pieces(i, speller.spell(tok.tokens[i]))
     sums = torch.zeros(3, 2, device=dev)  # nats and targets of each kind
     for microbatch in trainer.own:

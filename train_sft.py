@@ -19,7 +19,7 @@ from decode import pad
 from files import read_jsonl, read_lines, sha256_file
 from language import Language, spoken_turns
 from model import add_lora, free_rows, lora_state, merged_state
-from practice import as_messages, count_right, Speller
+from practice import Speller, as_messages, count_right
 from record import need
 from run import join_ranks, leave_ranks
 from texture import TEXTURE, Texture
