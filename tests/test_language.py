@@ -51,7 +51,7 @@ def test_error_rates():
 
 
 def test_practice_in_syllables(tmp_path):
-    """Broken: pieces are not the syllables that characters are read as, or are lost with the run."""
+    """Broken: pieces are not the syllables of the characters, or a saved tokenizer has none."""
     lines = [" 我们爱北京", " 我爱你", " 北京欢迎你们", " hi 我"] * 3
     tok = train_syllables(lines, 300, 6, partial(Language("zh").syllables, tones=True))
     tok.save(tmp_path)
