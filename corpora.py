@@ -11,6 +11,8 @@ speechocean  speechocean762's folder (arXiv:2104.01378): a tenth of train's spea
              test is test_adults (18 years or more) and test_children.
 Common Voice <source>/validated.tsv and clips, of a language (arXiv:1912.06670); a twentieth of the
              speakers is val.
+AISHELL-1    <source>/transcript/aishell_transcript_v0.8.txt and wav/<split>/<speaker>/<key>.wav
+             (arXiv:1709.05522); words are parted by spaces that are no part of the text.
 LJSpeech     <source>/metadata.csv (key|text|text with numbers in words) and wavs.
 queen        <source>/queen.1c of Debian's flight-of-the-amazon-queen, a game: actors' lines, which
              are unpacked to <source>/clips. Format: ScummVM's engines/queen.
@@ -36,6 +38,7 @@ from transcripts import NoSpokenForm
 
 SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test",  # by a name's first letters
           "valid": "val", "validation": "val"}                           # by a line's "split"
+AISHELL = "transcript/aishell_transcript_v0.8.txt"
 
 
 class Clip(NamedTuple):
@@ -114,7 +117,7 @@ def clean_key(name):
 
 def find_clips(source, subsets):
     readers = {"train/wav.scp": read_speechocean, "validated.tsv": read_common_voice,
-               "metadata.csv": read_ljspeech, "queen.1c": read_queen}
+               AISHELL: read_aishell, "metadata.csv": read_ljspeech, "queen.1c": read_queen}
     if source.endswith(".jsonl"):
         return read_list(source)
     for name, reader in readers.items():
@@ -246,6 +249,15 @@ def read_common_voice(source):
         labels = {"split": draw_split(speaker), "speaker": speaker, "sex": row.get("gender", "")}
         recording = find_path(f"{source}/clips", row["path"])
         yield Clip(where, clean_key(Path(row["path"]).stem), recording, row["sentence"], labels)
+
+
+def read_aishell(source):
+    said = {key: words for _, key, words in read_pairs(Path(source, AISHELL))}
+    for path in sorted(Path(source, "wav").glob("*/*/*.wav")):
+        words, name = said.get(path.stem), path.parts[-3]
+        labels = {"split": SPLITS.get(name, name), "speaker": path.parts[-2]}
+        error = "" if words else f"{AISHELL} has no line for it"  # a few have none
+        yield Clip(str(path), path.stem, str(path), words or "", labels, error)
 
 
 def read_ljspeech(source):

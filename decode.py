@@ -7,7 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from kv_cache import KVCache
-from practice import make_speller
+from practice import Speller
 
 CTC_WEIGHT = 0.3  # of the CTC head's log-probability beside the LM's; chosen on held-out clips
 NEVER = -1e30     # the log-probability of what can't be
@@ -175,7 +175,7 @@ def advance(before, own):
 @cache
 def spelling(tok, n_pieces):
     """Return the pieces that spell each token, int64 (V, longest), -1 behind."""
-    speller = make_speller(tok, n_pieces)
+    speller = Speller(tok, n_pieces)
     special = [[]] * len(tok.special_ids)
     return pad([*map(speller.spell, tok.tokens), *special], "cpu", -1)[0].long()
 

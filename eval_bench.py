@@ -29,7 +29,7 @@ from clips import without_words
 from configurator import configure, fail, user_input
 from data import Features
 from files import sha256_file, write_bytes, write_jsonl, write_text
-from language import Language
+from language import Language, simplify
 from record import is_made, need, note_made, provenance
 from recordings import read_audio
 from sounds import WAYS, on_its_way
@@ -84,7 +84,8 @@ class Whisper:
             segments, _ = self.whisper.transcribe(
                 wav, language=code or None, beam_size=BEAMS, temperature=0.0,
                 without_timestamps=True, condition_on_previous_text=False)
-            texts.append(self.language.space.join(segment.text.strip() for segment in segments))
+            text = self.language.space.join(segment.text.strip() for segment in segments)
+            texts.append(simplify(text) if code == "zh" else text)
         return texts
 
 

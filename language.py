@@ -4,9 +4,10 @@
     Language("zh").normalize("我 爱 你，OK？")      -> "我爱你ok"
 
 English is spelled by transcripts.py. Others keep letters, marks, digits and apostrophes in a word,
-as NFKC in lower case. Refused (NoSpokenForm): symbols that are spoken; letters of another script,
-but for Latin ones beside the language's own.
+as NFKC in lower case; Chinese numbers are spelled out. Refused (NoSpokenForm): symbols that are
+spoken; letters of another script, but for Latin ones beside the language's own.
 """
+import importlib
 import re
 import unicodedata
 
@@ -18,6 +19,7 @@ SCRIPTS = {  # first words of Unicode's names: codes; und: any other language
     "DEVANAGARI": "hi mr ne", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te", "THAI": "th",
     "CJK": "yue zh", "CJK HIRAGANA KATAKANA": "ja", "CJK HANGUL": "ko", "": "und"}
 KNOWN = {code: scripts.split() for scripts, codes in SCRIPTS.items() for code in codes.split()}
+DIGIT, UNCLEAR = re.compile("[0-9]"), re.compile("[0-9][-/:~][0-9]|[0-9]{9}")
 SYMBOL = re.compile("[][<>{}#$£€¥%&@+=×÷±°\ufffd]")
 
 
@@ -41,6 +43,8 @@ class Language:
         if self.code == "en":
             return normalize_transcript(text, strict)
         spoken = plain_characters(text).lower()
+        if self.code == "zh" and DIGIT.search(spoken):
+            spoken = read_chinese_numbers(spoken, strict)
         if strict and SYMBOL.search(spoken):
             raise NoSpokenForm("a symbol without a spoken form", text)
         spoken = "".join(char if char == "'" or unicodedata.category(char)[0] in "LMN" else " "
@@ -63,10 +67,42 @@ class Language:
         """Return a transcript's words (list of str); characters, without spaces."""
         return re.findall(r"\S+" if self.space else r"[a-z0-9]+|\S", text)
 
+    def syllables(self, text, tones):
+        """Return the pinyin (list of str) of Chinese text; [] if it holds other letters.
+
+        A syllable ends in its tone, as "wo3"; tones: False puts 0 there.
+        """
+        pypinyin = need_chinese("pypinyin")
+        read = pypinyin.lazy_pinyin(text, pypinyin.Style.TONE3, neutral_tone_with_five=True,
+                                    errors=lambda _: [""])
+        if not all(read):
+            return []
+        return read if tones else [syllable[:-1] + "0" for syllable in read]
+
     def plain(self, text, strict=True):
         """Return text as a model reads it: each line a transcript after a space."""
         lines = (self.normalize(line, strict) for line in text.split("\n"))
         return "\n".join(" " + line for line in lines if line)
+
+
+def read_chinese_numbers(text, strict):
+    """Return text (str) with its figures in characters: 2016年 as 二零一六年, 30 as 三十."""
+    if strict and UNCLEAR.search(text):
+        raise NoSpokenForm("figures that can be read in several ways", text)
+    return need_chinese("cn2an").transform(text, "an2cn")
+
+
+def simplify(text):
+    """Return Chinese text (str) in simplified characters."""
+    return need_chinese("opencc").OpenCC("t2s").convert(text)
+
+
+def need_chinese(name):
+    """Return a module of requirements-zh.txt; ValueError: it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f"Chinese needs {name}: pip install -r requirements-zh.txt") from None
 
 
 ENGLISH = Language("en")

@@ -15,6 +15,7 @@ In chats (chats.jsonl of prepare_practice.py) it answers questions about such a 
 After practice a projector only has to make vectors of a kind that the GPT reads already.
 """
 from collections import Counter
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -51,11 +52,29 @@ def ease_at(step):
     return min((step + 1) / EASE_STEPS, 1.0)
 
 
-def make_speller(tok, n_tokens):
-    """Return a BPETokenizer of tok's first n_tokens tokens; special ids are tok's."""
-    speller = BPETokenizer(tok.tokens[256:n_tokens])
-    speller.special_ids, speller.bos_id = tok.special_ids, tok.bos_id
-    return speller
+class Speller(BPETokenizer):
+    """Spells with tok's first n_tokens tokens; special ids are tok's.
+
+    Where tok's tokens have readings, it spells these with the bytes and tok's syllables.
+    """
+
+    def __init__(self, tok, n_tokens):
+        n_tokens = 256 + tok.n_syllables if tok.n_syllables else n_tokens
+        super().__init__(tok.tokens[256:n_tokens])
+        self.special_ids, self.bos_id = tok.special_ids, tok.bos_id
+        self.tok = tok
+        self.spelled = [self.spell(token) for token in tok.tokens] if tok.readings else []
+
+    def encode(self, text):
+        if not self.spelled:
+            return super().encode(text)
+        return [piece for i in self.tok.encode(text) for piece in self.spelled[i]]
+
+    def spell(self, data):
+        """Return the ids (list of int) of a token (bytes) of tok."""
+        said = self.tok.readings.get(data)
+        each = said.encode().split() if said else [data]
+        return [piece for part in each for piece in super(Speller, self).spell(part)]
 
 
 # ---- imitated recordings
@@ -96,11 +115,10 @@ def imitate_audio(sentences, spelling, rng, ease=1.0):
 def practice_features(model, blank, imitation, rng, ease=1.0):
     """Embed an Imitation -> (B, T_a, C), in place of a projector's output; each vector has RMS 1.
 
-    model: GPT; blank: parameter (C,), the vector of a blank.
+    model: GPT; blank: parameter (C,), the vector of a blank. Noise is drawn on its device.
     """
-    def draw(*shape):
-        return torch.from_numpy(rng.random(shape, dtype=np.float32)).to(blank.device)
-
+    generator = torch.Generator(blank.device).manual_seed(int(rng.integers(2**63)))
+    draw = partial(torch.rand, generator=generator, device=blank.device)
     pairs, weights = imitation.pairs.to(blank.device), imitation.weights.to(blank.device)
     x = norm(model.transformer.wte(pairs.clamp(min=0)))  # (B, T_a, 2, C)
     x = torch.lerp(x[:, :, 0], x[:, :, 1], weights)  # (B, T_a, C)
@@ -108,7 +126,7 @@ def practice_features(model, blank, imitation, rng, ease=1.0):
     before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
     is_blended = draw(*x.shape[:2], 1) < ease * BLEND_SHARE
     x = norm(torch.lerp(x, before, is_blended * 0.5 * draw(*x.shape[:2], 1)))
-    gaussian = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(blank.device)
+    gaussian = torch.randn(x.shape, generator=generator, device=blank.device)
     return norm(x + ease * NOISE * draw(len(x), 1, 1) * gaussian)
 
 

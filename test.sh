@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./setup.sh
-setup requirements.txt requirements-demo.txt requirements-test.txt
+setup requirements.txt requirements-demo.txt requirements-zh.txt requirements-test.txt
 exec .venv/bin/python -m pytest "$@"

@@ -3,6 +3,8 @@ import json
 import os
 import pickle
 import pickletools
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -31,6 +33,7 @@ PICKLE_CLASS = b"\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81"
 class ByteTokenizer:
     """The 256 bytes and <|bos|>: 257 ids, nothing to train, no chats."""
     kind = "byte"
+    n_syllables = 0
 
     def __init__(self, tokens=(), special=SPECIAL_TOKENS[:1]):
         """tokens: bytes of the ids from 256 on, by rank; special: names of the ids after them."""
@@ -71,12 +74,17 @@ class ByteTokenizer:
 
 
 class BPETokenizer(ByteTokenizer):
-    """Bytes, merged tokens and the nine special tokens."""
+    """Bytes, merged tokens and the nine special tokens.
+
+    n_syllables: of the merged ones the first so many are syllables, no parts of text; readings:
+    {token: "syllable syllable ..."}, how tokens of text (bytes) are said.
+    """
     kind = "bpe"
 
-    def __init__(self, tokens):
-        """tokens: bytes of the merged ones, by rank; each is made of two before it."""
+    def __init__(self, tokens, n_syllables=0, readings=None):
+        """tokens: bytes of the merged ones, by rank; each of text is made of two before it."""
         super().__init__(tokens, SPECIAL_TOKENS)
+        self.n_syllables, self.readings = n_syllables, readings or {}
         vocab = {to_chars(token): i for i, token in enumerate(self.tokens)}
         merges = []
         for chars in list(vocab)[256:]:
@@ -88,6 +96,13 @@ class BPETokenizer(ByteTokenizer):
 
     def encode(self, text):
         return self.bpe.encode(text.encode("utf-8", "replace").decode()).ids
+
+    def content(self):
+        content = super().content()
+        if self.n_syllables:
+            content["syllables"] = self.n_syllables
+            content["readings"] = {to_chars(token): said for token, said in self.readings.items()}
+        return content
 
     def spell(self, data):
         """Return the ids (list of int) of bytes that are one token of a larger vocabulary."""
@@ -110,6 +125,24 @@ def train_bpe(texts, vocab_size):
     if tok.vocab_size != vocab_size:
         raise ValueError(f"vocab_size={vocab_size}: these texts give 265 to {tok.vocab_size}")
     return tok
+
+
+def train_syllables(texts, vocab_size, most, read):
+    """Train a BPETokenizer of texts (list of str) whose tokens are read as syllables.
+
+    most: syllables that are tokens, the most frequent ones. read: a token's text -> [syllable],
+    which ends in a digit, so that no token of text is the same; [] if it has none.
+    """
+    counts = Counter()
+    for char, n in Counter(chain.from_iterable(texts)).items():
+        counts.update(dict.fromkeys(read(char), n))
+    said = [syllable.encode() for syllable, _ in counts.most_common(most)]
+    tokens = train_bpe(texts, vocab_size - len(said)).tokens[256:]
+    readings = {}
+    for token in tokens:
+        if syllables := read(token.decode(errors="replace").strip()):
+            readings[token] = " ".join(syllables)
+    return BPETokenizer(said + tokens, len(said), readings)
 
 
 def split_by_pattern(bpe):
@@ -151,7 +184,11 @@ def load_tokenizer(folder, vocab_size=0):
 def from_json(data):
     content = json.loads(data)
     tokens = [to_bytes(chars) for chars in content["tokens"]]
-    tok = BPETokenizer(tokens) if content["kind"] == "bpe" else ByteTokenizer(tokens)
+    if content["kind"] == "bpe":
+        readings = {to_bytes(chars): said for chars, said in content.get("readings", {}).items()}
+        tok = BPETokenizer(tokens, content.get("syllables", 0), readings)
+    else:
+        tok = ByteTokenizer(tokens)
     for name, value in tok.content().items():
         if content[name] != value:
             raise ValueError(f"its {name} is not this code's")

@@ -20,7 +20,7 @@ from kernels import norm
 from model import GPT, GPTConfig
 from optim import Muon
 from plot import plot_pca
-from practice import make_speller
+from practice import Speller
 from record import need
 from run import gather, join_ranks, leave_ranks
 from tokenizer import ByteTokenizer, load_tokenizer
@@ -62,7 +62,7 @@ config = configure(globals())  # each checkpoint stores it
 # ----
 DROPOUT = 0.2           # share of the standardized features that is zeroed
 VOICE_MIX = 1.0         # half the clips get up to this share of another clip's mean features
-N_PIECES = 512          # tokens that CTC spells with, those of listening practice
+N_PIECES = 512          # tokens that CTC spells with, or the syllables, as listening practice
 
 
 # ---- data
@@ -206,7 +206,7 @@ first_step = first_step_of(config, inputs, "pca.png")
 model, tok, meta = make_model()
 for split in data.values():
     choose_clips(split)
-speller = make_speller(tok, N_PIECES) if ctc else None
+speller = Speller(tok, N_PIECES) if ctc else None
 projector = make_projector()
 optimizers = make_optimizers()
 

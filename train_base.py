@@ -4,6 +4,7 @@
     torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
 """
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,14 +14,15 @@ from configurator import configure, fail, user_input
 from data import stretched_batch
 from documents import Documents
 from files import read_sentences, sha256_file
+from language import Language
 from model import GPT, GPTConfig
 from optim import gpt_optimizers
-from practice import (count_right, ease_at, imitate_audio, make_speller, practice_features,
+from practice import (Speller, count_right, ease_at, imitate_audio, practice_features,
                       read_chats, render_chats, slip)
 from rows import Sentences
 from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
 from texture import TEXTURE, Texture
-from tokenizer import load_tokenizer, train_bpe
+from tokenizer import load_tokenizer, train_bpe, train_syllables
 from trainer import Trainer, check_settings, first_step_of
 
 # config: set by a config file or --name=value
@@ -42,6 +44,7 @@ practice = 0.7          # share of the microbatches that practise; the others ar
 chats = ""              # chats.jsonl of prepare_practice.py: half of the practice; '': none
 chat_rows = 32          # rows of a microbatch of chats
 practice_vocab = 512    # tokens that imitated audio is spelled with (256: bytes alone)
+units = "text"          # of these: text's tokens; pinyin, tones: Chinese syllables
 spell_share = 0.15      # share of lr_decay_steps, at the start, where text is spelled so too
 # what trains
 max_steps = 1000        # when to stop
@@ -68,6 +71,8 @@ WINDOW = max(256, text_len)
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 
 spell_steps = round(spell_share * lr_decay_steps) if practice and not lm else 0
+if units not in ("text", "pinyin", "tones"):
+    fail(f"{units=}: give text, pinyin or tones")
 if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
     fail(f"{practice=} must be at most 1, {practice_vocab=} at least 256, and spelling must end "
          f"before {max_steps=} (it ends at step {spell_steps}: lower spell_share)")
@@ -160,12 +165,15 @@ source = out_dir if first_step else lm  # of model and tokenizer; '': new ones
 with user_input():
     if source or documents:
         tok = load_tokenizer(source or documents)
-    else:
+    elif units == "text":
         tok = train_bpe(lines["train"], vocab_size)
+    else:
+        read = partial(Language("zh").syllables, tones=units == "tones")
+        tok = train_syllables(lines["train"], vocab_size, practice_vocab - 256, read)
     if documents and source and load_tokenizer(documents).pieces != tok.pieces:
         fail(f"{documents} was made with another tokenizer than {source}'s: run "
              f"prepare_documents.py --tokenizer={source}")
-speller = make_speller(tok, practice_vocab)
+speller = Speller(tok, practice_vocab)
 words = {split: Sentences(lines[split], tok, text_len) for split in splits}
 pieces = {split: Sentences(lines[split], speller, text_len) for split in splits}
 spelling = np.unique(pieces["train"].ids) if splits else []  # the pieces that occur
@@ -282,7 +290,7 @@ if first_step < spell_steps:
 trainer.begin(evaluate, about)
 for step in range(first_step, max_steps):
     if step == spell_steps > 0:  # from here on losses are nats per whole token
-        for i in range(practice_vocab, len(tok.tokens)):
+        for i in range(len(speller.tokens), len(tok.tokens)):
             model.start_from_pieces(i, speller.spell(tok.tokens[i]))
     sums = torch.zeros(3, 2, device=dev)  # nats and targets of each kind
     for microbatch in trainer.own:

@@ -19,7 +19,7 @@ from decode import pad
 from files import read_jsonl, read_lines, sha256_file
 from language import Language, spoken_turns
 from model import add_lora, free_rows, lora_state, merged_state
-from practice import as_messages, count_right, make_speller
+from practice import Speller, as_messages, count_right
 from record import need
 from run import join_ranks, leave_ranks
 from texture import TEXTURE, Texture
@@ -295,7 +295,7 @@ def words_loss(at, audio, audio_lens):
 
 # ---- loop
 
-speller = make_speller(tok, projector.arguments["ctc"])
+speller = Speller(tok, projector.arguments["ctc"])
 spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
 audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
                 "plain": True}  # it reads and writes Language.plain()

@@ -13,23 +13,11 @@ for folder in "$@"; do
     mine+=("$(realpath "$folder")")
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. runs/get.sh
 python=.venv/bin/python
 [ -f quick/data/voices/labels.jsonl ] || { echo "run first: bash speedrun.sh --quick" >&2; exit 2; }
 real=data/real
 mkdir -p $real/lists
-
-# clone REPOSITORY FOLDER [PART]: once, whole or one folder of it
-clone() {
-    [ -d "$2" ] && return
-    rm -rf "$2.part"
-    if [ -n "${3:-}" ]; then
-        git clone --depth 1 --filter=blob:none --sparse "https://github.com/$1" "$2.part"
-        git -C "$2.part" sparse-checkout set "$3"
-    else
-        git clone --depth 1 "https://github.com/$1" "$2.part"
-    fi
-    mv "$2.part" "$2"
-}
 
 # features NAME ARGUMENT...: the features of a corpus; every name is trained on
 data=""
@@ -45,13 +33,6 @@ speak() {
     $python prepare_synthetic.py --corpus="$2" --text_dir="$real/$1" --out_dir="$real/$1/speech" \
         --n_train="$(wc -l < "$real/$1/train.txt")" --n_val=0 --n_test=0
     features "$1" --source="$real/$1/speech"
-}
-
-# fresh FILE: replace FILE by standard input, if they differ
-fresh() {
-    mkdir -p "$(dirname "$1")"
-    cat > "$1.part"
-    cmp -s "$1.part" "$1" && rm "$1.part" || mv "$1.part" "$1"
 }
 
 clone jimbozhang/speechocean762 $real/speechocean762

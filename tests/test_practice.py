@@ -91,7 +91,7 @@ def test_chats(tok, tmp_path):
              "turns": [turn, ["empty", "?!", "!"]]}
             for split, n in (("train", 1), ("val", 0), ("train", 40))]
     write_jsonl(path, rows)
-    speller = practice.make_speller(tok, 270)
+    speller = practice.Speller(tok, 270)
     chats, left_out = practice.read_chats(path, speller, 200)
     assert [len(chats[split]) for split in ("train", "val")] == [1, 1]
     assert left_out["over 200 positions"] == 1 and sum(left_out.values()) == 4
