@@ -55,12 +55,19 @@ class Muon(torch.optim.Optimizer):
 
 
 def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004,
-                   weight_decay=0.0, more=()):
+                   weight_decay=0.0, more=(), zero1=False):
     """Return [Muon for the matrices of a GPT's blocks, AdamW for the rest].
 
     Rates of embeddings and lm_head scale with (n_embd / 768) ** -0.5, as nanochat's do.
-    weight_decay: of the matrices. more: parameters that are trained as embeddings.
+    weight_decay: of the matrices. more: parameters that are trained as embeddings. zero1: each rank
+    keeps the states of a part of the parameters (ZeRO-1, arXiv:1910.02054).
     """
+    def make(kind, groups, **rates):
+        if not zero1:
+            return kind(groups, **rates)
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+        return ZeroRedundancyOptimizer(groups, kind, **rates)
+
     scale = (model.config.n_embd / 768) ** -0.5
     embeddings = [model.transformer.wte.weight, *more, *model.value_embeds.parameters()]
     scalars = [model.resid_lambdas, model.x0_lambdas, model.smear_gate.weight, model.smear_lambda,
@@ -68,14 +75,15 @@ def gpt_optimizers(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004
     groups = [dict(params=embeddings, lr=embedding_lr * scale),
               dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
               dict(params=scalars, lr=SCALAR_LR)]
-    adamw = torch.optim.AdamW(groups, betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0, fused=True)
+    adamw = make(torch.optim.AdamW, groups, betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0,
+                 fused=True)
     matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
-    return [Muon(matrices, lr=matrix_lr, weight_decay=weight_decay), adamw]
+    return [make(Muon, matrices, lr=matrix_lr, weight_decay=weight_decay), adamw]
 
 
 def load_optimizers(optimizers, saved):
     """Restore the moments of saved states [dict], not their rates; ValueError: others' states."""
     for optimizer, state in zip(optimizers, saved, strict=True):
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict(state)
-        optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})
+        groups = [own | {"params": theirs["params"]} for own, theirs in
+                  zip(optimizer.param_groups, state["param_groups"], strict=True)]
+        optimizer.load_state_dict(state | {"param_groups": groups})

@@ -59,6 +59,7 @@ save_every = 250
 log_every = 10
 device = "auto"
 use_compile = True
+zero1 = False           # ranks share the optimizers' states: less memory on each
 seed = 0
 config = configure(globals())  # each checkpoint stores it
 # ----
@@ -208,7 +209,7 @@ blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=dev))  # no p
 rates = 0.2, 0.004, 0.0  # embeddings, lm_head; weight decay
 if model.config.n_layer >= 12:  # nanochat's values for its d12
     rates = 0.3, 0.008, 0.28
-optimizers = gpt_optimizers(model, matrix_lr, *rates, more=[blank])
+optimizers = gpt_optimizers(model, matrix_lr, *rates, [blank], zero1 and world_size > 1)
 trainer = Trainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model,
     tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"],
