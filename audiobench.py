@@ -88,11 +88,6 @@ def mcnemar(a, b):
 
 # ---- a model's answers
 
-def ask(talker, question):
-    """Return the ids of a question (str), up to where the answer begins."""
-    return talker.prompt([("user", question, None)])
-
-
 def score_options(talker, rows, audio):
     """Return the mean log-probabilities of each question's options, float64 (n, 4).
 
@@ -105,8 +100,8 @@ def score_options(talker, rows, audio):
             order = [(k + turn) % 4 for k in range(4)]
             options = [row["options"][k] for k in order]
             answers = [[*talker.tok.encode(talker.clean(option)), end] for option in options]
-            prompt = ask(talker, multiple_choice(row["question"], options))
-            jobs.append((i, order, prompt, answers))
+            question = multiple_choice(row["question"], options)
+            jobs.append((i, order, talker.prompt([("user", question, None)]), answers))
     jobs.sort(key=lambda job: len(job[2]) + (0 if audio is None else len(audio[job[0]])))
     scores = np.zeros((len(rows), 4))
     for start in range(0, len(jobs), BATCH_SIZE):
@@ -118,9 +113,9 @@ def score_options(talker, rows, audio):
     return scores
 
 
-def answer_freely(talker, prompts, audio=None):
-    """Return what the model says (greedy) to each prompt: list of str."""
-    said = []
+def answer_freely(talker, questions, audio=None):
+    """Return what the model says (greedy) to each question: list of str."""
+    prompts, said = [talker.prompt([("user", each, None)]) for each in questions], []
     for start in range(0, len(prompts), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
         said += generate(talker.model, prompts[part], audio and audio[part],
@@ -131,7 +126,7 @@ def answer_freely(talker, prompts, audio=None):
 def small_talk(talker):
     """Return [(held-out line of chat.txt, what the model says, is it its block's answer)]."""
     asked = [(line, block[" "]) for block in read_small_talk() for line in block["?"]]
-    said = answer_freely(talker, [ask(talker, line) for line, _ in asked])
+    said = answer_freely(talker, [line for line, _ in asked])
     return [(line, text, text in [talker.clean(answer).strip() for answer in answers])
             for (line, answers), text in zip(asked, said)]
 
@@ -149,9 +144,9 @@ def regress(clips, vector, rows, own, strength):
     """Answer questions by ridge regression on the labels of training clips.
 
     clips: data.Features; vector(i): of its clip i, (D,); own: of the questions' recordings (n, D).
-    Returns {index of a question: is it right}, without tasks whose answers are an open set.
+    Returns float (n,): 1 where a question is right, NaN where its answers are an open set.
     """
-    right = {}
+    right = np.full(len(rows), np.nan)
     for task, members in members_by(rows, "task").items():
         found = {i: info["labels"][task] for i, info in enumerate(clips.infos)
                  if task in info.get("labels", {})}
@@ -171,7 +166,7 @@ def regress(clips, vector, rows, own, strength):
 
 
 def baselines(clips, rows, features, wavs):
-    """Return {"probe", "meters", "majority": {index of a question: is it right}}.
+    """Return {"probe", "meters", "majority": float (n,), as regress() does}.
 
     majority takes the option that is most often right in its cell.
     """
@@ -183,7 +178,7 @@ def baselines(clips, rows, features, wavs):
     def metered(i):
         return measure(read_audio(clips.rows[i]["audio"]))
 
-    found = {"probe": {}, "meters": {}, "majority": {}}
+    found = {name: np.full(len(rows), np.nan) for name in ("probe", "meters", "majority")}
     for members in members_by(rows, "cell").values():
         keys = Counter(rows[i]["options"][rows[i]["key"]] for i in members)
         for i in members:
@@ -214,19 +209,19 @@ def run_bench(talker, rows, wavs, clips):
     scores = {name: score_options(talker, rows, tokens) for name, tokens in audio.items()}
     keys = np.array([row["key"] for row in rows])
     right = {name: each.argmax(1) == keys for name, each in scores.items()}
-    prompts = [ask(talker, multiple_choice(row["question"], row["options"])) for row in rows]
-    said = answer_freely(talker, prompts, heard)
+    questions = [multiple_choice(row["question"], row["options"]) for row in rows]
+    said = answer_freely(talker, questions, heard)
     wanted = [talker.clean(row["options"][row["key"]]).strip() for row in rows]
     right["free_generation"] = np.array(said) == np.array(wanted)
-    others = baselines(clips, rows, features, wavs)
-    result = summarize(rows, right, others)
+    right |= baselines(clips, rows, features, wavs)
+    result = summarize(rows, right)
     result["mcnemar_p"] = mcnemar(right["score"], right["shuffled"])
     result["small_talk"] = small_talk(talker)
     for name in ("probe", "meters"):
-        at = list(others[name])
-        theirs = np.array([others[name][i] for i in at], dtype=bool)
-        result[f"mcnemar_p_{name}"] = mcnemar(right["score"][at], theirs)
-        result[f"beside_{name}"] = [int(right["score"][at].sum()), int(theirs.sum()), len(at)]
+        at = ~np.isnan(right[name])
+        ours, theirs = right["score"][at], right[name][at] > 0
+        result[f"mcnemar_p_{name}"] = mcnemar(ours, theirs)
+        result[f"beside_{name}"] = [int(each.sum()) for each in (ours, theirs, at)]
     choices = []
     for row, each, text in zip(rows, scores["score"], said):
         best = int(each.argmax())
@@ -236,18 +231,16 @@ def run_bench(talker, rows, wavs, clips):
     return result, choices
 
 
-def summarize(rows, right, others):
+def summarize(rows, right):
     """Return the figures of all questions, of each part and cell; shares are fractions.
 
-    right: {condition: bool (n,)}, with "score"; others: of baselines().
+    right: {condition: (n,), true or not, or NaN}, with "score".
     """
     def figures(members):
-        n_right = int(right["score"][members].sum())
-        shares = {name: round(float(each[members].mean()), 4) for name, each in right.items()}
-        for name, known in others.items():
-            each = [known[i] for i in members if i in known]
-            shares[name] = round(float(np.mean(each)), 4) if each else None
-        n = len(members)
+        n_right, n, shares = int(right["score"][members].sum()), len(members), {}
+        for name, each in right.items():
+            known = each[members][~np.isnan(each[members])]
+            shares[name] = round(float(known.mean()), 4) if len(known) else None
         return {**shares, "right": n_right, "of": n, "interval": wilson(n_right, n)}
 
     groups = {name: {key: figures(members) for key, members in members_by(rows, field).items()}

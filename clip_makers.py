@@ -62,8 +62,7 @@ def write_clip(path, wav):
 
 def band(bands, value):
     """Return the name of the band that value (None: unknown) lies in, or ""."""
-    value = -1 if value is None else value
-    return next((name for name, (low, high) in bands.items() if low <= value <= high), "")
+    return next((name for name, (low, high) in bands.items() if low <= (value or -1) <= high), "")
 
 
 def voice_labels(clip):
@@ -229,24 +228,23 @@ def pair_up(clips, rng, label=""):
     """
     plain = [clip for clip in clips if is_plain(clip) and clip["seconds"] < 4
              and clip.get("pitch_hz", 1)]
-    wanted = [label]
-    if not label:
-        first = pick(list(PAIRS), rng)
-        wanted = [first, *(name for name in PAIRS if name != first)]
+    wanted = [label or pick(list(PAIRS), rng)]
+    wanted += [name for name in PAIRS if not label and name != wanted[0]]
     for name in wanted:
         sex, is_one = PAIRS[name]
-        firsts, best = [clip for clip in plain if clip["sex"] and sex in ("", clip["sex"])], []
+        firsts = [clip for clip in plain if clip["sex"] and sex in ("", clip["sex"])]
+        best = np.inf,  # how unlike, and the two clips
         for i in rng.permutation(len(firsts)):
             a = firsts[i]
             seconds = [clip for clip in plain if are_pair(a, clip, sex, is_one)]
             if seconds and not label:
                 return [a, pick(seconds, rng)]
-            best += [(unlike(a, clip), a, clip) for clip in seconds]
-            best = sorted(best, key=lambda each: each[0])[:1]
-            if best and best[0][0] < MATCHED:
+            pairs = [(unlike(a, clip), a, clip) for clip in seconds]
+            best = min([best, *pairs], key=lambda pair: pair[0])
+            if best[0] < MATCHED:
                 break
-        if best:
-            return best[0][1:]
+        if best[1:]:
+            return best[1:]
     raise ValueError(f"{clips[0].get('root', 'sources')}: no two clips of {wanted[0]}: add some")
 
 

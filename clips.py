@@ -16,7 +16,6 @@ from language import Language
 from run import copy_first_rank, lr_share, read_ahead, sum_over_ranks
 from trainer import Trainer
 
-MAX_AUDIO_S = 30.0     # longer clips are left out, and counted
 EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluation
 GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
 FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
@@ -31,8 +30,7 @@ class Split(Features):
     def use(self, at, n_tokens):
         """Use the clips `at`, whose rows in the GPT have n_tokens places each; of val each once."""
         if not len(at):
-            fail(f"{', '.join(self.folders)}: no {self.split} clip with words, "
-                 f"{MAX_AUDIO_S} s at most")
+            fail(f"{', '.join(self.folders)}: no {self.split} clip with words")
         rows = slice(None)
         if self.split == "val":  # a folder may count several times
             rows = list({self.keys[i]: k for k, i in enumerate(at)}.values())

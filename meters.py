@@ -12,15 +12,11 @@ LAGS = np.arange(SAMPLE_RATE // 450, SAMPLE_RATE // 60)  # samples: a pitch of 4
 VOICED = 0.45                             # least autocorrelation of a frame with a pitch
 
 
-def frames_of(wav):
-    """Return float32 (T, FRAME): windowed frames of wav (n,), padded to hold one at least."""
-    wav = np.pad(wav, (0, max(0, FRAME - len(wav))))
-    return np.lib.stride_tricks.sliding_window_view(wav, FRAME)[::HOP] * np.hanning(FRAME)
-
-
 def spectrum(wav):
-    """Return the power (T, bins) and the level (T,), dB, of the frames of wav (n,)."""
-    power = np.abs(np.fft.rfft(frames_of(wav), 2 * FRAME, axis=1)) ** 2
+    """Return the power (T, bins) and the level (T,), dB, of the frames of wav (n,), one or more."""
+    wav = np.pad(wav, (0, max(0, FRAME - len(wav))))
+    frames = np.lib.stride_tricks.sliding_window_view(wav, FRAME)[::HOP] * np.hanning(FRAME)
+    power = np.abs(np.fft.rfft(frames, 2 * FRAME, axis=1)) ** 2
     return power, 10 * np.log10(power.mean(1) + 1e-9)
 
 

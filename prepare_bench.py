@@ -65,7 +65,7 @@ def read_synthetic():
 def read_real():
     """Return the same of real recordings: a cell for each task that they hold four labels of."""
     cells, pools = {}, {}
-    for task in REAL_TASKS if sources else ():
+    for task in REAL_TASKS:
         clips = [clip for clip in read_sources(sources, True)
                  if task in clip["labels"] or task == "pair" and clip.get("seconds", 9) < 4]
         if task == "pair" and clips:
@@ -81,16 +81,15 @@ def read_real():
     return cells, pools
 
 
-def labels_of(task, clips):
-    """Return the answers of a task that clips show, or all where a sound can be made of each."""
-    shown = {clip["labels"].get(task) for clip in clips if "path" in clip}
-    return [label for label in read_tasks()[task].labels if task == "pair" or not clips
-            or "path" not in clips[0] or label in shown]
-
-
 def label_sets(task, count, clips, rng):
-    """Return [(clip, options)] about labels, the answer first; each is wrong equally often."""
-    labels, left_out, rows = labels_of(task, clips), Counter(), []
+    """Return [(clip, options)] about labels, the answer first; each is wrong equally often.
+
+    Labels: those that real clips show, or all where a sound can be made of each.
+    """
+    shown = {clip["labels"].get(task) for clip in clips if "path" in clip}
+    labels = [label for label in read_tasks()[task].labels
+              if task == "pair" or not shown or label in shown]
+    left_out, rows = Counter(), []
     for i in rng.permutation(np.arange(count) % len(labels)):
         others = [label for label in labels if label != labels[i]]
         others.sort(key=lambda label: (left_out[label], rng.uniform()))

@@ -146,7 +146,6 @@ def find_inputs():
 
 
 def make():
-    """Write the clips and what is asked about them -> (file names, counts)."""
     jobs, overlay = [], []
     n_clips = max(8, round(n / CLIP_TURNS))
     counts = {"train": n_clips, "val": max(8, round(VAL_SHARE * n_clips))}

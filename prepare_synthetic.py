@@ -61,16 +61,16 @@ NOISES = {"white": 0, "pink": 1, "brown": 2}  # power falls with this power of t
 
 # ---- one clip
 
-def plan_clip(split, i, speakers, text):
-    """Draw how clip i of a split is spoken -> dict. speakers: [(engine, *voice)], in turn."""
+def plan_clip(split, i, engine, text):
+    """Draw how clip i of a split is spoken -> dict; the engine's voices take turns."""
     _, _, style_share, noise_share, ranges = CORPORA[corpus]
     rng = np.random.default_rng([SEED, SPLITS.index(split), i])
-    engine, *voice = speakers[i % len(speakers)]
-    speaker = 1000 * (1 + list(VOICES).index(engine)) + 1 + VOICES[engine].index(tuple(voice))
-    chapter, number = divmod(i // len(speakers), CLIPS_PER_CHAPTER)
+    turn, at = divmod(i, len(VOICES[engine]))
+    speaker = 1000 * (1 + list(VOICES).index(engine)) + 1 + at
+    chapter, number = divmod(turn, CLIPS_PER_CHAPTER)
     key = f"{speaker}-{10000 * (1 + SPLITS.index(split)) + chapter}-{number:04d}"
     clip = {"key": key, "split": split, "text": text, "engine": engine,
-            **dict(zip(("voice", "accent", "sex", "quality"), voice)),
+            **dict(zip(("voice", "accent", "sex", "quality"), VOICES[engine][at])),
             "clip_seed": int(rng.integers(1, 2**31)), "loudness": rng.uniform(*LOUDNESS_DB),
             "silence_s": rng.uniform(0.05, 0.25, 2).round(3).tolist(), "noise": ""}
     if rng.uniform() < noise_share:
@@ -186,10 +186,8 @@ def plan_chapters():
     """Return {"<split>/<speaker>/<chapter>": [planned clip, ...]}."""
     chapters = {}
     for split in filter(SIZES.get, SIZES):
-        engine = engine_of(split)
-        speakers = [(engine, *voice) for voice in VOICES[engine]]
         for i, text in enumerate(choose_texts(split, SIZES[split])):
-            clip = plan_clip(split, i, speakers, text)
+            clip = plan_clip(split, i, engine_of(split), text)
             speaker, chapter, _ = clip["key"].split("-")
             chapters.setdefault(f"{split}/{speaker}/{chapter}", []).append(clip)
     return chapters
@@ -210,7 +208,7 @@ def write_chapter(folder, clips):
 
 
 def make():
-    root, labels, chapters = Path(out_dir), [], plan_chapters()
+    root, labels, chapters = Path(out_dir), [], plan_chapters()  # or a mistake ends it here
     for split in SPLITS:
         shutil.rmtree(root / split, ignore_errors=True)
     with tqdm(total=sum(SIZES.values()), unit=" clips", disable=None) as bar:

@@ -66,7 +66,6 @@ def read_small_talk():
 
 
 def pick(values, rng):
-    """Draw one of a list."""
     return values[rng.integers(len(values))]
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import smoke
 from audio import Projector, load_ears, load_encoder, n_audio_tokens
 from checkpoints import load_checkpoint, load_saved, run_sums
-from clips import MAX_AUDIO_S, ClipTrainer, Split, without_words
+from clips import ClipTrainer, Split, without_words
 from configurator import configure, fail, user_input
 from decode import pad
 from kernels import norm
@@ -89,12 +89,13 @@ def forward_clips(split, at, feats, lens, with_logits=False):
         return ctc_loss(split, at, audio, audio_lens), targets, row_lens, None
     out = model(ids[:, :-1].clamp(min=0), None if with_logits else targets, loss_reduction="sum",
                 audio_features=audio, audio_lens=audio_lens, text_lens=text_lens)
-    if not with_logits:
-        if ctc and projector.training:
-            out = (1 - ctc) * out + ctc * ctc_loss(split, at, audio, audio_lens)
-        return out, targets, row_lens, None
-    loss = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
-    return loss, targets, row_lens, out
+    if with_logits:
+        loss = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
+                               reduction="sum")
+        return loss, targets, row_lens, out
+    if ctc and projector.training:
+        out = (1 - ctc) * out + ctc * ctc_loss(split, at, audio, audio_lens)
+    return out, targets, row_lens, None
 
 
 def ctc_loss(split, at, audio, audio_lens):
@@ -103,18 +104,6 @@ def ctc_loss(split, at, audio, audio_lens):
 
 
 # ---- model, optimizer, resume
-
-def open_encoder():
-    """Load Whisper's encoder and write W1's tones, on rank 0 alone; the other ranks wait."""
-    encoder = None
-    if rank == 0:
-        with user_input():
-            encoder = load_encoder(whisper, device)
-        if is_smoke:
-            smoke.write_tones(features_dir, encoder, seed)
-    gather(None)
-    return encoder
-
 
 def make_model():
     """Return the GPT, its tokenizer and meta: of this run, of lm, or W1's new ones."""
@@ -129,11 +118,9 @@ def make_model():
 
 
 def choose_clips(split):
-    """Use the clips that are not too long, and to train those without a held-out word."""
-    is_chosen = np.array(split.seconds) <= MAX_AUDIO_S
-    if split.split == "train":
-        is_chosen &= without_words(split.texts, hold_out)
-    at = np.flatnonzero(is_chosen)
+    """Use all clips, but to train those without a held-out word."""
+    share = hold_out if split.split == "train" else 0.0
+    at = np.flatnonzero(without_words(split.texts, share))
     n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
     split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text)
 
@@ -142,7 +129,7 @@ def make_projector():
     """Return a projector: this run's, or one that goes on from that of lm, or a new one."""
     projector = Projector(
         manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
-        dropout=DROPOUT * varied, voice_mix=VOICE_MIX * varied,
+        dropout=DROPOUT * (not is_smoke), voice_mix=VOICE_MIX * (not is_smoke),
         ctc=len(speller.tokens) if ctc else 0).to(device)
     if ctc and not first_step:  # what the LM reads as a piece, CTC takes for it too
         pieces = model.transformer.wte.weight[:len(speller.tokens)].detach().float()
@@ -177,25 +164,20 @@ def make_optimizers():
     return [adamw, Muon(by_muon)] if muon_lr else [adamw]
 
 
-def about_audio():
-    """Return what a checkpoint's meta says of the ears."""
-    seconds = np.array(data["train"].seconds)[data["train"].at]
-    piece_s = min(15.0, 1.1 * np.percentile(seconds, 99))  # long recordings are cut so
-    kept = "encoder", "encoder_sha256", "taps", "language"
-    return {name: manifest[name] for name in kept} | {
-        "projector": projector.arguments, "piece_s": float(piece_s),
-        "prompt": "ctc" if ctc == 1 else "transcript"}
-
-
 ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "stack", "batch_tokens")
 if max(ctc, hold_out) > 1 or ctc and not lm:
     fail(f"{ctc=} and {hold_out=} are shares, and CTC spells with the tokens of an lm ({lm=})")
 need("jiwer", "matplotlib")
 is_smoke = data_dir == "tones"
-varied = not is_smoke  # the clips
 features_dir = f"{out_dir}/features" if is_smoke else data_dir
-encoder = open_encoder()
+encoder = None
+if rank == 0:  # the other ranks wait
+    with user_input():
+        encoder = load_encoder(whisper, device)
+    if is_smoke:
+        smoke.write_tones(features_dir, encoder, seed)
+gather(None)
 with user_input():
     layers = [int(tap) for tap in taps.split(",")] if taps else None
     sha256 = encoder.sha256 if encoder else ""
@@ -217,21 +199,25 @@ def score(at, feats, lens, is_own):
     """Return validation clips' loss, their targets, right ones with is_own, and targets again."""
     loss, targets, _, logits = forward_clips(data["val"], at, feats, lens, with_logits=is_own)
     n = (targets >= 0).sum()
-    if logits is None:
-        return loss, n, n * 0, n
-    return loss, n, (logits.argmax(2) == targets).sum(), n
+    right = n * 0 if logits is None else (logits.argmax(2) == targets).sum()
+    return loss, n, right, n
 
 
 # ---- loop
 
 val_at = np.array([i for i in data["val"].at if data["val"].texts[i]], dtype=int)  # not silence
 by_length = val_at[np.argsort(data["val"].lengths[val_at], kind="stable")]
+seconds = np.array(data["train"].seconds)[data["train"].at]
+piece_s = min(15.0, 1.1 * np.percentile(seconds, 99))  # long recordings are cut so
+audio = {name: manifest[name] for name in ("encoder", "encoder_sha256", "taps", "language")}
+audio |= {"projector": projector.arguments, "piece_s": float(piece_s),
+          "prompt": "ctc" if ctc == 1 else "transcript"}
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=optimizers, losses=["loss"], data=data, spoken=by_length,
-    score=score, right="val_acc", warp=warp if varied else None,
+    score=score, right="val_acc", warp=None if is_smoke else warp,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
-    meta={"audio": about_audio(), "chats": meta.get("chats", False)},
+    meta={"audio": audio, "chats": meta.get("chats", False)},
     frozen=() if lm_learning_rate else ("model",))
 sizes = [sum(p.numel() for p in params) for params in (trainer.trained, model.parameters())]
 about = f"{sizes[0]:,} parameters are trained, the LM has {sizes[1]:,}"

@@ -13,7 +13,7 @@ from tqdm import trange
 
 from audio import Projector, load_ears, n_audio_tokens
 from checkpoints import load_checkpoint, load_saved, read_meta, run_sums
-from clips import MAX_AUDIO_S, ClipTrainer, Split
+from clips import ClipTrainer, Split
 from configurator import configure, fail, user_input
 from decode import pad
 from files import read_jsonl, read_lines, sha256_file
@@ -147,22 +147,14 @@ def add_turns():
             info["turns"] = spoken_turns(asked, left_out, language)
 
 
-def read_text():
-    """Return the chats [(task, question, answer), ...] that have a spoken form, and sentences."""
-    rows = read_jsonl(chats, question=str, answer=str) if chats else ()
-    talks = [["text", row["question"], row["answer"]] for _, row in rows]
-    lines = map(str.strip, read_lines(sentences)) if sentences else ()
-    return spoken_turns(talks, left_out, language), [line for line in lines if line]
-
-
 def choose_clips(split):
-    """Use clips with words or questions that are not too long for the encoder or the GPT."""
+    """Use clips with words or questions that are not too long for the GPT."""
     at, n_tokens = [], []
     for i, (text, info) in enumerate(zip(split.texts, split.infos)):
         has_words = text or info.get("turns", ["silence"])
         longest = max(len(clip_row(split, i)[0]), len(transcript_row(text)[0]))
         n = n_audio_tokens(split.lengths[i], ears["projector"]["stack"]) + TEXTURE + longest
-        if has_words and split.seconds[i] <= MAX_AUDIO_S and n <= model.cos.size(0):
+        if has_words and n <= model.cos.size(0):
             at.append(i)
             n_tokens.append(n)
     split.use(at, n_tokens)
@@ -238,7 +230,11 @@ with user_input():
     language = Language(ears.get("language", "en"))
     data = {name: Split(data_dir, name, ears["encoder_sha256"]) for name in ("train", "val")}
     add_turns()
-    talks, texts = read_text()
+    rows = read_jsonl(chats, question=str, answer=str) if chats else ()
+    talks = [["text", row["question"], row["answer"]] for _, row in rows]
+    talks = spoken_turns(talks, left_out, language)
+    lines = map(str.strip, read_lines(sentences)) if sentences else ()
+    texts = [line for line in lines if line]
     sums = [path and sha256_file(path) for path in (turns, chats, sentences)]
     inputs = {"lm": run_sums(lm), "features": data["train"].sums(), "texts": sums}
 manifest = data["train"].manifest

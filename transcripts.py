@@ -58,7 +58,7 @@ def normalize_transcript(text, strict=True):
 
     strict: raise NoSpokenForm where it has none; else leave out what can't be spoken.
     """
-    spoken = first_reading(read_aloud(text, strict))
+    spoken = " ".join(readings[0] for readings in read_aloud(text, strict) if readings[0])
     if not strict:
         return " ".join(re.sub("[^a-z' ]", "", spoken).split())
     others = re.sub("[a-z' ]", "", spoken)
@@ -69,11 +69,6 @@ def normalize_transcript(text, strict=True):
     if text.strip() and not spoken:
         raise NoSpokenForm("no words left", text)
     return spoken
-
-
-def first_reading(slots):
-    """Return the likeliest text (str) of slots of read_aloud()."""
-    return " ".join(readings[0] for readings in slots if readings[0])
 
 
 def read_aloud(text, strict=True):
@@ -105,30 +100,23 @@ def plain_characters(text):
     return unicodedata.normalize("NFKC", text.translate(PLAIN))
 
 
-class Letters(dict):
-    """For str.translate: what becomes of a character of case-folded text."""
-
-    def __missing__(self, code):
-        char = chr(code)
-        parts = unicodedata.normalize("NFD", FOLDED.get(char, char))
-        bare = "".join(part for part in parts if not unicodedata.combining(part))
-        category = unicodedata.category(char)
-        self[code] = " "
-        if char in SYMBOLS:
-            self[code] = SYMBOLS[char]
-        elif LETTERS.issuperset(bare):
-            self[code] = bare  # nothing of an accent alone
-        elif char in "'" + NO_FORM or category[0] in "LMN" or category in ("Sm", "Sc"):
-            self[code] = char  # no transcript may hold it, but for the apostrophe
-        return self[code]
-
-
-LETTER_TABLE = Letters()
+@functools.cache
+def spell_letter(char):
+    """Return what becomes of a character of case-folded text."""
+    if char in SYMBOLS:
+        return SYMBOLS[char]
+    parts = unicodedata.normalize("NFD", FOLDED.get(char, char))
+    bare = "".join(part for part in parts if not unicodedata.combining(part))
+    if LETTERS.issuperset(bare):
+        return bare  # nothing of an accent alone
+    category = unicodedata.category(char)
+    stays = char in "'" + NO_FORM or category[0] in "LMN" or category in ("Sm", "Sc")
+    return char if stays else " "  # no transcript may hold it, but for the apostrophe
 
 
 def split_words(text):
     """Return the words (list of str) of case-folded text without numbers."""
-    words = re.sub("''+", " ", text.translate(LETTER_TABLE)).split()
+    words = re.sub("''+", " ", "".join(map(spell_letter, text))).split()
     return [word for word in words if word != "'"]
 
 

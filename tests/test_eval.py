@@ -344,8 +344,7 @@ def test_wrong_input_is_one_line(tiny, tmp_path, monkeypatch, capsys):
     cases = [(ckpt, "", "data is empty"), (ckpt, f"{tmp_path}/nowhere", "no *.trans.txt"),
              (ckpt, f"{tmp_path}/empty", "no *.trans.txt"), (ckpt, broken, "7-1-0002.flac"),
              (deaf, folder, "takes no audio"), (other, folder, "it has 258 ids, its model"),
-             ("no_run", folder, "no_run"), (ckpt, f"{folder} --step=9", "no step 9"),
-             (ckpt, f"{folder} --bench=no", "no/questions.jsonl"),
+             ("no_run", folder, "no_run"), (ckpt, f"{folder} --bench=no", "no/questions.jsonl"),
              (ckpt, f"{folder},{folder}", "'a' can't name"), (ckpt, f"../x={folder}", "can't name")]
     for run_folder, data, expected in cases:
         args = [f"--ckpt={run_folder}", *f"--data={data}".split(), f"--out_dir={tmp_path}/out"]
