@@ -12,7 +12,8 @@ import torch
 
 import audiobench
 from audio import Projector
-from test_eval import read_rows, run, save_run, write_rows
+from commands import read_rows, run_here, write_rows
+from test_eval import save_run
 from tokenizer import train_bpe
 
 
@@ -75,13 +76,11 @@ def test_probe_finds_what_is_there():
     x = rng.normal(size=(400, 50)).astype(np.float32)
     noise = rng.normal(size=(400, 50)).astype(np.float32)
     x[np.arange(400), y] += 4
-
-    class Clips:
-        infos = [{"labels": {"pitch": "abcd"[k]}} for k in y[:300]]
+    clips = SimpleNamespace(infos=[{"labels": {"pitch": "abcd"[k]}} for k in y[:300]])
     rows = [{"task": "pitch", "options": list("abcd"), "key": int(k)} for k in y[300:]]
     rows.append({"task": "words", "options": list("wxyz"), "key": 0})  # an open set: not probed
     for each, low, high in ((x, 0.9, 1.0), (noise, 0.0, 0.4)):
-        right = audiobench.regress(Clips, each.__getitem__, rows, [*each[300:], each[0]], 9.0)
+        right = audiobench.regress(clips, each.__getitem__, rows, [*each[300:], each[0]], 9.0)
         assert np.isnan(right[100]) and low <= right[:100].mean() <= high
 
 
@@ -89,26 +88,24 @@ def test_scores_average_over_rotations(tmp_path, monkeypatch):
     """Broken: a model that always likes the first place is above chance."""
     rows = audiobench.read_bench(make_bench(tmp_path / "bench"))
 
-    class Tok:
-        special = staticmethod(lambda name: 0)
-        encode = staticmethod(lambda text: [len(text)])
+    tok = SimpleNamespace(special=lambda name: 0, encode=lambda text: [len(text)])
     monkeypatch.setattr(audiobench, "score_answers", lambda model, prompts, *rest: torch.tensor(
         [[0.0, -5.0, -5.0, -5.0]] * len(prompts)))
-    talker = SimpleNamespace(model=None, tok=Tok, clean=str, prompt=lambda messages: [0])
+    talker = SimpleNamespace(model=None, tok=tok, clean=str, prompt=lambda messages: [0])
     scores = audiobench.score_options(talker, rows, None)
     assert scores.shape == (8, 4) and np.ptp(scores) == 0
 
 
 @pytest.mark.slow
-def test_the_command_line_repeats_itself(tmp_path, monkeypatch, capsys):
+def test_the_command_line_repeats_itself(tmp_path, monkeypatch):
     """Broken: the bench says something else in other batches, or lacks a control."""
     folder = make_bench(tmp_path / "bench")
     ckpt = make_run(tmp_path / "run")
     results = []
     for batch_size in (3, 32):
         monkeypatch.setattr(audiobench, "BATCH_SIZE", batch_size)
-        code, _, err = run(monkeypatch, capsys, "eval_bench.py", f"--ckpt={ckpt}",
-                           f"--bench={folder}", f"--out_dir={tmp_path}/{batch_size}")
+        code, _, err = run_here("eval_bench.py", f"--ckpt={ckpt}", f"--bench={folder}",
+                                f"--out_dir={tmp_path}/{batch_size}")
         assert code == 0, err
         results.append(json.loads((tmp_path / f"{batch_size}/bench.json").read_text()))
     for result in results:

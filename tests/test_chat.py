@@ -1,19 +1,16 @@
 """chat.py: what a tiny run hears, answers and continues, and what it refuses."""
 import io
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import soundfile
 
-from audio import encode
-from decode import transcribe
-from pauses import split_at_pauses
+from commands import refused, run, run_here
 from recordings import read_audio
 from talk import Batch, Recording, Talker
 from test_audiobench import make_run as make_chat_run
-from test_eval import ROOT, make_run, run
+from test_eval import make_run
 from tokenizer import ByteTokenizer
 
 
@@ -40,41 +37,32 @@ def said(out):
     return " ".join(x for x in out.splitlines() if not x.startswith("setting ")).split()
 
 
-@pytest.fixture
-def chat(monkeypatch, capsys):
+def chat(*args):
     """Run chat.py in this process with these arguments -> its stdout; it must succeed."""
-    def chat(*args):
-        code, out, err = run(monkeypatch, capsys, "chat.py", *args)
-        assert code == 0, err
-        return out
-    return chat
+    code, out, err = run_here("chat.py", *args)
+    assert code == 0, err
+    return out
 
 
 def test_the_command_hears_a_recording(ckpt, tmp_path):
     """Broken: a piece of a long recording is lost or heard otherwise."""
     clip = write_audio(tmp_path / "long.wav", seconds=20)
-    command = [sys.executable, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    wav, talker = read_audio(clip), Talker(ckpt, device="cpu")
-    pieces = []
-    for start, end in split_at_pauses(wav):
-        feats = encode(talker.encoder, [wav[start:end]])
-        pieces += transcribe(talker.model, talker.projector, talker.tok, feats, beams=5)
+    heard = run("chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
+    pieces = [piece.text for piece in Talker(ckpt, device="cpu").transcripts(read_audio(clip))]
     assert len(pieces) == 2 and all(pieces)
-    assert said(done.stdout) == " ".join(pieces).split()
+    assert said(heard) == " ".join(pieces).split()
 
 
-def test_a_cut_transcript_is_told(ckpt, tmp_path, monkeypatch, capsys):
+def test_a_cut_transcript_is_told(ckpt, tmp_path, monkeypatch):
     """Broken: a cut-off transcript is not told, or pieces run together."""
     clip = write_audio(tmp_path / "clip.wav")
     pieces = [("one", False), ("", False), ("two", True)]
     monkeypatch.setattr("talk.Talker.transcripts", lambda talker, wav: iter(pieces))
-    code, out, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
+    code, out, err = run_here("chat.py", f"--ckpt={ckpt}", f"--audio={clip}")
     assert code == 0 and out.endswith("one two\n") and "1 transcripts were cut off" in err
 
 
-def test_continuing_text(ckpt, chat):
+def test_continuing_text(ckpt):
     """Broken: the prompt isn't what is continued, or a setting changes nothing."""
     def say(*args):
         out = chat(f"--ckpt={ckpt}", "--prompt=the cat", *args)
@@ -86,7 +74,7 @@ def test_continuing_text(ckpt, chat):
     assert cold != warm and len(short) <= len("the cat") + 3 and cold.startswith(short.rstrip())
 
 
-def test_answering_a_question(chat_ckpt, tmp_path, chat):
+def test_answering_a_question(chat_ckpt, tmp_path):
     """Broken: a chat run is not asked; its recording or question doesn't count or isn't plain."""
     clips = [write_audio(tmp_path / f"{s}.wav", seconds=s) for s in (0.5, 1.5)]
 
@@ -98,14 +86,14 @@ def test_answering_a_question(chat_ckpt, tmp_path, chat):
     assert answer != ask("red", f"--audio={clips[0]}")
 
 
-def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch, capsys):
+def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch):
     """Broken: a turn forgets the one before, a wrong file ends the chat, /new isn't new."""
     clip = write_audio(tmp_path / "clip.wav")
 
     def chat(*lines, length="12"):
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         args = f"--ckpt={chat_ckpt}", f"--max_tokens={length}"
-        code, out, err = run(monkeypatch, capsys, "chat.py", *args)
+        code, out, err = run_here("chat.py", *args)
         assert code == 0, err
         return [said(part) for part in out.split("> ")[1:]], err
 
@@ -130,7 +118,7 @@ def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch, capsys):
     assert chat(question, "/new")[0][0] == ["[stopped]"]
 
 
-def test_wrong_input_is_one_line(ckpt, chat_ckpt, tmp_path, monkeypatch, capsys):
+def test_wrong_input_is_one_line(ckpt, chat_ckpt, tmp_path):
     """Broken: a user's mistake ends in a traceback or in silence, or an option is ignored."""
     clip, deaf = write_audio(tmp_path / "clip.wav"), make_run(tmp_path / "deaf", has_ears=False)
     other = make_run(tmp_path / "other")
@@ -143,6 +131,4 @@ def test_wrong_input_is_one_line(ckpt, chat_ckpt, tmp_path, monkeypatch, capsys)
             ([f"--ckpt={other}"], "has 258 ids"), ([], "give it --audio="),
             ([f"--ckpt={chat_ckpt}", "--max_tokens=1000000", "--prompt=x"], "lower them"),
             (["--temperature=-1"], "temperature=-1.0"), (["--promt=x"], "prompt")):
-        code, _, err = run(monkeypatch, capsys, "chat.py", f"--ckpt={ckpt}", *args)
-        assert code == 2 and err.startswith("chat.py: "), (args, err)
-        assert err.count("\n") == 1 and expected in err, (args, err)
+        assert expected in refused("chat.py", f"--ckpt={ckpt}", *args)

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 import configurator
-
-ROOT = os.path.dirname(configurator.__file__)
+from commands import ROOT, run
 
 
 def settings():
@@ -56,7 +55,7 @@ def test_later_arguments_win_and_changes_are_printed(tmp_path, capsys, monkeypat
 
 @pytest.mark.parametrize("arg, said", [
     ("--batchsize=4", "did you mean batch_size?"), ("--LIMIT=4", "unknown setting 'LIMIT'"),
-    ("--_hidden=4", "unknown"), ("--math=4", "unknown"), ("--fail=4", "unknown"),
+    ("--_hidden=4", "unknown"), ("--math=4", "unknown"),
     ("--batch_size=1.5", "a whole number"), ("--learning_rate=nan", "a finite number"),
     ("--use_lora=true", "not True or False"), ("--use_lora", "--name=value"),
     ("-b=3", "--name=value"), ("clip.wav", "config file"),
@@ -72,10 +71,9 @@ def test_wrong_command_line(capsys, arg, said):
     ("batch_size = True", "a whole number"), ("use_lora = 1", "not True or False"),
     ("out_dir = 3", "not a string"), ("learning_rate = 10**400", "not a finite number"),
     ("import os", "c.py:1: a config file holds plain"), ("batch_size, x = 1, 'b'", "plain"),
-    ("batch_size = ", "SyntaxError"), ("batch_size = open('x')", "NameError"),
+    ("batch_size = open('x')", "NameError"),
     ("batch_size = 32".encode("utf-16"), "'utf-8' codec"),
     ("batch_size\u00a0= 32", "non-printable character U+00A0"),
-    ("batch_size = 32\nout_dir = \u2019b\u2019", "invalid character"),
     ("\tbatch_size = 32", "indent")])
 def test_wrong_config_file(tmp_path, capsys, text, said):
     """Broken: a mistake in a config file is ignored, ends in a traceback, or runs code."""
@@ -84,16 +82,12 @@ def test_wrong_config_file(tmp_path, capsys, text, said):
 
 def test_real_script():
     """Broken: --help omits docstring or config block, or a wrong use isn't one line and exit 2."""
-    def call(arg):
-        command = [sys.executable, f"{ROOT}/prepare_text.py", arg]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    helped, refused = call("--help"), call("--X=2")
-    assert helped.returncode == 0 and helped.stderr == "" and "MIN_WORDS" not in helped.stdout
+    helped = run("prepare_text.py", "--help")
     for said in ("Make data/text/", "\n\n# config: set by", "# sentences, at most"):
-        assert said in helped.stdout
-    assert refused.returncode == 2 and refused.stderr == (
-        "prepare_text.py: command line: unknown setting 'X' (--help lists them)\n")
+        assert said in helped
+    assert "MIN_WORDS" not in helped
+    assert run("prepare_text.py", "--X=2", ok=False) == (
+        "prepare_text.py: command line: unknown setting 'X' (--help lists them)")
 
 
 @pytest.mark.case("B34")
@@ -133,12 +127,19 @@ def test_config_files_as_editors_leave_them(tmp_path, data):
 
 @pytest.mark.case("B35", "B36")
 def test_scripts_run_from_anywhere(tmp_path):
-    """Broken: a script finds its texts in the repository's folder alone, or needs a home."""
+    """Broken: a script finds its texts in the repository's folder alone, not a user's own, or needs
+    a home."""
     (tmp_path / "c.py").write_text("\ufeffn_train = 4\nout_dir = 'text'\n", encoding="utf-8")
-    script = f"{ROOT}/prepare_text.py"
-    command = [sys.executable, script, "c.py", "--n_val=2", "--n_test=2"]
+    command = [sys.executable, f"{ROOT}/prepare_text.py", "c.py", "--n_val=2", "--n_test=2"]
     env = {name: value for name, value in os.environ.items() if name != "HOME"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "text/train.txt").read_text().splitlines()) == 4
+
+    def train_text():
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / "text/train.txt").read_text().splitlines()
+
+    assert len(train_text()) == 4
     assert sorted(os.listdir(tmp_path)) == ["c.py", "text"]
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets/grammar.txt").write_text(f"- my own ({' | '.join('abcdefgh')})\n")
+    assert all(line.startswith("my own ") for line in train_text())

@@ -1,16 +1,15 @@
 """documents.py and prepare_documents.py: reading, splits, tokens, rows, bad input."""
 import json
 import os
-import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from commands import run, write_rows
 from documents import Documents, read_documents
 from files import sha256_file
-from test_text import run
 from tokenizer import load_tokenizer
 
 WORDS = ["Straße", "river", "“quoted”", "\U0001f600", "it's", "12,345", "<|bos|>", "a",
@@ -29,11 +28,6 @@ def make_texts(n, seed=0):
     return [f"{i}: " + " ".join(rng.choice(WORDS, rng.integers(5, 200))) for i in range(n)]
 
 
-def write_rows(path, texts):
-    """Write a .jsonl of texts."""
-    path.write_text("\n\n".join(json.dumps({"text": text}) for text in texts))
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """300 documents of a .jsonl, two thirds of them twice, and two text files: (folder, texts)."""
@@ -41,7 +35,7 @@ def made(tmp_path_factory):
     texts += texts[:200] + ["x" + char * 100_000 + "x" for char in "^ a\n\U0001f468"]
     texts += ["\u4f60\u597d" * 30_000, "e\u0301" * 500, "<|user_start|>hi<|assistant_end|>"]
     (root / "in").mkdir()
-    write_rows(root / "in" / "a.jsonl", [*texts, "", None])
+    write_rows(root / "in" / "a.jsonl", [{"text": text} for text in (*texts, "", None)])
     (root / "in" / "b.md").write_text("# A title\n\nof a text\n")
     (root / "in" / "c.txt").write_text("\ufeffanother one\r\n", encoding="utf-8")
     assert "{'empty': 2}" in prepare(root / "out", root / "in")
@@ -72,7 +66,7 @@ def test_all_documents_come_back(made, tmp_path):
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["train"]["documents"] == len(train)
     assert meta["train"]["bytes"] == len("".join(train).encode())
-    write_rows(tmp_path / "a.jsonl", texts[:99])
+    write_rows(tmp_path / "a.jsonl", [{"text": text} for text in texts[:99]])
     prepare(tmp_path / "out", tmp_path / "a.jsonl", f"--tokenizer={folder}")
     assert sorted(read(tmp_path / "out", "train", "val")) == sorted(texts[:99])
     assert sha256_file(tmp_path / "out/tokenizer.json") == sha256_file(folder / "tokenizer.json")
@@ -125,16 +119,21 @@ def test_parquet_of_any_writer(tmp_path):
 
 @pytest.mark.case("B16", "B18", "B19")
 def test_files_as_people_have_them(tmp_path):
-    """Broken: a file named twice is read twice, NOTES.TXT is not, Spark's folder of parts is no
-    file, U+2028 cuts a row, half a surrogate pair is a traceback, or a wrong row is not named."""
+    """Broken: a file named twice, or what a Mac or a notebook leaves, is read; NOTES.TXT, a link or
+    Spark's folder of parts is not; links that go round hang; U+2028 cuts a row; half a surrogate
+    pair is a traceback; a wrong row is not named."""
     folder, texts = tmp_path / "in", make_texts(30)
-    (folder / "all.jsonl").mkdir(parents=True)
+    for name in ("._b.txt", ".ipynb_checkpoints/b.txt", "__MACOSX/b.txt", "all.jsonl/.part.crc",
+                 "d.pdf"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("not read")
+    (folder / "round").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "linked").symlink_to(folder, target_is_directory=True)
     (folder / "NOTES.TXT").write_text(texts[1], encoding="utf-8")
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts[2:])
-    (folder / "all.jsonl/part-0.jsonl").write_text(rows)
+    write_rows(folder / "all.jsonl/part-0.jsonl", [{"text": text} for text in texts[2:]])
     lines = [json.dumps({"text": "one\u2028two"}, ensure_ascii=False), '{"text": "half \\ud83d"}']
     (folder / "a.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
-    prepare(tmp_path / "out", f"{folder}/NOTES.TXT,{folder}")
+    prepare(tmp_path / "out", f"{tmp_path}/linked/NOTES.TXT,{tmp_path}/linked")
     wanted = [*texts[1:], "one\u2028two", "half ?"]
     assert sorted(read(tmp_path / "out", "train", "val")) == sorted(wanted)
     for line, said in (('{"text": 5}', '"text" is no string'), ('{"no": "a"}', "not among no")):

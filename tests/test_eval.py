@@ -1,7 +1,6 @@
 """eval_bench.py, scoring.py: counts, intervals, controls, the real commands."""
 import json
 import os
-import runpy
 import shutil
 import sys
 import types
@@ -14,11 +13,11 @@ import torch
 import scoring
 import talk
 from audio import Projector, WhisperEncoder, encode, save_encoder
+from commands import read_rows, refused, run_here, write_rows
 from decode import transcribe
 from model import GPT, GPTConfig
 from tokenizer import ByteTokenizer
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEXTS = ["THE CAT SAT", "IT'S A DOG", "SOME MORE WORDS HERE", "GO HOME", "THE CAT SAT"]
 TINY = {"name": "tiny", "n_mels": 80, "n_layer": 2, "n_embd": 64, "n_head": 2}
 
@@ -69,28 +68,6 @@ def make_speech(folder, texts=TEXTS, seed=0):
     return str(folder)
 
 
-def run(monkeypatch, capsys, script, *args):
-    """Run a script's command line in this process; returns (exit code, stdout, stderr)."""
-    monkeypatch.setattr(sys, "argv", [script, *args])
-    code = 0
-    try:
-        runpy.run_path(f"{ROOT}/{script}", run_name="__main__")
-    except SystemExit as e:
-        code = e.code
-    return code, *capsys.readouterr()
-
-
-def read_rows(path):
-    """Return the rows of a .jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write_rows(path, rows):
-    """Write a .jsonl; returns its path as str."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A run and two folders of speech: (ckpt, folder, folder)."""
@@ -129,7 +106,9 @@ def test_counts_are_those_of_jiwer():
     ("two six four eight", "2649", 4, 1), ("oh three five one", "0351", 4, 0),
     ("room 42", "room forty two", 3, 0), ("In 1984", "in nineteen eighty five", 4, 1),
     ("one thousand nine hundred and eighty four", "1,984", 7, 0),
-    ("one hundred five", "one hundred and five", 3, 0), ("ten per cent", "10%", 2, 0),
+    ("one hundred five", "one hundred and five", 3, 0), ("a hundred", "100", 2, 0),
+    ("five dollars fifty cents", "$5.50", 4, 0), ("twenty six forty eight", "2648", 4, 0),
+    ("ten per cent", "10%", 2, 0),
     ("rock and roll", "rock roll", 3, 1), ("oh dear", "zero dear", 2, 1),
     ("it's twenty one", "It is 21.", 4, 0), ("uh hello [laughter]", "Hello.", 1, 0),
     ("a b", "你好 a b", 2, 1), ("", "thank you", 0, 2)])
@@ -169,7 +148,7 @@ def test_errors_by_length_and_by_times_spoken():
     assert table == {"0": [1, 2], "1-3": [0, 2], "4-15": [1, 1], "more": [0, 2]}
 
 
-def test_clips_come_another_way(bench, tiny, monkeypatch, capsys):
+def test_clips_come_another_way(bench, tiny, monkeypatch):
     """Broken: a clip comes clean, otherwise each time, with less noise than said, or any way."""
     clips, _ = scoring.read_folder(tiny[1])
     clean = bench.come(clips, 0)
@@ -180,9 +159,8 @@ def test_clips_come_another_way(bench, tiny, monkeypatch, capsys):
         if way in ("noise", "babble"):
             added = wav / np.linalg.norm(wav) - clean / np.linalg.norm(clean)
             assert 0.2 < np.linalg.norm(added) < 0.45, way  # 0.32 of the speech: 10 dB
-    code, _, err = run(monkeypatch, capsys, "eval_bench.py", f"--ckpt={tiny[0]}", "--way=space",
-                       "--out_dir=x")
-    assert code == 2 and "noise, babble, room, telephone" in err
+    said = refused("eval_bench.py", f"--ckpt={tiny[0]}", "--way=space", "--out_dir=x")
+    assert "noise, babble, room, telephone" in said
 
 
 def test_shuffled_control(bench):
@@ -236,7 +214,7 @@ def test_batches_hear_what_single_clips_say(bench, tiny, monkeypatch):
     assert bench.hear(talker, clips[2:3])[0] == [" ".join(alone)]
 
 
-def test_the_command_and_its_files(tiny, tmp_path, monkeypatch, capsys):
+def test_the_command_and_its_files(tiny, tmp_path):
     """Broken: wrong eval.json or jsonl, equal keys are mixed up, a changed recording isn't seen."""
     ckpt, a, b = tiny
     speech = shutil.copytree(a, tmp_path / "a")
@@ -248,7 +226,7 @@ def test_the_command_and_its_files(tiny, tmp_path, monkeypatch, capsys):
     theirs = tmp_path / "theirs.jsonl"
     args = ["eval_bench.py", f"--ckpt={ckpt}", f"--data=new={speech},voice={b}",
             f"--out_dir={out}", f"--beside={write_rows(theirs, rows)}"]
-    text = run(monkeypatch, capsys, *args)[1]
+    text = run_here(*args)[1]
     result = json.loads((out / "eval.json").read_text())
     new, voice = result["folders"]["new"], result["folders"]["voice"]
     assert result["cer_new"] == new["cer"] > 0.5 and text.index("   wer ") < text.index("   cer ")
@@ -263,24 +241,22 @@ def test_the_command_and_its_files(tiny, tmp_path, monkeypatch, capsys):
     assert all(row["hypothesis"] in text for row in result["transcripts"])
     assert new["by_length"]["1-5"][1] == 16 and "words a clip: 1-5: " in text
     assert result["encoder"] == "tiny" and result["dtype"] == "float32"
-    assert "is up to date" in run(monkeypatch, capsys, *args)[1]
+    assert "is up to date" in run_here(*args)[1]
     changed = speech / "7/1/7-1-0001.wav"
     soundfile.write(changed, -soundfile.read(changed)[0], 16000)  # of the same size
-    assert "up to date" not in run(monkeypatch, capsys, *args)[1]
+    assert "up to date" not in run_here(*args)[1]
     theirs.write_text(theirs.read_text().replace("GO HOME", "STAY"))
-    code, _, err = run(monkeypatch, capsys, *args)
-    assert code == 2 and "7-1-0003" in err and err.count("\n") == 1
+    assert "7-1-0003" in refused(*args)
 
 
 @pytest.mark.case("B21")
-def test_clips_of_silence_are_scored(tiny, tmp_path, monkeypatch, capsys):
+def test_clips_of_silence_are_scored(tiny, tmp_path):
     """Broken: an empty reference isn't counted, or is a partner in the shuffled control."""
     clips, _ = scoring.read_folder(tiny[1])
     rows = [{"audio": clip["audio"], "text": text}
             for clip, text in zip(clips, ["", "room 42", "seven", ""])]
     path = write_rows(tmp_path / "list.jsonl", rows)
-    run(monkeypatch, capsys, "eval_bench.py", f"--ckpt={tiny[0]}", f"--data={path}",
-        f"--out_dir={tmp_path}/out")
+    run_here("eval_bench.py", f"--ckpt={tiny[0]}", f"--data={path}", f"--out_dir={tmp_path}/out")
     result = json.loads((tmp_path / "out/eval.json").read_text())
     table = result["folders"][""]
     assert (table["clips"], table["silent_clips"], table["words"]) == (4, 2, 4)
@@ -291,7 +267,7 @@ def test_clips_of_silence_are_scored(tiny, tmp_path, monkeypatch, capsys):
     assert len(scoring.read_folder(path, max_clips=3)[0]) == 3
 
 
-def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch, capsys):
+def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch):
     """Broken: Whisper's own decoder is scored otherwise, or ours can't be compared with it."""
     folder = tmp_path / "whisper-base-ctranslate2"
     folder.mkdir()
@@ -314,40 +290,35 @@ def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faster_whisper", fake)
     args = ["eval_bench.py", f"--data=new={tiny[1]}"]
     whispers = ["--ckpt=whisper-base", f"--out_dir={tmp_path}/whisper"]
-    code, _, err = run(monkeypatch, capsys, *args, *whispers)
+    code, _, err = run_here(*args, *whispers)
     assert code == 0, err
     result = json.loads((tmp_path / "whisper/eval.json").read_text())
     assert result["wer_new"] == 19 / 16 and result["dtype"] == "float32"  # of it is a dog: 5
-    err = run(monkeypatch, capsys, *args, *whispers, "--language=ko")[2]
+    err = run_here(*args, *whispers, "--language=ko")[2]
     assert "5 letters of another script" in err
-    run(monkeypatch, capsys, *args, f"--out_dir={tmp_path}/de", whispers[0], "--language=de")
+    run_here(*args, f"--out_dir={tmp_path}/de", whispers[0], "--language=de")
     result = json.loads((tmp_path / "de/eval.json").read_text())
     assert result["wer_new"] == round(14 / 15, 5) and set(codes) == {"en", "de"}
-    run(monkeypatch, capsys, *args, f"--ckpt={tiny[0]}", f"--out_dir={tmp_path}/ours",
-        f"--beside={tmp_path}/whisper/eval_new.jsonl")
+    run_here(*args, f"--ckpt={tiny[0]}", f"--out_dir={tmp_path}/ours",
+             f"--beside={tmp_path}/whisper/eval_new.jsonl")
     ours = json.loads((tmp_path / "ours/eval.json").read_text())
     assert ours["folders"]["new"]["beside"]["wer"] == 19 / 16
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    code, _, err = run(monkeypatch, capsys, *args, "--ckpt=whisper-base", f"--out_dir={tmp_path}")
-    assert code == 2 and err.endswith("pip install faster_whisper\n") and err.count("\n") == 1
+    said = refused(*args, "--ckpt=whisper-base", f"--out_dir={tmp_path}")
+    assert said.endswith("pip install faster_whisper\n")
 
 
-def test_wrong_input_is_one_line(tiny, tmp_path, monkeypatch, capsys):
+def test_wrong_input_is_one_line(tiny, tmp_path):
     """Broken: a user's mistake is a traceback, doesn't name what is wrong, or costs minutes."""
     ckpt, folder, _ = tiny
-    (tmp_path / "empty").mkdir()
     deaf = make_run(tmp_path / "deaf", has_ears=False)
-    other = make_run(tmp_path / "other")
-    ByteTokenizer([b"th"]).save(other)
     broken = make_speech(tmp_path / "broken")
     (tmp_path / "broken/7/1/7-1-0002.flac").write_bytes(b"no audio")
     cases = [(ckpt, "", "data is empty"), (ckpt, f"{tmp_path}/nowhere", "no *.trans.txt"),
-             (ckpt, f"{tmp_path}/empty", "no *.trans.txt"), (ckpt, broken, "7-1-0002.flac"),
-             (deaf, folder, "takes no audio"), (other, folder, "it has 258 ids, its model"),
+             (ckpt, broken, "7-1-0002.flac"), (deaf, folder, "takes no audio"),
              ("no_run", folder, "no_run"), (ckpt, f"{folder} --bench=no", "no/questions.jsonl"),
              (ckpt, f"{folder},{folder}", "'a' can't name"), (ckpt, f"../x={folder}", "can't name")]
     for run_folder, data, expected in cases:
         args = [f"--ckpt={run_folder}", *f"--data={data}".split(), f"--out_dir={tmp_path}/out"]
-        code, _, err = run(monkeypatch, capsys, "eval_bench.py", *args)
-        assert code == 2 and err.count("\n") == 1 and expected in err, (args, err)
+        assert expected in refused("eval_bench.py", *args)
     assert not (tmp_path / "out").exists()

@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from questions import NOBODY
+from questions import NOBODY, NUMBERS
 from sources import read_sources
-from test_instruct import rows
-from test_text import run
+from commands import read_rows, run
 
 HELD_OUT = {  # of each set: a recording that is held out, and its labels
     "ravdess": ("Actor_21/03-01-06-01-02-01-21.wav", {"emotion": "afraid"}),
@@ -46,17 +45,16 @@ def test_a_bench_of_real_recordings(tmp_path):
     """Broken: the bench takes train's speakers, or plays another recording than it asks about."""
     folder, rng = tmp_path / "recordings", np.random.default_rng(0)
     folder.mkdir()
-    numbers = "zero one two three four five six seven eight nine".split()
     for digit in range(10):
         for who in ("jackson", "theo"):
             wav = rng.uniform(-0.5, 0.5, 1600 + 160 * digit)
             soundfile.write(folder / f"{digit}_{who}_0.wav", wav, 16000, subtype="PCM_16")
     run("prepare_bench.py", "--voices=", f"--sources=fsdd={folder}", f"--out_dir={tmp_path}/bench",
         "--bench_items=10")
-    bench = rows(tmp_path / "bench/questions.jsonl")
+    bench = read_rows(tmp_path / "bench/questions.jsonl")
     assert len(bench) == 10
     for row in bench:
-        digit = numbers.index(row["options"][row["key"]])
+        digit = NUMBERS.index(row["options"][row["key"]])
         theirs, _ = soundfile.read(folder / f"{digit}_theo_0.wav")
         ours, _ = soundfile.read(tmp_path / "bench" / row["audio"])
         assert row["task"] == "digit" and np.abs(ours - theirs).max() < 1e-4

@@ -103,18 +103,14 @@ def test_training_that_cannot_be(texts, vocab_size, said):
 
 # ---- files
 
-def test_save_and_load(bpe, tmp_path, monkeypatch):
-    """Broken: a saved tokenizer gives other ids when read, or a kill leaves half of its file."""
+def test_save_and_load(bpe, tmp_path):
+    """Broken: a saved tokenizer gives other ids when read."""
     for tok in (bpe, ByteTokenizer()):
         tok.save(tmp_path)
         again = load_tokenizer(tmp_path)
         assert (type(again), again.pieces) == (type(tok), tok.pieces)
         assert [again.encode(text) for text in ODD] == [tok.encode(text) for text in ODD]
         assert os.listdir(tmp_path) == ["tokenizer.json"]
-    monkeypatch.setattr(os, "replace", lambda *names: 1 / 0)  # killed before the rename
-    with pytest.raises(ZeroDivisionError):
-        bpe.save(tmp_path)
-    assert load_tokenizer(tmp_path).vocab_size == 257
 
 
 def refused(path, data):

@@ -4,14 +4,13 @@ from collections import Counter
 import pytest
 
 from language import ENGLISH, require_distinct, spoken_turns
-from transcripts import NoSpokenForm, normalize_transcript, read_aloud
+from transcripts import NoSpokenForm, normalize_transcript
 
 NUMBERS = {
-    "the primary coil has 50 turns": "the primary coil has fifty turns", "42": "forty two",
-    "I was born in 1984.": "i was born in nineteen eighty four", "1 2 3": "one two three",
+    "the primary coil has 50 turns": "the primary coil has fifty turns",
     "1, 8, 8, 4.": "one eight eight four", "0351": "zero three five one", "B12": "b twelve",
     "90210": "nine zero two one zero", "10000": "ten thousand", "covid-19": "covid nineteen",
-    "1,234": "one thousand two hundred and thirty four", "the 3rd, 21st": "the third twenty first",
+    "the 3rd, 21st": "the third twenty first",
     "1905, 2005, 2015": "nineteen oh five two thousand and five twenty fifteen",
     "the 1960s": "the nineteen sixties", "1984's": "nineteen eighty four's",
     "3.14": "three point one four", ".5": "point five", "$5.50": "five dollars and fifty cents",
@@ -26,7 +25,7 @@ TEXTS = {
     "‘tis Straße Łódź præ": "'tis strasse lodz prae", "ＡＢ ﬁn": "ab fin", "dogs' a'b": "dogs' a'b",
     "Tom &amp; Jerry&#39;s AT&T": "tom and jerry's at and t", "(he said) hello": "he said hello",
     "re\u200bcord\u00ad the\u00a0sound\ufeff": "record the sound", "*move* it": "move it",
-    "two\tlines\nof text": "two lines of text", "Lego™ 😀 ❤️ is ♪ fun": "lego is fun",
+    "Lego™ 😀 ❤️ is ♪ fun": "lego is fun",
     "see example.com": "see example dot com", "#5": "number five", "": "", " \n": ""}
 REFUSED = {
     "letters of another script": ["你好世界", "привет мир", "你好 42", "٣"],
@@ -56,19 +55,12 @@ def test_what_cannot_be_said_is_refused(reason):
         assert refused.value.reason == reason and isinstance(refused.value, ValueError)
 
 
-def test_a_number_has_several_readings():
-    """Broken: a number that was read digit by digit, or as pairs, counts as an error."""
-    assert {"two thousand six hundred forty eight", "two six four eight",
-            "twenty six forty eight"} < set(read_aloud("2648")[0])
-    assert "a hundred" in read_aloud("100")[0]
-    assert read_aloud("$5.50") == [["five"], ["dollars", ""], ["and", ""], ["fifty", "five zero"],
-                                   ["cents", ""]]
-
-
 def test_answers_keep_their_numbers():
-    """Broken: "42" teaches to say nothing, an answer in another script vanishes, or a user's
-    question is refused."""
-    assert ENGLISH.plain("How many?\n\n 42 \n3rd") == " how many\n forty two\n third"
+    """Broken: "42" teaches to say nothing, an answer in another script vanishes, a user's question
+    is refused, or an option's line is spelled otherwise than the option alone."""
+    lines = "How many?", " 42 ", "3rd"
+    assert ENGLISH.plain("\n\n".join(lines)) == "\n".join(map(ENGLISH.plain, lines))
+    assert ENGLISH.plain(lines[1]) == " forty two"
     dropped, turns = Counter(), [["a", "how many", "42"], ["b", "who", "你好"], ["c", "?", "x"],
                                  ["d", "who", ""]]
     assert spoken_turns(turns, dropped) == turns[:1]
