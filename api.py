@@ -85,7 +85,6 @@ StopString = Annotated[str, Field(max_length=256)]
 Unset = Annotated[Any, rule(lambda x: not x, "it can't be obeyed here: leave it out")]
 NoTools = rule(lambda x: x in (None, "", "auto", "none"),
                "this model calls no tools: give auto or none")
-NoWords = rule(lambda x: "word" not in (x or ()), "only segments have times here, no words")
 NO_JSON = "this model writes plain text, no JSON"
 
 
@@ -254,10 +253,10 @@ class TranscriptionRequest(BaseModel):
     response_format: Annotated[Literal["json", "text", "verbose_json", "srt", "vtt"],
                                BeforeValidator(lambda x: str(x or "json").lower())] = "json"
     stream: Annotated[bool, BeforeValidator(lambda x: x or False)] = False
-    timestamp_granularities: Annotated[list[str] | None, NoWords] = None
+    timestamp_granularities: list[str] | None = None
 
 
-def read_upload(content_type, body):
+def read_upload(content_type, body, has_word_times):
     """Read a transcription's form or JSON -> (float32 (n,) at 16 kHz, request); or Refused."""
     try:
         if content_type.partition(";")[0].strip().lower() == "application/json":
@@ -268,12 +267,19 @@ def read_upload(content_type, body):
         raise as_refused(e.errors()) from None
     if ask.stream and ask.response_format in ("srt", "vtt"):
         raise Refused(400, "a stream has events, no subtitles: leave stream out", "stream")
+    if "word" in (ask.timestamp_granularities or []):
+        if not has_word_times:
+            raise Refused(400, "this model can't tell when a word is said: ask for segments",
+                          "timestamp_granularities")
+        if ask.response_format != "verbose_json":
+            raise Refused(400, "words have times with response_format=verbose_json alone",
+                          "timestamp_granularities")
     if not ask.input_audio:
         return decode(ask.file, MAX_TRANSCRIPT_S, "file"), ask
     return decode_base64(ask.input_audio.data, MAX_TRANSCRIPT_S, "input_audio.data"), ask
 
 
-def write_transcript(kind, wav, pieces, language):
+def write_transcript(kind, wav, pieces, language, with_words=False):
     """Return the [Piece] of wav (n,) as OpenAI's API does, str or dict; kind: response_format."""
     said = [piece for piece in pieces if piece.text]
     text = language.space.join(piece.text for piece in said)
@@ -290,20 +296,28 @@ def write_transcript(kind, wav, pieces, language):
     segments = [{"id": i, "seek": 0, "start": round(piece.start_s, 2), "tokens": [],
                  "end": round(piece.end_s, 2), "text": f" {piece.text}", "temperature": 0.0}
                 for i, piece in enumerate(cut)]
-    return answer | {"task": "transcribe", "language": language.code, "segments": segments,
-                     "duration": round(length_s, 2)}
+    answer |= {"task": "transcribe", "language": language.code, "segments": segments,
+               "duration": round(length_s, 2)}
+    words = [{"word": word.text, "start": round(word.start_s, 2), "end": round(word.end_s, 2)}
+             for piece in said for word in piece.words]
+    return answer | ({"words": words} if with_words else {})
 
 
 def cut_in_segments(piece):
-    """Halve a Piece until its text fits in two lines; its time by the number of characters."""
+    """Halve a Piece until its text fits in two lines; its time by its words or its characters."""
     text = piece.text
     if len(text) <= 2 * LINE and len(textwrap.wrap(text, LINE)) <= 2:
         return [piece]
     half = text.rfind(" ", 1, len(text) // 2 + 1)
     half = len(text) // 2 if half < 0 else half
-    at_s = piece.start_s + (piece.end_s - piece.start_s) * half / len(text)
-    return [*cut_in_segments(piece._replace(text=text[:half], end_s=at_s)),
-            *cut_in_segments(piece._replace(text=text[half:].strip(), start_s=at_s))]
+    end_s = start_s = piece.start_s + (piece.end_s - piece.start_s) * half / len(text)
+    n = len(text[:half].split()) if text[half] == " " else 0
+    before, after = piece.words[:n], piece.words[n:]
+    if before:
+        end_s, start_s = before[-1].end_s, after[0].start_s
+    first = piece._replace(text=text[:half], end_s=end_s, words=before)
+    last = piece._replace(text=text[half:].strip(), start_s=start_s, words=after)
+    return [*cut_in_segments(first), *cut_in_segments(last)]
 
 
 def write_subtitles(kind, pieces):

@@ -1,6 +1,6 @@
 """Decoding: sampling, answers, transcripts by beam search, scores of given answers."""
 from functools import cache
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 
 import torch
 import torch.nn as nn
@@ -117,6 +117,56 @@ def spell(projector, tok, features):
         ids = ids[ids < projector.ctc_head.out_features - 1].tolist()
         texts.append(" ".join(tok.decode(ids).split()))
     return texts
+
+
+@torch.inference_mode()
+def word_times(projector, tok, features, words):
+    """Return when each word of a clip's transcript is said: [(start, end)] in seconds.
+
+    features: float array (T, n_taps, D); words: list of str. A word lasts from the first audio
+    token of its first piece to the last of its last piece, as the projector's CTC head hears them.
+    """
+    features, lens = pad([features], projector.mean.device)
+    audio = projector(features, lens)[0][0, projector.texture:]  # (T_a, C)
+    log_probs = projector.ctc_head(audio.float()).log_softmax(1).cpu()
+    speller = make_speller(tok, log_probs.size(1) - 1)
+    spelled = [speller.encode(" " + word) for word in words]
+    pieces = [*chain.from_iterable(spelled)]
+    n_least = len(pieces) + sum(a == b for a, b in pairwise(pieces))
+    repeats = max(-(-n_least // len(log_probs)), 1)  # over 1: more pieces than audio tokens
+    first, end = align(log_probs.repeat_interleave(repeats, 0), pieces)
+    place_s = projector.stack / 50 / repeats
+    times, n = [], 0
+    for own in spelled:
+        times.append((first[n] * place_s, end[n + len(own) - 1] * place_s))
+        n += len(own)
+    return times
+
+
+def align(log_probs, pieces):
+    """Find the likeliest CTC path (Viterbi) through a text's pieces, a list of n ids.
+
+    log_probs: (T, pieces and blank); T is at least n, and one more where a piece comes twice in a
+    row. Returns two lists of n: each piece's first place, and the place after its last.
+    """
+    blank = log_probs.size(1) - 1
+    states = torch.tensor([blank, *chain.from_iterable((piece, blank) for piece in pieces)])
+    own = log_probs[:, states]  # (T, 2n + 1)
+    barred = F.pad(states[2:] == states[:-2], (2, 0), value=True)  # a blank can't be left out
+    best = torch.full_like(own[0], NEVER)
+    best[:2] = own[0, :2]
+    steps = []  # states moved on, at each place after the first
+    for row in own[1:]:
+        before = F.pad(best, (2, 0), value=NEVER)
+        ways = torch.stack([best, before[1:-1], before[:-2].masked_fill(barred, NEVER)])
+        best, step = ways.max(0)
+        best = best + row
+        steps.append(step)
+    path = [len(states) - 1 - int(best[-2:].argmax() == 0)]
+    for step in reversed(steps):
+        path.append(path[-1] - int(step[path[-1]]))
+    path, at = torch.tensor(path[::-1]), torch.arange(1, len(states), 2)
+    return torch.searchsorted(path, at).tolist(), torch.searchsorted(path, at, right=True).tolist()
 
 
 class CTCScores:

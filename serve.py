@@ -245,20 +245,21 @@ async def transcriptions(request: Request):
     if not talker.ears:
         raise Refused(400, "this model takes no audio", "file")
     body = await request.body()
-    wav, ask = await read(read_upload, request.headers.get("content-type", ""), body)
-    kind = ask.response_format
+    wav, ask = await read(read_upload, request.headers.get("content-type", ""), body,
+                          talker.has_word_times)
+    kind, with_words = ask.response_format, "word" in (ask.timestamp_granularities or [])
     coming = follow(request, Job(wav=wav, most_s=60.0 if kind in ("json", "text") else SEGMENT_S))
     if ask.stream:
-        return await stream(transcript_events(kind, wav, coming))
+        return await stream(transcript_events(kind, wav, coming, with_words))
     pieces = [piece async for piece in coming]
-    found = write_transcript(kind, wav, pieces, talker.language)
+    found = write_transcript(kind, wav, pieces, talker.language, with_words)
     if isinstance(found, dict):
         return found
     is_cut = any(piece.is_cut for piece in pieces)
     return PlainTextResponse(found, headers={"X-Is-Cut": str(is_cut)})
 
 
-async def transcript_events(kind, wav, coming):
+async def transcript_events(kind, wav, coming, with_words):
     pieces, between = [], ""
     async for piece in coming:
         pieces.append(piece)
@@ -266,7 +267,7 @@ async def transcript_events(kind, wav, coming):
             yield {"type": "transcript.text.delta", "delta": between + piece.text}
             between = talker.language.space
     kind = kind.replace("text", "json")
-    done = write_transcript(kind, wav, pieces, talker.language)
+    done = write_transcript(kind, wav, pieces, talker.language, with_words)
     yield {"type": "transcript.text.done"} | done
 
 

@@ -11,7 +11,7 @@ import torch
 
 from audio import HOP, encode, load_ears, n_audio_tokens
 from checkpoints import checkpoint_steps, load_checkpoint
-from decode import sample, spell, transcribe
+from decode import sample, spell, transcribe, word_times
 from device import pick_device
 from kv_cache import KVCache
 from language import Language
@@ -31,12 +31,19 @@ class Recording:
     wav: np.ndarray
 
 
+class Word(NamedTuple):
+    text: str
+    start_s: float
+    end_s: float
+
+
 class Piece(NamedTuple):
     """What is said in a piece of a recording, and from when to when."""
     text: str
     is_cut: bool  # the model wrote in a loop, and its text was cut off
     start_s: float
     end_s: float
+    words: list[Word] = []  # none where the model can't tell their times
 
 
 @dataclass(eq=False)
@@ -116,6 +123,7 @@ class Talker:
             self.encoder, projector = load_ears(ckpt, self.meta, self.device)
             self.projector = for_inference(projector)
             self.can_chat = self.ears["prompt"] == "chat"
+        self.has_word_times = bool(self.ears and self.projector.ctc_head and self.language.space)
 
     def record(self, *wavs):
         """Join float32 wavs (n,) at 16 kHz, 0.2 s of silence between them -> Recording."""
@@ -149,7 +157,10 @@ class Talker:
 
     def write(self, wavs, cut):
         """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
-        feats = self.features(wavs)
+        return self.write_heard(self.features(wavs), cut)
+
+    def write_heard(self, feats, cut):
+        """Return the transcript (str) of each piece's features (T, n_taps, D)."""
         if self.ears["prompt"] == "ctc":  # the control without an LM
             return spell(self.projector, self.tok, feats)
         return transcribe(self.model, self.projector, self.tok, feats, BEAMS, cut)
@@ -157,11 +168,17 @@ class Talker:
     def transcripts(self, wav, most_s=60.0):
         """Cut float32 (n,) at pauses; yield the Piece of each most_s seconds at most."""
         for start, end in self.spans(wav, most_s):
-            cut = []
-            text, = self.write([wav[start:end]], cut)
-            first, last = loud_part(wav[start:end])
-            yield Piece(text, bool(cut), (start + first) / SAMPLE_RATE,
-                        (start + last) / SAMPLE_RATE)
+            cut, feats = [], self.features([wav[start:end]])
+            text, = self.write_heard(feats, cut)
+            start_s, end_s = start / SAMPLE_RATE, end / SAMPLE_RATE
+            if text and self.has_word_times:
+                times = word_times(self.projector, self.tok, feats[0], text.split())
+                words = [Word(word, start_s + first, min(start_s + last, end_s))
+                         for word, (first, last) in zip(text.split(), times)]
+                yield Piece(text, bool(cut), words[0].start_s, words[-1].end_s, words)
+            else:
+                first, last = (each / SAMPLE_RATE for each in loud_part(wav[start:end]))
+                yield Piece(text, bool(cut), start_s + first, start_s + last)
 
     def clean(self, text):
         """Return a text as the model reads it."""

@@ -31,11 +31,11 @@ def make_bench(folder):
     return str(folder)
 
 
-def make_run(folder):
-    """A tiny random model that answers questions."""
+def make_run(folder, **more):
+    """A tiny random model that answers questions; more: of its projector."""
     words = "how high is it low high red old answer with one of the options"
     torch.manual_seed(0)
-    projector = Projector(64, 2, 5, 64, texture=4)
+    projector = Projector(64, 2, 5, 64, texture=4, **more)
     return save_run(folder, train_bpe([words] * 3, 300), projector, taps=[0, -1], prompt="chat",
                     plain=True)
 

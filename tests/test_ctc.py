@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import decode
 from checkpoints import load_saved, read_meta
 from clips import COMMON, without_words
-from decode import NEVER, CTCScores, spell
+from decode import NEVER, CTCScores, spell, word_times
 from test_train import align, log_of, same_state, world  # noqa: F401 (world is a fixture)
 from tokenizer import BPETokenizer, ByteTokenizer
 
@@ -28,6 +28,39 @@ def test_spell_drops_repeats_and_blanks():
     projector.ctc_head = torch.nn.Linear(257, 257)
     projector.ctc_head.weight.data = torch.eye(257)
     assert spell(projector, ByteTokenizer(), [torch.zeros(12, 1, 4)] * 2) == ["hitt", ""]
+
+
+def test_path_is_the_likeliest():
+    """Broken: the alignment of a text is not the best of all that write it."""
+    for pieces in ([0, 0, 1], [2, 1], [1, 1]):
+        heard, best = torch.randn(6, 4).log_softmax(1), (NEVER, ())
+        for path in product(range(4), repeat=6):
+            ids = torch.unique_consecutive(torch.tensor(path))
+            if ids[ids < 3].tolist() == pieces:
+                best = max(best, (sum(row[i] for row, i in zip(heard, path)), path))
+        found = [3] * 6
+        for piece, first, end in zip(pieces, *decode.align(heard, pieces), strict=True):
+            found[first:end] = [piece] * (end - first)
+        assert tuple(found) == best[1]
+
+
+class Heard(torch.nn.Identity):
+    """A projector that returns its features, one-hot bytes; - is a blank, tokens last 80 ms."""
+    mean, texture, stack, ctc_head = torch.zeros(1), 1, 4, torch.nn.Identity()
+
+    def forward(self, features, lens):
+        return features, lens
+
+
+def test_word_times():
+    """Broken: a word's time is not that of its pieces, or more pieces than tokens fail."""
+    def times(heard):
+        ids = [256 if byte == ord("-") else byte for byte in b"-" + heard]
+        audio = 9 * F.one_hot(torch.tensor(ids), 257).float()
+        return np.array(word_times(Heard(), ByteTokenizer(), audio, ["hit", "a"])).flatten()
+
+    assert np.allclose(times(b"-- hh-it-- -aa-"), [0.16, 0.64, 0.80, 1.12])
+    assert np.allclose(times(b"hta"), [0, 0.16, 0.16, 0.24])
 
 
 def written(heard, pieces):

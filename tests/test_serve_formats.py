@@ -2,17 +2,19 @@
 import io
 import json
 import re
+from itertools import product
 
 import numpy as np
 import pytest
 import soundfile
-from drill import make_audio, post, sound, user
+from drill import make_audio, post, sound, start_server, user
+from test_audiobench import make_run
 from test_serve import (TRANSCRIBE, answer, ckpt, client, head, port, serve,  # noqa: F401
                         server)
 
 from api import LINE, cut_in_segments, write_transcript
 from language import ENGLISH
-from talk import Piece
+from talk import Piece, Word
 
 
 def test_pages_of_other_origins(serve, port):
@@ -52,14 +54,37 @@ def test_transcripts_with_times(client):
 
 def test_segments_fit_two_lines():
     """Broken: a subtitle is wider than the screen, loses words, or its time is wrong."""
-    for text in ("so it was " * 20, "so it was " * 8 + "it's", "no"):
-        cues = cut_in_segments(Piece(text.strip(), False, 3602.5, 3608.5))
+    texts = ("so it was " * 20, "so it was " * 8 + "it's", "no")
+    for text, has_words in product(texts, (True, False)):
+        said = text.split() if has_words else []
+        times = np.linspace(3602.5, 3608.5, len(said) + 1)
+        words = [*map(Word, said, times, times[1:])]
+        cues = cut_in_segments(Piece(text.strip(), False, 3602.5, 3608.5, words))
+        assert sum((cue.words for cue in cues), []) == words
+        for cue in cues[:len(words)]:
+            assert (cue.start_s, cue.end_s) == (cue.words[0].start_s, cue.words[-1].end_s)
         assert " ".join(cue.text for cue in cues) == text.strip()
         times = [cue.end_s - cue.start_s for cue in cues]
         assert sum(times) == pytest.approx(6) and min(times) > 0.6
         assert all(len(cue.text) <= 2 * LINE for cue in cues)
         lines = write_transcript("srt", [], cues, ENGLISH).split("\n")
         assert lines[1].startswith("01:00:02,500 --> 01:00:0") and max(map(len, lines)) <= LINE
+
+
+def test_words_with_times(tmp_path):
+    """Broken: words are missing or out of order, or segments and cues don't begin with a word."""
+    server, port = start_server(make_run(tmp_path / "run", ctc=260))
+    asked = sound(make_audio(13, 2)) | {"timestamp_granularities": ["word"]}
+    bodies = [json.dumps(asked | {"response_format": kind}) for kind in ("json", "verbose_json")]
+    (wrong, _), (right, found) = (post(port, body.encode(), TRANSCRIBE) for body in bodies)
+    server.kill()
+    assert (wrong, right) == (400, 200)
+    found = json.loads(found)
+    assert [each["word"] for each in found["words"]] == found["text"].split() != []
+    times = [time for each in found["words"] for time in (each["start"], each["end"])]
+    assert times == sorted(times) and times[0] >= 0 and times[-1] <= 13
+    for end in ("start", "end"):
+        assert {each[end] for each in found["segments"]} <= {each[end] for each in found["words"]}
 
 
 def test_streamed_and_json_transcripts(client, port):
