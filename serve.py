@@ -7,7 +7,6 @@ Serve a run: a web page with a microphone at /, and OpenAI's API under /v1.
 Sounds, texts and keys of a request are never written to the disk or the log.
 """
 import asyncio
-import contextlib
 import hmac
 import ipaddress
 import json
@@ -63,7 +62,7 @@ from engine import Engine, Job, report
 from talk import Talker, Text, default_run, size
 
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
-          "'unsafe-inline'; img-src data:; media-src blob:; connect-src 'self'; frame-ancestors "
+          "'unsafe-inline'; img-src data:; media-src data:; connect-src 'self'; frame-ancestors "
           "'none'; base-uri 'none'; form-action 'none'")
 HOSTS, ORIGINS = (re.findall(r"[^\s,]+", x.lower()) for x in (allow_hosts, allow_origins))
 KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
@@ -294,11 +293,10 @@ async def realtime(socket: WebSocket):
     sessions.add(session)
     try:
         await socket.accept("realtime" if "realtime" in socket.scope["subprotocols"] else None)
-        with contextlib.suppress(TimeoutError, WebSocketDisconnect):
-            await session.run()
-        with contextlib.suppress(TimeoutError, WebSocketDisconnect):
-            async with asyncio.timeout(5):  # a client that reads nothing
-                await socket.close()
+        await session.run()
+        await socket.close()
+    except (TimeoutError, WebSocketDisconnect):  # it reads nothing, or is gone
+        pass
     finally:
         sessions.discard(session)
 
