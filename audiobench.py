@@ -18,7 +18,7 @@ import numpy as np
 from decode import generate, score_answers
 from files import find_path, read_jsonl
 from meters import measure
-from questions import read_small_talk
+from questions import read_small_talk, translate
 from recordings import read_audio
 from texture import ridge
 from tokenizer import multiple_choice
@@ -90,7 +90,7 @@ def mcnemar(a, b):
 
 def ask(talker, question):
     """Return the ids of a question (str), up to where the answer begins."""
-    return talker.prompt([("user", question, None)])
+    return talker.prompt([("user", translate(question, talker.language.code), None)])
 
 
 def score_options(talker, rows, audio):
@@ -130,7 +130,8 @@ def answer_freely(talker, prompts, audio=None):
 
 def small_talk(talker):
     """Return [(held-out line of chat.txt, what the model says, is it its block's answer)]."""
-    asked = [(line, block[" "]) for block in read_small_talk() for line in block["?"]]
+    blocks = read_small_talk(talker.language.code)
+    asked = [(line, block[" "]) for block in blocks for line in block["?"]]
     said = answer_freely(talker, [ask(talker, line) for line, _ in asked])
     return [(line, text, text in [talker.clean(answer).strip() for answer in answers])
             for (line, answers), text in zip(asked, said)]

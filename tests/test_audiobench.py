@@ -12,6 +12,7 @@ import torch
 
 import audiobench
 from audio import Projector
+from language import ENGLISH
 from test_eval import read_rows, run, save_run, write_rows
 from tokenizer import train_bpe
 
@@ -94,7 +95,8 @@ def test_scores_average_over_rotations(tmp_path, monkeypatch):
         encode = staticmethod(lambda text: [len(text)])
     monkeypatch.setattr(audiobench, "score_answers", lambda model, prompts, *rest: torch.tensor(
         [[0.0, -5.0, -5.0, -5.0]] * len(prompts)))
-    talker = SimpleNamespace(model=None, tok=Tok, clean=str, prompt=lambda messages: [0])
+    talker = SimpleNamespace(model=None, tok=Tok, clean=str, prompt=lambda messages: [0],
+                             language=ENGLISH)
     scores = audiobench.score_options(talker, rows, None)
     assert scores.shape == (8, 4) and np.ptp(scores) == 0
 
