@@ -8,6 +8,8 @@ as NFKC in lower case; Chinese numbers are spelled out. Refused (NoSpokenForm): 
 spoken; letters of another script, but for Latin ones beside the language's own.
 """
 import importlib
+import json
+import os
 import re
 import unicodedata
 
@@ -108,9 +110,18 @@ def need_chinese(name):
 ENGLISH = Language("en")
 
 
-def require_distinct(question, options):
-    """Raise a ValueError if options (str) are read alike in English, or one as ""."""
-    if len({"", *map(ENGLISH.plain, options)}) <= len(options):
+def language_of(path, default="en"):
+    """Return the Language of a prepare script's file, by meta.json beside it; else the default."""
+    try:
+        with open(os.path.join(os.path.dirname(path), "meta.json"), "rb") as f:
+            return Language(json.load(f)["settings"]["language"])
+    except (OSError, KeyError, json.JSONDecodeError):
+        return Language(default)
+
+
+def require_distinct(question, options, language=ENGLISH):
+    """Raise a ValueError if options (str) are read alike in a language, or one as ""."""
+    if len({"", *map(language.plain, options)}) <= len(options):
         raise ValueError(f"question {question!r}: of {options} two are read alike, or one as ''")
 
 

@@ -1,6 +1,7 @@
 """documents.py and prepare_documents.py: reading, splits, tokens, rows, bad input."""
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
