@@ -115,7 +115,6 @@ class Talker:
         self.limit = self.model.cos.size(0)  # tokens of a conversation
         self.ears = self.meta.get("audio") or {}
         self.plain = self.ears.get("plain", False)
-        self.piece_s = self.ears.get("piece_s", 15.0)  # of the longest clips of training
         self.language = Language(self.ears.get("language", "en"))
         # nanochat's base models have a depth, its chat models have none
         settings = self.meta.get("user_config", {})
@@ -151,16 +150,16 @@ class Talker:
 
     def spans(self, wav, most_s=60.0):
         """Cut float32 (n,) at pauses -> [(start, end)], as long as in training at most."""
-        return split_at_pauses(wav, min(most_s, self.piece_s))
+        return split_at_pauses(wav, min(most_s, self.ears.get("piece_s", 15.0)))
 
     def pieces(self, wav):
         return [wav[start:end] for start, end in self.spans(wav)]
 
     def write(self, wavs, cut):
         """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
-        return self.write_features(self.features(wavs), cut)
+        return self.write_heard(self.features(wavs), cut)
 
-    def write_features(self, feats, cut):
+    def write_heard(self, feats, cut):
         """Return the transcript (str) of each piece's features (T, n_taps, D)."""
         if self.ears["prompt"] == "ctc":  # the control without an LM
             return spell(self.projector, self.tok, feats)
@@ -170,7 +169,7 @@ class Talker:
         """Cut float32 (n,) at pauses; yield the Piece of each most_s seconds at most."""
         for start, end in self.spans(wav, most_s):
             cut, feats = [], self.features([wav[start:end]])
-            text, = self.write_features(feats, cut)
+            text, = self.write_heard(feats, cut)
             start_s, end_s = start / SAMPLE_RATE, end / SAMPLE_RATE
             if text and self.has_word_times:
                 times = word_times(self.projector, self.tok, feats[0], text.split())

@@ -53,21 +53,22 @@ def test_record_send_and_read_the_answer(browser, port):
     page.locator("#clip audio").wait_for()
     page.get_by_role("button", name="Who is speaking?").click()
     page.keyboard.press("Enter")
-    page.locator(".turn.assistant.whole").wait_for()
+    page.locator(".turn.assistant .time").wait_for()
     part, text = sent[0]["messages"][0]["content"]
     wav = read_audio(base64.b64decode(part["input_audio"]["data"]))
     assert text["text"] == "Who is speaking?" and 1.5 < len(wav) / 16_000 < 8
     assert np.abs(wav).max() > 0.1 and page.locator(".turn.user audio").count() == 1
     page.get_by_role("textbox", name="Message").fill("how high is it")
     page.get_by_role("button", name="Send").click()  # a second turn, with the first in it
-    page.locator(".turn.assistant.whole").nth(1).wait_for()
+    page.locator(".turn.assistant .time").nth(1).wait_for()
     assert [m["role"] for m in sent[1]["messages"]] == ["user", "assistant", "user"]
     texts = page.locator(".turn").all_text_contents()
+    assert page.evaluate("urls.size") == 1  # the recording can be heard as long as it stands there
     page.reload()
     found = page.locator(".turn").all_text_contents()
     assert len(found) == 4 and all(map(str.startswith, texts, found))
     page.get_by_role("button", name="New conversation").click()
-    assert page.evaluate("messages.length") == 0
+    assert page.evaluate("urls.size") == page.evaluate("messages.length") == 0
     assert not errors, errors
 
 
@@ -102,6 +103,6 @@ def test_a_model_that_only_transcribes(browser, serve, tmp_path):  # noqa: F811
     page.set_input_files("#file", tmp_path / "clip.wav")
     page.locator("#clip audio").wait_for()
     page.get_by_role("button", name="Send").click()
-    page.locator(".turn.assistant.whole").wait_for()
+    page.locator(".turn.assistant .time").wait_for()
     assert page.locator(".turn.user audio").count() == 1 and not errors
     assert page.locator(".turn.assistant").inner_text().strip()
