@@ -129,7 +129,7 @@ def word_times(projector, tok, features, words):
     features, lens = pad([features], projector.mean.device)
     audio = projector(features, lens)[0][0, projector.texture:]  # (T_a, C)
     log_probs = projector.ctc_head(audio.float()).log_softmax(1).cpu()
-    speller = make_speller(tok, log_probs.size(1) - 1)
+    speller = Speller(tok, log_probs.size(1) - 1)
     spelled = [speller.encode(" " + word) for word in words]
     pieces = [*chain.from_iterable(spelled)]
     n_least = len(pieces) + sum(a == b for a, b in pairwise(pieces))

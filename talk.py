@@ -157,9 +157,9 @@ class Talker:
 
     def write(self, wavs, cut):
         """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
-        return self.write_heard(self.features(wavs), cut)
+        return self.write_features(self.features(wavs), cut)
 
-    def write_heard(self, feats, cut):
+    def write_features(self, feats, cut):
         """Return the transcript (str) of each piece's features (T, n_taps, D)."""
         if self.ears["prompt"] == "ctc":  # the control without an LM
             return spell(self.projector, self.tok, feats)
@@ -169,7 +169,7 @@ class Talker:
         """Cut float32 (n,) at pauses; yield the Piece of each most_s seconds at most."""
         for start, end in self.spans(wav, most_s):
             cut, feats = [], self.features([wav[start:end]])
-            text, = self.write_heard(feats, cut)
+            text, = self.write_features(feats, cut)
             start_s, end_s = start / SAMPLE_RATE, end / SAMPLE_RATE
             if text and self.has_word_times:
                 times = word_times(self.projector, self.tok, feats[0], text.split())

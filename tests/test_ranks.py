@@ -48,8 +48,8 @@ def test_a_run_goes_on_with_any_ranks(world, tmp_path):  # noqa: F811
     process.communicate()  # until no rank is left
     last = checkpoint_steps(tmp_path / "run")[-1]
     assert process.returncode and last in (2, 3)
-    out = base(world, tmp_path / "run", "--max_steps=5", "--zero1=True", n_ranks=3)  # one has no microbatch
-    assert f"3 ranks; starting at step {last}" in out
+    out = base(world, tmp_path / "run", "--max_steps=5", "--zero1=True", n_ranks=3)
+    assert f"3 ranks; starting at step {last}" in out  # one has no microbatch
     base(world, tmp_path / "run", "--max_steps=6")
     one, many = ([row for row in log_of(tmp_path / part) if "lr" in row] for part in ("one", "run"))
     assert len(one) == len(many) == 6
