@@ -61,10 +61,10 @@ done | fresh $zh/lists/sample.jsonl
 for level in 1 2 3 4 5 6; do
     sed -nE 's/^ *- *\{.*chinese: "([^"]*)".*/\1/p' $zh/hsk/data/sentences/hsk$level.yaml |
         awk -v level=$level '{
-            split = NR % 17 == 8 ? "test" : NR % 43 == 3 ? "val" : "train"
-            for (k = 0; k < (split == "train" ? 2 : 1); k++)
+            part = NR % 17 == 8 ? "test" : NR % 43 == 3 ? "val" : "train"
+            for (k = 0; k < (part == "train" ? 2 : 1); k++)
                 printf "{\"audio\": \"../hsk/dist/audio/hsk%d-%04d%s.mp3\", \"text\": \"%s\", " \
-                    "\"split\": \"%s\"}\n", level, NR, k ? "_slow" : "", $0, split
+                    "\"split\": \"%s\"}\n", level, NR, k ? "_slow" : "", $0, part
         }'
 done | fresh $zh/lists/hsk.jsonl
 # 8,500 words by one person
@@ -74,9 +74,9 @@ row='{"audio": "../words/64k/hsk/&", "text": "\1", "split": "train"}'
 for place in zh-TW:train zh-CN:val; do
     name=${place%:*}
     tail -n +2 $zh/commonvoice/$name/validated.tsv | tr -d '"\\' |
-        awk -F '\t' -v name=$name -v split=${place#*:} '{
+        awk -F '\t' -v name=$name -v part=${place#*:} '{
             printf "{\"audio\": \"../commonvoice/%s/clips/%s\", \"text\": \"%s\", ", name, $2, $3
-            printf "\"speaker\": \"%s\", \"split\": \"%s\"}\n", substr($1, 1, 12), split
+            printf "\"speaker\": \"%s\", \"split\": \"%s\"}\n", substr($1, 1, 12), part
         }' |
         simple | fresh $zh/lists/$name.jsonl
 done
