@@ -58,6 +58,7 @@ try:
 except ImportError as e:
     fail(f"{e}: source .venv/bin/activate")
 from engine import Engine, Job, report
+from files import own_file, read_lines
 from talk import Talker, Text, default_run, size
 
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
@@ -191,10 +192,22 @@ for kind in (Refused, RequestValidationError, HTTPException, ClientDisconnect):
 
 # --- what it answers
 @app.get("/")
-async def page():
-    headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+async def page(request: Request):
+    headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff",
+               "Vary": "Accept-Language"}
     html = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
+    if request.headers.get("accept-language", "").lower().startswith("zh"):
+        html = in_chinese(html)
     return HTMLResponse(html, headers=headers)
+
+
+def in_chinese(html):
+    """Return chat.html (str) in Chinese; the questions only where the model speaks it."""
+    for line in read_lines(own_file("assets/page.zh.txt")):
+        english, _, chinese = line.removeprefix("?").partition(" | ")
+        if chinese and (line[0] != "?" or talker.language.code == "zh"):
+            html = html.replace(english, chinese)
+    return html
 
 
 @app.get("/health")
