@@ -117,26 +117,14 @@ def training_clips(talker):
 # ---- error rates
 
 def shuffle(clips):
-    """Return int (n,): for each clip the clip whose audio it gets, never one of the same text.
-
-    A cycle goes up the even ranks of the clips by length and down the odd ranks: lengths are two
-    ranks apart at most. Where texts are equal, the nearest clip that fits swaps.
-    """
-    texts = [clip["text"] for clip in clips]
-    order = np.argsort([clip["seconds"] for clip in clips], kind="stable")
-    cycle = np.concatenate([order[0::2], order[1::2][::-1]])
-    partner = np.empty(len(order), dtype=np.int64)
-    partner[cycle] = np.roll(cycle, -1)
-    for at, i in enumerate(order):
-        if texts[i] != texts[partner[i]]:
-            continue
-        fits = [k for k, j in enumerate(order) if texts[i] not in (texts[j], texts[partner[j]])]
-        if not fits:
-            raise ValueError(f"data: of {len(texts)} clips too many say '{texts[i]}' for the "
-                             "shuffled control: give clips of other texts")
-        j = order[min(fits, key=lambda k: abs(k - at))]
-        partner[i], partner[j] = partner[j], partner[i]
-    return partner
+    """Return int (n,): for each clip the clip of another text that is nearest in length."""
+    texts = np.array([clip["text"] for clip in clips])
+    seconds = np.array([clip["seconds"] for clip in clips])
+    if len(set(texts)) < 2:
+        raise ValueError(f"data: all clips say '{clips[0]['text']}': the shuffled control needs "
+                         "clips of other texts")
+    return [int(np.where(texts == text, np.inf, abs(seconds - own)).argmin())
+            for text, own in zip(texts, seconds)]
 
 
 def hear(talker, clips):
