@@ -189,7 +189,7 @@ def evaluate_folder(talker, clips, times):
     """
     heard, n_cut = hear(talker, clips)
     own, references = talker.language, [clip["reference"] for clip in clips]
-    counts = scoring.count_edits(references, heard, own)
+    counts = scoring.count_errors(references, heard, own)
     groups = scoring.groups_of(clips)
     spoken = [i for i, clip in enumerate(clips) if clip["text"]]
     table = scoring.score(counts, groups) | {"by_length": scoring.by_length(counts)}
@@ -200,15 +200,15 @@ def evaluate_folder(talker, clips, times):
             [clips[i]["text"] for i in spoken], [heard[i] for i in spoken], times)
     for kind, texts in (("wer_shuffled", heard), ("wer_shuffled_floor", references)):
         others = [texts[clips[i]["other"]] for i in spoken]
-        each = scoring.count_edits([references[i] for i in spoken], others, own)
+        each = scoring.count_errors([references[i] for i in spoken], others, own)
         table[kind], table["intervals"][kind] = scoring.error_rate(
             each, [groups[i] for i in spoken])
     if beside:
-        theirs = scoring.count_edits(references, [clip["theirs"] for clip in clips], own)
+        theirs = scoring.count_errors(references, [clip["theirs"] for clip in clips], own)
         table["beside"] = scoring.compare(counts, theirs, groups)
     rows = []
-    for clip, text, (words, *edits) in zip(clips, heard, counts.tolist()):
-        rows.append({"key": clip["key"], "errors": sum(edits), "words": words,
+    for clip, text, (words, errors) in zip(clips, heard, counts.tolist()):
+        rows.append({"key": clip["key"], "errors": errors, "words": words,
                      "reference": clip["reference"], "hypothesis": text, "audio": clip["audio"]})
     return table | {"cut_off": n_cut, "silent_clips": len(clips) - len(spoken)}, rows
 

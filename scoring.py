@@ -31,10 +31,6 @@ TIMES_SPOKEN = {"0": 0, "1-3": 3, "4-15": 15, "more": np.inf}  # in training
 DIGITS = {name(n) for n in range(10)}
 NUMBERS = {name(n) for n in [*range(20), *range(20, 100, 10)]}
 POWERS = {"hundred", "thousand", "million", "billion", "trillion"}
-# the cost of a path is one int: all errors, insertions, deletions, substitutions in 15 bits each
-SUBSTITUTION = (1 << 45) + 1
-DELETION = (1 << 45) + (1 << 15)
-INSERTION = (1 << 45) + (1 << 30)
 
 
 # ---- the clips
@@ -155,31 +151,29 @@ def word_graph(slots):
 
 
 def align(reference, hypothesis):
-    """Return (substitutions, deletions, insertions) of the cheapest paths through two graphs."""
+    """Return the errors, insertions too, of the cheapest paths through two graphs."""
     cost = {}
     for i, into in enumerate(reference):
         for j, into_other in enumerate(hypothesis):
             steps = [] if i or j else [0]
             for before, word in into:
-                steps.append(cost[before, j] + (DELETION if word else 0))
+                steps.append(cost[before, j] + bool(word))
                 for other_before, other in into_other:
                     if word and other:
-                        wrong = SUBSTITUTION if word != other else 0
-                        steps.append(cost[before, other_before] + wrong)
+                        steps.append(cost[before, other_before] + (word != other))
             for before, word in into_other:
-                steps.append(cost[i, before] + (INSERTION if word else 0))
+                steps.append(cost[i, before] + bool(word))
             cost[i, j] = min(steps)
-    total = cost[i, j]
-    return total & 0x7fff, total >> 15 & 0x7fff, total >> 30 & 0x7fff
+    return cost[i, j]
 
 
-def count_edits(references, hypotheses, language=ENGLISH):
-    """Return int64 (n, 4) of n pairs of raw texts: words, substitutions, deletions, insertions."""
+def count_errors(references, hypotheses, language=ENGLISH):
+    """Return int64 (n, 2) of n pairs of raw texts: words, errors."""
     counts = []
     for pair in zip(references, hypotheses):
         slots, heard = (spoken_slots(text, language) for text in pair)
-        counts.append([count_words(slots), *align(word_graph(slots), word_graph(heard))])
-    return np.array(counts, dtype=np.int64).reshape(-1, 4)
+        counts.append([count_words(slots), align(word_graph(slots), word_graph(heard))])
+    return np.array(counts, dtype=np.int64).reshape(-1, 2)
 
 
 def count_characters(references, hypotheses, language=ENGLISH):
@@ -203,16 +197,16 @@ def groups_of(clips):
 
 
 def resample(counts, groups):
-    """Return the error rates (N_RESAMPLES,) of counts (n, 2 or 4), whole groups drawn anew.
+    """Return the error rates (N_RESAMPLES,) of counts (n, 2), whole groups drawn anew.
 
     The draws depend on the groups alone: two systems are paired (Bisani and Ney 2004).
     """
     names, at = np.unique(groups, return_inverse=True)
     n = len(names)
-    sums = np.zeros((n, counts.shape[1]))
+    sums = np.zeros((n, 2))
     np.add.at(sums, at, counts)
     times = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
-    return times @ sums[:, 1:].sum(axis=1) / np.maximum(times @ sums[:, 0], 1)
+    return times @ sums[:, 1] / np.maximum(times @ sums[:, 0], 1)
 
 
 def interval(rates):
@@ -221,19 +215,17 @@ def interval(rates):
 
 
 def error_rate(counts, groups):
-    """Return the error rate of counts (n, 2 or 4), pooled over clips, and its interval."""
-    rate = round(float(counts[:, 1:].sum() / counts[:, 0].sum()), 5)
+    """Return the error rate of counts (n, 2), pooled over clips, and its interval."""
+    rate = round(float(counts[:, 1].sum() / counts[:, 0].sum()), 5)
     return rate, interval(resample(counts, groups))
 
 
 def score(counts, groups):
-    """Return the figures of counts (n, 4) as a dict; rates are fractions."""
+    """Return the figures of counts (n, 2) as a dict; rates are fractions."""
     rate, ends = error_rate(counts, groups)
-    words, *edits = counts.sum(axis=0).tolist()
-    kinds = zip(("substitutions", "deletions", "insertions"), edits)
-    return {"wer": rate, "intervals": {"wer": ends}, "clips": len(counts), "words": words,
-            "resampled": sorted({group.split()[0] for group in groups}),
-            **{kind: round(n / words, 5) for kind, n in kinds}}
+    return {"wer": rate, "intervals": {"wer": ends}, "clips": len(counts),
+            "words": int(counts[:, 0].sum()),
+            "resampled": sorted({group.split()[0] for group in groups})}
 
 
 def compare(counts, others, groups):
@@ -246,9 +238,9 @@ def compare(counts, others, groups):
 
 
 def by_length(counts):
-    """Return {band: [errors, words]} of counts (n, 4) by the words of a clip."""
-    words = counts[:, 0]
-    return in_bands(words, LENGTHS, counts[:, 1:].sum(axis=1), words)
+    """Return {band: [errors, words]} of counts (n, 2) by the words of a clip."""
+    words, errors = counts.T
+    return in_bands(words, LENGTHS, errors, words)
 
 
 def by_times_spoken(texts, heard, spoken):
