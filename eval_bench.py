@@ -50,7 +50,7 @@ config = configure(globals())
 # ----
 BATCH_SIZE = 32  # recordings encoded and decoded together
 NOISE_DB = 10.0  # speech over noise or babble
-N_SHOWN = 5      # transcripts printed
+N_SHOWN = 3      # transcripts of each folder that are printed
 WHISPER = "whisper-base"
 RESULTS = out_dir or ckpt.replace(WHISPER, f"out/{WHISPER}")
 
@@ -215,8 +215,8 @@ def evaluate_folder(talker, clips, times):
 
 def evaluate(talker, found):
     """Evaluate the folders of read_speech(), write a jsonl of each; return eval.json's figures."""
-    own, shown = talker.language, []
-    result = {"language": own.code, "measure": own.measure, "folders": {}}
+    own = talker.language
+    result = {"language": own.code, "measure": own.measure, "folders": {}, "transcripts": []}
     with user_input():
         times = count_spoken(talker)
     for name, folder, clips, left_out in found:
@@ -226,11 +226,10 @@ def evaluate(talker, found):
         for kind in ("wer", "cer"):
             result[kind + suffix] = table[kind]
         drawn = np.random.default_rng(scoring.SEED).permutation(len(rows))[:N_SHOWN]
-        shown.append([rows[i] for i in drawn])
+        result["transcripts"] += [rows[i] for i in drawn]
         rows.sort(key=lambda row: (-row["errors"] / max(row["words"], 1), row["key"]))
         write_jsonl(f"{RESULTS}/eval{suffix}.jsonl", rows)
-    in_turn = chain(*zip(*shown))  # of all folders
-    return result | {"transcripts": list(in_turn)[:N_SHOWN]}
+    return result
 
 
 def closing_lines(result):

@@ -228,7 +228,7 @@ def test_the_command_and_its_files(tiny, tmp_path):
     rows = read_rows(out / "eval_new.jsonl")
     assert sum(row["errors"] for row in rows) / 16 == pytest.approx(new["wer"], abs=1e-4)
     worst = [row["errors"] / row["words"] for row in rows]
-    assert worst == sorted(worst, reverse=True) and len(result["transcripts"]) == 5
+    assert worst == sorted(worst, reverse=True) and len(result["transcripts"]) == 6
     assert all(row["hypothesis"] in text for row in result["transcripts"])
     assert new["by_length"]["1-5"][1] == 16 and "words a clip: 1-5: " in text
     assert result["encoder"] == "tiny" and result["dtype"] == "float32"
