@@ -114,9 +114,7 @@ class ClipTrainer(Trainer):
 
     def count(self, row_lens):
         """Count the places of a padded batch of rows of row_lens (B,) tokens."""
-        places = len(row_lens) * int(row_lens.max())
-        self.meter["places"] += places
-        self.meter["padding"] += places - int(row_lens.sum())
+        self.meter["places"] += len(row_lens) * int(row_lens.max())
 
     def update(self, step, sums):
         """Finish a step; sums: as in Trainer.update."""
@@ -130,8 +128,7 @@ class ClipTrainer(Trainer):
                             for group in self.groups])
 
     def speed(self, rate, seconds):
-        return {"wait": self.meter["wait"] / seconds,
-                "pad": self.meter["padding"] / self.meter["places"]}
+        return {"wait": self.meter["wait"] / seconds}
 
     # ---- evaluation
 

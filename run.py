@@ -17,7 +17,7 @@ from device import pick_device
 
 BUCKET = 6_000_000  # gradients in one all_reduce
 FORMATS = {  # of the log's line; log.jsonl keeps every digit
-    "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%", "pad": ".1%",
+    "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%",
     "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
     "val_wer": ".3f", "val_ppl_word": ".2f"}  # other floats: .4f
 
