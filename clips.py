@@ -73,7 +73,6 @@ class ClipTrainer(Trainer):
     score: object       # clips of val (B,), features, frames, is_own -> as evaluate_clips() says
     right: str          # name of the share that score counts
     warp: object = None  # (features, frames, stretch (B,), rng) -> changed features, frames
-    is_mean = False
 
     def __post_init__(self):
         super().__post_init__()

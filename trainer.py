@@ -107,13 +107,12 @@ class Trainer:
     model: torch.nn.Module
     tok: object
     optimizers: list    # each group's lr and weight_decay are its peaks
-    losses: list        # their names in the log
+    losses: list        # their names in the log, where each is the mean since the line before
     files: object       # () -> {name: state_dict} of a checkpoint
     meta: dict          # what else a checkpoint's meta holds
     frozen: tuple = ()  # names of the files that stay the same
     row_len: int = 0    # tokens of a row, for the mfu
     last_clips = ()     # read
-    is_mean = True      # losses in the log are means since the line before; False: the step's
 
     def __post_init__(self):
         self.c = c = SimpleNamespace(**self.config)
@@ -190,7 +189,7 @@ class Trainer:
         sums: float32 (n_losses, 2), this rank's nats and targets; shares: of the peaks.
         """
         sum_over_ranks(sums)
-        self.window = self.window + sums if self.is_mean else sums
+        self.window += sums
         n_targets = sums[:, 1].sum()
         torch._foreach_div_([p.grad for p in sum_gradients(self.trained)], n_targets)
         norm = self.clip()
