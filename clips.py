@@ -162,21 +162,17 @@ class ClipTrainer(Trainer):
         return result
 
     def hear(self, at):
-        """Transcribe EVAL_CLIPS of the clips `at` -> {"val_wer": ..}, [(text, heard), ...].
-
-        "val_cut" counts transcripts that did not end.
-        """
+        """Transcribe EVAL_CLIPS of the clips `at` -> {"val_wer": ..}, [(text, heard), ...]."""
         import jiwer
         split = self.data["val"]
         language = Language(self.meta["audio"].get("language", "en"))
         at = at[np.linspace(0, len(at) - 1, min(EVAL_CLIPS, len(at))).astype(int)]
-        texts, heard, cut = [split.texts[i] for i in at], [], []
+        texts, heard = [split.texts[i] for i in at], []
         for k in range(0, len(at), 32):
             feats = [clip[:n] for clip, n in zip(*split.read(at[k:k + 32]))]
             if self.meta["audio"]["prompt"] == "ctc":
                 heard += spell(self.projector, self.tok, feats)
             else:
-                heard += transcribe(self.model, self.projector, self.tok, feats, cut=cut)
+                heard += transcribe(self.model, self.projector, self.tok, feats)
         spaced = ([" ".join(language.words(text)) for text in each] for each in (texts, heard))
-        result = {"val_wer": jiwer.wer(*spaced)} | ({"val_cut": len(cut)} if cut else {})
-        return result, list(zip(texts, heard))
+        return {"val_wer": jiwer.wer(*spaced)}, list(zip(texts, heard))
