@@ -28,27 +28,39 @@ CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
 PICKLE_CLASS = b"\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81"
 
 
-# ---- the tokenizers
+# ---- the tokenizer
 
-class ByteTokenizer:
-    """The 256 bytes and <|bos|>: 257 ids, nothing to train, no chats."""
-    kind = "byte"
-    n_syllables = 0
+class BPETokenizer:
+    """Bytes, merged tokens and the nine special tokens.
 
-    def __init__(self, tokens=(), special=SPECIAL_TOKENS[:1]):
-        """tokens: bytes of the ids from 256 on, by rank; special: names of the ids after them."""
+    n_syllables: of the merged ones the first so many are syllables, no parts of text; readings:
+    {token: "syllable syllable ..."}, how tokens of text (bytes) are said.
+    """
+
+    def __init__(self, tokens=(), n_syllables=0, readings=None):
+        """tokens: bytes of the merged ones, by rank; each of text is made of two before it."""
         self.tokens = [bytes([b]) for b in range(256)] + list(tokens)
-        self.special_ids = {name: len(self.tokens) + i for i, name in enumerate(special)}
-        self.pieces = self.tokens + [name.encode() for name in special]  # bytes by id
+        self.special_ids = {name: len(self.tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        self.pieces = self.tokens + [name.encode() for name in SPECIAL_TOKENS]  # bytes by id
         self.vocab_size = len(self.pieces)
         self.bos_id = self.special("<|bos|>")
+        self.n_syllables, self.readings = n_syllables, readings or {}
+        vocab = {to_chars(token): i for i, token in enumerate(self.tokens)}
+        merges = []
+        for chars in list(vocab)[256:]:
+            merges += [(chars[:n], chars[n:]) for n in range(1, len(chars))
+                       if chars[:n] in vocab and chars[n:] in vocab]
+        # as tiktoken: a piece of text that is a token stays whole, all else is merged by rank
+        bpe = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
+        self.bpe = split_by_pattern(bpe)
 
     def special(self, name):
         return self.special_ids[name]
 
     def encode(self, text):
         """Return the ids (list of int) of a str; names of special tokens are ordinary text."""
-        return list(text.encode("utf-8", "replace"))  # half a surrogate pair becomes ?
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair becomes ?
+        return self.bpe.encode(text).ids
 
     def decode(self, ids):
         """Return the str of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -64,45 +76,17 @@ class ByteTokenizer:
         return [*map(len, texts), *[0] * len(self.special_ids)]
 
     def content(self):
-        return {"format": FORMAT, "kind": self.kind, "vocab_size": self.vocab_size,
-                "pattern": SPLIT_PATTERN, "special": list(self.special_ids),
-                "tokens": [to_chars(token) for token in self.tokens[256:]]}
-
-    def save(self, folder):
-        os.makedirs(folder, exist_ok=True)
-        write_json(f"{folder}/tokenizer.json", self.content(), indent=0)
-
-
-class BPETokenizer(ByteTokenizer):
-    """Bytes, merged tokens and the nine special tokens.
-
-    n_syllables: of the merged ones the first so many are syllables, no parts of text; readings:
-    {token: "syllable syllable ..."}, how tokens of text (bytes) are said.
-    """
-    kind = "bpe"
-
-    def __init__(self, tokens, n_syllables=0, readings=None):
-        """tokens: bytes of the merged ones, by rank; each of text is made of two before it."""
-        super().__init__(tokens, SPECIAL_TOKENS)
-        self.n_syllables, self.readings = n_syllables, readings or {}
-        vocab = {to_chars(token): i for i, token in enumerate(self.tokens)}
-        merges = []
-        for chars in list(vocab)[256:]:
-            merges += [(chars[:n], chars[n:]) for n in range(1, len(chars))
-                       if chars[:n] in vocab and chars[n:] in vocab]
-        # as tiktoken: a piece of text that is a token stays whole, all else is merged by rank
-        bpe = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
-        self.bpe = split_by_pattern(bpe)
-
-    def encode(self, text):
-        return self.bpe.encode(text.encode("utf-8", "replace").decode()).ids
-
-    def content(self):
-        content = super().content()
+        content = {"format": FORMAT, "vocab_size": self.vocab_size, "pattern": SPLIT_PATTERN,
+                   "special": list(self.special_ids),
+                   "tokens": [to_chars(token) for token in self.tokens[256:]]}
         if self.n_syllables:
             content["syllables"] = self.n_syllables
             content["readings"] = {to_chars(token): said for token, said in self.readings.items()}
         return content
+
+    def save(self, folder):
+        os.makedirs(folder, exist_ok=True)
+        write_json(f"{folder}/tokenizer.json", self.content(), indent=0)
 
     def spell(self, data):
         """Return the ids (list of int) of bytes that are one token of a larger vocabulary."""
@@ -184,11 +168,8 @@ def load_tokenizer(folder, vocab_size=0):
 def from_json(data):
     content = json.loads(data)
     tokens = [to_bytes(chars) for chars in content["tokens"]]
-    if content["kind"] == "bpe":
-        readings = {to_bytes(chars): said for chars, said in content.get("readings", {}).items()}
-        tok = BPETokenizer(tokens, content.get("syllables", 0), readings)
-    else:
-        tok = ByteTokenizer(tokens)
+    readings = {to_bytes(chars): said for chars, said in content.get("readings", {}).items()}
+    tok = BPETokenizer(tokens, content.get("syllables", 0), readings)
     for name, value in tok.content().items():
         if content[name] != value:
             raise ValueError(f"its {name} is not this code's")

@@ -23,7 +23,7 @@ from plot import plot_pca
 from practice import Speller
 from record import need
 from run import gather, join_ranks, leave_ranks
-from tokenizer import ByteTokenizer, load_tokenizer
+from tokenizer import BPETokenizer, load_tokenizer
 from trainer import check_settings, first_step_of
 
 # config: set by a config file or --name=value
@@ -107,7 +107,7 @@ def make_model():
     """Return the GPT, its tokenizer and meta: of this run, of lm, or W1's new ones."""
     folder = out_dir if first_step else lm
     if not folder:
-        tok = ByteTokenizer()
+        tok = BPETokenizer()  # bytes alone
         with torch.device(device):
             return GPT(GPTConfig.of_depth(smoke.DEPTH, tok.vocab_size)), tok, {}
     with user_input():

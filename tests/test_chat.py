@@ -11,7 +11,7 @@ from recordings import read_audio
 from talk import Batch, Recording, Talker
 from test_audiobench import make_run as make_chat_run
 from test_eval import make_run
-from tokenizer import ByteTokenizer
+from tokenizer import BPETokenizer
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +122,13 @@ def test_wrong_input_is_one_line(ckpt, chat_ckpt, tmp_path):
     """Broken: a user's mistake ends in a traceback or in silence, or an option is ignored."""
     clip, deaf = write_audio(tmp_path / "clip.wav"), make_run(tmp_path / "deaf", has_ears=False)
     other = make_run(tmp_path / "other")
-    ByteTokenizer([b"th"]).save(other)
+    BPETokenizer([b"th"]).save(other)
     for args, expected in (
             ([f"--audio={clip}", "--prompt=what is said?"], "only transcribes"),
             (["--audio=no.wav"], "no.wav"),
             ([f"--audio={tmp_path}"], "directory"), ([f"--ckpt={tmp_path}/none"], "none"),
             ([f"--audio={clip}", f"--ckpt={deaf}"], "takes no audio"),
-            ([f"--ckpt={other}"], "has 258 ids"), ([], "give it --audio="),
+            ([f"--ckpt={other}"], "has 266 ids"), ([], "give it --audio="),
             ([f"--ckpt={chat_ckpt}", "--max_tokens=1000000", "--prompt=x"], "lower them"),
             (["--temperature=-1"], "temperature=-1.0"), (["--promt=x"], "prompt")):
         assert expected in refused("chat.py", f"--ckpt={ckpt}", *args)

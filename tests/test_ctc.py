@@ -11,7 +11,7 @@ from checkpoints import load_saved, read_meta
 from clips import COMMON, without_words
 from decode import NEVER, CTCScores, spell, word_times
 from test_train import align, log_of, same_state, world  # noqa: F401 (world is a fixture)
-from tokenizer import BPETokenizer, ByteTokenizer
+from tokenizer import BPETokenizer
 
 
 def test_spell_drops_repeats_and_blanks():
@@ -27,7 +27,7 @@ def test_spell_drops_repeats_and_blanks():
     projector.mean = torch.zeros(1)
     projector.ctc_head = torch.nn.Linear(257, 257)
     projector.ctc_head.weight.data = torch.eye(257)
-    assert spell(projector, ByteTokenizer(), [torch.zeros(12, 1, 4)] * 2) == ["hitt", ""]
+    assert spell(projector, BPETokenizer(), [torch.zeros(12, 1, 4)] * 2) == ["hitt", ""]
 
 
 def test_path_is_the_likeliest():
@@ -57,7 +57,7 @@ def test_word_times():
     def times(heard):
         ids = [256 if byte == ord("-") else byte for byte in b"-" + heard]
         audio = 9 * F.one_hot(torch.tensor(ids), 257).float()
-        return np.array(word_times(Heard(), ByteTokenizer(), audio, ["hit", "a"])).flatten()
+        return np.array(word_times(Heard(), BPETokenizer(), audio, ["hit", "a"])).flatten()
 
     assert np.allclose(times(b"-- hh-it-- -aa-"), [0.16, 0.64, 0.80, 1.12])
     assert np.allclose(times(b"hta"), [0, 0.16, 0.16, 0.24])

@@ -16,7 +16,7 @@ from audio import Projector, WhisperEncoder, encode, save_encoder
 from commands import read_rows, refused, run_here, write_rows
 from decode import transcribe
 from model import GPT, GPTConfig
-from tokenizer import ByteTokenizer
+from tokenizer import BPETokenizer
 
 TEXTS = ["THE CAT SAT", "IT'S A DOG", "SOME MORE WORDS HERE", "GO HOME", "THE CAT SAT"]
 TINY = {"name": "tiny", "n_mels": 80, "n_layer": 2, "n_embd": 64, "n_head": 2}
@@ -49,7 +49,7 @@ def make_run(folder, has_ears=True):
     torch.manual_seed(0)
     projector = Projector(64, 1, 5, 64)
     projector.fc2.weight.data.mul_(20)
-    return save_run(folder, ByteTokenizer(), projector if has_ears else None, taps=[-1],
+    return save_run(folder, BPETokenizer(), projector if has_ears else None, taps=[-1],
                     prompt="transcript")
 
 

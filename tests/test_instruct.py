@@ -11,7 +11,7 @@ from language import Language, language_of
 from questions import (NOBODY, NUMBERS, VOICE_TASKS, read_small_talk, read_table, read_tasks,
                         translate)
 from texture import Texture
-from tokenizer import ByteTokenizer
+from tokenizer import BPETokenizer
 
 CORPORA = {"voices": ["--corpus=many", "--n_train=240", "--n_val=40", "--n_test=280"],
            "spoken": ["--corpus=spoken", "--n_train=60", "--n_val=20", "--n_test=150"],
@@ -165,7 +165,7 @@ def test_practice_in_chinese(tmp_path):
         (tmp_path / f"text/{split}.txt").write_text(text)
     make(tmp_path, "practice", "zh", "--language=zh", "--n=60")
     path = tmp_path / "zh/texture.jsonl"
-    known = Texture(ByteTokenizer(), code=language_of(path).code).place
+    known = Texture(BPETokenizer(), code=language_of(path).code).place
     for chat in read_rows(path) + read_rows(tmp_path / "zh/chats.jsonl"):
         assert known.keys() >= chat["labels"].items()
         for task, question, answer in chat["turns"]:

@@ -10,7 +10,7 @@ from engine import Engine, Job
 from talk import Batch, Recording, Row, Talker, Text, size
 from test_audiobench import make_run
 from test_model import row_forward, tiny  # noqa: F401 (a fixture)
-from tokenizer import ByteTokenizer
+from tokenizer import BPETokenizer
 
 
 def hear(wavs):
@@ -77,7 +77,7 @@ def test_rows_join_and_leave(tiny):  # noqa: F811
 def test_text_as_it_comes():
     """Broken: half a character or the beginning of a stop string is shown, or what follows it."""
     def show(data, stop=(), strip=False):
-        text = Text(ByteTokenizer(), strip, stop)
+        text = Text(BPETokenizer(), strip, stop)
         return [text.add(token) for token in data] + [text.add()], text.stopped
 
     assert show("né à".encode()) == (["n", "", "é", " ", "", "à", ""], False)
