@@ -45,7 +45,7 @@ max_steps = 1000        # when to stop
 lr_decay_steps = 1000   # when the schedule ends
 warmup_steps = 20
 # the rest
-eval_every = 250        # steps, and before the first; 0: at the end only
+eval_every = 250        # steps; 0: at the end only
 save_every = 250
 log_every = 10
 device = "auto"
@@ -304,7 +304,7 @@ trainer = ClipTrainer(
 sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]
 about = [f"projector {sizes[0]:,}, LoRA {sizes[1]:,} parameters; {len(new_ids)} tokens are new"]
 about += [*data.values(), *(f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n)]
-trainer.begin(trainer.evaluate_clips, about, evaluate_first=eval_every > 0, encoder=encoder)
+trainer.begin(trainer.evaluate_clips, about, encoder=encoder)
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):

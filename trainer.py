@@ -152,18 +152,16 @@ class Trainer:
         self.model.train(on)
         self.model.trunk = self.fast_trunk if on else self.plain_trunk
 
-    def begin(self, evaluate, about, evaluate_first=False, encoder=None):
+    def begin(self, evaluate, about, encoder=None):
         """Clear out_dir, now that all inputs have been read; print lines `about`; start the clock.
 
-        evaluate: step -> {figure: value}; evaluate_first: before a new run's first step too;
-        encoder: is saved too.
+        evaluate: step -> {figure: value}; encoder: is saved too.
         """
         self.evaluate, out_dir = evaluate, self.c.out_dir
         copy_first_rank(self.model.state_dict(), self.trained,
                         [optimizer.state for optimizer in self.optimizers if not self.is_spread])
-        is_evaluated = self.is_evaluated if self.first_step else not evaluate_first
         if self.rank == 0:
-            cut_back(out_dir, self.first_step, is_evaluated)
+            cut_back(out_dir, self.first_step, self.is_evaluated)
             self.tok.save(out_dir)
             if encoder:
                 save_encoder(encoder, f"{out_dir}/encoder.pt")
@@ -172,7 +170,7 @@ class Trainer:
             print(*about, f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
                   f"starting at step {self.first_step}", sep="\n")
         self.train(True)
-        if not is_evaluated:
+        if not self.is_evaluated:
             self.result = self.note(self.first_step)
         if self.row_len:  # peak_flops may take a second
             self.mfu = self.model.flops_per_token(self.row_len) / peak_flops(self.device)
