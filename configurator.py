@@ -2,7 +2,6 @@
 
     python train_align.py config/w2_frozen.py --grad_accum=64   # later ones win; --help lists them
 """
-import ast
 import difflib
 import math
 import os
@@ -70,23 +69,16 @@ def read_argument(arg):
 
 
 def read_config_file(path):
-    """Return [(name, value, 'path:line')] of lines `name = value`; they may use names above."""
-    values, changes, where = {"__builtins__": {}}, [], path
+    """Return [(name, value, path)] of the lines `name = value`; they may use names above."""
+    values = {"__builtins__": {}}
     try:
-        for node in ast.parse(Path(path).read_text(encoding="utf-8-sig"), path).body:
-            where = f"{path}:{node.lineno}"
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                continue  # a docstring
-            targets = node.targets if isinstance(node, ast.Assign) else [node]
-            if not all(isinstance(target, ast.Name) for target in targets):
-                fail(f"{where}: a config file holds plain 'name = value' lines only")
-            exec(compile(ast.Module([node], []), path, "exec"), values)
-            changes += [(target.id, values[target.id], where) for target in targets]
-        return changes
+        code = compile(Path(path).read_text(encoding="utf-8-sig"), path, "exec")
+        exec(code, values)
     except OSError as e:
         fail(f"{path}: no such config file ({e.strerror})")
     except Exception as e:  # whatever a line raises: the file is the user's
-        fail(f"{where}: no config file of 'name = value' lines ({type(e).__name__}: {e})")
+        fail(f"{path}: no config file of 'name = value' lines ({type(e).__name__}: {e})")
+    return [(name, value, path) for name, value in values.items() if not name.startswith("__")]
 
 
 def convert(name, value, kind, where):
