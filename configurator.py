@@ -5,13 +5,11 @@
 import difflib
 import math
 import os
-import re
 import sys
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-WORDS = ("api_key", "prompt")  # texts; other str may be paths
 KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string"}
 
 
@@ -93,18 +91,7 @@ def convert(name, value, kind, where):
         new = None
     if type(new) is not kind or kind is float and not math.isfinite(new):
         fail(f"{where}: {name}={value} is not {KINDS[kind]}")
-    return expand_home(new) if kind is str and name not in WORDS else new
-
-
-def expand_home(text):
-    """Put the home folder for ~ at the start of a path of `a,b` or `name=path`."""
-    def expand(match):
-        home = os.path.expanduser(match[2])
-        if home == "~":
-            fail(f"{text}: HOME is not set: write the path in full")
-        return match[1] + home
-
-    return re.sub(r"((?:^|[,=])\s*)(~[^/,=*\s]*)", expand, text)
+    return os.path.expanduser(new) if kind is str else new  # no shell does, behind an =
 
 
 def print_help(globals_dict):
