@@ -184,7 +184,6 @@ def read_transcripts(path):
 
 
 def read_list(source):
-    audio_of = {}  # {key: audio} of the lines without a key of their own
     for n, line in enumerate(read_lines(source), 1):
         if not line.strip():
             continue
@@ -196,8 +195,6 @@ def read_list(source):
             continue
         audio, words, speaker = row.pop("audio"), row.pop("text"), str(row.get("speaker") or "")
         key = clean_key(str(row.get("key") or os.path.splitext(audio)[0]))
-        if not row.get("key") and audio_of.setdefault(key, audio) != audio:  # take.2 and take-2
-            key += f"-{zlib.crc32(audio.encode('utf-8', 'replace')):08x}"
         split = str(row.get("split") or draw_split(speaker or key))
         labels = row | {"split": SPLITS.get(split.lower(), split), "speaker": speaker}
         yield Clip(where, key, find_path(os.path.dirname(source), audio), words.strip(), labels)
