@@ -37,9 +37,9 @@ def read_audio(path_or_bytes, max_s=600.0):
     """Decode a sound file, a path or its bytes, of at most max_s -> float32 mono (n,) at 16 kHz.
 
     Channels: their mean; where they cancel (the mean is 12 dB below the loudest channel), the
-    loudest. Levels: float samples over 64 are integers that nobody divided; their peak tells 16, 24
-    or 32 bits. Joined files are read to the end of the last, but for wav. A file shorter than it
-    declares is refused. Raises OSError, or a ValueError (TooLong) that names file and fault.
+    loudest. Joined files are read to the end of the last, but for wav. A file shorter than it
+    declares is refused, as are float samples over 64: integers that nobody divided. Raises OSError,
+    or a ValueError (TooLong) that names file and fault.
     """
     is_path = not isinstance(path_or_bytes, (bytes, bytearray))
     name = os.fspath(path_or_bytes) if is_path else "audio"
@@ -53,10 +53,8 @@ def read_audio(path_or_bytes, max_s=600.0):
     wav = np.concatenate([resample(np.concatenate(parts), rate) for rate, parts in runs])
     if not np.isfinite(wav).all():
         raise ValueError(f"{name} holds NaN or infinite samples")
-    if peak > 2**31:
-        raise ValueError(f"{name} holds samples of {peak:.3g}: scale them to -1..1")
     if peak > 64:
-        wav = wav / np.float32(next(full for full in (2**15, 2**23, 2**31) if peak <= full))
+        raise ValueError(f"{name} holds samples of {peak:.3g}: scale them to -1..1")
     return wav
 
 
