@@ -215,24 +215,20 @@ def plan_shards(clips):
 
 
 def clear(n_clips, n_bytes):
-    """Remove other features from FINAL. Stop if they don't fit, or if a subset replaces more."""
-    shards, manifest = list(FINAL.glob("shard-*")), FINAL / "manifest.json"
-    with user_input(KeyError):
-        held = json.loads(manifest.read_bytes())["clips"] if manifest.exists() else {}
+    """Remove other features from FINAL. Stop if the new ones don't fit."""
+    shards = list(FINAL.glob("shard-*"))
     foreign = [path for path in shards if path.suffix == ".tar" and not rows_file(path).exists()]
     free = shutil.disk_usage(FINAL).free + sum(path.stat().st_size for path in shards)
     print(f"{n_clips:,} clips take {n_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
     wrong = ""
     if foreign and not (FINAL / BEGUN).exists():
         wrong = f"{foreign[0].name} is not of this script"
-    elif subset and sum(held.values()) > n_clips:
-        wrong = f"it holds {sum(held.values()):,} clips, this subset has {n_clips:,} only"
     elif n_bytes > free:
         wrong = "no space for the features"
     if wrong:
         fail(f"{FINAL}: {wrong}: choose another out_dir, or make room there")
     write_json(FINAL / BEGUN, {})  # not whole, but of this script
-    for path in [FINAL / "meta.json", *shards, *FINAL.glob("*.jsonl"), manifest]:
+    for path in [FINAL / "meta.json", *shards, *FINAL.glob("*.jsonl"), FINAL / "manifest.json"]:
         path.unlink(missing_ok=True)
 
 
