@@ -211,9 +211,6 @@ def encode(encoder, clips, taps=(-1,)):
     clips: list of float32 (n,) at 16 kHz; one over 30 s is cut into equal windows. taps: as in
     WhisperEncoder.forward. Returns a list of float16 (T, n_taps, D), 50 frames a second.
     """
-    if not taps or not all(-1 <= tap < encoder.n_layer for tap in taps):
-        raise ValueError(f"taps={taps}: each is -1 (the end) or a layer 0..{encoder.n_layer - 1} "
-                         f"of {encoder.name}")
     device = encoder.conv1.weight.device
     windows = cut_windows(clips, encoder.n_mels, device)
     windows.sort(key=lambda window: -window[2].shape[1])  # batches of similar lengths
@@ -388,8 +385,6 @@ def load_ears(run_dir, meta, device="cpu"):
     audio = meta.get("audio")
     if not audio:
         raise ValueError(f"{run_dir}: a model without ears")
-    if audio.get("audio_at"):
-        raise ValueError(f"{run_dir}: its recordings stood behind text: train anew")
     path = f"{run_dir}/encoder.pt"  # a copy of export.py has none
     source = path if os.path.exists(path) else audio.get("encoder", "")
     try:

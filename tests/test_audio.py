@@ -107,9 +107,6 @@ def test_encode_order(monkeypatch, dtype, tolerance):
     for a, b in zip(alone, encode(encoder, wavs, taps=(0, -1)), strict=True):
         assert a.dtype == b.dtype == np.float16 and a.shape == b.shape and a.shape[1:] == (2, 128)
         assert relative(b, a) < tolerance
-    for taps in ((2,), (-2,), ()):
-        with pytest.raises(ValueError, match=r"0\.\.1"):
-            encode(encoder, wavs[:1], taps=taps)
 
 
 @pytest.mark.parametrize("seconds, n_windows", [(0.05, 1), (30.0, 1), (30.02, 2), (70.0, 3)])
