@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -60,9 +59,7 @@ def provenance(device):
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        info = Path("/proc/cpuinfo")
-        model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-        name = f"{torch.get_num_threads()} threads of {model[1] if model else platform.machine()}"
+        name = f"{torch.get_num_threads()} threads of {platform.machine()}"
     dtype = str(compute_dtype(device)).removeprefix("torch.")
     return {"git_commit": git_commit(), "code": code_sums(), "dtype": dtype, "device": name,
             "python": platform.python_version(), "torch": torch.__version__}
