@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -214,19 +213,12 @@ def plan_shards(clips):
     return shards
 
 
-def clear(n_clips, n_bytes):
-    """Remove other features from FINAL. Stop if the new ones don't fit."""
+def clear():
+    """Remove other features from FINAL. Stop if they are not of this script."""
     shards = list(FINAL.glob("shard-*"))
     foreign = [path for path in shards if path.suffix == ".tar" and not rows_file(path).exists()]
-    free = shutil.disk_usage(FINAL).free + sum(path.stat().st_size for path in shards)
-    print(f"{n_clips:,} clips take {n_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
-    wrong = ""
     if foreign and not (FINAL / BEGUN).exists():
-        wrong = f"{foreign[0].name} is not of this script"
-    elif n_bytes > free:
-        wrong = "no space for the features"
-    if wrong:
-        fail(f"{FINAL}: {wrong}: choose another out_dir, or make room there")
+        fail(f"{FINAL}: {foreign[0].name} is not of this script: choose another out_dir")
     write_json(FINAL / BEGUN, {})  # not whole, but of this script
     for path in [FINAL / "meta.json", *shards, *FINAL.glob("*.jsonl"), FINAL / "manifest.json"]:
         path.unlink(missing_ok=True)
@@ -298,8 +290,7 @@ def main():
         print(f"{FINAL} is up to date")
         return
     if not is_made(FINAL, settings, inputs, BEGUN):
-        n_frames = 50 * sum(map(seconds_of, clips))  # float16; and 5000 bytes of tar and json
-        clear(len(clips), int(n_frames * 2 * len(layers) * encoder.n_embd) + 5000 * len(clips))
+        clear()
         note_made(FINAL, settings, inputs, [], BEGUN)
     n_found = len(clips) + len(failures)
     make_shards(shards, failures, n_found, encoder, layers, own.type)

@@ -117,17 +117,13 @@ def test_command_line(prepare, originals, start):
     assert all((prepare.out / row["audio"]).exists() for row in [*rows, *features.rows])
 
 
-def test_runs_again(prepare, originals, monkeypatch):
-    """Broken: whole features are made again, or kept though encoder, taps or clips are others; or
-    the old ones go before it is known that the new ones fit."""
+def test_runs_again(prepare, originals):
+    """Broken: whole features are made again, or kept though encoder, taps or clips are others."""
     assert prepare().code == 0
     first, stats = files_of(prepare.out), [path.stat() for path in prepare.out.iterdir()]
     again = prepare("--workers=2")
     assert again.code == 0 and "up to date" in again.out
     assert [s.st_mtime_ns for s in stats] == [p.stat().st_mtime_ns for p in prepare.out.iterdir()]
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=-10**9))
-        assert_fails(prepare("--taps=0"), "no space", "features")
     assert files_of(prepare.out) == first
     os.truncate(prepare.out / "shard-000002.tar", 2000)
     assert prepare().code == 0 and files_of(prepare.out) == first
