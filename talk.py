@@ -1,6 +1,6 @@
 """A run that talks: its model, tokenizer and ears, and the rows that it decodes together.
 
-A prompt is a list of token ids and Recordings, in the order in which the model reads them.
+A prompt is a list of token ids; a Recording may stand in front of them.
 """
 import os
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ import torch
 
 from audio import HOP, encode, load_ears, n_audio_tokens
 from checkpoints import checkpoint_steps, load_checkpoint
-from decode import sample, spell, transcribe, word_times
+from decode import prefill, sample, spell, transcribe, word_times
 from device import pick_device
 from kv_cache import KVCache
 from language import Language
@@ -20,8 +20,7 @@ from pauses import measure_loudness, split_at_pauses
 from recordings import SAMPLE_RATE
 from tokenizer import load_tokenizer, render_conversation
 
-BEAMS = 5      # hypotheses kept for each recording, as Whisper keeps
-LONGEST = 512  # ids read at once: the memory of attention grows with their square
+BEAMS = 5  # hypotheses kept for each recording, as Whisper keeps
 
 
 @dataclass(eq=False)
@@ -210,21 +209,8 @@ def loud_part(wav):
 
 
 def size(items):
-    """Count the tokens of ids and Recordings."""
+    """Count the tokens of a prompt."""
     return sum(1 if isinstance(item, int) else item.n_tokens for item in items)
-
-
-def segments(items):
-    """Cut a prompt before each Recording and after LONGEST ids -> [(Recording or None, ids)]."""
-    parts = [(None, [])]
-    for item in items:
-        if not isinstance(item, int):
-            parts.append((item, []))
-            continue
-        if len(parts[-1][1]) == LONGEST:
-            parts.append((None, []))
-        parts[-1][1].append(item)
-    return parts if parts[0][1] else parts[1:]
 
 
 class Batch:
@@ -255,14 +241,8 @@ class Batch:
 
     def read(self, prompt):
         """Read a prompt -> (KVCache, logits (1, V))."""
-        cache = KVCache(self.model.config, 1, size(prompt), self.device)
-        for sound, ids in segments(prompt):
-            audio = self.hear([sound.wav])[0][None] if sound else None  # (1, T_a, C)
-            n_text = torch.tensor([len(ids)], device=self.device)
-            logits = self.model(torch.tensor([ids or [0]], device=self.device), kv_cache=cache,
-                                audio_features=audio, text_lens=n_text,
-                                logits_at=(n_text - 1).clamp(min=0))  # (1, 1, V)
-        return cache, logits[:, 0]
+        wavs = [item.wav for item in prompt if not isinstance(item, int)]
+        return prefill(self.model, [prompt[len(wavs):]], self.hear(wavs) if wavs else None, 0)
 
     @torch.inference_mode()
     def step(self):

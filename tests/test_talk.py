@@ -24,8 +24,7 @@ def sound(seed, n):
 
 
 def prompts():
-    return [[1, 2, 3], [sound(1, 6), 4, 5], [6, sound(2, 3), 7, 8, 9, sound(3, 9), 10],
-            [11, 12, sound(1, 6), sound(2, 3), 13]]
+    return [[1, 2, 3], [sound(1, 6), 4, 5], [sound(2, 3), 7, 8, 9, 10], [sound(3, 9), 13]]
 
 
 def finish(batch):
@@ -43,7 +42,7 @@ def say(model, prompt, **settings):
 
 
 def test_alone_equals_one_uncached_forward(tiny):  # noqa: F811
-    """Broken: segments are read out of order, or a recording in the middle counts wrongly."""
+    """Broken: a recording is not read before the ids, or counts wrongly."""
     for prompt in prompts():
         ids = say(tiny, prompt, max_tokens=6)
         items = [*prompt, *ids[:-1]]
