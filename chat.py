@@ -31,21 +31,17 @@ HELP = "/audio FILE adds a recording to your next question, /new begins anew, /q
 
 
 def say(items, text, stop_ids):
-    """Print what follows a prompt, until it ends or Ctrl-C -> str, or None: it is too long."""
+    """Print what follows a prompt -> str, or None: it is too long."""
     if size(items) + max_tokens > talker.limit:
         print(f"chat.py: {size(items)} tokens and max_tokens={max_tokens} > the model's "
               f"{talker.limit}: lower them, or begin anew", file=sys.stderr)
         return None
-    row = Row(items, max_tokens, temperature, TOP_P, stop_ids=stop_ids)
-    try:
-        batch.add(row)
-        while batch.rows:
-            for _, token in batch.step():
-                print(text.add(token), end="", flush=True)
-        print(text.add(), flush=True)
-    except KeyboardInterrupt:  # the answer, not the chat
-        batch.drop([row])
-        print(" [stopped]", flush=True)
+    batch = Batch(talker.model, talker.hear)
+    batch.add(Row(items, max_tokens, temperature, TOP_P, stop_ids=stop_ids))
+    while batch.rows:
+        for _, token in batch.step():
+            print(text.add(token), end="", flush=True)
+    print(text.add(), flush=True)
     return text.shown
 
 
@@ -93,7 +89,7 @@ def chat():
     while True:
         try:
             line = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             line = "/quit"
             print()
         command, _, path = line.partition(" ")
@@ -122,7 +118,6 @@ if audio and prompt and not talker.can_chat:
     fail(f"{run} only transcribes: leave out --prompt")
 if not (audio or prompt or talker.can_chat):
     fail(f"{run} holds no chat: give it --audio= to transcribe or --prompt= to continue")
-batch = Batch(talker.model, talker.hear)
 said = ""
 if audio and not prompt:
     transcribe(wav)
@@ -133,6 +128,5 @@ elif prompt:
     items = [talker.tok.bos_id, *talker.tok.encode(prompt)]
     said = say(items, Text(talker.tok), (talker.tok.bos_id,))
 else:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     chat()
 sys.exit(2 if said is None else 0)

@@ -114,8 +114,6 @@ def test_a_chat_of_several_turns(chat_ckpt, tmp_path, monkeypatch):
     assert [items.count("sound") for items in asked] == [0, 1, 1, 0]
     turns, err = chat(question, "/help", length="1000000")
     assert turns[0] == [] and "begin anew" in err and turns[1][0] == "/audio"
-    monkeypatch.setattr(Batch, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert chat(question, "/new")[0][0] == ["[stopped]"]
 
 
 def test_wrong_input_is_one_line(ckpt, chat_ckpt, tmp_path):
