@@ -119,12 +119,6 @@ def language_of(path, default="en"):
         return Language(default)
 
 
-def require_distinct(question, options, language=ENGLISH):
-    """Raise a ValueError if options (str) are read alike in a language, or one as ""."""
-    if len({"", *map(language.plain, options)}) <= len(options):
-        raise ValueError(f"question {question!r}: of {options} two are read alike, or one as ''")
-
-
 def spoken_turns(turns, dropped, language=ENGLISH):
     """Return the turns [[task, question, answer], ...] whose texts both have a spoken form.
 

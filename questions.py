@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from files import own_file, read_lines, write_jsonl
-from language import Language, require_distinct
+from language import Language
 from tokenizer import multiple_choice
 
 QUESTIONS = "assets/questions.toml"
@@ -181,7 +181,6 @@ def ask(task, answer, rng, said):
     if task == "word" and not options:
         return None
     if options and (task == "word" or rng.uniform() < CHOICE_SHARE):
-        require_distinct(question, translate(options, said["code"]), Language(said["code"]))
         question = multiple_choice(question, options)
     return [task, question, answer]
 

@@ -143,6 +143,14 @@ def test_practice_asks_what_its_sentences_say(world):
     assert 0.7 < right / wrong < 1.4
 
 
+@pytest.mark.parametrize("code", ["en", "zh"])
+def test_no_two_options_are_read_alike(code):
+    """Broken: two options of a question have the same ids, so that one can't be chosen."""
+    for name, task in read_tasks(code).items():
+        read = [Language(code).plain(translate(label, code)) for label in task.labels]
+        assert len({"", *read}) == len(read) + 1, name
+
+
 def test_every_line_has_its_translation():
     """Broken: a question has no Chinese of its own, or two labels sum up to one texture token."""
     questions = []
