@@ -266,10 +266,7 @@ async def transcriptions(request: Request):
         return await stream(transcript_events(kind, wav, coming, with_words))
     pieces = [piece async for piece in coming]
     found = write_transcript(kind, wav, pieces, talker.language, with_words)
-    if isinstance(found, dict):
-        return found
-    is_cut = any(piece.is_cut for piece in pieces)
-    return PlainTextResponse(found, headers={"X-Is-Cut": str(is_cut)})
+    return found if isinstance(found, dict) else PlainTextResponse(found)
 
 
 async def transcript_events(kind, wav, coming, with_words):
