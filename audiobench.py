@@ -18,7 +18,7 @@ import numpy as np
 from decode import generate, score_answers
 from files import find_path, read_jsonl
 from meters import measure
-from questions import read_small_talk, translate
+from questions import read_small_talk
 from recordings import read_audio
 from texture import ridge
 from tokenizer import multiple_choice
@@ -88,11 +88,6 @@ def mcnemar(a, b):
 
 # ---- a model's answers
 
-def ask(talker, question):
-    """Return the ids of a question (str), up to where the answer begins."""
-    return talker.prompt([("user", translate(question, talker.language.code), None)])
-
-
 def score_options(talker, rows, audio):
     """Return the mean log-probabilities of each question's options, float64 (n, 4).
 
@@ -106,7 +101,7 @@ def score_options(talker, rows, audio):
             options = [row["options"][k] for k in order]
             answers = [[*talker.tok.encode(talker.clean(option)), end] for option in options]
             question = multiple_choice(row["question"], options)
-            jobs.append((i, order, ask(talker, question), answers))
+            jobs.append((i, order, talker.prompt([("user", question, None)]), answers))
     jobs.sort(key=lambda job: len(job[2]) + (0 if audio is None else len(audio[job[0]])))
     scores = np.zeros((len(rows), 4))
     for start in range(0, len(jobs), BATCH_SIZE):
@@ -120,7 +115,7 @@ def score_options(talker, rows, audio):
 
 def answer_freely(talker, questions, audio=None):
     """Return what the model says (greedy) to each question: list of str."""
-    prompts, said = [ask(talker, each) for each in questions], []
+    prompts, said = [talker.prompt([("user", each, None)]) for each in questions], []
     for start in range(0, len(prompts), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
         said += generate(talker.model, prompts[part], audio and audio[part],
@@ -130,8 +125,7 @@ def answer_freely(talker, questions, audio=None):
 
 def small_talk(talker):
     """Return [(held-out line of chat.txt, what the model says, is it its block's answer)]."""
-    blocks = read_small_talk(talker.language.code)
-    asked = [(line, block[" "]) for block in blocks for line in block["?"]]
+    asked = [(line, block[" "]) for block in read_small_talk() for line in block["?"]]
     said = answer_freely(talker, [line for line, _ in asked])
     return [(line, text, text in [talker.clean(answer).strip() for answer in answers])
             for (line, answers), text in zip(asked, said)]

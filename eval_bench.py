@@ -29,7 +29,7 @@ from clips import without_words
 from configurator import configure, fail, user_input
 from data import Features
 from files import sha256_file, write_bytes, write_jsonl, write_text
-from language import Language, language_of, simplify
+from language import Language, simplify
 from record import is_made, need, note_made, provenance
 from recordings import read_audio
 from sounds import WAYS, on_its_way
@@ -93,8 +93,7 @@ def own_meta():
 
 
 def find_language():
-    own = language or (own_meta().get("audio") or {}).get("language", "en")
-    return language_of(f"{bench}/questions.jsonl", own) if bench and not language else Language(own)
+    return Language(language or (own_meta().get("audio") or {}).get("language", "en"))
 
 
 def load_talker():

@@ -8,8 +8,6 @@ as NFKC in lower case; Chinese numbers are spelled out. Refused (NoSpokenForm): 
 spoken; letters of another script, but for Latin ones beside the language's own.
 """
 import importlib
-import json
-import os
 import re
 import unicodedata
 
@@ -108,15 +106,6 @@ def need_chinese(name):
 
 
 ENGLISH = Language("en")
-
-
-def language_of(path, default="en"):
-    """Return the Language of a prepare script's file, by meta.json beside it; else the default."""
-    try:
-        with open(os.path.join(os.path.dirname(path), "meta.json"), "rb") as f:
-            return Language(json.load(f)["settings"]["language"])
-    except (OSError, KeyError, json.JSONDecodeError):
-        return Language(default)
 
 
 def spoken_turns(turns, dropped, language=ENGLISH):

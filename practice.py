@@ -147,7 +147,7 @@ def as_messages(turns, language=ENGLISH):
     return {"messages": messages}
 
 
-def read_chats(path, speller, limit, language=ENGLISH):
+def read_chats(path, speller, limit):
     """Read chats.jsonl -> {"train": [(heard, chat), ...], "val": ...}, Counter of left-outs.
 
     heard: (int (n,), the sentence in pieces; {task: answer}, how it sounds); chat: as_messages().
@@ -155,11 +155,10 @@ def read_chats(path, speller, limit, language=ENGLISH):
     """
     chats, left_out = {"train": [], "val": []}, Counter()
     for _, row in read_jsonl(path, split=str, text=str, labels=dict, turns=list):
-        turns = spoken_turns(row["turns"], left_out, language)
+        turns = spoken_turns(row["turns"], left_out)
         if not turns:
             continue
-        chat = as_messages(turns, language)
-        pieces = np.array(speller.encode(row["text"]), dtype=int)
+        chat, pieces = as_messages(turns), np.array(speller.encode(row["text"]), dtype=int)
         n_text = len(render_conversation(speller, chat)[0])
         if TEXTURE + (STRETCH + 2) * len(pieces) + 11 + n_text > limit:
             left_out[f"over {limit} positions"] += 1

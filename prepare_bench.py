@@ -3,7 +3,6 @@
     python prepare_bench.py                         # data/audiobench_mini: 200 questions, 3 s
     python prepare_bench.py --bench_items=100 --out_dir=data/audiobench   # these, and 600 more
     python prepare_bench.py --sources=fsdd=data/fsdd,people=data/LibriSpeech    # and real ones
-    python prepare_bench.py --language=zh --out_dir=data/bench_zh   # but not about English words
 
 Reads  the split test of three folders of prepare_synthetic.py; real recordings (sources.py);
        assets/questions.toml.
@@ -23,7 +22,7 @@ from clip_makers import (MAKERS, Beyond, is_clear, is_plain, make_voice, pair_up
 from configurator import configure
 from folders import make_folder, sums
 from meters import median_pitch
-from questions import pick, read_answers, read_tasks, texts_of, write_rows
+from questions import QUESTIONS, SPOKEN, pick, read_answers, read_tasks, write_rows
 from recordings import read_audio
 from sources import read_sources
 
@@ -32,7 +31,6 @@ voices = "data/voices"     # prepare_synthetic.py --corpus=many; '': real record
 spoken = "data/spoken"     # --corpus=spoken
 speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/audiobench_mini"
-language = "en"            # of the questions
 bench_items = 25           # questions in each cell
 sources = ""               # real recordings too: name=folder, ... (sources.py)
 config = configure(globals())  # meta.json stores it
@@ -49,12 +47,12 @@ ATTEMPTS = 20  # to show the answer: a peaky voice may not get as loud
 def read_synthetic():
     """Return ({cell: {task: questions of 25}}, {task: clips to ask about, with "labels"})."""
     cells = {}
-    for name, task in read_tasks(language).items():
+    for name, task in read_tasks().items():
         if task.n_bench:
             cells.setdefault(task.cell, {})[name] = task.n_bench
     others = read_clips(voices, "test", style=str, pitch=int)
     numbers = read_clips(spoken, "test", read_answers())
-    clear = [clip for clip in read_clips(speech, "test", quality=str) if is_clear(clip)]
+    clear = [clip for clip in read_clips(speech, "test") if is_clear(clip)]
     for clip in others + clear:
         clip["labels"] = voice_labels(clip)
     for clip in numbers:
@@ -67,7 +65,7 @@ def read_synthetic():
 def read_real():
     """Return the same of real recordings: a cell for each task that they hold four labels of."""
     cells, pools = {}, {}
-    for task in filter(read_tasks(language).get, REAL_TASKS):
+    for task in REAL_TASKS:
         clips = [clip for clip in read_sources(sources, True)
                  if task in clip["labels"] or task == "pair" and clip.get("seconds", 9) < 4]
         if task == "pair" and clips:
@@ -192,7 +190,7 @@ def make_wav(clip, row):
 def find_inputs():
     paths = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech) if voices]
     paths += [clip["path"] for clip in read_sources(sources, True)]
-    return sums(*paths, *texts_of(language))
+    return sums(*paths, QUESTIONS, SPOKEN)
 
 
 def make():
@@ -200,8 +198,7 @@ def make():
     Path(out_dir, "wavs").mkdir()
     for clip, row in planned:
         write_clip(f"{out_dir}/{row['audio']}", make_wav(clip, row))
-    files, counts = write_rows(out_dir, {"questions.jsonl": [row for _, row in planned]}, language)
-    return files, counts | {"tasks left out": len(read_tasks()) - len(read_tasks(language))}
+    return write_rows(out_dir, {"questions.jsonl": [row for _, row in planned]})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@
 
 Reads  labels.jsonl and clips of three folders of prepare_synthetic.py; real recordings
        (sources.py), but not those of the bench;
-       assets/questions.toml, spoken.txt and chat.txt. In another language (--language=zh) nothing
-       is asked about the words of these clips.
+       assets/questions.toml, spoken.txt and chat.txt.
 Writes <out_dir>/clips/*.flac (16 kHz mono); items.jsonl, {"audio", "key", "split", "text", "kind",
        "labels": {task: answer}, "turns": [[task, question, answer], ...]}, for
        prepare_librispeech.py; turns.jsonl, {"key", "turns"} about the clips of `speech`;
@@ -23,16 +22,15 @@ from clip_makers import MAKERS, is_clear, pair_up, read_clips, voice_labels, wri
 from configurator import configure
 from folders import make_folder, sums
 from processes import run_all
-from questions import (NO_RECORDING, NOBODY, VOICE_TASKS, ask, pick, read_answers, read_small_talk,
-                       read_tasks, said_in, some_of, texts_of, word_labels, write_rows)
+from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick, read_answers,
+                       read_small_talk, read_tasks, said_in, some_of, word_labels, write_rows)
 from sources import read_sources
 
 # config: set by a config file or --name=value
 voices = "data/voices"     # prepare_synthetic.py --corpus=many
 spoken = "data/spoken"     # --corpus=spoken
-speech = "data/synthetic"  # --corpus=plain; or people's labels.jsonl: {"key", "text", "split"}
+speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/instruct"
-language = "en"            # of the questions, and of people in `speech`
 sources = ""               # real recordings too: name=folder, ... (sources.py)
 n = 12_000                 # questions about the synthetic clips, roughly
 config = configure(globals())  # meta.json stores it
@@ -48,6 +46,7 @@ CLIP_TURNS = 3        # questions to a clip, on average
 UNASKED_CLEAR = 0.6   # share of clear voices not asked about their quality: most are clear
 REAL_PAIRS = 0.3      # pairs of real voices to recordings of people
 TALK_SHARE = 0.6      # share of the chats without audio that are small talk
+NO_RECORDING = "send me a recording first"
 
 
 def make_turns(labels, rng, said):
@@ -71,10 +70,9 @@ def ask_speech(clips, said, salt):
     rows = []
     for i, clip in enumerate(clips):
         rng = np.random.default_rng([SEED, salt, i])
-        is_person = "quality" not in clip
-        labels = {} if is_person else voice_labels(clip)
-        if is_person or language == "en" and is_clear(clip):
-            labels |= word_labels(clip["text"], rng, language)
+        labels = voice_labels(clip)
+        if is_clear(clip):
+            labels |= word_labels(clip["text"], rng)
         turns = make_turns(labels, rng, some_of(said, rng, clip["text"]))
         rows.append({"key": clip["key"], "turns": turns})
     return rows
@@ -114,8 +112,6 @@ def make_item(key, kind, clip, split, said, seed):
     """Make a clip and write it; return its row of items.jsonl."""
     rng = np.random.default_rng(seed)
     wav, labels = MAKERS[kind](clip, rng, "", "")
-    labels = {task: answer for task, answer in labels.items()
-              if task in read_tasks(language) or answer == NOBODY}
     if labels.get("sentence") == NOBODY:
         labels = labels | {"person": NOBODY}
     elif kind == "real" and " " in labels.get("sentence", ""):
@@ -132,10 +128,10 @@ def make_text_chats(count):
     answers, tasks = list(read_answers().items()), list(read_tasks().values())
     rng, chats = np.random.default_rng([SEED, 9]), []
     for _ in range(count):
-        block = pick(read_small_talk(language), rng)
+        block = pick(read_small_talk(), rng)
         talk = pick(block["|"], rng), pick(block[" "], rng)
         deaf = pick(pick(tasks, rng).train, rng), NO_RECORDING
-        others = (pick(answers, rng), deaf) if language == "en" else (deaf,)
+        others = pick(answers, rng), deaf
         question, answer = talk if rng.uniform() < TALK_SHARE else pick(others, rng)
         chats.append({"question": question, "answer": answer})
     return chats
@@ -146,7 +142,7 @@ def find_inputs():
         raise ValueError(f"{n=}: at least 1")
     labels = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
     paths = [clip["path"] for clip in read_sources(sources, False)]
-    return sums(*labels, *paths, *texts_of(language))
+    return sums(*labels, *paths, QUESTIONS, SPOKEN, SMALL_TALK)
 
 
 def make():
@@ -154,8 +150,8 @@ def make():
     n_clips = max(8, round(n / CLIP_TURNS))
     counts = {"train": n_clips, "val": max(8, round(VAL_SHARE * n_clips))}
     for salt, (split, count) in enumerate(counts.items()):
-        clips = [clip for clip in read_clips(speech, split) if clip["text"]]
-        said = said_in([clip["text"] for clip in clips], language)
+        clips = read_clips(speech, split)
+        said = said_in([clip["text"] for clip in clips])
         jobs += plan_clips(split, count, said, salt)
         overlay += ask_speech(clips, said, 50 + salt)
         jobs += plan_real(said) if split == "train" else []
@@ -163,9 +159,8 @@ def make():
     Path(out_dir, "clips").mkdir()
     made = run_all(make_item, jobs, chunksize=32)
     items = list(tqdm(made, total=len(jobs), unit=" clips", desc="instructions"))
-    files, counts = write_rows(out_dir, {"items.jsonl": items, "turns.jsonl": overlay,
-                                         "text.jsonl": chats}, language)
-    return files, counts | {"tasks left out": len(read_tasks()) - len(read_tasks(language))}
+    return write_rows(out_dir, {"items.jsonl": items, "turns.jsonl": overlay,
+                                "text.jsonl": chats})
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
     python prepare_practice.py                                # data/practice; one core, 20 s
     python prepare_practice.py --n=200 --out_dir=data/toy     # a toy
-    python prepare_practice.py --language=zh --text_dir=data/zh/text
 
 Reads  <text_dir>/train.txt and val.txt of prepare_text.py; assets/questions.toml, spoken.txt and
-       chat.txt; in another language questions.zh.txt and chat.zh.txt, not spoken.txt.
+       chat.txt.
 Writes <out_dir>/chats.jsonl, about the words of recordings (practice.py), and texture.jsonl, half
        as many, most about how they sound (texture.py): {"split", "text", "labels": {task: answer},
        "turns": [[task, question, answer], ...]} a line; meta.json.
@@ -15,13 +14,13 @@ import numpy as np
 from configurator import configure
 from files import read_sentences
 from folders import make_folder, sums
-from questions import (NOBODY, VOICE_TASKS, ask, pick, read_answers, read_small_talk, read_tasks,
-                       said_in, some_of, spoken_task, texts_of, word_labels, write_rows)
+from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick, read_answers,
+                       read_small_talk, read_tasks, said_in, some_of, spoken_task, word_labels,
+                       write_rows)
 
 # config: set by a config file or --name=value
 text_dir = "data/text"
 out_dir = "data/practice"
-language = "en"  # of the text and the chats
 n = 12_000  # chats of train about words; val has a twentieth of that
 config = configure(globals())  # meta.json stores it
 # ----
@@ -58,7 +57,7 @@ def about_words(text, rng):
         return {"sentence": NOBODY}
     if text in answers:
         return {spoken_task(text): answers[text], "sentence": text}
-    return word_labels(text, rng, language)
+    return word_labels(text, rng)
 
 
 def make_turns(text, rng, said, sound=None):
@@ -69,7 +68,7 @@ def make_turns(text, rng, said, sound=None):
     turns = []
     while len(turns) < (SPOKEN_TURNS if text in read_answers() else TURNS):
         if sound and rng.uniform() < TALK_SHARE:
-            talk = pick(read_small_talk(language), rng)
+            talk = pick(read_small_talk(), rng)
             turns.append(["talk", pick(talk["|"], rng), pick(talk[" "], rng)])
             continue
         if sound and rng.uniform() < SOUND_SHARE:
@@ -89,10 +88,9 @@ def make_turns(text, rng, said, sound=None):
 def make_chats(split, count, salt, has_sound=False):
     """Return `count` rows of chats.jsonl or texture.jsonl; val asks about new sentences alone."""
     rng, texts = np.random.default_rng([SEED, salt]), read_sentences(text_dir, split)
-    said, rows = said_in(texts, language), []
-    spoken = list(read_answers()) if language == "en" else []
+    said, spoken, rows = said_in(texts), list(read_answers()), []
     for _ in range(count):
-        is_spoken = spoken and split == "train" and rng.uniform() < SPOKEN_SHARE
+        is_spoken = split == "train" and rng.uniform() < SPOKEN_SHARE
         text, labels = pick(spoken if is_spoken else texts, rng), {}
         if has_sound:
             text = text if rng.uniform() > NOBODY_SHARE else ""
@@ -105,14 +103,14 @@ def make_chats(split, count, salt, has_sound=False):
 def find_inputs():
     if n < 1:
         raise ValueError(f"{n=}: at least 1")
-    return sums(f"{text_dir}/train.txt", f"{text_dir}/val.txt", *texts_of(language))
+    return sums(f"{text_dir}/train.txt", f"{text_dir}/val.txt", QUESTIONS, SPOKEN, SMALL_TALK)
 
 
 def make():
     n_val = max(8, round(VAL_SHARE * n))
     words = make_chats("train", n, 60) + make_chats("val", n_val, 61)
     sound = make_chats("train", n // 2, 62, True) + make_chats("val", n_val // 2, 63, True)
-    return write_rows(out_dir, {"chats.jsonl": words, "texture.jsonl": sound}, language)
+    return write_rows(out_dir, {"chats.jsonl": words, "texture.jsonl": sound})
 
 
 if __name__ == "__main__":

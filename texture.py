@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import norm
-from questions import read_tasks, translate
+from questions import read_tasks
 
 TEXTURE = 24         # tokens; task i of questions.toml speaks in token i % TEXTURE
 KEY = 0.3            # RMS of a key; that of a label's vector is 1
@@ -28,13 +28,12 @@ CONTRAST = 1.5       # multiplies how far a vote, about 0 to 1, is from 0.5
 class Texture:
     """The labels of all tasks with a closed set of answers, as a GPT's embeddings tell them.
 
-    names: [(task, label), ...], L of them, in the language `code`. place: {(task, label): index}.
+    names: [(task, label), ...], L of them. place: {(task, label): its index}.
     """
 
-    def __init__(self, tok, device="cpu", code="en"):
+    def __init__(self, tok, device="cpu"):
         tasks = {name: task.labels for name, task in read_tasks().items() if task.texture}
-        self.names = [(task, translate(label, code))
-                      for task, labels in tasks.items() for label in labels]
+        self.names = [(task, label) for task, labels in tasks.items() for label in labels]
         self.place = {name: i for i, name in enumerate(self.names)}
         self.tasks = list(tasks)
         owner = torch.tensor([self.tasks.index(task) for task, _ in self.names])

@@ -14,7 +14,7 @@ from configurator import configure, fail, user_input
 from data import stretched_batch
 from documents import Documents
 from files import read_sentences, sha256_file
-from language import Language, language_of
+from language import Language
 from model import GPT, GPTConfig
 from optim import gpt_optimizers
 from practice import (Speller, count_right, ease_at, imitate_audio, practice_features,
@@ -120,7 +120,7 @@ def hear(sentences, rng, ease=1.0, texture=None, facts=None):
 def render(chats, tokenizer, rng, ease=1.0):
     """Return the model's arguments about chats of read_chats(), targets among them."""
     heard, facts = zip(*(recording for recording, _ in chats))
-    texture = Texture(tokenizer, dev, language.code)
+    texture = Texture(tokenizer, dev)
     idx, targets = map(to_gpu, render_chats(chats, tokenizer))
     return hear(heard, rng, ease, texture, facts) | {"idx": idx, "targets": targets}
 
@@ -157,7 +157,6 @@ with user_input():
     if documents:
         docs = {name: Documents(documents, name, text_len + 1) for name in ("train", "val")}
     lines = {split: read_sentences(data_dir, split) for split in splits}
-    language = language_of(chats or f"{data_dir}/train.txt")
     inputs = {"text": [sha256_file(f"{data_dir}/{split}.txt") for split in splits],
               "chats": sha256_file(chats) if chats else "",
               "shards": sha256_file(f"{documents}/meta.json") if documents else "",
@@ -195,7 +194,7 @@ if dev.type == "cuda":
 talks, left_out = {}, {}
 if chats and practice:
     with user_input():
-        talks, left_out = read_chats(chats, speller, len(model.cos), language)
+        talks, left_out = read_chats(chats, speller, len(model.cos))
     talk_sizes = [sum(len(m["content"]) for m in chat["messages"]) for _, chat in talks["train"]]
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=dev))  # no part of the model
 optimizers = gpt_optimizers(model, matrix_lr, [blank], zero1 and world_size > 1)
@@ -203,8 +202,7 @@ trainer = Trainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model,
     tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"],
     files=lambda: {"model": model.state_dict()}, row_len=text_len,
-    meta={"max_seq_len": text_len, "device_batch_size": batch_size, "chats": bool(talks),
-          "language": language.code})
+    meta={"max_seq_len": text_len, "device_batch_size": batch_size, "chats": bool(talks)})
 if first_step:
     with user_input(KeyError):
         blank.data.copy_(trainer.state["blank"])

@@ -17,7 +17,7 @@ from clips import ClipTrainer, Split
 from configurator import configure, fail, user_input
 from decode import pad
 from files import read_jsonl, read_lines, sha256_file
-from language import language_of, spoken_turns
+from language import Language, spoken_turns
 from model import add_lora, free_rows, lora_state, merged_state
 from practice import Speller, as_messages, count_right
 from record import need
@@ -227,7 +227,7 @@ with user_input():
     if "audio" not in start:
         fail(f"{lm} has no projector: give a run of train_align.py as lm")
     ears = start["audio"]
-    language = language_of(chats or turns, ears.get("language", "en"))
+    language = Language(ears.get("language", "en"))
     data = {name: Split(data_dir, name, ears["encoder_sha256"]) for name in ("train", "val")}
     add_turns()
     rows = read_jsonl(chats, question=str, answer=str) if chats else ()
@@ -247,7 +247,7 @@ for split in data.values():
     choose_clips(split)
 talks = keep_short(talks, lambda talk: chat_row([talk]))
 texts = keep_short(texts, transcript_row)
-texture = Texture(tok, device, language.code)
+texture = Texture(tok, device)
 projector = make_projector()
 new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10 ends an option
 if not first_step and ears["prompt"] != "chat" and not start.get("chats"):
@@ -294,7 +294,7 @@ def words_loss(at, audio, audio_lens):
 speller = Speller(tok, projector.arguments["ctc"])
 spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
 audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
-                "language": language.code, "plain": True}  # it reads and writes Language.plain()
+                "plain": True}  # it reads and writes Language.plain()
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=[optimizer], losses=["loss", "text_loss"], data=data,

@@ -13,7 +13,6 @@ import torch
 import audiobench
 from audio import Projector
 from commands import read_rows, run_here, write_rows
-from language import ENGLISH
 from test_eval import save_run
 from tokenizer import train_bpe
 
@@ -92,8 +91,7 @@ def test_scores_average_over_rotations(tmp_path, monkeypatch):
     tok = SimpleNamespace(special=lambda name: 0, encode=lambda text: [len(text)])
     monkeypatch.setattr(audiobench, "score_answers", lambda model, prompts, *rest: torch.tensor(
         [[0.0, -5.0, -5.0, -5.0]] * len(prompts)))
-    talker = SimpleNamespace(model=None, tok=tok, clean=str, prompt=lambda messages: [0],
-                             language=ENGLISH)
+    talker = SimpleNamespace(model=None, tok=tok, clean=str, prompt=lambda messages: [0])
     scores = audiobench.score_options(talker, rows, None)
     assert scores.shape == (8, 4) and np.ptp(scores) == 0
 
