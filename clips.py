@@ -18,8 +18,7 @@ from trainer import Trainer
 
 EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluation
 GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
-# the linear fall at the schedule's end: its share of the steps, the share of the rates it ends at
-WARMDOWN_SHARE, FINAL_LR_SHARE = 0.6, 0.02
+FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
 TIME_WARP = 0.15       # warped clips get up to this share longer or shorter
 COMMON = 300           # the most frequent words, which are never held out
 WORKERS = {"cuda": 4}  # threads that read ahead; on a CPU the step reads for itself
@@ -91,7 +90,7 @@ class ClipTrainer(Trainer):
     def read(self, n):
         """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
         split, c, which = self.data["train"], self.c, divmod(n, self.c.grad_accum)
-        at, stretch = stretched_batch(split.n_tokens, c.seed, *which, 0, c.grad_accum,
+        at, stretch = stretched_batch(split.n_tokens, c.seed, *which, c.batch_size, c.grad_accum,
                                       TIME_WARP if self.warp else 0.03, c.batch_tokens)
         at = split.at[at]
         arrays = split.read(at)
@@ -118,7 +117,7 @@ class ClipTrainer(Trainer):
     def update(self, step, sums):
         """Finish a step; sums: as in Trainer.update."""
         c = self.c
-        share = lr_share(step, c.warmup_steps, c.lr_decay_steps, WARMDOWN_SHARE, FINAL_LR_SHARE)
+        share = lr_share(step, c.warmup_steps, c.lr_decay_steps, c.warmdown_share, FINAL_LR_SHARE)
         super().update(step, sums, share)
 
     def clip(self):

@@ -1,6 +1,6 @@
 """Settings of a script: config files and --name=value change the script's own globals.
 
-    python train_align.py config/w2_frozen.py --grad_accum=64   # later ones win; --help lists them
+    python train_align.py config/w2_frozen.py --batch_size=32   # later ones win; --help lists them
 """
 import math
 import os

@@ -42,6 +42,7 @@ ctc = 0.0               # weight of a CTC loss on the audio tokens; 1: without t
 hold_out = 0.0          # share of the words whose clips are left out, to measure unheard words
 # batch
 batch_tokens = 3400     # tokens per microbatch, padding too; lower it on out-of-memory
+batch_size = 0          # clips per microbatch at most; 0: any number
 grad_accum = 1          # microbatches per step of all ranks
 learning_rate = 2e-3    # peak, of the projector
 muon_lr = 0.04          # peak, of the projector's two matrices by Muon; 0: AdamW for all
@@ -49,6 +50,7 @@ lm_learning_rate = 0.0  # peak, of the LM; 0: it stays frozen
 max_steps = 1000        # when to stop
 lr_decay_steps = 1000   # when the schedule ends
 warmup_steps = 20
+warmdown_share = 0.6    # of lr_decay_steps: the linear fall at the end
 # the rest
 eval_every = 250        # steps; 0: at the end only
 save_every = 250

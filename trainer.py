@@ -23,6 +23,7 @@ from tokenizer import export_nanochat
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
 FREE = {"init_from", "out_dir", "max_steps", "device", "use_compile", "log_every", "eval_every",
         "save_every", "zero1"}  # settings that a resumed run may change
+DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6}  # of a script without such a setting
 
 
 def check_settings(config, *from_one):
@@ -115,7 +116,7 @@ class Trainer:
     last_clips = ()     # read
 
     def __post_init__(self):
-        self.c = c = SimpleNamespace(**self.config)
+        self.c = c = SimpleNamespace(**DEFAULTS | self.config)
         self.rank, self.world_size, self.device = self.ranks
         self.own = range(self.rank, c.grad_accum, self.world_size)  # a step's microbatches
         self.plain_trunk = self.fast_trunk = self.model.trunk
