@@ -63,12 +63,13 @@ class KVCache:
 
     @classmethod
     def gather(cls, config, rows, max_len):
-        """A cache of the first n places of row b of others; rows: [(KVCache, b, n)]."""
+        """A cache of rows b of others; rows: [(KVCache, b)]."""
         new = cls(config, len(rows), max_len, rows[0][0].k.device)
-        for i, (old, b, n) in enumerate(rows):
+        for i, (old, b) in enumerate(rows):
+            n = int(old.lens[b])
             new.k[:, i, :, :n] = old.k[:, b, :, :n]
             new.v[:, i, :, :n] = old.v[:, b, :, :n]
             new.previous[i] = old.previous[b]
             new.lens[i] = n
-        new.longest = max(n for *_, n in rows)
+        new.longest = int(new.lens.max())
         return new

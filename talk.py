@@ -105,8 +105,8 @@ def default_run():
 class Talker:
     """A run's model, tokenizer and ears; ValueError or OSError: its files are wrong."""
 
-    def __init__(self, ckpt, step=-1, device="auto"):
-        model, self.meta = load_checkpoint(ckpt, step, pick_device(device))
+    def __init__(self, ckpt, device="auto"):
+        model, self.meta = load_checkpoint(ckpt, device=pick_device(device))
         self.model = for_inference(model)
         self.tok = load_tokenizer(ckpt, self.model.config.vocab_size)
         self.step = self.meta["step"]
@@ -231,10 +231,10 @@ class Batch:
     def add(self, row):
         """Read a row's prompt and let it join. After an error the batch is as before."""
         cache, logits = self.read(row.prompt)
-        sources = [(self.cache, b, int(self.cache.lens[b])) for b in range(len(self.rows))]
+        sources = [(self.cache, b) for b in range(len(self.rows))]
         rows = [*self.rows, row]
         longest = max(size(each.prompt) + each.max_tokens for each in rows)
-        cache = KVCache.gather(self.model.config, [*sources, (cache, 0, size(row.prompt))], longest)
+        cache = KVCache.gather(self.model.config, [*sources, (cache, 0)], longest)
         row.generator = torch.Generator(self.device).manual_seed(row.seed)
         logits = torch.cat([self.logits[:len(self.rows)], logits])
         self.rows, self.cache, self.logits = rows, cache, logits
