@@ -230,7 +230,9 @@ class Batch:
     @torch.inference_mode()
     def add(self, row):
         """Read a row's prompt and let it join. After an error the batch is as before."""
-        cache, logits = self.read(row.prompt)
+        wavs = [item.wav for item in row.prompt if not isinstance(item, int)]
+        audio = self.hear(wavs) if wavs else None
+        cache, logits = prefill(self.model, [row.prompt[len(wavs):]], audio, 0)
         sources = [(self.cache, b) for b in range(len(self.rows))]
         rows = [*self.rows, row]
         longest = max(size(each.prompt) + each.max_tokens for each in rows)
@@ -238,11 +240,6 @@ class Batch:
         row.generator = torch.Generator(self.device).manual_seed(row.seed)
         logits = torch.cat([self.logits[:len(self.rows)], logits])
         self.rows, self.cache, self.logits = rows, cache, logits
-
-    def read(self, prompt):
-        """Read a prompt -> (KVCache, logits (1, V))."""
-        wavs = [item.wav for item in prompt if not isinstance(item, int)]
-        return prefill(self.model, [prompt[len(wavs):]], self.hear(wavs) if wavs else None, 0)
 
     @torch.inference_mode()
     def step(self):
