@@ -20,7 +20,8 @@ from pauses import measure_loudness, split_at_pauses
 from recordings import SAMPLE_RATE
 from tokenizer import load_tokenizer, render_conversation
 
-BEAMS = 5  # hypotheses kept for each recording, as Whisper keeps
+BEAMS = 5      # hypotheses kept for each recording, as Whisper keeps
+LONGEST = 512  # ids read at once: the memory of attention grows with their square
 
 
 @dataclass(eq=False)
@@ -231,8 +232,11 @@ class Batch:
     def add(self, row):
         """Read a row's prompt and let it join. After an error the batch is as before."""
         wavs = [item.wav for item in row.prompt if not isinstance(item, int)]
-        audio = self.hear(wavs) if wavs else None
-        cache, logits = prefill(self.model, [row.prompt[len(wavs):]], audio, 0)
+        ids, audio = row.prompt[len(wavs):], self.hear(wavs) if wavs else None
+        cache, logits = prefill(self.model, [ids[:LONGEST]], audio, len(ids[LONGEST:]))
+        for start in range(LONGEST, len(ids), LONGEST):
+            more = torch.tensor([ids[start:start + LONGEST]], device=self.device)
+            logits = self.model(more, kv_cache=cache)[:, -1]
         sources = [(self.cache, b) for b in range(len(self.rows))]
         rows = [*self.rows, row]
         longest = max(size(each.prompt) + each.max_tokens for each in rows)

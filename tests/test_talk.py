@@ -41,8 +41,9 @@ def say(model, prompt, **settings):
     return row.ids
 
 
-def test_alone_equals_one_uncached_forward(tiny):  # noqa: F811
-    """Broken: a recording is not read before the ids, or counts wrongly."""
+def test_alone_equals_one_uncached_forward(tiny, monkeypatch):  # noqa: F811
+    """Broken: a recording is not read before the ids, or counts wrongly; so do parts of ids."""
+    monkeypatch.setattr("talk.LONGEST", 2)
     for prompt in prompts():
         ids = say(tiny, prompt, max_tokens=6)
         items = [*prompt, *ids[:-1]]
