@@ -103,6 +103,8 @@ class Features:
                 raise ValueError(f"{folder}: taps {first['taps']} and {stored} don't mix")
             self.folders[part] = manifest
             rows = [row for row in rows if split in ("", row["info"]["split"])]
+            if not (times or "1").isdigit():
+                raise ValueError(f"{folder}: a folder that counts three times is {part}*3")
             self.rows += rows * int(times or 1)
         if not self.rows:
             raise ValueError(f"{folder}: no {split!r} clip, only {sorted(manifest['clips'])}: "

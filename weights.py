@@ -46,6 +46,8 @@ def find_sources(name):
     is_folder = os.path.isdir(name)
     if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise OSError(f"{name}: no such folder: {GIVE}")
+    if name and own not in ("", name):
+        print(f"--whisper={name} is used, not WHISPER_DIR={own}")
     if folder := name if is_folder else own * (not name):
         yield f"folder {folder}", lambda: read_folder(folder), ""
     if is_folder:
