@@ -2,6 +2,7 @@
 
     python train_align.py config/w2_frozen.py --batch_size=32   # later ones win; --help lists them
 """
+import difflib
 import math
 import os
 import sys
@@ -41,7 +42,9 @@ def configure(globals_dict, argv=None):
     settings, origin = dict(defaults), {}
     for name, value, where in chain.from_iterable(map(read_argument, argv)):
         if name not in defaults:
-            fail(f"{where}: unknown setting '{name}' (--help lists them)")
+            near = difflib.get_close_matches(name, defaults, n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            fail(f"{where}: unknown setting '{name}'{hint} (--help lists them)")
         settings[name] = convert(name, value, type(defaults[name]), where)
         origin[name] = where
     is_worker = globals_dict.get("__name__") == "__mp_main__"

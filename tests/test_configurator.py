@@ -54,7 +54,7 @@ def test_later_arguments_win_and_changes_are_printed(tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize("arg, said", [
-    ("--batchsize=4", "unknown setting 'batchsize'"), ("--LIMIT=4", "unknown setting 'LIMIT'"),
+    ("--batchsize=4", "did you mean batch_size?"), ("--LIMIT=4", "unknown setting 'LIMIT'"),
     ("--_hidden=4", "unknown"), ("--math=4", "unknown"),
     ("--batch_size=1.5", "a whole number"), ("--learning_rate=nan", "a finite number"),
     ("--use_lora=true", "not True or False"), ("--use_lora", "--name=value"),
@@ -66,7 +66,7 @@ def test_wrong_command_line(capsys, arg, said):
 
 
 @pytest.mark.parametrize("text, said", [
-    ("batchsize = 4", "c.py: unknown setting 'batchsize'"),
+    ("batchsize = 4", "c.py: unknown setting 'batchsize', did you mean batch_size?"),
     ("batch_size = 4\nbatch_size = 1.5", "c.py: batch_size=1.5 is not a whole number"),
     ("batch_size = True", "a whole number"), ("use_lora = 1", "not True or False"),
     ("out_dir = 3", "not a string"), ("learning_rate = 10**400", "not a finite number"),
