@@ -67,18 +67,6 @@ class Language:
         """Return a transcript's words (list of str); characters, without spaces."""
         return re.findall(r"\S+" if self.space else r"[a-z0-9]+|\S", text)
 
-    def syllables(self, text, tones):
-        """Return the pinyin (list of str) of Chinese text; [] if it holds other letters.
-
-        A syllable ends in its tone, as "wo3"; tones: False puts 0 there.
-        """
-        pypinyin = need_chinese("pypinyin")
-        read = pypinyin.lazy_pinyin(text, pypinyin.Style.TONE3, neutral_tone_with_five=True,
-                                    errors=lambda _: [""])
-        if not all(read):
-            return []
-        return read if tones else [syllable[:-1] + "0" for syllable in read]
-
     def plain(self, text, strict=True):
         """Return text as a model reads it: each line a transcript after a space."""
         lines = (self.normalize(line, strict) for line in text.split("\n"))
@@ -90,6 +78,14 @@ def read_chinese_numbers(text, strict):
     if strict and UNCLEAR.search(text):
         raise NoSpokenForm("figures that can be read in several ways", text)
     return need_chinese("cn2an").transform(text, "an2cn")
+
+
+def syllables(text):
+    """Return the pinyin (list of str, as "wo3") of Chinese text; [] if it holds other letters."""
+    pypinyin = need_chinese("pypinyin")
+    read = pypinyin.lazy_pinyin(text, pypinyin.Style.TONE3, neutral_tone_with_five=True,
+                                errors=lambda _: [""])
+    return read if all(read) else []
 
 
 def simplify(text):

@@ -101,7 +101,7 @@ def find_inputs():
 def make():
     paths = list_documents("documents", documents)
     tok = load_tokenizer(tokenizer) if tokenizer else train_bpe(train_texts(paths), vocab_size)
-    if tok.kind != "bpe" or tok.vocab_size > 2**16:
+    if tok.vocab_size > 2**16:
         raise ValueError(f"{tokenizer=}, {vocab_size=}: a BPE of at most 65,536 ids is needed")
     tok.save(out_dir)
     counts = {name: dict(count) for name, count in write_tokens(paths, tok).items()}

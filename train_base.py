@@ -4,7 +4,6 @@
     torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
 """
 import math
-from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from configurator import configure, fail, user_input
 from data import stretched_batch
 from documents import Documents
 from files import read_sentences, sha256_file
-from language import Language
+from language import syllables
 from model import GPT, GPTConfig
 from optim import gpt_optimizers
 from practice import (Speller, count_right, ease_at, imitate_audio, practice_features,
@@ -44,7 +43,7 @@ practice = 0.7          # share of the microbatches that practise; the others ar
 chats = ""              # chats.jsonl of prepare_practice.py: half of the practice; '': none
 chat_rows = 32          # rows of a microbatch of chats
 practice_vocab = 512    # tokens that imitated audio is spelled with (256: bytes alone)
-units = "text"          # of these: text's tokens; pinyin, tones: Chinese syllables
+units = "text"          # of these: text's tokens; tones: Chinese syllables with their tones
 spell_share = 0.15      # share of lr_decay_steps, at the start, where text is spelled so too
 # what trains
 max_steps = 1000        # when to stop
@@ -72,8 +71,8 @@ WINDOW = max(256, text_len)
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
 
 spell_steps = round(spell_share * lr_decay_steps) if practice and not lm else 0
-if units not in ("text", "pinyin", "tones"):
-    fail(f"{units=}: give text, pinyin or tones")
+if units not in ("text", "tones"):
+    fail(f"{units=}: give text or tones")
 if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
     fail(f"{practice=} must be at most 1, {practice_vocab=} at least 256, and spelling must end "
          f"before {max_steps=} (it ends at step {spell_steps}: lower spell_share)")
@@ -169,8 +168,7 @@ with user_input():
     elif units == "text":
         tok = train_bpe(lines["train"], vocab_size)
     else:
-        read = partial(Language("zh").syllables, tones=units == "tones")
-        tok = train_syllables(lines["train"], vocab_size, practice_vocab - 256, read)
+        tok = train_syllables(lines["train"], vocab_size, practice_vocab - 256, syllables)
     if documents and source and load_tokenizer(documents).pieces != tok.pieces:
         fail(f"{documents} was made with another tokenizer than {source}'s: run "
              f"prepare_documents.py --tokenizer={source}")

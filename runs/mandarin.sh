@@ -81,7 +81,7 @@ for place in zh-TW:train zh-CN:val; do
         simple | fresh $zh/lists/$name.jsonl
 done
 features sample --source=$zh/lists/sample.jsonl --seen_voices=True --copies=4
-features hsk --source=$zh/lists/hsk.jsonl
+features hsk --source=$zh/lists/hsk.jsonl --copies=3
 features words --source=$zh/lists/words.jsonl
 features taiwan --source=$zh/lists/zh-TW.jsonl --copies=6
 $python prepare_librispeech.py --language=zh --taps=-1 --source=$zh/lists/zh-CN.jsonl \
@@ -123,12 +123,15 @@ $python prepare_text.py --language=zh --out_dir=$zh/text --max_words=20 --n_trai
     --text_file="$spoken,$zh/texts" --exclude="$held"
 
 echo "trained on $data"
-$python train_base.py config/zh_base.py
-$python train_align.py config/real_w2.py --lm=out/zh_base --data_dir="$data" --out_dir=out/zh_w2
+$python train_base.py config/real_base.py --data_dir=$zh/text --out_dir=out/zh_base \
+    --units=tones --practice_vocab=1600 --vocab_size=6144 --spell_share=0.1 --max_steps=2000 \
+    --lr_decay_steps=2000
+$python train_align.py config/real_w2.py --lm=out/zh_base --data_dir="$data" --out_dir=out/zh_w2 \
+    --max_steps=600 --lr_decay_steps=600
 # then the LM learns along, slowly
 $python train_align.py config/real_w2.py --data_dir="$data" --out_dir=out/zh --lm=out/zh_w2 \
-    --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02 --max_steps=2000 \
-    --lr_decay_steps=2000
+    --lm_learning_rate=4e-4 --learning_rate=1e-3 --muon_lr=0.02 --max_steps=1800 \
+    --lr_decay_steps=1800
 $python eval_bench.py --ckpt=out/zh \
     --data="person=$zh/features/sample/test.jsonl,sentences=$zh/features/hsk/test.jsonl"
 echo "talk to it:  .venv/bin/python serve.py --ckpt=out/zh"
