@@ -22,7 +22,7 @@ from tokenizer import export_nanochat
 
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
 FREE = {"init_from", "out_dir", "max_steps", "device", "use_compile", "log_every", "eval_every",
-        "save_every", "zero1"}  # settings that a resumed run may change
+        "save_every"}  # settings that a resumed run may change
 DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6}  # of a script without such a setting
 
 
@@ -132,7 +132,6 @@ class Trainer:
         self.groups = sum((optimizer.param_groups for optimizer in self.optimizers), [])
         for group in self.groups:
             group["peak_lr"], group["peak_decay"] = group["lr"], group["weight_decay"]
-        self.is_spread = hasattr(self.optimizers[0], "consolidate_state_dict")  # over the ranks
         self.trained = sum((group["params"] for group in self.groups), [])
 
     def resume(self):
@@ -160,7 +159,7 @@ class Trainer:
         """
         self.evaluate, out_dir = evaluate, self.c.out_dir
         copy_first_rank(self.model.state_dict(), self.trained,
-                        [optimizer.state for optimizer in self.optimizers if not self.is_spread])
+                        [optimizer.state for optimizer in self.optimizers])
         if self.rank == 0:
             cut_back(out_dir, self.first_step, self.is_evaluated)
             self.tok.save(out_dir)
@@ -204,7 +203,7 @@ class Trainer:
         if self.rank == 0 and self.is_due("log", step + 1):
             self.log(step + 1, float(norm))
         with self.clock.pause():
-            if self.is_due("save", step + 1):
+            if self.rank == 0 and self.is_due("save", step + 1):
                 self.save(step + 1)
             self.result = self.note(step + 1) if self.is_due("eval", step + 1) else {}
 
@@ -225,11 +224,6 @@ class Trainer:
         return {"mfu": rate / self.world_size * self.mfu}
 
     def save(self, step):
-        """Save a checkpoint on rank 0; ZeRO-1's states come from all ranks."""
-        for optimizer in self.optimizers if self.is_spread else ():
-            optimizer.consolidate_state_dict()
-        if self.rank:
-            return
         state = {"window": self.window, "optimizers": [
             optimizer.state_dict() for optimizer in self.optimizers]}
         files = self.files() | {"optim": self.state | state}
