@@ -50,7 +50,8 @@ def test_lists(flac, tmp_path):
     """Broken: a byte order mark loses a clip, U+2028 makes two of one, a blank line is a failure,
     clips whose keys are alike become one; dots, accents or quotes in a name, a Mac's decomposed
     accents or Windows' backslashes lose a clip; what is missing is not named."""
-    names = ("spk1/utt1.flac", "take.2.flac", "2 Track 2.0 (Clean).flac", "n/UPPER.FLAC", "comma, quote' .flac", "ümlaut.flac",
+    names = ("spk1/utt1.flac", "take.2.flac", "2 Track 2.0 (Clean).flac", "n/UPPER.FLAC",
+             "comma, quote' .flac", "ümlaut.flac",
              "日本語 🎤.flac", "-a-dash.flac", "%41 percent.flac", "two  spaces.flac")
     rows = [{"audio": name, "text": f"number\u2028{chr(97 + i)}"} for i, name in enumerate(names)]
     good, bad = read(write_list(tmp_path, [*rows, "", "  "], flac, "utf-8-sig"))
