@@ -76,8 +76,10 @@ def test_words_with_times(tmp_path):
     server, port = start_server(make_run(tmp_path / "run", ctc=260))
     asked = sound(make_audio(13, 2)) | {"timestamp_granularities": ["word"]}
     bodies = [json.dumps(asked | {"response_format": kind}) for kind in ("json", "verbose_json")]
-    (wrong, _), (right, found) = (post(port, body.encode(), TRANSCRIBE) for body in bodies)
-    server.kill()
+    try:
+        (wrong, _), (right, found) = (post(port, body.encode(), TRANSCRIBE) for body in bodies)
+    finally:
+        server.kill()
     assert (wrong, right) == (400, 200)
     found = json.loads(found)
     assert [each["word"] for each in found["words"]] == found["text"].split() != []
