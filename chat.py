@@ -26,7 +26,7 @@ if max_tokens < 1 or temperature < 0:
     fail(f"max_tokens={max_tokens} must be 1 or more, temperature={temperature} 0 or more")
 
 TOP_P = 0.9     # an answer is drawn from the likeliest tokens that sum up to it
-LONGEST_S = 30  # of the recordings in training
+LONGEST_S = 30  # of a recording to ask about, as in training
 HELP = "/audio FILE adds a recording to your next question, /new begins anew, /quit ends"
 
 
@@ -47,11 +47,7 @@ def say(items, text, stop_ids):
 
 def answer(messages):
     """Print the answer to [(role, text, wavs)] -> as say()."""
-    turns = []
-    for role, text, wavs in messages:
-        if sum(map(len, wavs)) > LONGEST_S * SAMPLE_RATE:
-            print(f"chat.py: parts of over {LONGEST_S} s may be missed", file=sys.stderr)
-        turns.append((role, text, talker.record(*wavs) if wavs else None))
+    turns = [(role, text, talker.record(*wavs) if wavs else None) for role, text, wavs in messages]
     return say(talker.prompt(turns), Text(talker.tok, talker.plain), talker.stop_ids())
 
 
@@ -75,7 +71,7 @@ def hear(path):
     try:
         if not talker.ears:
             raise ValueError(f"{run} has no ears: it reads and writes text")
-        wav = read_audio(path.strip("'\" "))
+        wav = read_audio(path.strip("'\" "), LONGEST_S)
     except (ValueError, OSError) as e:
         print(e, file=sys.stderr, flush=True)
         return []
@@ -109,7 +105,9 @@ def chat():
 
 
 with user_input():
-    wav = read_audio(audio) if audio else None
+    wav = None
+    if audio:
+        wav = read_audio(audio, LONGEST_S) if prompt else read_audio(audio)
     run = ckpt or default_run()
     talker = Talker(run)
 if audio and not talker.ears:

@@ -130,7 +130,7 @@ def word_times(projector, tok, features, words):
     audio = projector(features, lens)[0][0, projector.texture:]  # (T_a, C)
     log_probs = projector.ctc_head(audio.float()).log_softmax(1).cpu()
     speller = Speller(tok, log_probs.size(1) - 1)
-    spelled = [speller.encode(" " + word) for word in words]
+    spelled = [speller.encode(" " * (i > 0) + word) for i, word in enumerate(words)]
     pieces = [*chain.from_iterable(spelled)]
     n_least = len(pieces) + sum(a == b for a, b in pairwise(pieces))
     repeats = max(-(-n_least // len(log_probs)), 1)  # over 1: more pieces than audio tokens

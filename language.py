@@ -19,7 +19,7 @@ SCRIPTS = {  # first words of Unicode's names: codes; und: any other language
     "DEVANAGARI": "hi mr ne", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te", "THAI": "th",
     "CJK": "yue zh", "CJK HIRAGANA KATAKANA": "ja", "CJK HANGUL": "ko", "": "und"}
 KNOWN = {code: scripts.split() for scripts, codes in SCRIPTS.items() for code in codes.split()}
-DIGIT, UNCLEAR = re.compile("[0-9]"), re.compile("[0-9][-/:~][0-9]|[0-9]{9}")
+UNCLEAR = re.compile(r"[0-9][-/:~, ][0-9]|[0-9]{9}|(?<![0-9.])0[0-9]|[.][0-9]+[.][0-9]")
 SYMBOL = re.compile("[][<>{}#$£€¥%&@+=×÷±°\ufffd]")
 
 
@@ -43,8 +43,8 @@ class Language:
         if self.code == "en":
             return normalize_transcript(text, strict)
         spoken = plain_characters(text).lower()
-        if self.code == "zh" and DIGIT.search(spoken):
-            spoken = read_chinese_numbers(spoken, strict)
+        if self.code == "zh":
+            spoken = read_chinese_numbers(re.sub("[○〇]", "零", spoken), strict)
         if strict and SYMBOL.search(spoken):
             raise NoSpokenForm("a symbol without a spoken form", text)
         spoken = "".join(char if char == "'" or unicodedata.category(char)[0] in "LMN" else " "
@@ -77,7 +77,7 @@ def read_chinese_numbers(text, strict):
     """Return text (str) with its figures in characters: 2016年 as 二零一六年, 30 as 三十."""
     if strict and UNCLEAR.search(text):
         raise NoSpokenForm("figures that can be read in several ways", text)
-    return need_chinese("cn2an").transform(text, "an2cn")
+    return need_chinese("cn2an").transform(text, "an2cn") if re.search("[0-9]", text) else text
 
 
 def syllables(text):

@@ -213,14 +213,17 @@ def plan_shards(clips):
     return shards
 
 
-def clear():
-    """Remove other features from FINAL. Stop if they are not of this script."""
-    shards = list(FINAL.glob("shard-*"))
+def clear(n_clips):
+    """Remove other features from FINAL. Stop if they are not of this script, or of more clips."""
+    shards, manifest = list(FINAL.glob("shard-*")), FINAL / "manifest.json"
+    held = json.loads(manifest.read_bytes())["clips"] if subset and manifest.exists() else {}
     foreign = [path for path in shards if path.suffix == ".tar" and not rows_file(path).exists()]
     if foreign and not (FINAL / BEGUN).exists():
         fail(f"{FINAL}: {foreign[0].name} is not of this script: choose another out_dir")
+    if sum(held.values()) > n_clips:
+        fail(f"{FINAL} holds more than this subset's {n_clips:,} clips: choose another out_dir")
     write_json(FINAL / BEGUN, {})  # not whole, but of this script
-    for path in [FINAL / "meta.json", *shards, *FINAL.glob("*.jsonl"), FINAL / "manifest.json"]:
+    for path in [FINAL / "meta.json", *shards, *FINAL.glob("*.jsonl"), manifest]:
         path.unlink(missing_ok=True)
 
 
@@ -292,7 +295,7 @@ def main():
         print(f"{FINAL} is up to date")
         return
     if not is_made(FINAL, settings, inputs, BEGUN):
-        clear()
+        clear(len(clips))
         note_made(FINAL, settings, inputs, [], BEGUN)
     n_found = len(clips) + len(failures)
     make_shards(shards, failures, n_found, encoder, layers, own.type)

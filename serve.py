@@ -197,17 +197,9 @@ async def page(request: Request):
                "Vary": "Accept-Language"}
     html = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
     if request.headers.get("accept-language", "").lower().startswith("zh"):
-        html = in_chinese(html)
+        for line in read_lines(own_file("assets/page.zh.txt")):  # text | the same in Chinese
+            html = html.replace(*line.split(" | "))
     return HTMLResponse(html, headers=headers)
-
-
-def in_chinese(html):
-    """Return chat.html (str) in Chinese; the questions only where the model speaks it."""
-    for line in read_lines(own_file("assets/page.zh.txt")):
-        english, _, chinese = line.removeprefix("?").partition(" | ")
-        if chinese and (line[0] != "?" or talker.language.code == "zh"):
-            html = html.replace(english, chinese)
-    return html
 
 
 @app.get("/health")

@@ -114,8 +114,8 @@ def train_bpe(texts, vocab_size):
 def train_syllables(texts, vocab_size, most, read):
     """Train a BPETokenizer of texts (list of str) whose tokens are read as syllables.
 
-    most: syllables that are tokens, the most frequent ones. read: a token's text -> [syllable],
-    which ends in a digit, so that no token of text is the same; [] if it has none.
+    most: of the syllables so many are tokens. read: a token's text -> [syllable], which ends in a
+    digit, as no token of text does; [] if it has none.
     """
     counts = Counter()
     for char, n in Counter(chain.from_iterable(texts)).items():

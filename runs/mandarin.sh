@@ -81,7 +81,7 @@ for place in zh-TW:train zh-CN:val; do
         simple | fresh $zh/lists/$name.jsonl
 done
 features sample --source=$zh/lists/sample.jsonl --seen_voices=True --copies=4
-features hsk --source=$zh/lists/hsk.jsonl --copies=3
+features hsk --source=$zh/lists/hsk.jsonl --copies=3 --new_sentences=True
 features words --source=$zh/lists/words.jsonl
 features taiwan --source=$zh/lists/zh-TW.jsonl --copies=6
 $python prepare_librispeech.py --language=zh --taps=-1 --source=$zh/lists/zh-CN.jsonl \
