@@ -32,7 +32,7 @@ def make_bench(folder):
 
 
 def make_run(folder, **more):
-    """A tiny random model that answers questions; more: of its projector."""
+    """A tiny random model that answers questions."""
     words = "how high is it low high red old answer with one of the options"
     torch.manual_seed(0)
     projector = Projector(64, 2, 5, 64, texture=4, **more)

@@ -2,7 +2,6 @@
 import io
 import json
 import re
-from itertools import product
 
 import numpy as np
 import pytest
@@ -54,9 +53,8 @@ def test_transcripts_with_times(client):
 
 def test_segments_fit_two_lines():
     """Broken: a subtitle is wider than the screen, loses words, or its time is wrong."""
-    texts = ("so it was " * 20, "so it was " * 8 + "it's", "no")
-    for text, has_words in product(texts, (True, False)):
-        said = text.split() if has_words else []
+    for text in ("so it was " * 20, "so it was " * 8 + "it's", "no"):
+        said = text.split() if len(text) > 99 else []  # the words with times
         times = np.linspace(3602.5, 3608.5, len(said) + 1)
         words = [*map(Word, said, times, times[1:])]
         cues = cut_in_segments(Piece(text.strip(), False, 3602.5, 3608.5, words))
@@ -74,19 +72,21 @@ def test_segments_fit_two_lines():
 def test_words_with_times(tmp_path):
     """Broken: words are missing or out of order, or segments and cues don't begin with a word."""
     server, port = start_server(make_run(tmp_path / "run", ctc=260))
-    asked = sound(make_audio(13, 2)) | {"timestamp_granularities": ["word"]}
-    bodies = [json.dumps(asked | {"response_format": kind}) for kind in ("json", "verbose_json")]
+    ask = sound(make_audio(13, 2)) | {"timestamp_granularities": ["word"]}
     try:
-        (wrong, _), (right, found) = (post(port, body.encode(), TRANSCRIBE) for body in bodies)
+        (wrong, _), (right, body) = (
+            post(port, json.dumps(ask | {"response_format": kind}).encode(), TRANSCRIBE)
+            for kind in ("json", "verbose_json"))
     finally:
         server.kill()
     assert (wrong, right) == (400, 200)
-    found = json.loads(found)
-    assert [each["word"] for each in found["words"]] == found["text"].split() != []
-    times = [time for each in found["words"] for time in (each["start"], each["end"])]
-    assert times == sorted(times) and times[0] >= 0 and times[-1] <= 13
+    found = json.loads(body)
+    words = found["words"]
+    assert " ".join(each["word"] for each in words) == found["text"] != ""
+    times = [0, *(each[end] for each in words for end in ("start", "end")), 13]
+    assert times == sorted(times)
     for end in ("start", "end"):
-        assert {each[end] for each in found["segments"]} <= {each[end] for each in found["words"]}
+        assert {each[end] for each in found["segments"]} <= {each[end] for each in words}
 
 
 def test_streamed_and_json_transcripts(client, port):
