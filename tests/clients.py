@@ -3,7 +3,7 @@
     python tests/clients.py --folder=out/clients  # keeps what it installs
     python tests/clients.py --only=openai,llm --audio=clip.wav --words="some words of it"
 
-A line `what | code` is a call: half of the words must be in its text or stream.
+A line `what | code` is a call: half the words must be in its text or stream.
 `what -> x`: x must be in its text or error. Exit code 1: a call went otherwise.
 """
 import atexit
@@ -24,7 +24,7 @@ from voices import speak, version
 ckpt = "pretrained"
 folder = ""  # for installed clients; '': a temporary one
 only = ""    # clients, with commas; '': all
-audio = ""   # a clip of speech; '': Piper speaks the words
+audio = ""   # a clip; '': Piper speaks the words
 words = "i believe in the training of people to their highest capacity"
 configure(globals())
 KEY = "a-key"
@@ -37,7 +37,7 @@ SOUND, QUESTION = MESSAGES[0]["content"]
 def call(what, ask):
     try:
         said = ask()
-        if not isinstance(said, str):  # a stream has several pieces
+        if not isinstance(said, str):  # a stream's pieces
             first, second, *rest = filter(None, said)
             said = "".join([first, second, *rest])
     except Exception as e:
@@ -56,7 +56,7 @@ const about = `node_modules/${PACKAGE}/package.json`;
 await call("version", async () => JSON.parse(fs.readFileSync(about)).version);
 '''
 
-# packages: a program that uses them
+# packages: a program
 PROGRAMS = {
     "openai": """
 from openai import OpenAI
@@ -70,7 +70,7 @@ def transcribe(kind, **more):
         model=MODEL, file=open(AUDIO, "rb"), response_format=kind, **more)
 def segments():
     answer = transcribe("verbose_json")
-    times = [time for part in answer.segments for time in (part.start, part.end)]
+    times = sum(([part.start, part.end] for part in answer.segments), [])
     assert times == sorted(times) and times[-1] <= answer.duration + 0.1, times
     return answer.text
 def deltas(events):
@@ -81,7 +81,7 @@ models -> True | str(MODEL in [model.id for model in client.models.list()])
 chat, input_audio | chat().choices[0].message.content
 chat, streamed | (chunk.choices[0].delta.content for chunk in chat(stream=True))
 chat, n=2 -> code: 400 | str(chat(n=2))
-chat, json_object -> code: 400 | str(chat(response_format={"type": "json_object"}))
+chat, JSON -> code: 400 | str(chat(response_format={"type": "json_object"}))
 transcribe, json | transcribe("json").text
 transcribe, text | transcribe("text")
 transcribe, verbose_json | segments()
@@ -93,17 +93,17 @@ responses, streamed | deltas(respond(stream=True))
 """,
     "litellm": """
 import litellm
-model = f"openai/{MODEL}"
-completion, input_audio | litellm.completion(model, MESSAGES).choices[0].message.content
-transcribe | litellm.transcription(model, open(AUDIO, "rb")).text
+completion, input_audio | litellm.completion("openai/x", MESSAGES).choices[0].message.content
+transcribe | litellm.transcription("openai/x", open(AUDIO, "rb")).text
 """,
     "langchain-openai": """
 from langchain_openai import ChatOpenAI
-sound = {"type": "audio", "base64": SOUND["input_audio"]["data"], "mime_type": "audio/wav"}
-messages = [{"role": "user", "content": [sound, QUESTION]}]
-audio block | ChatOpenAI(model=MODEL).invoke(messages).text
-stream | (chunk.text for chunk in ChatOpenAI(model=MODEL).stream(messages))
-use_responses_api | ChatOpenAI(model=MODEL, use_responses_api=True).invoke(MESSAGES).text
+def ask(kind):
+    sound = {"type": kind, "base64": SOUND["input_audio"]["data"], "mime_type": "audio/wav"}
+    return [{"role": "user", "content": [{**sound, "filename": "a.wav"}, QUESTION]}]
+audio | ChatOpenAI(model=MODEL).invoke(ask("audio")).text
+stream | (chunk.text for chunk in ChatOpenAI(model=MODEL).stream(ask("audio")))
+Responses, file | ChatOpenAI(model=MODEL, use_responses_api=True).invoke(ask("file")).text
 """,
     "pydantic-ai-slim[openai]": """
 from pydantic_ai import Agent, BinaryContent
@@ -113,13 +113,13 @@ def ask(kind, *more):
     return agent.run_sync([QUESTION["text"], *more]).output
 sound = BinaryContent(open(AUDIO, "rb").read(), media_type="audio/wav")
 OpenAIChatModel, BinaryContent | ask(OpenAIChatModel, sound)
-OpenAIResponsesModel, text -> True | str(ask(OpenAIResponsesModel) > "")
+OpenAIResponsesModel -> True | str(ask(OpenAIResponsesModel) > "")
 """,
     "llm": """
-import llm, pathlib
+import llm
 about = {"model_id": "ours", "model_name": MODEL, "api_base": URL, "audio": True,
          "api_key_name": "openai"}
-pathlib.Path("extra-openai-models.yaml").write_text(json.dumps([about]))
+open("extra-openai-models.yaml", "w").write(json.dumps([about]))
 model, sounds = llm.get_model("ours"), [llm.Attachment(path=AUDIO)]
 attachment | model.prompt(QUESTION["text"], attachments=sounds).text()
 """,
@@ -144,7 +144,7 @@ transcribe | (await transcribe({model: openai.transcription("whisper-1"), audio}
 
 
 def run_client(home, client, job):
-    """Install a client in a folder and run its program -> {what: what came}."""
+    """Install a client and run its program -> {what: what came}."""
     packages = client.removeprefix("npm ").split()
     begin, head, prelude, call = [home / "bin/python"], "", PYTHON, r'call("\1", lambda: \2)'
     pip = [sys.executable, "-m", "pip", "--python", *begin, "install", *packages]
