@@ -60,11 +60,11 @@ class Sound(BaseModel):
 
 
 def as_part(x):
-    """Return a part in any spelling of OpenAI's APIs as one of type text or input_audio."""
+    """Return a part in any of OpenAI's spellings as type text or input_audio."""
     kind = x.get("type") if isinstance(x, dict) else None
     if kind in ("input_text", "output_text", "refusal"):
         return {"type": "text", "text": x.get("text") or x.get("refusal") or ""}
-    held = x.get(kind, x) if kind in ("input_audio", "audio_url", "file") else None
+    held = x.get(kind, x) if kind in ("input_audio", "audio_url", "file", "input_file") else None
     if isinstance(held, dict) and kind != "input_audio":
         held = held.get("url") or held.get("file_data")
     if isinstance(held, str):

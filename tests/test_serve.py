@@ -193,6 +193,7 @@ def test_the_bytes_decide_what_a_sound_is(port):
     url = f"data:audio/mpeg;base64,{part['input_audio']['data']}"
     for other in ({"type": "audio_url", "audio_url": {"url": url}},
                   {"type": "file", "file": {"file_data": url, "filename": "a.mp3"}},
+                  {"type": "input_file", "file_data": url},
                   {"type": "input_audio", "input_audio": url}):
         assert hear(port, other) == right, other["type"]
     url = {"type": "audio_url", "audio_url": {"url": "https://example.org/a.wav"}}
