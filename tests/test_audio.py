@@ -78,8 +78,8 @@ def test_log_mel(seconds, n_mels):
 @pytest.mark.parametrize("n_frames, n_mels, n_layer, n_embd, n_head", [
     (1500, 80, 2, 128, 2), (1500, 128, 3, 64, 1), (125, 80, 2, 128, 2)])
 def test_encoder(n_frames, n_mels, n_layer, n_embd, n_head):
-    """Broken: an encoder of any size, in fp32 or bf16, or a tap is not transformers', or positions
-    or attention go beyond the clip's frames."""
+    """Broken: an encoder of any size, in fp32 or bf16, or a tap is not transformers', positions or
+    attention go beyond the clip's frames, or what stands in its padding counts."""
     size = {"n_mels": n_mels, "n_layer": n_layer, "n_embd": n_embd, "n_head": n_head}
     encoder, mel = make_encoder(**size), log_mel(make_wav(n_frames / 50), n_mels)[None]
     with torch.no_grad():
@@ -91,6 +91,11 @@ def test_encoder(n_frames, n_mels, n_layer, n_embd, n_head):
     for i in range(1, n_layer):  # their [0] is the embedding, their last is after the norm
         assert (ours[:, :, i] - theirs.hidden_states[i]).abs().max() < 1e-3
     assert relative(F.layer_norm(ours[:, :, n_layer], (n_embd,)), ours[:, :, 0] / 1.5) < 1e-4
+    batch = mel.repeat(2, 1, 1)
+    batch[1, :, 31:] = 7.0  # the padding of a short clip
+    together = encoder(batch, torch.tensor([2 * n_frames, 31]), taps=taps)
+    assert (together[0] - ours[0]).abs().max() < 1e-3
+    assert (together[1, :16] - encoder(mel[:, :, :31], taps=taps)[0]).abs().max() < 1e-3
     in_bf16 = make_encoder(torch.bfloat16, **size)(mel, taps=taps)
     errors = [relative(in_bf16[:, :, i], ours[:, :, i]) for i in range(1 + n_layer)]
     assert max(errors) < 0.0045, errors  # 0.35% measured; 0.6% with a residual stream in bf16
@@ -99,7 +104,7 @@ def test_encoder(n_frames, n_mels, n_layer, n_embd, n_head):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 0.01)])
 def test_encode_order(monkeypatch, dtype, tolerance):
     """Broken: clips sorted into several batches come back in another order, or a clip's features
-    depend on its neighbours or on its padding."""
+    depend on its neighbours."""
     encoder = make_encoder(dtype)
     wavs = [make_wav(s, i) for i, s in enumerate(np.random.default_rng(0).uniform(0.05, 4, 12))]
     alone = [encode(encoder, [wav], taps=(0, -1))[0] for wav in wavs]

@@ -124,17 +124,17 @@ def test_files_as_people_have_them(tmp_path):
     Spark's folder of parts is not; links that go round hang; U+2028 cuts a row; half a surrogate
     pair is a traceback; a wrong row is not named."""
     folder, texts = tmp_path / "in", make_texts(30)
-    for name in ("._b.txt", ".ipynb_checkpoints/b.txt", "__MACOSX/b.txt", "all.jsonl/.part.crc",
-                 "d.pdf"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("not read")
+    for name in ("in/._b.txt", "in/.ipynb_checkpoints/b.txt", "in/__MACOSX/b.txt", "in/d.pdf",
+                 "parts/.part-0.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("not read")
     (folder / "round").symlink_to(folder, target_is_directory=True)
-    (tmp_path / "linked").symlink_to(folder, target_is_directory=True)
+    (folder / "all.jsonl").symlink_to(tmp_path / "parts", target_is_directory=True)
     (folder / "NOTES.TXT").write_text(texts[1], encoding="utf-8")
-    write_rows(folder / "all.jsonl/part-0.jsonl", [{"text": text} for text in texts[2:]])
+    write_rows(folder / "all.jsonl/part-0.JSONL", [{"text": text} for text in texts[2:]])
     lines = [json.dumps({"text": "one\u2028two"}, ensure_ascii=False), '{"text": "half \\ud83d"}']
     (folder / "a.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
-    prepare(tmp_path / "out", f"{tmp_path}/linked/NOTES.TXT,{tmp_path}/linked")
+    prepare(tmp_path / "out", f"{folder}/NOTES.TXT,{folder}")
     wanted = [*texts[1:], "one\u2028two", "half ?"]
     assert sorted(read(tmp_path / "out", "train", "val")) == sorted(wanted)
     for line, said in (('{"text": 5}', '"text" is no string'), ('{"no": "a"}', "not among no")):

@@ -41,11 +41,12 @@ def test_a_folder_is_made_once_and_no_other_is_emptied(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(sys, "argv", ["prepare_text.py"])
     assert "n 1" in prepare("one") and "n 1" in prepare("two") and "n 1" in prepare("two", "cd34")
+    assert "is up to date" in prepare("two", "cd34")
     (tmp_path / "a.txt").write_text("tw")
-    assert "n 1" in prepare("two") and "is up to date" in prepare("two")
+    assert "n 1" in prepare("two", "cd34")
     with monkeypatch.context() as edited:
         edited.setattr(record, "changed_code", lambda sums: ["run.py"])
-        assert "n 1" in prepare("two")
+        assert "n 1" in prepare("two", "cd34")
     for meta in (None, {}, [], {"settings": {}, "script": "prepare_chat.py"}, {"mine": 1}):
         path = tmp_path / "meta.json"
         path.unlink() if meta is None else path.write_text(json.dumps(meta))
