@@ -1,5 +1,6 @@
 """files.py: odd encodings, bad rows."""
 import json
+import os
 
 import pytest
 
@@ -23,8 +24,9 @@ def test_bad_rows_are_named(tmp_path, data, said):
         list(read_jsonl(tmp_path / "x.jsonl", a=int))
 
 
-def test_what_is_written_is_json(tmp_path):
-    """Broken: NaN, or half a surrogate pair, of a row spoils the file that it is written to."""
+def test_what_is_written_is_json(tmp_path, monkeypatch):
+    """Broken: NaN, or half a surrogate pair, of a row spoils the file that it is written to, or a
+    kill leaves half of one."""
     path = tmp_path / "a.jsonl"
     path.write_text('{"snr": NaN, "gain": -Infinity, "name": "\\ud83d"}\n')
     (row,) = (row for _, row in read_jsonl(path))
@@ -33,3 +35,7 @@ def test_what_is_written_is_json(tmp_path):
     expected = {"snr": None, "gain": None, "name": "?"}
     assert json.loads((tmp_path / "b.json").read_text()) == expected
     assert json.loads((tmp_path / "b.jsonl").read_text()) == row
+    monkeypatch.setattr(os, "replace", lambda *names: 1 / 0)  # killed before the rename
+    with pytest.raises(ZeroDivisionError):
+        write_json(tmp_path / "b.json", {})
+    assert json.loads((tmp_path / "b.json").read_text()) == expected
