@@ -267,13 +267,10 @@ def read_upload(content_type, body, has_word_times):
         raise as_refused(e.errors()) from None
     if ask.stream and ask.response_format in ("srt", "vtt"):
         raise Refused(400, "a stream has events, no subtitles: leave stream out", "stream")
-    if "word" in (ask.timestamp_granularities or []):
-        if not has_word_times:
-            raise Refused(400, "this model can't tell when a word is said: ask for segments",
-                          "timestamp_granularities")
-        if ask.response_format != "verbose_json":
-            raise Refused(400, "words have times with response_format=verbose_json alone",
-                          "timestamp_granularities")
+    can_time = has_word_times and ask.response_format == "verbose_json"
+    if "word" in (ask.timestamp_granularities or []) and not can_time:
+        raise Refused(400, "words have times in verbose_json alone, and only where the model can "
+                      "tell them: ask for segments", "timestamp_granularities")
     if not ask.input_audio:
         return decode(ask.file, MAX_TRANSCRIPT_S, "file"), ask
     return decode_base64(ask.input_audio.data, MAX_TRANSCRIPT_S, "input_audio.data"), ask

@@ -91,7 +91,8 @@ def convert(name, value, kind, where):
         new = None
     if type(new) is not kind or kind is float and not math.isfinite(new):
         fail(f"{where}: {name}={value} is not {KINDS[kind]}")
-    return os.path.expanduser(new) if kind is str else new  # no shell does, behind an =
+    is_path = kind is str and name not in ("api_key", "prompt")
+    return os.path.expanduser(new) if is_path else new  # no shell does, behind an =
 
 
 def print_help(globals_dict):

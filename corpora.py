@@ -12,7 +12,7 @@ speechocean  speechocean762's folder (arXiv:2104.01378): a tenth of train's spea
 Common Voice <source>/validated.tsv and clips, of a language (arXiv:1912.06670); a twentieth of the
              speakers is val.
 AISHELL-1    <source>/transcript/aishell_transcript_v0.8.txt and wav/<split>/<speaker>/<key>.wav
-             (arXiv:1709.05522); words are parted by spaces that are no part of the text.
+             (arXiv:1709.05522).
 LJSpeech     <source>/metadata.csv (key|text|text with numbers in words) and wavs.
 queen        <source>/queen.1c of Debian's flight-of-the-amazon-queen, a game: actors' lines, which
              are unpacked to <source>/clips. Format: ScummVM's engines/queen.

@@ -77,6 +77,7 @@ def read_chinese_numbers(text, strict):
     """Return text (str) with its figures in characters: 2016年 as 二零一六年, 30 as 三十."""
     if strict and UNCLEAR.search(text):
         raise NoSpokenForm("figures that can be read in several ways", text)
+    text = re.sub("(?<=[0-9]),(?=[0-9]{3})", "", text)
     return need_chinese("cn2an").transform(text, "an2cn") if re.search("[0-9]", text) else text
 
 

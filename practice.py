@@ -53,10 +53,7 @@ def ease_at(step):
 
 
 class Speller(BPETokenizer):
-    """Spells with tok's first n_tokens tokens; special ids are tok's.
-
-    Where tok's tokens have readings, it spells these with the bytes and tok's syllables.
-    """
+    """Spells with tok's first n_tokens tokens, or its syllables; special ids are tok's."""
 
     def __init__(self, tok, n_tokens):
         n_tokens = 256 + tok.n_syllables if tok.n_syllables else n_tokens

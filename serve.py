@@ -258,7 +258,10 @@ async def transcriptions(request: Request):
         return await stream(transcript_events(kind, wav, coming, with_words))
     pieces = [piece async for piece in coming]
     found = write_transcript(kind, wav, pieces, talker.language, with_words)
-    return found if isinstance(found, dict) else PlainTextResponse(found)
+    if isinstance(found, dict):
+        return found
+    is_cut = any(piece.is_cut for piece in pieces)
+    return PlainTextResponse(found, headers={"X-Is-Cut": str(is_cut)})
 
 
 async def transcript_events(kind, wav, coming, with_words):

@@ -170,15 +170,14 @@ class Talker:
         for start, end in self.spans(wav, most_s):
             cut, feats = [], self.features([wav[start:end]])
             text, = self.write_features(feats, cut)
-            start_s, end_s = start / SAMPLE_RATE, end / SAMPLE_RATE
+            start_s, words = start / SAMPLE_RATE, []
+            first_s, last_s = (start_s + i / SAMPLE_RATE for i in loud_part(wav[start:end]))
             if text and self.has_word_times:
                 times = word_times(self.projector, self.tok, feats[0], text.split())
-                words = [Word(word, start_s + first, min(start_s + last, end_s))
-                         for word, (first, last) in zip(text.split(), times)]
-                yield Piece(text, bool(cut), words[0].start_s, words[-1].end_s, words)
-            else:
-                first, last = (each / SAMPLE_RATE for each in loud_part(wav[start:end]))
-                yield Piece(text, bool(cut), start_s + first, start_s + last)
+                words = [Word(word, start_s + a, min(start_s + b, end / SAMPLE_RATE))
+                         for word, (a, b) in zip(text.split(), times)]
+                first_s, last_s = words[0].start_s, max(words[-1].end_s, last_s)
+            yield Piece(text, bool(cut), first_s, last_s, words)
 
     def clean(self, text):
         """Return a text as the model reads it."""

@@ -122,10 +122,7 @@ def train_syllables(texts, vocab_size, most, read):
         counts.update(dict.fromkeys(read(char), n))
     said = [syllable.encode() for syllable, _ in counts.most_common(most)]
     tokens = train_bpe(texts, vocab_size - len(said)).tokens[256:]
-    readings = {}
-    for token in tokens:
-        if syllables := read(token.decode(errors="replace").strip()):
-            readings[token] = " ".join(syllables)
+    readings = {token: " ".join(read(token.decode(errors="replace").strip())) for token in tokens}
     return BPETokenizer(said + tokens, len(said), readings)
 
 

@@ -4,6 +4,7 @@
     torchrun --standalone --nproc_per_node=8 train_base.py config/base_d12.py
 """
 import math
+import re
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ practice = 0.7          # share of the microbatches that practise; the others ar
 chats = ""              # chats.jsonl of prepare_practice.py: half of the practice; '': none
 chat_rows = 32          # rows of a microbatch of chats
 practice_vocab = 512    # tokens that imitated audio is spelled with (256: bytes alone)
-units = "text"          # of these: text's tokens; tones: Chinese syllables with their tones
+pinyin = False          # True: spell with Chinese syllables and their tones in place of text
 spell_share = 0.15      # share of lr_decay_steps, at the start, where text is spelled so too
 # what trains
 max_steps = 1000        # when to stop
@@ -68,10 +69,9 @@ WARMDOWN_SHARE, FINAL_LR_SHARE = (0.65, 0.05) if documents else (0.5, 0.02)
 # nanochat's SSSL needs masks, a step of a GPU takes 1.8 times as long (computed)
 WINDOW = max(256, text_len)
 TEXT, PRACTICE, CHATS = range(3)  # kinds of microbatches
+WORD = re.compile("[\u3040-\u9fff]|[^ \u3040-\u9fff]+")  # or a Chinese character
 
 spell_steps = round(spell_share * lr_decay_steps) if practice and not lm else 0
-if units not in ("text", "tones"):
-    fail(f"{units=}: give text or tones")
 if practice > 1 or practice_vocab < 256 or spell_steps >= max_steps:
     fail(f"{practice=} must be at most 1, {practice_vocab=} at least 256, and spelling must end "
          f"before {max_steps=} (it ends at step {spell_steps}: lower spell_share)")
@@ -164,10 +164,12 @@ source = out_dir if first_step else lm  # of model and tokenizer; '': new ones
 with user_input():
     if source or documents:
         tok = load_tokenizer(source or documents)
-    elif units == "text":
-        tok = train_bpe(lines["train"], vocab_size)
-    else:
+    elif pinyin:
         tok = train_syllables(lines["train"], vocab_size, practice_vocab - 256, syllables)
+    else:
+        tok = train_bpe(lines["train"], vocab_size)
+    if pinyin and not tok.readings:
+        fail(f"{pinyin=} needs a new tokenizer: leave out lm and documents")
     if documents and source and load_tokenizer(documents).pieces != tok.pieces:
         fail(f"{documents} was made with another tokenizer than {source}'s: run "
              f"prepare_documents.py --tokenizer={source}")
@@ -249,7 +251,7 @@ def evaluate_sentences(step):
             nats[0] += model(idx, targets, loss_reduction="sum")
             nats[1] += model(idx, targets, loss_reduction="sum", **heard)
             nats[2] += (targets >= 0).sum()
-            nats[3] += sum(len(lines["val"][j].split()) for j in at)
+            nats[3] += sum(len(WORD.findall(lines["val"][j])) for j in at)
     sum_over_ranks(nats)
     plain, listened, n_targets, n_words = nats.tolist()
     n_bytes = sum(len(line.encode()) + 1 for line in lines["val"])  # a sentence and its end

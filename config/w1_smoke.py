@@ -2,7 +2,7 @@
     python train_align.py config/w1_smoke.py
 
 W1: five tones through frozen Whisper, a projector and a random d6 GPT on bytes.
-50 steps; PASS if the loss fell by 0.5. 2 cores, 30 s: loss 5.54 -> 0.009 (2026-11-22).
+50 steps; PASS if the loss fell by 0.5. 2 cores, 30 s: loss 5.57 -> 0.009 (2026-11-30).
 """
 out_dir = "out/w1_smoke"
 data_dir = "tones"

@@ -124,7 +124,7 @@ $python prepare_text.py --language=zh --out_dir=$zh/text --max_words=20 --n_trai
 
 echo "trained on $data"
 $python train_base.py config/real_base.py --data_dir=$zh/text --out_dir=out/zh_base \
-    --units=tones --practice_vocab=1600 --vocab_size=6144 --spell_share=0.1 --max_steps=2000 \
+    --pinyin=True --practice_vocab=1600 --vocab_size=6144 --spell_share=0.1 --max_steps=2000 \
     --lr_decay_steps=2000
 $python train_align.py config/real_w2.py --lm=out/zh_base --data_dir="$data" --out_dir=out/zh_w2 \
     --max_steps=600 --lr_decay_steps=600

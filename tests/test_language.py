@@ -6,6 +6,7 @@ from language import Language, syllables
 from practice import Speller
 from scoring import count_characters, count_errors
 from test_text import prepare
+from test_train import BASE, BOTH, log_of, run
 from tokenizer import load_tokenizer, train_bpe, train_syllables
 from transcripts import NoSpokenForm
 
@@ -18,7 +19,8 @@ SENTENCES = {
     "zh": ("我 爱 你，“ＡＩ lab”2024年有3.5%。", "我爱你ai lab二零二四年有百分之三点五")}
 REFUSED = [("zh", "hello", "another"), ("zh", "你好 мир", "another"), ("de", "Öl 你", "another"),
            ("hi", "مرحبا", "another"), ("de", "5 %", "symbol"), ("ja", "[音楽] はい", "symbol"),
-           ("ar", "؟!", "no words"), ("zh", "比分3：1", "several ways")]
+           ("ar", "؟!", "no words"), ("zh", "比分3：1", "several ways"),
+           ("zh", "1,000人", "several ways")]
 
 
 @pytest.mark.parametrize("code", SENTENCES)
@@ -71,3 +73,19 @@ def test_text_in_chinese(tmp_path):
     assert set(sum(texts.values(), [])) == {"我爱北京", "你好吗", "三点半走", "四点到", "他说"}
     assert meta["dropped"] == {"letters of another script": 1}
     assert "needs a text_file" in prepare(tmp_path / "no", *args, ok=False)
+
+
+def test_a_chinese_base(tmp_path):
+    """Broken: practice in syllables ends in an error, a sentence counts as one word, or a run that
+    goes on with a tokenizer without syllables trains on text, in silence."""
+    for split in ("train", "val"):
+        text = "我爱北京\n你好吗今天下雨\n他说三点半走\n" * 9
+        (tmp_path / f"{split}.txt").write_text(text, encoding="utf-8")
+    args = [f"--data_dir={tmp_path}", "--pinyin=True", "--max_steps=2", *BASE, *BOTH]
+    run("train_base.py", *args, "--vocab_size=290", f"--out_dir={tmp_path}/zh")
+    assert load_tokenizer(tmp_path / "zh").n_syllables == 14
+    assert 1 < log_of(tmp_path / "zh")[-1]["val_ppl_word"] < 1e6
+    run("train_base.py", *args, "--pinyin=False", "--vocab_size=270", f"--out_dir={tmp_path}/text")
+    args += [f"--lm={tmp_path}/text", f"--out_dir={tmp_path}/no"]
+    said = run("train_base.py", *args, ok=False)
+    assert "pinyin=True needs a new tokenizer" in said
