@@ -36,9 +36,9 @@ def seconds(n):
     return np.arange(n) / SAMPLE_RATE
 
 
-def wave(hz, t, phase=0.0):
-    """Return a sine of hz, a number, at t (n,), seconds."""
-    return np.sin(2 * np.pi * hz * t + phase)
+def wave(hz, n, phase=0.0):
+    """Return n samples of a sine of hz, a number."""
+    return np.sin(2 * np.pi * hz * seconds(n) + phase)
 
 
 def tone(hz):
@@ -47,27 +47,27 @@ def tone(hz):
 
 
 def repeat(n, rng, period_s, make, jitter=0.0):
-    """Return n samples in which make(rng) starts every period_s, a share `jitter` off at most."""
+    """Return n samples in which make() starts every period_s, a share `jitter` off at most."""
     out = np.zeros(n + SAMPLE_RATE)
     at = 0.3 * rng.random() * period_s
     while at < n / SAMPLE_RATE:
-        sound = make(rng)
+        sound = make()
         i = int(at * SAMPLE_RATE)
         out[i:i + len(sound)] += sound[:len(out) - i]
         at += period_s * (1 + jitter * (2 * rng.random() - 1))
     return level(out[:n] + 1e-6)  # never all zeros
 
 
-def burst(rng, length_s, decay_s, slope=0.0, low=0.0, high=8000.0):
+def burst(rng, length_s, decay_s, slope, low=0.0):
     """Return noise that dies away with decay_s."""
     n = int(length_s * SAMPLE_RATE)
-    return colored(n, rng, slope, low, high) * np.exp(-seconds(n) / decay_s)
+    return colored(n, rng, slope, low) * np.exp(-seconds(n) / decay_s)
 
 
 def ring(partials, length_s, decay_s):
     """Return sines of the frequencies `partials`, Hz, that die away, the high ones sooner."""
-    t = seconds(int(length_s * SAMPLE_RATE))
-    return sum(wave(hz, t) * np.exp(-t * (1 + k) / decay_s) / (1 + k)
+    n = int(length_s * SAMPLE_RATE)
+    return sum(wave(hz, n) * np.exp(-seconds(n) * (1 + k) / decay_s) / (1 + k)
                for k, hz in enumerate(partials))
 
 
@@ -82,12 +82,12 @@ def siren(n, rng):
 def bell(n, rng):
     partials = rng.uniform(300, 900) * np.array([1, 2.0, 2.4, 3.0, 4.5, 5.3])
     period_s = rng.uniform(0.9, 1.6)
-    return repeat(n, rng, period_s, lambda r: ring(partials, 1.0, r.uniform(0.5, 0.9)))
+    return repeat(n, rng, period_s, lambda: ring(partials, 1.0, rng.uniform(0.5, 0.9)))
 
 
 def rain(n, rng):
-    def drop(r):
-        return r.uniform(0.2, 1) * burst(r, 0.012, 0.002, 0, 2000, 8000)
+    def drop():
+        return rng.uniform(0.2, 1) * burst(rng, 0.012, 0.002, 0, 2000)
     drops = repeat(n, rng, 0.012, drop, 0.9)
     return level(0.6 * colored(n, rng, 0.3, 400) + drops)
 
@@ -99,7 +99,7 @@ def wind(n, rng):
 
 
 def engine(n, rng):
-    hz = rng.uniform(35, 70) * (1 + 0.05 * wave(rng.uniform(0.2, 0.6), seconds(n)))
+    hz = rng.uniform(35, 70) * (1 + 0.05 * wave(rng.uniform(0.2, 0.6), n))
     hum = sum(tone(k * hz) / k ** 0.7 for k in range(1, 16))
     return level(hum + 0.4 * colored(n, rng, 0.8, 50, 2500))
 
@@ -107,7 +107,7 @@ def engine(n, rng):
 def clock(n, rng):
     pitches = rng.uniform(2500, 4000, 2).tolist()
 
-    def tick(r):
+    def tick():
         pitches.reverse()
         return ring([pitches[0], 1.7 * pitches[0]], 0.05, 0.008)
     return repeat(n, rng, rng.uniform(0.4, 0.55), tick)
@@ -115,22 +115,22 @@ def clock(n, rng):
 
 def alarm(n, rng):
     hz, length = rng.uniform(1800, 3000), int(0.09 * SAMPLE_RATE)
-    beep = np.sign(wave(hz, seconds(length)))
+    beep = np.sign(wave(hz, length))
     three = np.tile(np.pad(beep, (0, length // 2)), 3)
-    return repeat(n, rng, rng.uniform(0.7, 1.0), lambda r: three)
+    return repeat(n, rng, rng.uniform(0.7, 1.0), lambda: three)
 
 
 def knocking(n, rng):
     hz = rng.uniform(140, 260)
 
-    def knock(r):
-        return ring([hz, 2.3 * hz], 0.12, 0.03) + 0.5 * burst(r, 0.12, 0.006, 0.5)
+    def knock():
+        return ring([hz, 2.3 * hz], 0.12, 0.03) + 0.5 * burst(rng, 0.12, 0.006, 0.5)
     return repeat(n, rng, rng.uniform(0.2, 0.3), knock, 0.1)
 
 
 def helicopter(n, rng):
     rate = rng.uniform(11, 16)
-    chop = np.clip(wave(rate, seconds(n)), 0, 1) ** 3
+    chop = np.clip(wave(rate, n), 0, 1) ** 3
     blades = colored(n, rng, 0.9, 40, 3000) * (0.15 + chop)
     return level(blades + 0.3 * tone(np.full(n, rate * 6)))
 
@@ -143,44 +143,43 @@ def waves(n, rng):
 
 def crickets(n, rng):
     hz, pulses = rng.uniform(4000, 5200), rng.uniform(28, 40)
-    chirp = wave(rng.uniform(1.5, 2.5), seconds(n)) > -0.2
-    chirp = chirp * np.clip(wave(pulses, seconds(n)), 0, 1)
-    return level(wave(hz, seconds(n)) * chirp + 0.01 * rng.standard_normal(n))
+    chirp = wave(rng.uniform(1.5, 2.5), n) > -0.2
+    chirp = chirp * np.clip(wave(pulses, n), 0, 1)
+    return level(wave(hz, n) * chirp + 0.01 * rng.standard_normal(n))
 
 
 def bird(n, rng):
-    def chirp(r):
-        m = int(r.uniform(0.06, 0.14) * SAMPLE_RATE)
-        start, end = r.uniform(2500, 5500, 2)
+    def chirp():
+        m = int(rng.uniform(0.06, 0.14) * SAMPLE_RATE)
+        start, end = rng.uniform(2500, 5500, 2)
         return tone(np.linspace(start, end, m)) * np.hanning(m)
     return repeat(n, rng, rng.uniform(0.15, 0.3), chirp, 0.6)
 
 
 def bee(n, rng):
-    t = seconds(n)
-    hz = rng.uniform(180, 260) * (1 + 0.08 * wave(rng.uniform(0.5, 1.5), t, rng.uniform(0, 6)))
+    hz = rng.uniform(180, 260) * (1 + 0.08 * wave(rng.uniform(0.5, 1.5), n, rng.uniform(0, 6)))
     buzz = sum(tone(k * hz) / k for k in range(1, 20))
-    return level(buzz * (1 + 0.3 * wave(0.7, t)))
+    return level(buzz * (1 + 0.3 * wave(0.7, n)))
 
 
 def horn(n, rng):
     hz = rng.uniform(280, 420)
     chord = sum(tone(np.full(n, hz * r * k)) / k for r in (1, 1.26, 1.5) for k in range(1, 7))
-    is_on = wave(rng.uniform(0.5, 0.8), seconds(n)) > -0.4
+    is_on = wave(rng.uniform(0.5, 0.8), n) > -0.4
     return level(chord * is_on + 1e-4)
 
 
 def thunder(n, rng):
     t = seconds(n)
     rumble = colored(n, rng, 1.5, 30, 400)
-    roll = np.exp(-t / rng.uniform(0.6, 1.2)) * (1 + 0.8 * wave(rng.uniform(2, 5), t))
+    roll = np.exp(-t / rng.uniform(0.6, 1.2)) * (1 + 0.8 * wave(rng.uniform(2, 5), n))
     crack = 0.3 * colored(n, rng, 0.8, 60, 2500) * np.exp(-t / 0.15)
     return level(rumble * roll + crack)
 
 
 def drops(n, rng):
-    def drop(r):
-        m, hz = int(0.09 * SAMPLE_RATE), r.uniform(700, 1500)
+    def drop():
+        m, hz = int(0.09 * SAMPLE_RATE), rng.uniform(700, 1500)
         return tone(np.linspace(hz, 2.2 * hz, m)) * np.exp(-seconds(m) / 0.025)
     return repeat(n, rng, rng.uniform(0.35, 0.6), drop, 0.3)
 
@@ -211,13 +210,13 @@ def organ(hz, n, rng):
 
 
 def flute(hz, n, rng):
-    track = hz * (1 + 0.006 * wave(5, seconds(n)))
+    track = hz * (1 + 0.006 * wave(5, n))
     breath = 0.15 * level(band(rng.standard_normal(n), hz, 3 * hz))
     return (tone(track) + 0.1 * tone(2 * track) + breath) * np.minimum(1, seconds(n) / 0.08)
 
 
 def violin(hz, n, rng):
-    track = hz * (1 + 0.012 * wave(6, seconds(n), rng.uniform(0, 6)))
+    track = hz * (1 + 0.012 * wave(6, n, rng.uniform(0, 6)))
     wav = sum(tone(k * track) / k for k in range(1, int(7000 / hz)))
     return wav * np.minimum(1, seconds(n) / 0.12)
 
