@@ -95,20 +95,14 @@ def is_plain(clip):
 
 # ---- makers
 
-class Beyond:
-    """numpy's Generator, but a number of uniform(low, high) lies outside, by up to REACH of it."""
-
-    def __init__(self, rng):
-        self.rng = rng
-
-    def __getattr__(self, name):
-        return getattr(self.rng, name)
+class Beyond(np.random.Generator):
+    """A number of uniform(low, high) lies outside, by up to REACH of the range."""
 
     def uniform(self, low=0.0, high=1.0, size=None):
         if size is not None or (low, high) == (0.0, 1.0):
-            return self.rng.uniform(low, high, size)
-        step = self.rng.random() * REACH * (high - low)
-        return high + step if self.rng.random() < 0.5 else low - step
+            return super().uniform(low, high, size)
+        step = self.random() * REACH * (high - low)
+        return high + step if self.random() < 0.5 else low - step
 
 
 def inside(ends, rng):
@@ -162,9 +156,7 @@ def make_spoken(clip, rng, *_):
 
 
 def make_pair(clips, rng, *_):
-    a, b = clips
-    who = (a["sex"] if a["sex"] == b["sex"] else "", a["voice"] == b["voice"])
-    answer = next(name for name, speakers in PAIRS.items() if speakers == who)
+    answer = next(name for name, speakers in PAIRS.items() if speakers == compare(*clips))
     first, second = (sounds.level(read_voice(clip), -26) for clip in clips)
     pause = np.zeros(int(rng.uniform(0.1, 0.3) * SAMPLE_RATE), np.float32)
     return np.concatenate([first, pause, second]), {"pair": answer}
@@ -220,23 +212,28 @@ MAKERS = {"voice": make_voice, "spoken": make_spoken, "pair": make_pair, "scene"
 
 # ---- two clips of one voice or of two
 
+def compare(a, b):
+    """Return the speakers of two clips as in PAIRS."""
+    return a["sex"] if a["sex"] == b["sex"] else "", a["voice"] == b["voice"]
+
+
 def pair_up(clips, rng, label=""):
     """Return two plain clips of other texts, whose speakers are as a label of PAIRS says.
 
     Without a label one that fits is drawn; with one, for the bench, pitch and rate are alike, as
     far as the clips allow.
     """
-    plain = [clip for clip in clips if is_plain(clip) and clip["seconds"] < 4
-             and clip.get("pitch_hz", 1)]
+    plain = [clip for clip in clips if is_plain(clip) and clip["sex"] in PEOPLE
+             and clip["seconds"] < 4 and clip.get("pitch_hz", 1)]
     wanted = [label or pick(list(PAIRS), rng)]
     wanted += [name for name in PAIRS if not label and name != wanted[0]]
     for name in wanted:
-        sex, is_one = PAIRS[name]
-        firsts = [clip for clip in plain if clip["sex"] and sex in ("", clip["sex"])]
+        firsts = [clip for clip in plain if PAIRS[name][0] in ("", clip["sex"])]
         best = np.inf,  # how unlike, and the two clips
         for i in rng.permutation(len(firsts)):
             a = firsts[i]
-            seconds = [clip for clip in plain if are_pair(a, clip, sex, is_one)]
+            seconds = [clip for clip in plain
+                       if clip["text"] != a["text"] and compare(a, clip) == PAIRS[name]]
             if seconds and not label:
                 return [a, pick(seconds, rng)]
             pairs = [(unlike(a, clip), a, clip) for clip in seconds]
@@ -251,12 +248,3 @@ def pair_up(clips, rng, label=""):
 def unlike(a, b):
     """Return how far pitches or rates are apart, octaves."""
     return max(abs(np.log2(a[name] / b[name])) for name in ("pitch_hz", "rate"))
-
-
-def are_pair(a, b, sex, is_one):
-    """Do the speakers of two clips fit (sex, is_one) of PAIRS?"""
-    if a["text"] == b["text"]:
-        return False
-    if not sex:
-        return {a["sex"], b["sex"]} == {"male", "female"}
-    return a["sex"] == b["sex"] and is_one == (a["voice"] == b["voice"])

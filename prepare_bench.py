@@ -6,8 +6,8 @@
 
 Reads  the split test of three folders of prepare_synthetic.py; real recordings (sources.py);
        assets/questions.toml.
-Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl, {"id", "part": "synthetic" or "real",
-       "cell", "task", "audio", "question", "options": four, "key": 0 to 3}; meta.json.
+Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl (see audiobench.py), whose "part" is
+       "synthetic" or "real"; meta.json.
 Each label is right once for three times that it is wrong, and each place equally often: text alone
 can't answer. Voices, rooms and sounds are none of training (clip_makers.Beyond); two voices to
 compare are alike in pitch and rate. A real cell that no source fills is left out.
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_makers import (MAKERS, Beyond, is_clear, is_plain, make_voice, pair_up, read_clips,
-                         voice_labels, write_clip)
+from clip_makers import (MAKERS, Beyond, is_clear, is_plain, pair_up, read_clips, voice_labels,
+                         write_clip)
 from configurator import configure
 from folders import make_folder, sums
 from meters import median_pitch
@@ -37,7 +37,7 @@ config = configure(globals())  # meta.json stores it
 # ----
 SEED = 0
 BLOCK = 25     # questions of a cell that are drawn together: the first blocks are AudioBench-mini
-REAL_TASKS = ("emotion", "thing", "digit", "command", "person", "pair")
+REAL_TASKS = ("emotion", "thing", "digit", "command", "person")  # and pairs of people
 COMPARED = 400  # real voices, of less than 4 s, among which pairs are sought
 ON_PLAIN = ("room", "noise", "channel", "loudness", "scene")  # shown on any ordinary voice
 MORE = "make more clips (n_test), or give more recordings"
@@ -64,21 +64,20 @@ def read_synthetic():
 
 def read_real():
     """Return the same of real recordings: a cell for each task that they hold four labels of."""
-    cells, pools = {}, {}
+    clips, pools = read_sources(sources, True), {}
     for task in REAL_TASKS:
-        clips = [clip for clip in read_sources(sources, True)
-                 if task in clip["labels"] or task == "pair" and clip.get("seconds", 9) < 4]
-        if task == "pair" and clips:
-            at = np.random.default_rng(SEED).permutation(len(clips))[:COMPARED]
-            clips = [clips[i] for i in at]
-            for clip in clips:
-                wav = read_audio(clip["path"])
-                clip |= {"pitch_hz": median_pitch(wav),
-                         "rate": len(clip["text"].split()) / clip["seconds"]}
-        labels = {clip["labels"].get(task) for clip in clips}
-        if len(labels) >= 4 or task == "pair" and len({clip["sex"] for clip in clips}) == 2:
-            cells[f"real {task}"], pools[task] = {task: BLOCK}, clips
-    return cells, pools
+        shown = [clip for clip in clips if task in clip["labels"]]
+        if len({clip["labels"][task] for clip in shown}) >= 4:
+            pools[task] = shown
+    people = [clip for clip in clips if clip.get("seconds", 9) < 4]
+    at = np.random.default_rng(SEED).permutation(len(people))[:COMPARED]
+    people = [people[i] for i in at]
+    if len({clip["sex"] for clip in people}) == 2:
+        for clip in people:
+            clip["pitch_hz"] = median_pitch(read_audio(clip["path"]))
+            clip["rate"] = len(clip["text"].split()) / clip["seconds"]
+        pools["pair"] = people
+    return {f"real {task}": {task: BLOCK} for task in pools}, pools
 
 
 def label_sets(task, count, clips, rng):
@@ -86,10 +85,10 @@ def label_sets(task, count, clips, rng):
 
     Labels: those that real clips show, or all where a sound can be made of each.
     """
-    shown = {clip["labels"].get(task) for clip in clips if "path" in clip}
-    labels = [label for label in read_tasks()[task].labels
-              if task == "pair" or not shown or label in shown]
-    left_out, rows = Counter(), []
+    labels, left_out, rows = read_tasks()[task].labels, Counter(), []
+    shown = {clip["labels"].get(task) for clip in clips if "path" in clip} - {None}
+    if shown:
+        labels = [label for label in labels if label in shown]
     for i in rng.permutation(np.arange(count) % len(labels)):
         others = [label for label in labels if label != labels[i]]
         others.sort(key=lambda label: (left_out[label], rng.uniform()))
@@ -178,9 +177,9 @@ def make_wav(clip, row):
     kind = {"digit": "spoken"}.get(task, task)
     if row["part"] == "real" and task != "pair":
         kind = "real"
-    make = MAKERS.get(kind, make_voice)
+    make = MAKERS.get(kind, MAKERS["voice"])
     for attempt in range(ATTEMPTS):
-        rng = Beyond(np.random.default_rng([SEED, 80, int(row["id"]), attempt]))
+        rng = Beyond(np.random.PCG64([SEED, 80, int(row["id"]), attempt]))
         wav, labels = make(clip, rng, task, answer)
         if task == "word" or labels.get(task) == answer:
             return wav
