@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import textwrap
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -134,10 +135,7 @@ def make_row(ask, talker, max_tokens):
                        "conversation", ask.field, "context_length_exceeded")
     if sum(len(text) for _, text, _ in messages) > 50 * talker.limit:
         raise too_long  # don't even count the tokens
-    try:
-        prompt = talker.prompt(messages)
-    except ValueError as e:
-        raise Refused(400, str(e), ask.field) from None
+    prompt = talker.prompt(messages)
     room = talker.limit - size(prompt)
     if room < 1:
         raise too_long
@@ -155,8 +153,7 @@ def read_messages(ask, talker):
     """
     left_s = talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
     turns = []
-    by_speaker = groupby(ask.named(), lambda pair: pair[1].role == "assistant")
-    for is_answer, named in by_speaker:
+    for is_answer, named in groupby(ask.named(), lambda pair: pair[1].role == "assistant"):
         text, wavs = read_turn(named, min(left_s, MAX_AUDIO_S), bool(talker.ears))
         left_s -= seconds(wavs)
         sound = talker.record(*wavs) if wavs else None
@@ -320,9 +317,9 @@ def cut_in_segments(piece):
 def write_subtitles(kind, pieces):
     """Return the text of a file of kind srt or vtt."""
     def clock(time_s):
-        ms = round(1000 * time_s)
-        time = f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02},{ms % 1000:03}"
-        return time if kind == "srt" else time.replace(",", ".")
+        at = datetime.min + timedelta(milliseconds=round(1000 * time_s))
+        time = at.time().isoformat("milliseconds")
+        return time if kind == "vtt" else time.replace(".", ",")
 
     cues = [f"{i}\n{clock(piece.start_s)} --> {clock(piece.end_s)}\n"
             f"{textwrap.fill(piece.text, LINE)}\n" for i, piece in enumerate(pieces, 1)]

@@ -152,21 +152,20 @@ def regress(clips, vector, rows, own, strength):
                  if task in info.get("labels", {})}
         labels = sorted(set(found.values()))
         is_known = all(set(rows[i]["options"]) <= set(labels) for i in members)
-        if not 1 < len(labels) <= PROBE_LABELS or not is_known:
+        if len(labels) > PROBE_LABELS or not is_known:
             continue
         at = np.random.default_rng(SEED).permutation(list(found))[:PROBE_CLIPS]
         y = np.array([[found[i] == label for label in labels] for i in at], np.float32)
         weight, bias = ridge(np.stack([vector(i) for i in at]), y, strength)
         for i in members:
             votes = own[i] @ weight + bias
-            options = rows[i]["options"]
-            best = max(options, key=lambda option: votes[labels.index(option)])
-            right[i] = best == options[rows[i]["key"]]
+            best = np.argmax([votes[labels.index(option)] for option in rows[i]["options"]])
+            right[i] = best == rows[i]["key"]
     return right
 
 
 def baselines(clips, rows, features, wavs):
-    """Return {"probe", "meters", "majority": float (n,), as regress() does}.
+    """Return {"probe", "meters": as regress() does, "majority": bool (n,)}.
 
     majority takes the option that is most often right in its cell.
     """
@@ -178,12 +177,11 @@ def baselines(clips, rows, features, wavs):
     def metered(i):
         return measure(read_audio(clips.rows[i]["audio"]))
 
-    found = {name: np.full(len(rows), np.nan) for name in ("probe", "meters", "majority")}
-    for members in members_by(rows, "cell").values():
-        keys = Counter(rows[i]["options"][rows[i]["key"]] for i in members)
-        for i in members:
-            best = max(rows[i]["options"], key=lambda option: keys[option])
-            found["majority"][i] = best == rows[i]["options"][rows[i]["key"]]
+    unknown = np.full(len(rows), np.nan)
+    times = Counter((row["cell"], row["options"][row["key"]]) for row in rows)
+    counts = [[times[row["cell"], option] for option in row["options"]] for row in rows]
+    is_key = np.argmax(counts, 1) == [row["key"] for row in rows]
+    found = {"probe": unknown, "meters": unknown, "majority": is_key}
     if clips:
         found["probe"] = regress(clips, pooled, rows, list(map(pool, features)), RIDGE)
         if all(os.path.isfile(row["audio"]) for row in clips.rows):

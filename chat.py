@@ -52,15 +52,14 @@ def answer(messages):
 
 
 def transcribe(wav):
-    between, n_cut, n_said = "", 0, 0
-    for piece, is_cut, *_ in talker.transcripts(wav):
+    texts, n_cut = [], 0
+    for text, is_cut, *_ in talker.transcripts(wav):
         n_cut += is_cut
-        if piece:
-            print(between + piece, end="", flush=True)
-            between = talker.language.space
-            n_said += 1
+        if text:
+            print(talker.language.space if texts else "", text, sep="", end="", flush=True)
+            texts.append(text)
     print(flush=True)
-    if not n_said:
+    if not texts:
         print("chat.py: no words were heard", file=sys.stderr)
     if n_cut:
         print(f"chat.py: {n_cut} transcripts were cut off: the model wrote in a loop",

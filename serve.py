@@ -249,9 +249,8 @@ async def begin(request, ask):
 async def transcriptions(request: Request):
     if not talker.ears:
         raise Refused(400, "this model takes no audio", "file")
-    body = await request.body()
-    wav, ask = await read(read_upload, request.headers.get("content-type", ""), body,
-                          talker.has_word_times)
+    wav, ask = await read(read_upload, request.headers.get("content-type", ""),
+                          await request.body(), talker.has_word_times)
     kind, with_words = ask.response_format, "word" in (ask.timestamp_granularities or [])
     coming = follow(request, Job(wav=wav, most_s=60.0 if kind in ("json", "text") else SEGMENT_S))
     if ask.stream:
