@@ -29,7 +29,7 @@ MATCHED = 0.12  # octaves between the pitches of the bench's two voices, and bet
 
 
 def read_clips(folder, split, texts=(), **fields):
-    """Return the rows of a split in <folder>/labels.jsonl, each with "root", the folder.
+    """Return the rows of a split in <folder>/labels.jsonl; "root" is the folder.
 
     texts: all that a clip may say, if not empty; fields: name=type of what a row must have.
     ValueError: a wrong row, or no clip of the split.
@@ -39,17 +39,12 @@ def read_clips(folder, split, texts=(), **fields):
         if texts and row["text"] not in texts:
             raise ValueError(f"{where}: {row['text']!r} is no line of assets/spoken.txt")
         if row["split"] == split:
-            clips.append(row | {"root": folder})
+            speaker, chapter, _ = row["key"].split("-")
+            recording = f"{folder}/{split}/{speaker}/{chapter}/{row['key']}.flac"
+            clips.append(row | {"root": folder, "path": recording, "labels": voice_labels(row)})
     if not clips:
         raise ValueError(f"{path}: no clips of {split} there")
     return clips
-
-
-def read_voice(clip):
-    if "path" in clip:  # of sources.py
-        return read_audio(clip["path"])
-    speaker, chapter, _ = clip["key"].split("-")
-    return read_audio(f"{clip['root']}/{clip['split']}/{speaker}/{chapter}/{clip['key']}.flac")
 
 
 def write_clip(path, wav):
@@ -140,10 +135,11 @@ def make_voice(clip, rng, task, label):
         wanted = label if task == "loudness" else "loud"
     else:
         how, wanted = pick(labels, rng), ""
-    wav, loudness = at_loudness(on_its_way(read_voice(clip), rng, way, how), rng, wanted)
+    wav = on_its_way(read_audio(clip["path"]), rng, way, how)
+    wav, loudness = at_loudness(wav, rng, wanted)
     if how == "more noise than speech":
         return wav, {way: how}
-    found = voice_labels(clip) | {way: how, "kind": "speech"} | loudness
+    found = clip["labels"] | {way: how, "kind": "speech"} | loudness
     if is_clear(clip) and how in (labels[0], "a little noise", "a telephone"):
         found |= word_labels(clip["text"], rng)
     return wav, found
@@ -151,23 +147,23 @@ def make_voice(clip, rng, task, label):
 
 def make_spoken(clip, rng, *_):
     text = clip["text"]
-    wav, loudness = at_loudness(read_voice(clip), rng, pick(("loud", "very loud"), rng))
+    wanted = pick(("loud", "very loud"), rng)
+    wav, loudness = at_loudness(read_audio(clip["path"]), rng, wanted)
     return wav, {spoken_task(text): read_answers()[text], "sentence": text} | loudness
 
 
 def make_pair(clips, rng, *_):
     answer = next(name for name, speakers in PAIRS.items() if speakers == compare(*clips))
-    first, second = (sounds.level(read_voice(clip), -26) for clip in clips)
+    first, second = (sounds.level(read_audio(clip["path"]), -26) for clip in clips)
     pause = np.zeros(int(rng.uniform(0.1, 0.3) * SAMPLE_RATE), np.float32)
     return np.concatenate([first, pause, second]), {"pair": answer}
 
 
-def make_scene(clip, rng, task, label):
+def make_scene(clip, rng, _, label):
     label = label or pick(list(sounds.SCENES), rng)
-    wav = sounds.level(read_voice(clip))
+    wav = sounds.level(read_audio(clip["path"]))
     wav = wav + 10 ** (-inside((3, 9), rng) / 20) * sounds.SCENES[label](len(wav), rng)
-    found = {"scene": label} | ({} if task else voice_labels(clip))
-    return at_loudness(wav, rng, "loud")[0], found
+    return at_loudness(wav, rng, "loud")[0], {"scene": label} | clip["labels"]
 
 
 def make_event(_, rng, task, label):

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_makers import (MAKERS, Beyond, is_clear, is_plain, pair_up, read_clips, voice_labels,
-                         write_clip)
+from clip_makers import (MAKERS, Beyond, is_clear, is_plain, pair_up, read_clips, write_clip)
 from configurator import configure
 from folders import make_folder, sums
 from meters import median_pitch
@@ -53,8 +52,6 @@ def read_synthetic():
     others = read_clips(voices, "test", style=str, pitch=int)
     numbers = read_clips(spoken, "test", read_answers())
     clear = [clip for clip in read_clips(speech, "test") if is_clear(clip)]
-    for clip in others + clear:
-        clip["labels"] = voice_labels(clip)
     for clip in numbers:
         clip["labels"] = {"digit": clip["text"]}
     pools = dict.fromkeys(read_tasks(), others)
@@ -86,7 +83,7 @@ def label_sets(task, count, clips, rng):
     Labels: those that real clips show, or all where a sound can be made of each.
     """
     labels, left_out, rows = read_tasks()[task].labels, Counter(), []
-    shown = {clip["labels"].get(task) for clip in clips if "path" in clip} - {None}
+    shown = {clip["labels"].get(task) for clip in clips if "root" not in clip} - {None}
     if shown:
         labels = [label for label in labels if label in shown]
     for i in rng.permutation(np.arange(count) % len(labels)):

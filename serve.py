@@ -353,21 +353,19 @@ class Answer:
                  "total_tokens": n_prompt + n_answer}
         return "stop" if self.text.stopped else self.row.ended, usage
 
-    def chunk(self, found, usage=None):
-        """Return an event; found: choices()."""
-        chunk = self.base | {"object": "chat.completion.chunk", "choices": found}
-        return chunk | ({"usage": usage} if self.with_usage else {})
-
     async def events(self, pieces):
+        chunk = self.base | {"object": "chat.completion.chunk"}
+        if self.with_usage:
+            chunk["usage"] = None
         delta = {"role": "assistant"}
         async for piece in pieces:
             if piece or delta:
-                yield self.chunk(choices(delta=delta | {"content": piece}))
+                yield chunk | {"choices": choices(delta=delta | {"content": piece})}
                 delta = {}
         reason, usage = self.end()
-        yield self.chunk(choices(reason, delta={}))
+        yield chunk | {"choices": choices(reason, delta={})}
         if self.with_usage:
-            yield self.chunk([], usage)
+            yield chunk | {"choices": [], "usage": usage}
 
 
 # --- run
