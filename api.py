@@ -47,10 +47,10 @@ def rule(holds, message):
     return AfterValidator(check)
 
 
-def as_refused(errors):
-    """Return a Refused that tells the first of pydantic's errors."""
-    place, wrong = ".".join(map(str, errors[0]["loc"])), errors[0]["msg"]
-    if errors[0]["type"] == "json_invalid" or not place:
+def as_refused(error):
+    """Return a Refused that tells one of pydantic's errors."""
+    place, wrong = ".".join(map(str, error["loc"])), error["msg"]
+    if error["type"] == "json_invalid" or not place:
         return Refused(400, f"the body is JSON of type application/json: {wrong}")
     return Refused(400, f"{place}: {wrong}", place)
 
@@ -82,7 +82,8 @@ class Part(BaseModel):
 AnyPart = Annotated[Part, BeforeValidator(as_part)]
 AsParts = BeforeValidator(lambda x: [{"type": "text", "text": x}] if isinstance(x, str) else x)
 AsList = BeforeValidator(lambda x: [x] if isinstance(x, str) else x)
-StopString = Annotated[str, Field(max_length=256)]
+AsMessages = BeforeValidator(
+    lambda x: [{"role": "user", "content": x}] if isinstance(x, str) else x)
 Unset = Annotated[Any, rule(lambda x: not x, "it can't be obeyed here: leave it out")]
 NoTools = rule(lambda x: x in (None, "", "auto", "none"),
                "this model calls no tools: give auto or none")
@@ -110,7 +111,8 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: Annotated[list[StopString], Field(max_length=4), AsList] | None = None
+    stop: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=4),
+                    AsList] | None = None
     seed: int | None = Field(None, ge=-2**63, lt=2**63)
     presence_penalty: Unset = None
     frequency_penalty: Unset = None
@@ -124,6 +126,22 @@ class ChatRequest(BaseModel):
     def named(self):
         """Return [(where in the request, Message)]."""
         return [(f"{self.field}.{i}", message) for i, message in enumerate(self.messages)]
+
+
+class ResponsesRequest(ChatRequest):
+    field: ClassVar = "input"
+    messages: Annotated[Messages, AsMessages] = Field(alias="input")
+    max_tokens: int | None = Field(None, ge=1, alias="max_output_tokens")
+    response_format: Annotated[dict | None, rule(
+        lambda x: is_text((x or {}).get("format")), NO_JSON)] = Field(None, alias="text")
+    instructions: str | None = None
+    previous_response_id: Unset = None
+    conversation: Unset = None
+    background: Unset = None
+
+    def named(self):
+        told = [("instructions", Message(role="system", content=self.instructions))]
+        return told * bool(self.instructions) + super().named()
 
 
 def make_row(ask, talker, max_tokens):
@@ -261,7 +279,7 @@ def read_upload(content_type, body, has_word_times):
         else:
             ask = TranscriptionRequest.model_validate(read_form(content_type, body))
     except ValidationError as e:
-        raise as_refused(e.errors()) from None
+        raise as_refused(e.errors()[0]) from None
     if ask.stream and ask.response_format in ("srt", "vtt"):
         raise Refused(400, "a stream has events, no subtitles: leave stream out", "stream")
     can_time = has_word_times and ask.response_format == "verbose_json"

@@ -15,7 +15,6 @@ import re
 import signal
 import socket
 import time
-import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -52,14 +51,14 @@ try:
     from starlette.middleware.cors import CORSMiddleware
     from starlette.requests import ClientDisconnect
 
-    from api import (MAX_AUDIO_S, SEGMENT_S, ChatRequest, Refused, as_refused, make_row,
-                     read_upload, write_transcript)
-    from responses import Response, ResponsesRequest
+    from api import (MAX_AUDIO_S, SEGMENT_S, ChatRequest, Refused, ResponsesRequest, as_refused,
+                     make_row, read_upload, write_transcript)
+    from responses import Answer, Response
 except ImportError as e:
     fail(f"{e}: source .venv/bin/activate")
 from engine import Engine, Job, report
 from files import own_file, read_lines
-from talk import Talker, Text, default_run, size
+from talk import Talker, default_run
 
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
           "'unsafe-inline'; img-src data:; media-src blob:; connect-src 'self'; frame-ancestors "
@@ -88,7 +87,7 @@ def refusal(e):
         return e
     if isinstance(e, RequestValidationError):
         first = e.errors()[0]
-        return as_refused([first | {"loc": first["loc"][1:]}])  # without "body"
+        return as_refused(first | {"loc": first["loc"][1:]})  # without "body"
     if isinstance(e, HTTPException):
         return Refused(e.status_code, f"{e.detail}: there are {', '.join(paths)}")
     if isinstance(e, ClientDisconnect):
@@ -220,29 +219,24 @@ async def models(model: str = ""):
 
 @app.post("/v1/chat/completions")
 async def chat(request: Request, ask: ChatRequest):
-    answer, pieces = await begin(request, ask)
-    if ask.stream:
-        return await stream(answer.events(pieces), "data: [DONE]\n\n")
-    message = {"role": "assistant", "content": await joined(pieces), "refusal": None}
-    reason, usage = answer.end()
-    return answer.base | {"object": "chat.completion", "usage": usage,
-                          "choices": choices(reason, message=message)}
+    return await say(request, ask, Answer)
 
 
 @app.post("/v1/responses")
 async def responses(request: Request, ask: ResponsesRequest):
-    answer, pieces = await begin(request, ask)
-    response = Response(name)
-    if ask.stream:
-        return await stream(response.events(pieces, answer.end))
-    return response.whole(await joined(pieces), *answer.end())
+    return await say(request, ask, Response)
 
 
-async def begin(request, ask):
-    """Begin to answer a ChatRequest -> its Answer, and the pieces of its text."""
+async def say(request, ask, form):
+    """Answer a ChatRequest in the form of Answer or Response."""
     row = await read(make_row, ask, talker, max_tokens)
-    answer = Answer(row, ask)
-    return answer, answer.pieces(follow(request, Job(row)))
+    answer = form(row, ask, talker, name)
+    pieces = answer.pieces(follow(request, Job(row)))
+    if ask.stream:
+        return await stream(answer.events(pieces), answer.last)
+    async for _ in pieces:
+        pass
+    return answer.whole()
 
 
 @app.post("/v1/audio/transcriptions")
@@ -273,10 +267,6 @@ async def transcript_events(kind, wav, coming, with_words):
     kind = kind.replace("text", "json")
     done = write_transcript(kind, wav, pieces, talker.language, with_words)
     yield {"type": "transcript.text.done"} | done
-
-
-async def joined(pieces):
-    return "".join([piece async for piece in pieces])
 
 
 async def stream(events, end=""):
@@ -322,50 +312,6 @@ async def follow(request, job):
     finally:
         job.gone = True
         watching.cancel()
-
-
-def choices(reason=None, **content):
-    return [{"index": 0, **content, "logprobs": None, "finish_reason": reason}]
-
-
-class Answer:
-    """A Row that is being answered, and its Text, in the form of OpenAI's API."""
-
-    def __init__(self, row, ask):
-        self.row, self.text = row, Text(talker.tok, talker.plain, ask.stop or [])
-        self.with_usage = (ask.stream_options or {}).get("include_usage")
-        self.base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()),
-                     "model": name}
-
-    async def pieces(self, tokens):
-        async for token in tokens:
-            if piece := self.text.add(token):
-                yield piece
-            if self.text.stopped:
-                break
-        await tokens.aclose()
-        yield self.text.add()
-
-    def end(self):
-        """Return why the answer ended, and its counts of tokens."""
-        n_prompt, n_answer = size(self.row.prompt), len(self.text.ids)
-        usage = {"prompt_tokens": n_prompt, "completion_tokens": n_answer,
-                 "total_tokens": n_prompt + n_answer}
-        return "stop" if self.text.stopped else self.row.ended, usage
-
-    async def events(self, pieces):
-        chunk = self.base | {"object": "chat.completion.chunk"}
-        if self.with_usage:
-            chunk["usage"] = None
-        delta = {"role": "assistant"}
-        async for piece in pieces:
-            if piece or delta:
-                yield chunk | {"choices": choices(delta=delta | {"content": piece})}
-                delta = {}
-        reason, usage = self.end()
-        yield chunk | {"choices": choices(reason, delta={})}
-        if self.with_usage:
-            yield chunk | {"choices": [], "usage": usage}
 
 
 # --- run
