@@ -30,7 +30,7 @@ NOISE = 0.03          # standard deviation of the noise in place of a recording
 RIDGE = 300.0         # strength of the probe's regression
 METERS_RIDGE = 3.0    # and of the meters'
 PROBE_CLIPS = 1500    # training clips that teach the probe a task, at most
-N_PLAYED = 3          # errors and right answers of a cell that the page plays
+N_PLAYED = 3          # errors of a cell that the page plays
 PROBE_LABELS = 50     # a task with more labels is an open set (words): not probed
 
 
@@ -271,16 +271,15 @@ def table(result):
 
 
 def page(rows, choices, folder):
-    """Return an HTML page for `folder` that plays each cell's first N_PLAYED errors and answers.
+    """Return an HTML page for `folder` that plays each cell's first N_PLAYED errors.
 
     rows: of read_bench(); choices: of run_bench().
     """
     parts = ["<!doctype html><meta charset=utf-8><title>AudioBench-mini</title>"]
     for cell, members in members_by(rows, "cell").items():
         wrong = [i for i in members if not choices[i]["right"]]
-        right = [i for i in members if choices[i]["right"]]
-        parts.append(f"<h2>{html.escape(cell)}: {len(right)} of {len(members)} right</h2>")
-        for i in wrong[:N_PLAYED] + right[:N_PLAYED]:
+        parts.append(f"<h2>{html.escape(cell)}: {len(wrong)} of {len(members)} wrong</h2>")
+        for i in wrong[:N_PLAYED]:
             options = ", ".join(rows[i]["options"])
             path = quote(os.path.relpath(rows[i]["audio"], folder))
             said = f"chosen: {choices[i]['chosen']}; right: {rows[i]['options'][rows[i]['key']]}"

@@ -211,10 +211,9 @@ def make():
     root, labels, chapters = Path(out_dir), [], plan_chapters()  # or a mistake ends it here
     for split in SPLITS:
         shutil.rmtree(root / split, ignore_errors=True)
-    with tqdm(total=sum(SIZES.values()), unit=" clips", disable=None) as bar:
-        for rows in run_all(write_chapter, list(chapters.items())):
-            labels += rows
-            bar.update(len(rows))
+    made = run_all(write_chapter, list(chapters.items()))
+    for rows in tqdm(made, total=len(chapters), unit=" chapters", disable=None):
+        labels += rows
     write_jsonl(root / "labels.jsonl", labels)
     paths = [root / "labels.jsonl", *root.glob("*/*/*/*.trans.txt")]
     hours = round(sum(row["seconds"] for row in labels) / 3600, 2)

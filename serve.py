@@ -192,13 +192,13 @@ for kind in (Refused, RequestValidationError, HTTPException, ClientDisconnect):
 # --- what it answers
 @app.get("/")
 async def page(request: Request):
-    headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff",
-               "Vary": "Accept-Language"}
     html = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
     if request.headers.get("accept-language", "").lower().startswith("zh"):
         for line in read_lines(own_file("assets/page.zh.txt")):  # text | the same in Chinese
             html = html.replace(*line.split(" | "))
-    return HTMLResponse(html, headers=headers)
+    return HTMLResponse(html, headers={
+        "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff",
+        "Vary": "Accept-Language"})
 
 
 @app.get("/health")
