@@ -123,7 +123,7 @@ def answer_freely(talker, questions, audio=None):
 
 
 def small_talk(talker):
-    """Return [(held-out line of chat.txt, what the model says, is it its block's answer)]."""
+    """Return [(held-out line of chat.txt, what the model says, is it a right answer)]."""
     asked = [(line, block[" "]) for block in read_small_talk() for line in block["?"]]
     said = answer_freely(talker, [line for line, _ in asked])
     return [(line, text, text in [talker.clean(answer).strip() for answer in answers])
@@ -199,8 +199,8 @@ def run_bench(talker, rows, wavs, clips):
     scores = {name: score_options(talker, rows, tokens) for name, tokens in audio.items()}
     keys = np.array([row["key"] for row in rows])
     right = {name: each.argmax(1) == keys for name, each in scores.items()}
-    questions = [multiple_choice(row["question"], row["options"]) for row in rows]
-    said = answer_freely(talker, questions, heard)
+    asked = [multiple_choice(row["question"], row["options"]) for row in rows]
+    said = answer_freely(talker, asked, heard)
     wanted = [talker.clean(row["options"][row["key"]]).strip() for row in rows]
     right["free_generation"] = np.array(said) == np.array(wanted)
     right |= baselines(clips, rows, features, wavs)

@@ -155,7 +155,7 @@ def make_spoken(clip, rng, *_):
 def make_pair(clips, rng, *_):
     answer = next(name for name, speakers in PAIRS.items() if speakers == compare(*clips))
     first, second = (sounds.level(read_audio(clip["path"]), -26) for clip in clips)
-    pause = np.zeros(int(rng.uniform(0.1, 0.3) * SAMPLE_RATE), np.float32)
+    pause = np.zeros(sounds.samples(rng.uniform(0.1, 0.3)), np.float32)
     return np.concatenate([first, pause, second]), {"pair": answer}
 
 
@@ -168,7 +168,7 @@ def make_scene(clip, rng, _, label):
 
 def make_event(_, rng, task, label):
     label = label or pick(list(sounds.EVENTS), rng)
-    wav = sounds.EVENTS[label](int(rng.uniform(2, 3) * SAMPLE_RATE), rng)
+    wav = sounds.EVENTS[label](sounds.samples(rng.uniform(2, 3)), rng)
     found = {"event": label, "sentence": NOBODY}
     if label in ("rain", "wind", "waves"):
         found["kind"] = "noise"
@@ -178,7 +178,7 @@ def make_event(_, rng, task, label):
 def make_music(_, rng, *__):
     instrument = pick(list(sounds.INSTRUMENTS), rng)
     way = pick(list(sounds.MELODIES), rng)
-    n = int(rng.uniform(1.5, 2.5) * SAMPLE_RATE)
+    n = sounds.samples(rng.uniform(1.5, 2.5))
     wav = sounds.melody(n, rng, instrument, sounds.MELODIES[way])
     found = {"instrument": instrument, "melody": way, "kind": "music", "sentence": NOBODY}
     return at_loudness(wav, rng, "loud")[0], found
@@ -191,7 +191,7 @@ def make_beeps(_, rng, *__):
 
 
 def make_silence(_, rng, *__):
-    wav = sounds.colored(int(rng.uniform(1, 3) * SAMPLE_RATE), rng, rng.uniform(0, 1))
+    wav = sounds.colored(sounds.samples(rng.uniform(1, 3)), rng, rng.uniform(0, 1))
     kind = "noise" if rng.uniform() < 0.5 else "silence"
     loudness_db = {"noise": (-45, -20), "silence": (-85, -70)}[kind]
     return sounds.level(wav, inside(loudness_db, rng)), {"kind": kind, "sentence": NOBODY}

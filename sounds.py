@@ -36,6 +36,10 @@ def seconds(n):
     return np.arange(n) / SAMPLE_RATE
 
 
+def samples(length_s):
+    return int(length_s * SAMPLE_RATE)
+
+
 def wave(hz, n, phase=0.0):
     """Return n samples of a sine of hz, a number."""
     return np.sin(2 * np.pi * hz * seconds(n) + phase)
@@ -52,7 +56,7 @@ def repeat(n, rng, period_s, make, jitter=0.0):
     at = 0.3 * rng.random() * period_s
     while at < n / SAMPLE_RATE:
         sound = make()
-        i = int(at * SAMPLE_RATE)
+        i = samples(at)
         out[i:i + len(sound)] += sound[:len(out) - i]
         at += period_s * (1 + jitter * (2 * rng.random() - 1))
     return level(out[:n] + 1e-6)  # never all zeros
@@ -60,13 +64,13 @@ def repeat(n, rng, period_s, make, jitter=0.0):
 
 def burst(rng, length_s, decay_s, slope, low=0.0):
     """Return noise that dies away with decay_s."""
-    n = int(length_s * SAMPLE_RATE)
+    n = samples(length_s)
     return colored(n, rng, slope, low) * np.exp(-seconds(n) / decay_s)
 
 
 def ring(partials, length_s, decay_s):
     """Return sines of the frequencies `partials`, Hz, that die away, the high ones sooner."""
-    n = int(length_s * SAMPLE_RATE)
+    n = samples(length_s)
     return sum(wave(hz, n) * np.exp(-seconds(n) * (1 + k) / decay_s) / (1 + k)
                for k, hz in enumerate(partials))
 
@@ -114,7 +118,7 @@ def clock(n, rng):
 
 
 def alarm(n, rng):
-    hz, length = rng.uniform(1800, 3000), int(0.09 * SAMPLE_RATE)
+    hz, length = rng.uniform(1800, 3000), samples(0.09)
     beep = np.sign(wave(hz, length))
     three = np.tile(np.pad(beep, (0, length // 2)), 3)
     return repeat(n, rng, rng.uniform(0.7, 1.0), lambda: three)
@@ -150,7 +154,7 @@ def crickets(n, rng):
 
 def bird(n, rng):
     def chirp():
-        m = int(rng.uniform(0.06, 0.14) * SAMPLE_RATE)
+        m = samples(rng.uniform(0.06, 0.14))
         start, end = rng.uniform(2500, 5500, 2)
         return tone(np.linspace(start, end, m)) * np.hanning(m)
     return repeat(n, rng, rng.uniform(0.15, 0.3), chirp, 0.6)
@@ -179,7 +183,7 @@ def thunder(n, rng):
 
 def drops(n, rng):
     def drop():
-        m, hz = int(0.09 * SAMPLE_RATE), rng.uniform(700, 1500)
+        m, hz = samples(0.09), rng.uniform(700, 1500)
         return tone(np.linspace(hz, 2.2 * hz, m)) * np.exp(-seconds(m) / 0.025)
     return repeat(n, rng, rng.uniform(0.35, 0.6), drop, 0.3)
 
@@ -235,11 +239,11 @@ def melody(n, rng, instrument, steps):
 
 def beeps(n, rng, count):
     """Return n samples or more: `count` tones of 0.15 s with pauses."""
-    m, hz = int(0.15 * SAMPLE_RATE), rng.uniform(500, 1500)
+    m, hz = samples(0.15), rng.uniform(500, 1500)
     starts = np.cumsum(rng.uniform(0.3, 0.5, count)) - 0.2
-    out = np.zeros(max(n, int((starts[-1] + 0.3) * SAMPLE_RATE)))
+    out = np.zeros(max(n, samples(starts[-1] + 0.3)))
     for at in starts:
-        out[int(at * SAMPLE_RATE):][:m] += tone(np.full(m, hz)) * np.hanning(m) ** 0.3
+        out[samples(at):][:m] += tone(np.full(m, hz)) * np.hanning(m) ** 0.3
     return level(out + 1e-5 * rng.standard_normal(len(out)))
 
 
@@ -247,9 +251,9 @@ def beeps(n, rng, count):
 
 def room(wav, rng, seconds_60, wet):
     """Add an echo of `wet` times the direct energy that falls by 60 dB in seconds_60."""
-    n = int(seconds_60 * SAMPLE_RATE)
+    n = samples(seconds_60)
     tail = rng.standard_normal(n) * 10 ** (-3 * np.arange(n) / n)
-    tail[:int(0.005 * SAMPLE_RATE)] = 0
+    tail[:samples(0.005)] = 0
     tail *= np.sqrt(wet / np.sum(tail ** 2))
     tail[0] = 1.0
     size = 1 << (len(wav) + n).bit_length()

@@ -87,8 +87,8 @@ def speak_espeak(text, clip):
         lib.espeak_ng_SetRandSeed(ctypes.c_long(clip["clip_seed"]))
         ctypes.CDLL(None).srand(clip["clip_seed"])  # its klatt voices draw from the C library
         codes = [lib.espeak_SetVoiceByName(clip["voice"].encode())]
-        for number, name in ((1, "rate_set"), (3, "pitch"), (4, "pitch_range"), (7, "word_gap")):
-            codes.append(lib.espeak_SetParameter(number, clip[name], 0))
+        numbers = {"rate_set": 1, "pitch": 3, "pitch_range": 4, "word_gap": 7}
+        codes += [lib.espeak_SetParameter(numbers[name], clip[name], 0) for name in numbers]
         size = ctypes.c_size_t(len(text.encode()) + 1)
         codes.append(lib.espeak_Synth(text.encode(), size, 0, 1, 0, 1, None, None))  # 1: UTF-8
         if any(codes):
