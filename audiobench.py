@@ -4,11 +4,12 @@ prepare_bench.py makes a folder of recordings and questions.jsonl: {"id", "part"
 "audio", "question", "options": four, "key": 0 to 3}. An option's score is the log-probability of
 its text as the answer, averaged over the four rotations of the options. Controls: another recording
 of the same cell ("shuffled"), noise, no audio. Baselines: a linear probe, which shows how much of
-the answer the features hold; level meters (meters.py).
+the answer the features hold; level meters (meters.py); the answer that is most often right.
 """
 import html
 import math
 import os
+from collections import Counter
 from functools import cache
 from urllib.parse import quote
 
@@ -164,7 +165,10 @@ def regress(clips, vector, rows, own, strength):
 
 
 def baselines(clips, rows, features, wavs):
-    """Return {"probe", "meters": float (n,), as regress() does}."""
+    """Return {"probe", "meters": as regress() does, "majority": bool (n,)}.
+
+    majority takes the option that is most often right in its cell.
+    """
     @cache
     def pooled(i):
         return pool(clips[i][0])
@@ -173,7 +177,11 @@ def baselines(clips, rows, features, wavs):
     def metered(i):
         return measure(read_audio(clips.rows[i]["audio"]))
 
-    found = dict.fromkeys(("probe", "meters"), np.full(len(rows), np.nan))
+    unknown = np.full(len(rows), np.nan)
+    times = Counter((row["cell"], row["options"][row["key"]]) for row in rows)
+    counts = [[times[row["cell"], option] for option in row["options"]] for row in rows]
+    is_key = np.argmax(counts, 1) == [row["key"] for row in rows]
+    found = {"probe": unknown, "meters": unknown, "majority": is_key}
     if clips:
         found["probe"] = regress(clips, pooled, rows, list(map(pool, features)), RIDGE)
         if all(os.path.isfile(row["audio"]) for row in clips.rows):
@@ -242,7 +250,8 @@ def summarize(rows, right):
 
 def table(result):
     """Return the result as lines of markdown."""
-    columns = ("score", "meters", "probe", "shuffled", "noise", "no_audio", "free_generation")
+    columns = ("score", "meters", "probe", "majority", "shuffled", "noise", "no_audio",
+               "free_generation")
     lines = [f"| cell | of | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     parts = result["parts"] if len(result["parts"]) > 1 else {}
     for name, cell in [*result["cells"].items(), *parts.items(), ("all", result)]:
