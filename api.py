@@ -263,26 +263,32 @@ def read_form(content_type, body):
 
 
 class TranscriptionRequest(BaseModel):
-    file: bytes
+    file: bytes = b""
+    input_audio: Sound | None = None
     response_format: Annotated[Literal["json", "text", "verbose_json", "srt", "vtt"],
                                BeforeValidator(lambda x: str(x or "json").lower())] = "json"
     stream: Annotated[bool, BeforeValidator(lambda x: x or False)] = False
-    timestamp_granularities: list[str]
+    timestamp_granularities: list[str] | None = None
 
 
 def read_upload(content_type, body, has_word_times):
-    """Read a transcription's form -> (float32 (n,) at 16 kHz, request); or Refused."""
+    """Read a transcription's form or JSON -> (float32 (n,) at 16 kHz, request); or Refused."""
     try:
-        ask = TranscriptionRequest.model_validate(read_form(content_type, body))
+        if content_type.partition(";")[0].strip().lower() == "application/json":
+            ask = TranscriptionRequest.model_validate_json(body)
+        else:
+            ask = TranscriptionRequest.model_validate(read_form(content_type, body))
     except ValidationError as e:
         raise as_refused(e.errors()[0]) from None
     if ask.stream and ask.response_format in ("srt", "vtt"):
         raise Refused(400, "a stream has events, no subtitles: leave stream out", "stream")
     can_time = has_word_times and ask.response_format == "verbose_json"
-    if "word" in ask.timestamp_granularities and not can_time:
+    if "word" in (ask.timestamp_granularities or []) and not can_time:
         raise Refused(400, "words have times in verbose_json alone, and only where the model can "
                       "tell them: ask for segments", "timestamp_granularities")
-    return decode(ask.file, MAX_TRANSCRIPT_S, "file"), ask
+    if not ask.input_audio:
+        return decode(ask.file, MAX_TRANSCRIPT_S, "file"), ask
+    return decode_base64(ask.input_audio.data, MAX_TRANSCRIPT_S, "input_audio.data"), ask
 
 
 def write_transcript(kind, wav, pieces, language, with_words=False):

@@ -245,7 +245,7 @@ async def transcriptions(request: Request):
         raise Refused(400, "this model takes no audio", "file")
     wav, ask = await read(read_upload, request.headers.get("content-type", ""),
                           await request.body(), talker.has_word_times)
-    kind, with_words = ask.response_format, "word" in ask.timestamp_granularities
+    kind, with_words = ask.response_format, "word" in (ask.timestamp_granularities or [])
     coming = follow(request, Job(wav=wav, most_s=60.0 if kind in ("json", "text") else SEGMENT_S))
     if ask.stream:
         return await stream(transcript_events(kind, wav, coming, with_words))

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 from drill import make_audio, post, sound, start_server, user
 from test_audiobench import make_run
-from test_serve import (FILE, TRANSCRIBE, answer, ckpt, client, head, port, serve,  # noqa: F401
-                        server, transcribe)
+from test_serve import (TRANSCRIBE, answer, ckpt, client, head, port, serve,  # noqa: F401
+                        server)
 
 from api import LINE, cut_in_segments, write_transcript
 from language import ENGLISH
@@ -72,14 +72,15 @@ def test_segments_fit_two_lines():
 def test_words_with_times(tmp_path):
     """Broken: words are missing or out of order, or segments and cues don't begin with a word."""
     server, port = start_server(make_run(tmp_path / "run", ctc=260))
-    parts = (FILE, make_audio(13, 2)), ('name="timestamp_granularities[]"', "word")
+    ask = sound(make_audio(13, 2)) | {"timestamp_granularities": ["word"]}
     try:
-        (wrong, _), (right, found) = (
-            transcribe(port, *parts, ('name="response_format"', kind))
+        (wrong, _), (right, body) = (
+            post(port, json.dumps(ask | {"response_format": kind}).encode(), TRANSCRIBE)
             for kind in ("json", "verbose_json"))
     finally:
         server.kill()
     assert (wrong, right) == (400, 200)
+    found = json.loads(body)
     words = found["words"]
     assert " ".join(each["word"] for each in words) == found["text"] != ""
     times = [0, *(each[end] for each in words for end in ("start", "end")), 13]
@@ -88,14 +89,19 @@ def test_words_with_times(tmp_path):
         assert {each[end] for each in found["segments"]} <= {each[end] for each in words}
 
 
-def test_streamed_transcripts(client, port):
-    """Broken: a stream loses a piece, comes at once or ends otherwise than a whole answer."""
+def test_streamed_and_json_transcripts(client, port):
+    """Broken: a stream loses a piece or comes at once; a JSON body is heard as another file."""
     given = {"model": "x", "file": ("a.wav", make_audio(20, 2))}
     *deltas, last = client.audio.transcriptions.create(**given, stream=True)
     last = last.to_dict()
     assert len(deltas) > 1 and "".join(each.delta for each in deltas) == last["text"] != ""
-    _, found = transcribe(port, (FILE, given["file"][1]))
-    assert found | {"type": last["type"]} == last
+    body = sound(given["file"][1]) | {"model": "x"}
+    status, found = post(port, json.dumps(body).encode(), TRANSCRIBE)
+    assert json.loads(found) | {"type": last["type"]} == last
+    for wrong, param in (({}, "file"), ({"input_audio": {"data": "?"}}, "input_audio.data"),
+                         (body | {"response_format": 3}, "response_format")):
+        status, found = post(port, json.dumps(wrong).encode(), TRANSCRIBE)
+        assert status == 400 and json.loads(found)["error"]["param"] == param, found
 
 
 def test_responses(client, port):
