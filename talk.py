@@ -115,6 +115,7 @@ class Talker:
         self.limit = self.model.cos.size(0)  # tokens of a conversation
         self.ears = self.meta.get("audio") or {}
         self.plain = self.ears.get("plain", False)
+        self.piece_s = self.ears.get("piece_s", 15.0)  # of the longest clips of training
         self.language = Language(self.ears.get("language", "en"))
         # nanochat's base models have a depth, its chat models have none
         settings = self.meta.get("user_config", {})
@@ -150,7 +151,7 @@ class Talker:
 
     def spans(self, wav, most_s=60.0):
         """Cut float32 (n,) at pauses -> [(start, end)], as long as in training at most."""
-        return split_at_pauses(wav, min(most_s, self.ears.get("piece_s", 15.0)))
+        return split_at_pauses(wav, min(most_s, self.piece_s))
 
     def pieces(self, wav):
         return [wav[start:end] for start, end in self.spans(wav)]
