@@ -1,8 +1,8 @@
 """Words while one still speaks, and where speech is.
 
-A pass a second encodes what is new with a little before it, and writes down all of the piece. Two
-passes that agree on a word settle it (LocalAgreement-2, Liu et al., Interspeech 2020); the words
-behind are open. What is longer than the clips of training is cut at a pause.
+A pass a second encodes what is new with a little before it, and goes on from the settled words:
+those that two passes agree on (LocalAgreement-2, Liu et al., Interspeech 2020). The words behind
+them are open. What is longer than the clips of training is cut at a quiet place.
 """
 from collections import deque
 from typing import NamedTuple
@@ -24,10 +24,10 @@ TAIL = SAMPLE_RATE // 5    # samples of the silence after speech, that belong to
 
 
 class Heard(NamedTuple):
-    """What a pass found: words that it settled; those still open; the text, once it is whole."""
+    """What a pass found: words that it settled; those still open; all words, once it is over."""
     settled: list
     open: list
-    text: str = None
+    all: list = None
 
 
 class Live:
@@ -41,12 +41,10 @@ class Live:
         self.waiting = []  # parts that the model has not heard
         self.n_waiting = self.n_all = 0  # samples
         self.has_pause = self.is_over = self.is_gone = False
+        self.said = []     # words of the pieces before
         self.wav = np.zeros(0, np.float32)  # of this piece
         self.feats = ()    # (T, n_taps, D) of its start
-        self.words, self.is_whole = [], False  # of the last pass; whether it read all at once
-        self.settled = []  # of this piece
-        self.open = []
-        self.texts = []    # of the pieces before
+        self.settled, self.open, self.n_read = [], [], 0  # words; samples that gave them
 
     def add(self, wav):
         """Keep what follows, float32 (n,) at 16 kHz, for take()."""
@@ -64,66 +62,45 @@ class Live:
         wav = np.concatenate([np.zeros(0, np.float32), *self.waiting])
         wav, rest = np.split(wav, [LONGEST_PASS])
         self.waiting, self.n_waiting = [rest], len(rest)
-        then = "end" if self.is_over else "pause"
-        is_more = self.n_waiting or not (self.is_over or self.has_pause)
-        return wav, "more" if is_more else then
+        return wav, self.is_over and not len(rest)
 
-    def listen(self, talker, new, then):
-        """Hear what follows, float32 (n,) at 16 kHz -> Heard; then: "more", "pause" or "end".
-
-        At a pause and at the end the piece is encoded as a whole, as recordings are.
-        """
+    def listen(self, talker, new, is_end):
+        """Hear what follows, float32 (n,) at 16 kHz -> Heard."""
+        n_old, longest, told = len(self.wav), int(talker.piece_s * SAMPLE_RATE), []
         self.wav = np.concatenate([self.wav, new])
-        longest, settled = int(talker.piece_s * SAMPLE_RATE), []
-        while len(self.wav) > longest:
-            loudness = measure_loudness(self.wav)
-            cut = find_cut(loudness, np.arange(longest // 5 // HOP, longest // HOP + 1))
-            settled += self.end_piece(talker, cut * HOP // FRAME * FRAME)
-        if len(new) or not self.is_whole:
-            self.is_whole = then != "more"
-            self.words = self.read(talker, len(self.wav), self.is_whole)
-        if then != "end":
-            return Heard(settled + self.settle(), self.open)
-        settled += self.end_piece(talker, len(self.wav), self.words)
-        return Heard(settled, [], talker.language.space.join(filter(None, self.texts)))
+        while len(self.wav) > longest:  # the settled words end in the first n_old samples
+            steps = np.arange(max(n_old, longest // 5) // HOP, longest // HOP + 1)
+            cut = find_cut(measure_loudness(self.wav), steps) * HOP
+            told += self.end_piece(talker, cut // FRAME * FRAME)
+            n_old = 0
+        if is_end:
+            told += self.end_piece(talker, len(self.wav))
+            return Heard(told, [], self.said)
+        words = self.read(talker, len(self.wav))
+        n = [*(a == b for a, b in zip(words, self.open)), False].index(False)
+        self.settled, self.open = self.settled + words[:n], words[n:]
+        return Heard(told + words[:n], self.open)
 
-    def end_piece(self, talker, end, words=None):
-        """Write the first `end` samples down and drop them -> their words that were not told.
-
-        words: what a pass has just heard in them.
-        """
-        words = self.read(talker, end, True) if words is None else words
-        self.texts.append(talker.language.space.join(words))
-        rest = words[place_after(self.settled, words):]
+    def end_piece(self, talker, end):
+        """Settle the words of the first `end` samples, drop these -> the words."""
+        words = self.open if end == self.n_read else self.read(talker, end)
+        self.said += self.settled + words
         self.wav, self.feats = self.wav[end:], self.feats[end // FRAME:]
-        self.settled, self.open, self.is_whole = [], [], False
-        return rest
+        self.settled, self.open, self.n_read = [], [], 0
+        return words
 
-    def settle(self):
-        """Settle the open words of the last pass that this pass repeats -> these words."""
-        if self.words is None:
-            return []
-        rest = self.words[place_after(self.settled, self.words):]
-        is_same = [a == b for a, b in zip(rest, self.open)]
-        n = [*is_same, False].index(False)
-        self.settled += rest[:n]
-        self.open = rest[n:]
-        return rest[:n]
+    def read(self, talker, end):
+        """Return the words of the first `end` samples behind those settled.
 
-    def read(self, talker, end, is_whole):
-        """Return the words of the first `end` samples; None: the model wrote in a loop."""
+        None if it is silent, or if the model writes in a loop.
+        """
+        self.n_read, looped = end, []
         span = trim_silence(self.wav, 0, end) if end else ()
         if not span:
             return []
-        if is_whole:
-            feats, = talker.features([self.wav[slice(*span)]])
-        else:
-            feats = self.encode(talker)[span[0] // FRAME:-(-span[1] // FRAME)]
-        looped = []
-        text, = talker.write_features([feats], looped)
-        if looped and not is_whole:
-            return None
-        return text.split() if talker.language.space else list(text)
+        feats = self.encode(talker)[span[0] // FRAME:-(-span[1] // FRAME)]
+        text, = talker.write_features([feats], looped, self.settled)
+        return [] if looped else talker.language.words(text)[len(self.settled):]
 
     def encode(self, talker):
         """Return the features (T, n_taps, D) of the sound, keep those with enough behind them."""
@@ -134,16 +111,6 @@ class Live:
         feats = np.concatenate([self.feats, new]) if n else new
         self.feats = feats[:max((len(self.wav) - RIGHT) // FRAME, n)]
         return feats
-
-
-def place_after(told, words):
-    """Return how many first words stand for those told: with the fewest edits between them."""
-    edits = list(range(len(words) + 1))  # from the words told so far to each words[:n]
-    for i, word in enumerate(told, 1):
-        above, edits = edits, [i]
-        for n, other in enumerate(words):
-            edits.append(min(above[n] + (word != other), above[n + 1] + 1, edits[n] + 1))
-    return min(range(len(edits)), key=lambda n: (edits[n], abs(n - len(told))))
 
 
 class Voice:

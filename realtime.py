@@ -253,8 +253,8 @@ class Session:
                 self.more.clear()
                 await self.more.wait()
                 continue
-            wav, then = item.take()
-            self.job = Job(wav=wav, live=item, then=then)
+            wav, is_end = item.take()
+            self.job = Job(wav=wav, live=item, is_end=is_end)
             self.engine.submit(self.job)
             heard = await self.job.events.get()
             if not item.is_gone:
@@ -273,7 +273,8 @@ class Session:
             await self.send(f"{TRANSCRIPTION}.delta", **ids, delta=delta)
         if self.tells_open:
             await self.send(OPEN, **ids, text=space.join(heard.open))
-        if heard.text is not None:
+        if heard.all is not None:
             self.forget(item)
+            text = space.join(heard.all)
             usage = {"type": "duration", "seconds": round(item.n_all / SAMPLE_RATE, 2)}
-            await self.send(f"{TRANSCRIPTION}.completed", **ids, transcript=heard.text, usage=usage)
+            await self.send(f"{TRANSCRIPTION}.completed", **ids, transcript=text, usage=usage)

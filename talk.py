@@ -160,11 +160,15 @@ class Talker:
         """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
         return self.write_features(self.features(wavs), cut)
 
-    def write_features(self, feats, cut):
-        """Return the transcript (str) of each piece's features (T, n_taps, D)."""
+    def write_features(self, feats, cut, said=()):
+        """Return the transcript (str) of each piece's features (T, n_taps, D).
+
+        said: words that it begins with.
+        """
         if self.ears["prompt"] == "ctc":  # the control without an LM
             return spell(self.projector, self.tok, feats)
-        return transcribe(self.model, self.projector, self.tok, feats, BEAMS, cut)
+        ids = self.tok.encode(self.language.space.join(said))
+        return transcribe(self.model, self.projector, self.tok, feats, BEAMS, cut, ids)
 
     def transcripts(self, wav, most_s=60.0):
         """Cut float32 (n,) at pauses; yield the Piece of each most_s seconds at most."""
