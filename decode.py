@@ -76,23 +76,23 @@ def generate(model, prompts, audio=None, max_tokens=64, stop_ids=()):
 # ---- transcripts
 
 @torch.inference_mode()
-def transcribe(model, projector, tok, features, beams=1, cut=None):
+def transcribe(model, projector, tok, features, beams=1, cut=None, said=()):
     """Return the transcripts (list of B str) of clips by beam search.
 
     features: B float arrays or tensors (T, n_taps, D), 50 frames a second. beams: hypotheses kept a
     clip; 1 is greedy. Any special token ends one; the highest mean log-probability a token wins.
     A CTC head's log-probability counts CTC_WEIGHT times beside the LM's. cut: a list that gets the
     index of each clip whose transcript was cut off at 16 characters and 25 a second (the model
-    writes in a loop).
+    writes in a loop). said: ids that each transcript begins with.
     """
     device = model.cos.device
     features, lens = pad(features, device)
     audio, audio_lens = projector(features, lens)  # (B, T_a, C)
     audio = [row[:n] for row, n in zip(audio, audio_lens)]
     room = [16 + n // 2 for n in lens.tolist()]  # characters
-    cache, logits = prefill(model, [[tok.bos_id]] * len(audio), audio, max(room))
+    cache, logits = prefill(model, [[tok.bos_id, *said]] * len(audio), audio, max(room))
     ctc = CTCScores(projector, tok, audio) if projector.ctc_head else None
-    search = Search(tok.token_chars(), room, beams, ctc)
+    search = Search(tok.token_chars(), room, beams, ctc, said)
     while rows := search.step(logits):
         cache.select(rows)
         last = torch.tensor([[ids[-1]] for _, _, ids in search.live], device=device)
@@ -238,10 +238,15 @@ class Search:
     log-probability, ids)].
     """
 
-    def __init__(self, sizes, room, beams, ctc=None):
+    def __init__(self, sizes, room, beams, ctc=None, said=()):
         self.sizes, self.room, self.beams, self.ctc = sizes, room, beams, ctc
+        self.n_said = len(said)  # ids that no score counts
         self.n_next = 4 * beams if ctc else 2 * beams  # tokens of a row that are tried
-        self.live = [(clip, 0.0, []) for clip in range(len(room))]
+        known = [0.0] * len(room)  # what a score counts of them all the same
+        for token in said if ctc else ():
+            tokens = torch.full((len(room), 1), token, device=ctc.blank.device)
+            known = (CTC_WEIGHT * ctc.extend(tokens)[:, 0]).tolist()
+        self.live = [(clip, -known[clip], [*said]) for clip in range(len(room))]
         self.ended = [[] for _ in room]
         self.cut = []
 
@@ -255,7 +260,8 @@ class Search:
                 n_chars = sum(self.sizes[token] for token in ids)
                 if not self.sizes[ids[-1]]:
                     if rank < self.beams:
-                        self.ended[clip].append((score / len(ids), ids[:-1]))
+                        mean = score / (len(ids) - self.n_said)
+                        self.ended[clip].append((mean, ids[:-1]))
                 elif len(kept) < self.beams and n_chars <= self.room[clip]:
                     kept.append((place, (clip, total, ids)))
             if not kept and not self.ended[clip]:

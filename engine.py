@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from live import Live
 from talk import Batch, Row
 
 PATIENCE = 8         # turns between two pieces of transcripts, while there are answers
@@ -22,11 +23,14 @@ MAX_TRANSCRIPTS = 2  # begun at once; they take turns
 class Job:
     """A Row to answer, or a wav (n,) to transcribe in pieces of most_s seconds at most.
 
-    events: token ids, or each Piece of a transcript; then None or an Exception.
+    Or a Live that goes on with wav, perhaps to its end. It goes before all others.
+    events: token ids, each Piece of a transcript, or a Heard; then None or an Exception.
     """
     row: Row = None
     wav: np.ndarray = None
     most_s: float = 60.0
+    live: Live = None
+    is_end: bool = False
     events: asyncio.Queue = field(default_factory=asyncio.Queue)
     gone: bool = False  # nobody reads the events any more
 
@@ -48,9 +52,9 @@ class Engine:
         self.batch = Batch(self.talker.model, self.talker.hear)
 
     def submit(self, job):
-        """Queue a Job -> True; False: too many wait."""
+        """Queue a Job -> True; False: too many wait. A session has one Live at a time."""
         self.waiting = deque(job for job in self.waiting if not job.gone)
-        if len(self.waiting) >= self.max_queue:
+        if len(self.waiting) >= self.max_queue and not job.live:
             return False
         self.waiting.append(job)
         self.wake.set()
@@ -75,31 +79,34 @@ class Engine:
                 self.wake.clear()
 
     def take(self):
-        """Take the first Job that there is room for -> Job or None."""
-        for job in self.waiting:
+        """Take the first Job that there is room for, a Live first -> Job or None."""
+        for job in sorted(self.waiting, key=lambda job: not job.live):
             has_room = len(self.transcripts) < MAX_TRANSCRIPTS
             if job.row:
                 has_room = len(self.answers) < self.max_batch
-            if has_room or job.gone:
+            if has_room or job.live or job.gone:
                 self.waiting.remove(job)
                 return job
 
     def turn(self, job):
         """Begin a Job (or None), then decode or transcribe, in the thread -> [(Job, event)]."""
-        torch.set_num_threads(self.n_threads)
+        # for one token, threads wait longer than they work
+        torch.set_num_threads(self.n_threads if job and job.row else 1)
         events = self.begin(job) if job and not job.gone else []
-        torch.set_num_threads(1)  # for one token, threads wait longer than they work
+        torch.set_num_threads(1)
         self.n_turns += 1
         if self.transcripts and (self.n_turns % PATIENCE == 0 or not self.answers):
             return events + self.transcribe(*self.transcripts.popleft())
         return events + self.decode()
 
     def begin(self, job):
-        """Read a Job's prompt or begin its transcript. An error ends it alone."""
-        if job.row is None:
+        """Read a Job's prompt, begin its transcript or hear its Live. An error ends it alone."""
+        if job.row is None and not job.live:
             self.transcripts.append((job, self.talker.transcripts(job.wav, job.most_s)))
             return []
         try:
+            if job.live:
+                return [(job, job.live.listen(self.talker, job.wav, job.is_end)), (job, None)]
             self.batch.add(job.row)
         except Exception as e:
             report(e)

@@ -44,15 +44,16 @@ except OSError as e:
          "or another server is there")
 try:
     import uvicorn
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
     from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
-    from starlette.requests import ClientDisconnect
+    from starlette.requests import ClientDisconnect, HTTPConnection
 
     from api import (MAX_AUDIO_S, SEGMENT_S, ChatRequest, Refused, ResponsesRequest, as_refused,
                      make_row, read_upload, write_transcript)
+    from realtime import Session
     from responses import Answer, Response
 except ImportError as e:
     fail(f"{e}: source .venv/bin/activate")
@@ -61,7 +62,7 @@ from files import own_file, read_lines
 from talk import Talker, default_run
 
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
-          "'unsafe-inline'; img-src data:; media-src blob:; connect-src 'self'; frame-ancestors "
+          "'unsafe-inline'; img-src data:; media-src data:; connect-src 'self'; frame-ancestors "
           "'none'; base-uri 'none'; form-action 'none'")
 HOSTS, ORIGINS = (re.findall(r"[^\s,]+", x.lower()) for x in (allow_hosts, allow_origins))
 KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
@@ -76,7 +77,9 @@ started = int(time.time())
 engine = Engine(talker, max_batch, 4 * max_batch)
 readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once
 paths = ["/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions",
-         "/v1/responses", "/v1/audio/transcriptions"]
+         "/v1/responses", "/v1/audio/transcriptions", "/v1/realtime"]
+KEY_PROTOCOL = "openai-insecure-api-key."  # of a WebSocket: browsers send no Authorization
+sessions = set()
 
 
 # --- errors
@@ -118,8 +121,9 @@ def is_own_name(called):
         return False
 
 
-def check(path, headers):
-    """Raise Refused for a wrong host, origin, key or length of a request."""
+def check(path, scope):
+    """Raise Refused for a wrong host, origin, key or length of a request or WebSocket."""
+    headers = HTTPConnection(scope).headers
     called = headers.get("host", "")
     if not is_own_name(called):
         wrong = f"this server is not called {called[:80]!r}: see --allow_hosts"
@@ -130,7 +134,10 @@ def check(path, headers):
         raise Refused(403, "a web page of another origin may not ask here: see --allow_origins",
                       code="origin")
     scheme, _, given = headers.get("authorization", "").encode("latin1").partition(b" ")
-    has_key = scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), KEY)
+    given = [given.strip()] if scheme.lower() == b"bearer" else []
+    given += [name.removeprefix(KEY_PROTOCOL).encode("latin1")
+              for name in scope.get("subprotocols", []) if name.startswith(KEY_PROTOCOL)]
+    has_key = any(hmac.compare_digest(each, KEY) for each in given)
     if KEY and not has_key and path not in ("/", "/health"):
         raise Refused(401, "the key is missing or wrong: send Authorization: Bearer <key>",
                       code="invalid_api_key")
@@ -149,7 +156,9 @@ class Guard:
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        began, n_bytes, status, method = time.time(), 0, 0, scope["method"]
+        began, n_bytes, status = time.time(), 0, 0
+        is_socket = scope["type"] == "websocket"
+        method = scope.get("method", "WS")
         path = re.sub("/+", "/", scope["path"]).rstrip("/") or "/"  # a redirect may lose the body
         scope = scope | {"path": path, "method": "GET" if method == "HEAD" else method}
 
@@ -162,12 +171,14 @@ class Guard:
 
         async def noted(message):
             nonlocal status
-            status = message.get("status", status)
+            status = message.get("status", 101 if message["type"] == "websocket.accept" else status)
             await send(message)
 
         try:
-            async with asyncio.timeout(request_timeout_s):
-                check(path, Request(scope).headers)
+            async with asyncio.timeout(None if is_socket else request_timeout_s):
+                check(path, scope)
+                if is_socket and path != "/v1/realtime":
+                    raise HTTPException(404, "Not Found")
                 await self.app(scope, counted, noted)
         except Exception as e:
             response = answer_error(None, e)
@@ -269,6 +280,26 @@ async def transcript_events(kind, wav, coming, with_words):
     yield {"type": "transcript.text.done"} | done
 
 
+@app.websocket("/v1/realtime")
+async def realtime(socket: WebSocket):
+    if not talker.ears:
+        raise Refused(400, "this model takes no audio")
+    if socket.query_params.get("intent") != "transcription":
+        raise Refused(400, "this server only transcribes: ask for ?intent=transcription", "intent")
+    if len(sessions) >= max_batch:
+        raise Refused(503, "the server is busy: too many sessions", code="busy")
+    session = Session(socket, engine, request_timeout_s, max_body_mb * 1e6)
+    sessions.add(session)
+    try:
+        await socket.accept("realtime" if "realtime" in socket.scope["subprotocols"] else None)
+        await session.run()
+        await socket.close()
+    except (TimeoutError, WebSocketDisconnect):  # it reads nothing, or is gone
+        pass
+    finally:
+        sessions.discard(session)
+
+
 async def stream(events, end=""):
     """Answer with server-sent events, each a dict; end: what comes after the last."""
     first = await anext(events)  # an error before it is answered with its status
@@ -319,10 +350,10 @@ idle = set()
 
 
 async def close_idle():
-    """Close connections without a request at two looks in a row."""
+    """Close connections without a request, but no WebSocket, at two looks in a row."""
     global idle
     now = {(c, c.cycle) for c in server.server_state.connections
-           if not c.cycle or c.cycle.response_complete}
+           if hasattr(c, "cycle") and (not c.cycle or c.cycle.response_complete)}
     for connection, _ in now & idle:
         connection.transport.close()
     idle = now
@@ -343,7 +374,9 @@ if not ipaddress.ip_address(address).is_loopback:
     print(f"host={host}: anyone who reaches this machine {who} can use it. Browsers give the "
           "microphone to https and localhost only", flush=True)
 server = uvicorn.Server(uvicorn.Config(
-    app, http="h11", ws="none", lifespan="off", log_level="critical", access_log=False,
-    server_header=False, timeout_graceful_shutdown=3, timeout_keep_alive=75,
+    app, http="h11", ws="websockets-sansio", ws_max_size=int(2e6 * max_body_mb),
+    ws_per_message_deflate=False, ws_ping_timeout=request_timeout_s, lifespan="off",
+    log_level="critical", access_log=False, server_header=False,
+    timeout_graceful_shutdown=3, timeout_keep_alive=75,
     limit_concurrency=10 * max_batch, callback_notify=close_idle, timeout_notify=request_timeout_s))
 asyncio.run(main())

@@ -115,6 +115,7 @@ class Talker:
         self.limit = self.model.cos.size(0)  # tokens of a conversation
         self.ears = self.meta.get("audio") or {}
         self.plain = self.ears.get("plain", False)
+        self.piece_s = self.ears.get("piece_s", 15.0)  # of the longest clips of training
         self.language = Language(self.ears.get("language", "en"))
         # nanochat's base models have a depth, its chat models have none
         settings = self.meta.get("user_config", {})
@@ -150,7 +151,7 @@ class Talker:
 
     def spans(self, wav, most_s=60.0):
         """Cut float32 (n,) at pauses -> [(start, end)], as long as in training at most."""
-        return split_at_pauses(wav, min(most_s, self.ears.get("piece_s", 15.0)))
+        return split_at_pauses(wav, min(most_s, self.piece_s))
 
     def pieces(self, wav):
         return [wav[start:end] for start, end in self.spans(wav)]
@@ -159,11 +160,15 @@ class Talker:
         """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
         return self.write_features(self.features(wavs), cut)
 
-    def write_features(self, feats, cut):
-        """Return the transcript (str) of each piece's features (T, n_taps, D)."""
+    def write_features(self, feats, cut, said=()):
+        """Return the transcript (str) of each piece's features (T, n_taps, D).
+
+        said: words that it begins with.
+        """
         if self.ears["prompt"] == "ctc":  # the control without an LM
             return spell(self.projector, self.tok, feats)
-        return transcribe(self.model, self.projector, self.tok, feats, BEAMS, cut)
+        ids = self.tok.encode(self.language.space.join(said))
+        return transcribe(self.model, self.projector, self.tok, feats, BEAMS, cut, ids)
 
     def transcripts(self, wav, most_s=60.0):
         """Cut float32 (n,) at pauses; yield the Piece of each most_s seconds at most."""

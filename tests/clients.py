@@ -15,10 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import soundfile
+import soxr
 from drill import sound, start_server, user
 
 from configurator import configure
+from recordings import read_audio
 from voices import speak, version
 
 ckpt = "pretrained"
@@ -33,6 +36,7 @@ PYTHON = '''
 import json, sys
 from importlib.metadata import version
 SOUND, QUESTION = MESSAGES[0]["content"]
+SPEECH = open(PCM, "rb").read()  # of 16 bits, 24 kHz
 
 def call(what, ask):
     try:
@@ -58,7 +62,8 @@ await call("version", async () => JSON.parse(fs.readFileSync(about)).version);
 
 # packages: a program
 PROGRAMS = {
-    "openai": """
+    "openai[realtime]": """
+from base64 import b64encode
 from openai import OpenAI
 client = OpenAI()
 def chat(**more):
@@ -77,6 +82,11 @@ def deltas(events):
     *events, end = events
     assert end.type.endswith(("completed", "done")), end
     return "".join(event.delta for event in events if event.type.endswith("text.delta"))
+def live():
+    with client.realtime.connect(extra_query={"intent": "transcription"}) as session:
+        for at in range(0, len(SPEECH), 9600):
+            session.input_audio_buffer.append(audio=b64encode(SPEECH[at:at + 9600]).decode())
+        return next(event.transcript for event in session if event.type.endswith("completed"))
 models -> True | str(MODEL in [model.id for model in client.models.list()])
 chat, input_audio | chat().choices[0].message.content
 chat, streamed | (chunk.choices[0].delta.content for chunk in chat(stream=True))
@@ -90,6 +100,37 @@ transcribe, vtt | transcribe("vtt")
 transcribe, streamed | deltas(transcribe("json", stream=True))
 responses | respond().output_text
 responses, streamed | deltas(respond(stream=True))
+realtime | live()
+""",
+    "livekit-plugins-openai": """
+import asyncio
+from livekit import rtc
+from livekit.agents import stt, utils
+from livekit.plugins import openai
+async def live():
+    async with utils.http_context.open(), openai.STT(use_realtime=True).stream() as stream:
+        for at in range(0, len(SPEECH), 4800):
+            part = SPEECH[at:at + 4800]
+            stream.push_frame(rtc.AudioFrame(part, 24_000, 1, len(part) // 2))
+        async for event in stream:
+            if event.type == stt.SpeechEventType.FINAL_TRANSCRIPT:
+                return event.alternatives[0].text
+realtime | asyncio.run(asyncio.wait_for(live(), 60))
+""",
+    "pipecat-ai[openai]": """
+import asyncio, os
+from pipecat.frames.frames import InputAudioRawFrame, TranscriptionFrame
+from pipecat.services.openai.stt import OpenAIRealtimeSTTService
+from pipecat.tests.utils import SleepFrame, run_test
+async def live():
+    service = OpenAIRealtimeSTTService(
+        api_key=os.environ["OPENAI_API_KEY"], turn_detection=None,
+        base_url=URL.replace("http", "ws") + "/realtime")
+    frames = [InputAudioRawFrame(SPEECH[at:at + 4800], 24_000, 1)
+              for at in range(0, len(SPEECH), 4800)]
+    found, _ = await run_test(service, frames_to_send=[*frames, SleepFrame(9)])
+    return [frame.text for frame in found if isinstance(frame, TranscriptionFrame)][-1]
+realtime | asyncio.run(live())
 """,
     "litellm": """
 import litellm
@@ -179,7 +220,9 @@ def main():
     atexit.register(server.kill)
     question = user(sound(clip.read_bytes()), "what does the speaker say")
     job = {"URL": f"http://127.0.0.1:{port}/v1", "MODEL": Path(ckpt).resolve().name,
-           "AUDIO": str(clip), "MESSAGES": [question]}
+           "AUDIO": str(clip), "PCM": str(at / "speech.pcm"), "MESSAGES": [question]}
+    wav = np.pad(soxr.resample(read_audio(clip), 16_000, 24_000), 24_000)
+    (32767 * wav).astype("<i2").tofile(job["PCM"])
     expected, n_wrong = words.lower().split(), 0
     print("| client | version | call | result |\n|---|---|---|---|")
     for client in only.split(",") if only else PROGRAMS:

@@ -31,6 +31,7 @@ from device import compute_dtype  # noqa: E402
 QUESTIONS = ["what does the speaker say", "who is speaking", "how fast does the speaker talk",
              "how high is it"]
 CHAT = "/v1/chat/completions"
+LIVE = "/v1/realtime?intent=transcription"
 JSON = "application/json"
 
 
@@ -54,6 +55,29 @@ def make_audio(seconds, seed, form="WAV"):
     wav = np.random.default_rng(seed).normal(0, 0.1, n) * np.sin(np.arange(n) / (300 + 50 * seed))
     soundfile.write(out, wav, 16_000, format=form)
     return out.getvalue()
+
+
+def make_speech(seconds, rate=16_000):
+    """A voice that sings vowels, (n,): Silero takes it for speech, as no noise."""
+    t = np.arange(int(seconds * rate)) / rate
+    phase, wav = 2 * np.pi * np.cumsum(120 + 20 * np.sin(4 * np.pi * t)) / rate, np.zeros(len(t))
+    for k in range(1, 30):
+        for formant, speed in ((600, 3), (1300, 4), (2500, 2)):
+            near = 120 * k - formant - 200 * np.sin(2 * np.pi * speed * t)
+            wav += 0.1 * np.exp(-np.square(near / 120)) * np.sin(k * phase)
+    return (wav * (0.6 + 0.4 * np.sin(8 * np.pi * t))).astype(np.float32)
+
+
+def append(wav, **more):
+    """The message that sends wav (n,) at 24 kHz."""
+    data = (32767 * wav).astype("<i2").tobytes()
+    return {"type": "input_audio_buffer.append", "audio": base64.b64encode(data).decode(), **more}
+
+
+def listen(port, path=LIVE, **given):
+    """Open a WebSocket; given: for websockets' connect()."""
+    from websockets.sync.client import connect
+    return connect(f"ws://127.0.0.1:{port}{path}", **given)
 
 
 def sound(data, form="wav"):

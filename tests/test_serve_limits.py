@@ -41,7 +41,8 @@ def test_only_its_own_page_may_ask(port, serve):
         assert request(locked, "GET", "/v1/models", *headers)[0] == status, given
     for path, status in (("//v1/models", 401), ("/v1/models/", 401), ("/", 200), ("/health", 200)):
         assert request(locked, "GET", path, "Host: other.name")[0] == status, path
-    upgrade = "Connection: Upgrade", "Upgrade: websocket"
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+               "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
     assert request(locked, "GET", "/v1/models", "Host: my.name", *upgrade)[0] == 401
     status, body = request(locked, "GET", "/health", "Host: docker:8000")
     assert status == 403 and b"not called 'docker:8000': see --allow_hosts" in body

@@ -1,0 +1,280 @@
+"""OpenAI's realtime transcription over a WebSocket: today's spelling of its events and the beta's.
+
+Sound comes in base64: 16-bit samples, mono, 24 kHz. The event OPEN, with the words that may still
+change, is ours: it is sent if the session's include names it.
+"""
+import asyncio
+import base64
+import json
+import uuid
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from api import Refused, as_refused
+from engine import Job
+from live import Live, Voice
+from recordings import SAMPLE_RATE
+
+RATE = 24_000         # Hz
+MAX_WAITING_S = 30.0  # of sound not yet heard: no more is read meanwhile
+MAX_SESSION_S = 3600  # OpenAI's own limit
+TRANSCRIPTION = "conversation.item.input_audio_transcription"
+OPEN = f"{TRANSCRIPTION}.open"
+
+
+# --- what a client sends
+class Detection(BaseModel):
+    type: Literal["server_vad"]
+    threshold: float = Field(0.5, ge=0, le=1)
+    prefix_padding_ms: int = Field(300, ge=0, le=5000)
+    silence_duration_ms: int = Field(500, ge=100, le=10_000)
+
+
+class Format(BaseModel):
+    type: Literal["audio/pcm"]
+    rate: Literal[24_000] = RATE
+
+
+class Input(BaseModel):
+    format: Format | None = None
+    transcription: dict | None = None
+    turn_detection: Detection | None = None
+
+
+class Audio(BaseModel):
+    input: Input = Input()
+
+
+class Settings(BaseModel):
+    type: Literal["transcription"] = "transcription"
+    audio: Audio = Audio()
+    include: list[str] | None = None
+    input_audio_format: Literal["pcm16"] | None = None  # from here: the beta's
+    input_audio_transcription: dict | None = None
+    turn_detection: Detection | None = None
+
+
+class Update(BaseModel):
+    type: Literal["session.update", "transcription_session.update"]
+    session: Settings
+
+
+class Append(BaseModel):
+    type: Literal["input_audio_buffer.append"]
+    audio: str
+
+
+class Plain(BaseModel):
+    type: Literal["input_audio_buffer.commit", "input_audio_buffer.clear"]
+
+
+EVENTS = TypeAdapter(Annotated[Update | Append | Plain, Field(discriminator="type")])
+
+
+def parse(text, max_bytes):
+    """Read a message's JSON; or Refused."""
+    if len(text) > max_bytes:
+        raise Refused(413, f"a message of more than {max_bytes / 1e6:g} MB")
+    try:
+        return from_json(text)
+    except ValueError as e:
+        raise Refused(400, f"a message is JSON, as text: {e}") from None
+
+
+def as_event(given):
+    try:
+        return EVENTS.validate_python(given)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = first["loc"][1:] or ("type",)  # without the event's type
+        raise as_refused([first | {"loc": place}]) from None
+
+
+def read_samples(audio):
+    """Decode base64 -> float32 (n,) at 24 kHz; or Refused."""
+    try:
+        return np.frombuffer(base64.b64decode(audio, validate=True), "<i2") / np.float32(32768)
+    except ValueError as e:
+        raise Refused(400, f"audio is no base64 of 16-bit samples: {e}", "audio") from None
+
+
+# --- a session
+class Session:
+    """A client's WebSocket; most_s: it ends without a message, or if one can't be sent."""
+
+    def __init__(self, socket, engine, most_s, max_bytes):
+        self.socket, self.engine, self.most_s, self.max_bytes = socket, engine, most_s, max_bytes
+        self.id = f"sess_{uuid.uuid4().hex}"
+        self.detection, self.transcription = Detection(type="server_vad"), {}
+        self.is_beta = self.tells_open = False
+        self.items = []  # Lives that are not transcribed
+        self.item = self.last_id = self.job = self.voice = self.model = None
+        self.more = asyncio.Event()  # to hear
+        self.n_heard = 0  # samples at 16 kHz
+        self.restart()
+
+    def restart(self):
+        """Begin with a new resampler and detector of speech."""
+        import soxr
+        self.resampler = soxr.ResampleStream(RATE, SAMPLE_RATE, 1, dtype="float32")
+        self.model = self.voice.model if self.voice else self.model
+        self.voice = None
+
+    async def run(self):
+        """Answer until the client is gone or silent. TimeoutError: it does not read."""
+        await self.send("session.created", session=self.shown())
+        tasks = [asyncio.create_task(self.read()), asyncio.create_task(self.work())]
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=MAX_SESSION_S,
+                                         return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self.job:
+                self.job.gone = True
+
+    async def send(self, kind, **fields):
+        event = {"type": kind, "event_id": f"event_{uuid.uuid4().hex}", **fields}
+        async with asyncio.timeout(self.most_s):
+            await self.socket.send_text(json.dumps(event))
+
+    def shown(self):
+        """Return the session as its events tell it."""
+        shown = {"format": {"type": "audio/pcm", "rate": RATE}, "transcription": self.transcription,
+                 "turn_detection": self.detection and self.detection.model_dump()}
+        return {"id": self.id, "object": "realtime.transcription_session", "type": "transcription",
+                "audio": {"input": shown}}
+
+    async def read(self):
+        """Obey messages, as fast as the model hears."""
+        while True:
+            while sum(item.n_waiting for item in self.items) > MAX_WAITING_S * SAMPLE_RATE:
+                await asyncio.sleep(0.05)
+            try:
+                message = await asyncio.wait_for(self.socket.receive(), self.most_s)
+            except TimeoutError:
+                return
+            if message["type"] == "websocket.disconnect":
+                return
+            given = None
+            try:
+                given = await asyncio.to_thread(parse, message.get("text") or "", self.max_bytes)
+                await self.obey(as_event(given))
+            except Refused as e:
+                cause = given.get("event_id") if isinstance(given, dict) else None
+                await self.send("error", error=e.error | {"event_id": cause})
+
+    async def obey(self, event):
+        if isinstance(event, Update):
+            await self.update(event.session, event.type)
+        elif isinstance(event, Append):
+            wav = await asyncio.to_thread(read_samples, event.audio)
+            await self.hear(self.resampler.resample_chunk(wav))
+        elif event.type == "input_audio_buffer.commit":
+            if self.item and not self.detection:
+                self.item.add(self.resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            if not self.item or self.item.n_all < SAMPLE_RATE // 10:
+                raise Refused(400, "nothing to commit: less than 0.1 s of sound, or no speech",
+                              code="input_audio_buffer_commit_empty")
+            self.restart()
+            await self.commit()
+        else:
+            self.forget(self.item)
+            self.item = None
+            self.restart()
+            await self.send("input_audio_buffer.cleared")
+
+    async def update(self, given, kind):
+        self.is_beta = kind == "transcription_session.update"
+        for part in (given, given.audio.input):
+            if "turn_detection" in part.model_fields_set:
+                self.detection = part.turn_detection
+        self.transcription = (given.audio.input.transcription or given.input_audio_transcription
+                              or self.transcription)
+        self.tells_open = OPEN in (given.include or [])
+        self.restart()
+        await self.send(f"{kind}d", session=self.shown())
+
+    async def hear(self, wav):
+        """Hear what follows, float32 (n,) at 16 kHz: with a detector, only speech."""
+        found = [("sound", wav)]
+        if self.detection:
+            if not self.voice:
+                self.voice = Voice(self.detection, self.n_heard, self.model)
+            found = await asyncio.to_thread(self.voice.hear, wav)
+        self.n_heard += len(wav)
+        for what, value in found:
+            if not self.item:
+                self.item = Live(f"item_{uuid.uuid4().hex}")
+                self.items.append(self.item)
+            if what == "sound":
+                self.item.add(value)
+            elif what == "pause":
+                self.item.has_pause = True
+            elif what == "start":
+                await self.send("input_audio_buffer.speech_started", item_id=self.item.id,
+                                audio_start_ms=value)
+            else:
+                await self.send("input_audio_buffer.speech_stopped", item_id=self.item.id,
+                                audio_end_ms=value)
+                await self.commit()
+        self.more.set()
+
+    async def commit(self):
+        """End the item."""
+        item, self.item = self.item, None
+        item.is_over = True
+        self.more.set()
+        ids = {"item_id": item.id, "previous_item_id": self.last_id}
+        self.last_id = item.id
+        await self.send("input_audio_buffer.committed", **ids)
+        part = {"type": "input_audio", "transcript": None}
+        shown = {"id": item.id, "object": "realtime.item", "type": "message", "role": "user",
+                 "status": "completed", "content": [part]}
+        name = "created" if self.is_beta else "added"
+        await self.send(f"conversation.item.{name}", **ids, item=shown)
+
+    def forget(self, item):
+        self.items = [other for other in self.items if other is not item]
+        if item:
+            item.is_gone = True
+
+    async def work(self):
+        """Let the model hear the items, one after another."""
+        while True:
+            item = self.items[0] if self.items else None
+            if not (item and item.is_due()):
+                self.more.clear()
+                await self.more.wait()
+                continue
+            wav, is_end = item.take()
+            self.job = Job(wav=wav, live=item, is_end=is_end)
+            self.engine.submit(self.job)
+            heard = await self.job.events.get()
+            if not item.is_gone:
+                await self.tell(item, heard)
+
+    async def tell(self, item, heard):
+        """Send what a pass found."""
+        ids = {"item_id": item.id, "content_index": 0}
+        if isinstance(heard, Exception):
+            self.forget(item)
+            error = Refused(500, "the server failed on this sound").error
+            return await self.send(f"{TRANSCRIPTION}.failed", **ids, error=error)
+        space = self.engine.talker.language.space
+        if heard.settled:
+            delta = space.join([*heard.settled, ""])
+            await self.send(f"{TRANSCRIPTION}.delta", **ids, delta=delta)
+        if self.tells_open:
+            await self.send(OPEN, **ids, text=space.join(heard.open))
+        if heard.all is not None:
+            self.forget(item)
+            text = space.join(heard.all)
+            usage = {"type": "duration", "seconds": round(item.n_all / SAMPLE_RATE, 2)}
+            await self.send(f"{TRANSCRIPTION}.completed", **ids, transcript=text, usage=usage)
