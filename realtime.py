@@ -1,4 +1,4 @@
-"""OpenAI's realtime transcription over a WebSocket: today's spelling of its events and the beta's.
+"""OpenAI's realtime transcription over a WebSocket.
 
 Sound comes in base64: 16-bit samples, mono, 24 kHz. The event OPEN, with the words that may still
 change, is ours: it is sent if the session's include names it.
@@ -52,13 +52,10 @@ class Settings(BaseModel):
     type: Literal["transcription"] = "transcription"
     audio: Audio = Audio()
     include: list[str] | None = None
-    input_audio_format: Literal["pcm16"] | None = None  # from here: the beta's
-    input_audio_transcription: dict | None = None
-    turn_detection: Detection | None = None
 
 
 class Update(BaseModel):
-    type: Literal["session.update", "transcription_session.update"]
+    type: Literal["session.update"]
     session: Settings
 
 
@@ -90,7 +87,7 @@ def as_event(given):
     except ValidationError as e:
         first = e.errors()[0]
         place = first["loc"][1:] or ("type",)  # without the event's type
-        raise as_refused([first | {"loc": place}]) from None
+        raise as_refused(first | {"loc": place}) from None
 
 
 def read_samples(audio):
@@ -109,7 +106,7 @@ class Session:
         self.socket, self.engine, self.most_s, self.max_bytes = socket, engine, most_s, max_bytes
         self.id = f"sess_{uuid.uuid4().hex}"
         self.detection, self.transcription = Detection(type="server_vad"), {}
-        self.is_beta = self.tells_open = False
+        self.tells_open = False
         self.items = []  # Lives that are not transcribed
         self.item = self.last_id = self.job = self.voice = self.model = None
         self.more = asyncio.Event()  # to hear
@@ -172,7 +169,7 @@ class Session:
 
     async def obey(self, event):
         if isinstance(event, Update):
-            await self.update(event.session, event.type)
+            await self.update(event.session)
         elif isinstance(event, Append):
             wav = await asyncio.to_thread(read_samples, event.audio)
             await self.hear(self.resampler.resample_chunk(wav))
@@ -190,16 +187,14 @@ class Session:
             self.restart()
             await self.send("input_audio_buffer.cleared")
 
-    async def update(self, given, kind):
-        self.is_beta = kind == "transcription_session.update"
-        for part in (given, given.audio.input):
-            if "turn_detection" in part.model_fields_set:
-                self.detection = part.turn_detection
-        self.transcription = (given.audio.input.transcription or given.input_audio_transcription
-                              or self.transcription)
+    async def update(self, given):
+        asked = given.audio.input
+        if "turn_detection" in asked.model_fields_set:
+            self.detection = asked.turn_detection
+        self.transcription = asked.transcription or self.transcription
         self.tells_open = OPEN in (given.include or [])
         self.restart()
-        await self.send(f"{kind}d", session=self.shown())
+        await self.send("session.updated", session=self.shown())
 
     async def hear(self, wav):
         """Hear what follows, float32 (n,) at 16 kHz: with a detector, only speech."""
@@ -237,8 +232,7 @@ class Session:
         part = {"type": "input_audio", "transcript": None}
         shown = {"id": item.id, "object": "realtime.item", "type": "message", "role": "user",
                  "status": "completed", "content": [part]}
-        name = "created" if self.is_beta else "added"
-        await self.send(f"conversation.item.{name}", **ids, item=shown)
+        await self.send("conversation.item.added", **ids, item=shown)
 
     def forget(self, item):
         self.items = [other for other in self.items if other is not item]

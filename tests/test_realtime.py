@@ -69,10 +69,6 @@ def test_a_session(port):
         assert {"session.updated", f"{buffer}.cleared", f"{TEXT}.open"} < set(kinds)
         assert events[-1]["usage"]["seconds"] == 5 and f"{buffer}.speech_started" not in kinds
         assert events[kinds.index(f"{buffer}.committed")]["previous_item_id"] == first
-        beta = {"input_audio_format": "pcm16", "turn_detection": None}
-        tell(ws, {"type": "transcription_session.update", "session": beta}, append(VOICE), COMMIT)
-        kinds = [event["type"] for event in hear(ws, f"{TEXT}.completed")]
-        assert {"transcription_session.updated", f"{ITEM}.created"} < set(kinds)
 
 
 def test_errors_are_events(port):
@@ -142,7 +138,7 @@ def test_mutated_messages(port):
     """Broken: one of 2,000 mutated messages ends a session, or the server."""
     rng, good = random.Random(0), [json.dumps(message) for message in (
         update(None), update({"type": "server_vad", "threshold": 0.3}), append(VOICE[:300]),
-        COMMIT, CLEAR, {"type": "transcription_session.update", "session": {}})]
+        COMMIT, CLEAR)]
     with listen(port) as ws:
         for _ in range(2000):
             text = list(rng.choice(good))
@@ -158,27 +154,25 @@ def test_mutated_messages(port):
             pass
 
 
-def test_passes_end_in_the_whole_transcript(ckpt):
-    """Broken: the last pass differs from a recording's transcript; the encoder hears all again."""
+def test_passes_tell_all_words_once(ckpt):
+    """Broken: a settled word changes, comes twice or not at all; the encoder hears all again."""
     talker, live = Talker(ckpt, device="cpu"), Live()
     wav, features, heard = make_speech(8), talker.features, []
     talker.features = lambda wavs: heard.append(len(wavs[0])) or features(wavs)
-    passes = [live.listen(talker, part, "more") for part in np.split(wav, 8)]
+    passes = [live.listen(talker, part, False) for part in np.split(wav, 8)]
     assert max(heard) <= LEFT + RIGHT + STEP + FRAME
-    last = live.listen(talker, wav[:0], "end")
-    text = " ".join(piece.text for piece in talker.transcripts(wav))
-    assert last.text == text and len(live.wav) == 0
-    told = sum((each.settled for each in [*passes, last]), [])
-    assert told and text.endswith(" ".join(last.settled))
+    passes.append(live.listen(talker, wav[:0], True))
+    assert passes[-1].all and len(heard) == 8 and len(live.wav) == 0
+    assert passes[-1].all == sum((each.settled for each in passes), [])
 
 
 def test_half_an_hour_stays_small():
     """Broken: a long utterance keeps its sound, features or words."""
     talker = SimpleNamespace(piece_s=9.75, language=Language("en"))
     talker.features = lambda wavs: [np.ones((len(wavs[0]) // FRAME, 2, 512), np.float16)]
-    talker.write_features = lambda feats, cut: [f"{len(feats[0])} words"]
+    talker.write_features = lambda feats, cut, said: [f"{len(feats[0])} words"]
     live, wav = Live(), np.random.default_rng(0).normal(0, 0.1, 5 * 16_000).astype(np.float32)
     for step in range(360):
-        live.listen(talker, wav * (step % 7 > 0), "more")
-        assert len(live.wav) < 10 * 16_000 and len(live.feats) < 10 * 50 and len(live.words) < 9
-    assert 150 < len(live.listen(talker, wav, "end").text.split()) < 1000
+        live.listen(talker, wav * (step % 7 > 0), False)
+        assert len(live.wav) < 10 * 16_000 and len(live.feats) < 10 * 50
+    assert 150 < len(live.listen(talker, wav, True).all) < 1000
