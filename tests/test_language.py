@@ -12,13 +12,13 @@ from transcripts import NoSpokenForm
 
 SENTENCES = {
     "de": ("Größe „XL“: Öl & 5 Füße?", "größe xl öl 5 füße"), "fr": ("L’été !", "l'été"),
-    "es": ("¿El niño comió 3?", "el niño comió 3"), "ko": ("안녕, 세상!", "안녕 세상"),
+    "ko": ("안녕, 세상!", "안녕 세상"),
     "hi": ("मैं हिन्दी बोलता हूँ।", "मैं हिन्दी बोलता हूँ"),
     "ar": ("هَلْ أنتَ بخير، يا؟", "هَلْ أنتَ بخير يا"),
     "ja": ("「カレー」を 食べます、人々ｶﾞ！", "カレーを食べます人々ガ"),
     "zh": ("我 爱 你，“ＡＩ lab”2024年有3.5%。", "我爱你ai lab二零二四年有百分之三点五")}
 REFUSED = [("zh", "hello", "another"), ("zh", "你好 мир", "another"), ("de", "Öl 你", "another"),
-           ("hi", "مرحبا", "another"), ("de", "5 %", "symbol"), ("ja", "[音楽] はい", "symbol"),
+           ("de", "5 %", "symbol"), ("ja", "[音楽] はい", "symbol"),
            ("ar", "؟!", "no words"), ("zh", "比分3：1", "several ways"),
            ("zh", "1,000人", "several ways")]
 
@@ -76,8 +76,8 @@ def test_text_in_chinese(tmp_path):
 
 
 def test_a_chinese_base(tmp_path):
-    """Broken: practice in syllables ends in an error, a sentence counts as one word, or a run that
-    goes on with a tokenizer without syllables trains on text, in silence."""
+    """Broken: practice in syllables is an error, a sentence counts as one word, or a tokenizer
+    without syllables trains on text, in silence."""
     for split in ("train", "val"):
         text = "我爱北京\n你好吗今天下雨\n他说三点半走\n" * 9
         (tmp_path / f"{split}.txt").write_text(text, encoding="utf-8")
@@ -87,5 +87,4 @@ def test_a_chinese_base(tmp_path):
     assert 1 < log_of(tmp_path / "zh")[-1]["val_ppl_word"] < 1e6
     run("train_base.py", *args, "--pinyin=False", "--vocab_size=270", f"--out_dir={tmp_path}/text")
     args += [f"--lm={tmp_path}/text", f"--out_dir={tmp_path}/no"]
-    said = run("train_base.py", *args, ok=False)
-    assert "pinyin=True needs a new tokenizer" in said
+    assert "pinyin=True needs a new tokenizer" in run("train_base.py", *args, ok=False)

@@ -52,10 +52,7 @@ def test_pieces_cover_the_recording(n, max_s):
 
 @pytest.mark.case("B10")
 def test_digital_silence_has_no_words():
-    """Broken: a recording of nothing, or the nothing after a sentence, is heard as a sentence.
-
-    Hiss and music still are: a model has to learn that (README, limits).
-    """
+    """Broken: a recording of nothing, or the nothing after a sentence, is heard as a sentence."""
     nothing = np.zeros(20 * RATE, np.float32)
     dither = np.random.default_rng(0).integers(-1, 2, 20 * RATE).astype(np.float32) / 32768
     for silence in (nothing, dither, nothing[:1], nothing + np.float32(0.5)):

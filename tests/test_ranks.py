@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from checkpoints import checkpoint_steps
-from test_train import BASE, BOTH, ROOT, base, log_of, world  # noqa: F401
+from test_train import BASE, BOTH, ROOT, base, log_of, world  # world: a fixture
 
 SCRIPT = "\nimport runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
 BEFORE = """\
@@ -28,7 +28,7 @@ run.join_ranks, trainer.Trainer.update = join_ranks, update
 """  # each rank draws other weights; rank 1 dies in step 4
 
 
-def torchrun(world, folder, *args, launch, before=""):  # noqa: F811
+def torchrun(world, folder, *args, launch, before=""):
     """Start train_base.py as torchrun does, in a folder, after lines of Python -> process."""
     command = [sys.executable, "-m", "torch.distributed.run", *launch, "--no-python",
                sys.executable, "-c", before + SCRIPT, f"{ROOT}/train_base.py",
@@ -39,7 +39,7 @@ def torchrun(world, folder, *args, launch, before=""):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.case("B39")
-def test_a_run_goes_on_with_any_ranks(world, tmp_path):  # noqa: F811
+def test_a_run_goes_on_with_any_ranks(world, tmp_path):
     """Broken: ranks train unlike weights, wait for a killed one, or must be as many as before."""
     base(world, tmp_path / "one", "--max_steps=6")
     process = torchrun(world, tmp_path, "--max_steps=6", "--save_every=1", "--out_dir=run",
@@ -59,19 +59,20 @@ def test_a_run_goes_on_with_any_ranks(world, tmp_path):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.case("B39")
 @pytest.mark.parametrize("own", ["run", "text"])
-def test_nodes_with_other_folders_stop_in_one_line(world, tmp_path, own):  # noqa: F811
+def test_nodes_with_other_folders_stop_in_one_line(world, tmp_path, own):
     """Broken: nodes mix a fresh model with a resumed one or train on other data, or one waits."""
     with socket.create_server(("localhost", 0)) as free:
         launch = ["--nnodes=2", "--nproc_per_node=1", "--local_addr=localhost",
                   "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free.getsockname()[1]}"]
-    nodes = []
+    nodes, where = [], ["--out_dir=run"]
+    if own == "text":
+        where = ["--data_dir=text", f"--out_dir={tmp_path}/x"]
     for n in range(2):
         folder = tmp_path / str(n)
         shutil.copytree(world / "text", folder / "text")
         with open(folder / "text" / "train.txt", "a") as f:
             f.write("a cat sees a dog\n" * n)
-        where = {"run": ["--out_dir=run"], "text": ["--data_dir=text", f"--out_dir={tmp_path}/x"]}
-        nodes.append(torchrun(world, folder, "--max_steps=2", *where[own], launch=launch))
+        nodes.append(torchrun(world, folder, "--max_steps=2", *where, launch=launch))
     said = "".join(node.communicate()[0] for node in nodes)
     lines = [line for line in said.splitlines() if line.startswith("train_base.py: ")]
     assert all(node.returncode for node in nodes) and len(lines) == 1, said[-3000:]

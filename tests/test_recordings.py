@@ -1,5 +1,4 @@
-"""recordings.py: sound files as recorders, browsers and archives leave them are read, or refused.
-"""
+"""recordings.py: sound files as recorders, browsers and archives leave them, or wrong ones."""
 import io
 import random
 import struct
@@ -27,12 +26,12 @@ def file_bytes(samples, rate=RATE, kind="WAV", subtype=None, **more):
     return file.getvalue()
 
 
-def by_ffmpeg(kind, codec, rate, seconds=2.0, bit_rate=64000, **options):
+def by_ffmpeg(kind, codec, rate, bit_rate=64000, **options):
     """What ffmpeg writes into a container of this kind."""
-    file, sound = io.BytesIO(), np.resize(WAV, int(seconds * RATE))
+    file = io.BytesIO()
     with av.open(file, "w", format=kind, options=options) as container:
         stream = container.add_stream(codec, rate=rate, layout="mono", bit_rate=bit_rate)
-        frame = av.AudioFrame.from_ndarray((sound * 32767).astype(np.int16)[None], "s16", "mono")
+        frame = av.AudioFrame.from_ndarray((WAV * 32767).astype(np.int16)[None], "s16", "mono")
         frame.sample_rate, frame.pts = RATE, 0
         resampler = av.AudioResampler(stream.format, "mono", rate,
                                       stream.codec_context.frame_size or 1024)
@@ -66,12 +65,12 @@ def without_xing(data):
     return data[data.index(b"\xff", 4 + data.index(b"LAME")):]
 
 
-def cover(n_bytes):
-    """An ID3 tag with a picture that is full of what looks like the beginning of a frame."""
-    picture = b"\0image/jpeg\0\3\0" + b"\xff\xfb\x90\x64" * (n_bytes // 4)
-    frame = b"APIC" + struct.pack(">IH", n_bytes + 14, 0) + picture
-    n = len(frame)
-    return b"ID3\3\0\0" + bytes([n >> 21 & 127, n >> 14 & 127, n >> 7 & 127, n & 127]) + frame
+def cover():
+    """An ID3 tag with a picture of 100 kB, full of what looks like the beginning of a frame."""
+    picture = b"\0image/jpeg\0\3\0" + b"\xff\xfb\x90\x64" * 25_000
+    frame = b"APIC" + struct.pack(">IH", len(picture), 0) + picture
+    size = [len(frame) >> shift & 127 for shift in (21, 14, 7, 0)]
+    return b"ID3\3\0\0" + bytes(size) + frame
 
 
 def check(data, seconds, tolerance, path, level=rms(WAV)):
@@ -122,7 +121,7 @@ def test_flac_of_unknown_length(tmp_path):
     """Broken: a streamed flac lasts years, or a tag hides it, or its damaged frames are noise."""
     whole = file_bytes(WAV, kind="FLAC")
     flac = without_length(whole)
-    for data in (flac, cover(8000) + whole):
+    for data in (flac, cover() + whole):
         check(data, 2.0, 0, tmp_path / "a.flac")
     with pytest.raises(TooLong, match="2.00 s long, over the limit of 1 s"):
         read_audio(flac, max_s=1)
@@ -134,8 +133,7 @@ def test_flac_of_unknown_length(tmp_path):
 @pytest.mark.case("B02", "B27")
 @pytest.mark.parametrize("subtype", ["OPUS", "VORBIS"])
 def test_ogg_that_was_stopped(tmp_path, subtype):
-    """Broken: ogg without the mark of its end is refused, one cut within a page is read in part, or
-    one of half a second is taken for three days."""
+    """Broken: ogg without its end is refused, a part is read as whole, or half a second is days."""
     data = file_bytes(make_wav(6.0), kind="OGG", subtype=subtype)
     assert 4 < len(read_audio(data[:data.rindex(b"OggS")])) / RATE < 6
     with pytest.raises(ValueError, match="ends early"):
@@ -181,15 +179,12 @@ def test_mp3_without_a_header_and_with_tags(tmp_path):
     tags = b"APETAGEX" + bytes(20000) + b"TAG" + b" " * 125
     mp3 = file_bytes(soft, kind="MP3")
     head = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4000, 1, 0, 12, 1, 2, 144, 1, 1393)
-    facts = chunk(b"fmt ", head), chunk(b"fact", struct.pack("<I", len(soft)))
-    cases = [(soft, riff(*facts, chunk(b"data", without_xing(mp3))))]
+    cases = [(soft, riff(chunk(b"fmt ", head), chunk(b"data", without_xing(mp3))))]
     for bare in (mp3, without_xing(mp3)):
-        cases += [(soft, data) for data in (bare, cover(100_000) + bare, bare + tags)]
-    for pair in ((silence, loud), (loud, silence)):
-        wav = np.concatenate(pair)
-        vbr = file_bytes(wav, kind="MP3", bitrate_mode="VARIABLE", compression_level=0.2)
-        cases += [(wav, vbr), (wav, without_xing(vbr))]
-    for wav, data in cases:
+        cases += [(soft, data) for data in (bare, cover() + bare, bare + tags)]
+    wav = np.concatenate([silence, loud])
+    vbr = file_bytes(wav, kind="MP3", bitrate_mode="VARIABLE", compression_level=0.2)
+    for wav, data in (*cases, (wav, vbr), (wav, without_xing(vbr))):
         check(data, len(wav) / RATE, 0.12, tmp_path / "a.mp3", rms(wav))
 
 
@@ -233,7 +228,7 @@ def test_channels_that_cancel():
     for channels, expected in (
             ([WAV, -0.9 * WAV], WAV), ([WAV + 0.2, 0.2 - WAV], WAV + 0.2),
             ([0.4 * WAV, -WAV], -0.3 * WAV), ([WAV, silent], WAV / 2),
-            ([WAV, hum], (WAV + hum) / 2), ([silent, silent, WAV, silent, silent, silent], WAV)):
+            ([WAV, hum], (WAV + hum) / 2), ([WAV, *5 * [silent]], WAV)):
         for kind in ("WAV", "CAF"):  # by soundfile and by ffmpeg
             wav = read_audio(file_bytes(np.stack(channels, 1), kind=kind))
             assert np.abs(np.abs(wav) - np.abs(expected)).max() < 1e-4  # of either sign
@@ -268,9 +263,6 @@ def test_faulty_recorders():
 
 
 # --- refusals
-RUBBISH, READABLE = bytes(range(256)) * 8, "can be read|ends early|is empty"
-
-
 @pytest.mark.case("B13", "B14")
 @pytest.mark.parametrize("word, data", [
     ("empty", b""), ("empty", file_bytes([])),
@@ -279,17 +271,11 @@ RUBBISH, READABLE = bytes(range(256)) * 8, "can be read|ends early|is empty"
     ("samples of 1e.11: scale them to -1..1", file_bytes([1e11] * 99, subtype="FLOAT")),
     ("17 channels at 16000 Hz: at most 16", file_bytes(np.zeros((99, 17)))),
     ("holds no sound", by_ffmpeg("webm", "libopus", 48000).replace(b"A_OPUS", b"A_NONE")),
-    (READABLE, b"<!doctype html><title>302 Found</title>" * 40),
-    (READABLE, b"version https://git-lfs.github.com/spec/v1\nsize 12\n"),
-    (READABLE, bytes.fromhex(
-        "1a45dfa39f4286810142f7810142f2810442f381084282847765626d") + RUBBISH),
-    (READABLE, b"\0\0\0\x1cftypM4A \0\0\2\0M4A isomiso2\0\0\0\x08free\0\0\x0f\xa8mdat"
-     + 2 * RUBBISH),
-    (READABLE, np.random.default_rng(0).bytes(50_000)),
-], ids=range(12))
+    ("can be read|is empty", b"<!doctype html><title>302 Found</title>" * 40),
+    ("can be read|is empty", np.random.default_rng(0).bytes(50_000)),
+], ids=range(9))
 def test_bad_files(tmp_path, word, data):
-    """Broken: a wrong file or a web page is heard as noise, or is no ValueError of one
-    line that names the file and the fault."""
+    """Broken: a wrong file or a web page is heard, or no line names the file and the fault."""
     path = tmp_path / "clip.flac"
     path.write_bytes(data)
     for source, name in ((path, str(path)), (data, "audio")):
@@ -313,14 +299,12 @@ def test_a_list_of_other_files_is_refused(tmp_path):
 def test_limits():
     """Broken: exactly the limit is refused, or "30.0 s, over the limit of 30 s" is said."""
     sound = np.resize(WAV, 31 * RATE)
-    for n, shown in ((30 * RATE, ""), (30 * RATE + 2, "30.01"), (30 * RATE + 640, "30.04")):
-        data = file_bytes(sound[:n], kind="FLAC")
-        if shown:
-            with pytest.raises(TooLong, match=f"{shown} s long, over the limit of 30 s"):
-                read_audio(data, max_s=30)
-        else:
-            assert len(read_audio(data, max_s=30)) == n
-    for data in (file_bytes(sound[:30 * 11025], 11025), file_bytes(sound[:30 * RATE], kind="MP3")):
+    for extra, shown in ((2, "30.01"), (640, "30.04")):
+        with pytest.raises(TooLong, match=f"{shown} s long, over the limit of 30 s"):
+            read_audio(file_bytes(sound[:30 * RATE + extra], kind="FLAC"), max_s=30)
+    whole = sound[:30 * RATE]
+    for data in (file_bytes(sound[:30 * 11025], 11025), file_bytes(whole, kind="MP3"),
+                 file_bytes(whole, kind="FLAC")):
         assert len(read_audio(data, max_s=30)) / RATE == pytest.approx(30, abs=0.001)
 
 
@@ -345,7 +329,7 @@ def test_damaged_files_raise_nothing_else():
         rng, data = random.Random(i), bytearray(files[i % len(files)])
         for _ in range(rng.choice([1, 4, 20])):
             data[rng.randrange(min(len(data), rng.choice([300, 10**6])))] = rng.randrange(256)
-        end = rng.choice([10**6, rng.randrange(len(data))])
+        end = rng.choice([None, rng.randrange(len(data))])
         try:
             assert np.isfinite(read_audio(bytes(data[:end]), 10.0)).all()
         except ValueError as e:

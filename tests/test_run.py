@@ -11,8 +11,8 @@ from folders import make_folder
 
 
 def test_clock_and_log(monkeypatch, tmp_path, capsys):
-    """Broken: ms a step count evaluations, or the minutes to go leave them out; or a line of the
-    log has no fixed fields or loses digits."""
+    """Broken: ms a step count evaluations, the minutes to go don't; or a log's line loses digits.
+    """
     now = [100.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
     clock = run.Clock(first_step=5, max_steps=25)
@@ -30,13 +30,14 @@ def test_clock_and_log(monkeypatch, tmp_path, capsys):
 
 
 def test_a_folder_is_made_once_and_no_other_is_emptied(tmp_path, monkeypatch, capsys):
-    """Broken: data made with other settings, inputs or code, or cut short, count as up to date; or
-    --out_dir= of another script, or of somebody else, costs what lies there."""
+    """Broken: data of other settings, inputs or code, or cut short, count as up to date; or another
+    script's or somebody's folder is emptied."""
     def prepare(text, source="ab12"):
         def make():
             (tmp_path / "a.txt").write_text(text)
+            (tmp_path / "clips").mkdir()  # an earlier run's is gone
             return ["a.txt"], {"n": 1}
-        make_folder(tmp_path, {"text": text}, lambda: {"source": source}, make, "a.txt")
+        make_folder(tmp_path, {"text": text}, lambda: {"source": source}, make, "clips")
         return capsys.readouterr().out
 
     monkeypatch.setattr(sys, "argv", ["prepare_text.py"])

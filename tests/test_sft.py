@@ -9,9 +9,9 @@ from audio import Projector
 from checkpoints import load_checkpoint, load_saved, read_meta
 from decode import score_answers
 from model import GPT, add_lora, lora_state, merged_state
-from test_model import tiny  # noqa: F401
-from test_train import (BOTH, align, base, log_of, losses, run, same_state,
-                        world, write_features)  # noqa: F401 (world is a fixture)
+from test_model import tiny  # a fixture, as is world
+from test_train import (BOTH, align, base, log_of, losses, run, same_state, world,
+                        write_features)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from texture import Texture
@@ -21,7 +21,7 @@ SFT = [*BOTH, "--batch_tokens=400", "--text_rows=3", "--lora_rank=2"]
 
 
 @pytest.fixture(scope="module")
-def school(world):  # noqa: F811
+def school(world):
     """An aligned run; features of two taps with questions, whose answers are in the clip's mean."""
     align(world, world / "w2", "--max_steps=1", "--ctc=0.5")
     sha256 = json.loads((world / "features" / "manifest.json").read_text())["encoder_sha256"]
@@ -29,10 +29,9 @@ def school(world):  # noqa: F811
     question = multiple_choice("Which pitch is it?", ["low", "high", "red", "old"])
     for i in range(48):
         turns = [["pitch", question, ("low", "high")[i % 2]], ["sex", "who likes it", "a man"]]
-        said = {"text": "the dog sees a cat"} if i % 3 else {
-            "text": "", "labels": {"sentence": "nobody is speaking"}}
-        info = {**said, "seconds": 0.5, "split": "train" if i < 40 else "val",
-                "turns": turns[:1 + i % 2]}
+        info = {"text": "the dog sees a cat" * (i % 3 > 0), "seconds": 0.5,
+                "labels": {} if i % 3 else {"sentence": "nobody is speaking"},
+                "split": "train" if i < 40 else "val", "turns": turns[:1 + i % 2]}
         feats = (rng.normal(size=(18 + i % 5, 2, 32)) + 2 * (i % 2)).astype(np.float16)
         clips.append((f"item{i:03d}", feats, info))
     write_features(world / "items", clips, [0, -1], sha256)
@@ -49,7 +48,7 @@ def sft(school, out, *args, **kwargs):
                f"--sentences={school}/text/train.txt", f"--out_dir={out}", *SFT, *args, **kwargs)
 
 
-def test_lora_changes_nothing_at_first_and_merges(tiny):  # noqa: F811
+def test_lora_changes_nothing_at_first_and_merges(tiny):
     """Broken: LoRA isn't zero at its start, or a merged checkpoint answers otherwise."""
     idx = torch.randint(0, 50, (2, 9))
     before = tiny(idx)
@@ -65,18 +64,17 @@ def test_lora_changes_nothing_at_first_and_merges(tiny):  # noqa: F811
     torch.testing.assert_close(plain(idx), after, atol=2e-4, rtol=1e-4)
 
 
-def test_score_answers_are_the_forward_pass(tiny):  # noqa: F811
+def test_score_answers_are_the_forward_pass(tiny):
     """Broken: options are scored with another prompt's cache, or a neighbour's padding."""
     prompts, audio = [[5, 6, 7, 8], [9, 10]], [torch.randn(3, 48), torch.randn(5, 48)]
     answers = [[[1, 2, 3], [4]], [[3, 3], [2, 1, 1, 4]]]
-    got = score_answers(tiny, prompts, answers, audio)
-    for b in range(2):
-        for k, answer in enumerate(answers[b]):
-            idx = torch.tensor([prompts[b] + answer])[:, :-1]
-            logits = tiny(idx, audio_features=audio[b][None]).log_softmax(2)[0]
-            logits = logits[len(prompts[b]) - 1:]
+    scores = score_answers(tiny, prompts, answers, audio).tolist()
+    for prompt, sound, options, found in zip(prompts, audio, answers, scores):
+        for answer, score in zip(options, found):
+            idx = torch.tensor([prompt + answer])[:, :-1]
+            logits = tiny(idx, audio_features=sound[None]).log_softmax(2)[0, len(prompt) - 1:]
             expected = sum(logits[t, i].item() for t, i in enumerate(answer))
-            assert got[b, k] == pytest.approx(expected, abs=1e-3)
+            assert score == pytest.approx(expected, abs=1e-3)
 
 
 def test_texture_tokens_know_the_level():
@@ -127,10 +125,10 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
     assert all(row["text_loss"] > 0 for row in rows if "lr" in row)
     assert "val_right" in rows[-1]
     saved = torch.load(folder / "lora_000002.pt", weights_only=True)
-    assert len([name for name, p in saved.items() if name.endswith("lora_b") and p.any()]) == 12
+    assert sum(name.endswith("lora_b") and p.any() for name, p in saved.items()) == 12
     before, after = (load_checkpoint(path)[0].state_dict() for path in (school / "w2", folder))
-    new_ids = [10, *(i for name, i in load_tokenizer(folder).special_ids.items()
-                     if name != "<|bos|>")]
+    _, *special = load_tokenizer(folder).special_ids.values()  # <|bos|> is known
+    new_ids = [10, *special]
     adamw = load_saved(folder, read_meta(folder), "optim")["optimizers"][0]
     moments = [adamw["state"][i]["exp_avg"] for i in adamw["param_groups"][1]["params"]]
     assert {len(x) for x in moments} == {len(new_ids)}  # of rows, not of whole tables
@@ -139,18 +137,16 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
         if name.startswith(("transformer.wte", "lm_head", "value_embeds")):
             assert not same[new_ids].all(), name
             same[new_ids] = True
-        adapted = name.endswith(("c_q.weight", "c_fc.weight", "c_proj.weight"))
-        assert adapted or "c_" in name or same.all(), name
-        assert not adapted or not same.all(), name
+        is_adapted = name.endswith(("c_q.weight", "c_fc.weight", "c_proj.weight"))
+        assert ("c_" in name and not is_adapted) or same.all() != is_adapted, name
     started, learnt = (load_saved(path, read_meta(path), "projector")
                        for path in (school / "w2", folder))
     assert not torch.equal(started["ctc_head.weight"], learnt["ctc_head.weight"])
     key = Texture(load_tokenizer(folder)).key(load_checkpoint(folder)[0])
     assert torch.equal(learnt["texture_key"], key)  # as texture practice knows it
     assert learnt["texture_fc1.weight"].any()  # the regression's
-    audio = read_meta(folder)["audio"]
-    assert audio["prompt"] == "chat" and audio["taps"] == [0, -1] and audio["plain"]
-    assert audio["language"] == "en"
+    assert {"prompt": "chat", "taps": [0, -1], "plain": True,
+            "language": "en"}.items() <= read_meta(folder)["audio"].items()
     assert (folder / "encoder.pt").exists()
 
 
@@ -180,6 +176,5 @@ def test_bad_input_is_one_line(school, tmp_path):
                          (f"--chats={tmp_path}/bad.jsonl", "bad.jsonl:1"),
                          (f"--turns={tmp_path}/bad.jsonl", "bad.jsonl:1"),
                          (f"--lm={school}/base", "no projector"), ("--data_dir=no", "no: no")):
-        out = sft(school, tmp_path / "x", "--max_steps=1", arg, ok=False)
-        assert message in out.strip().splitlines()[-1], (arg, out[-400:])
+        assert message in sft(school, tmp_path / "x", "--max_steps=1", arg, ok=False)
     assert not (tmp_path / "x").exists()

@@ -7,33 +7,31 @@ from questions import NOBODY, NUMBERS
 from sources import read_sources
 from commands import read_rows, run
 
-HELD_OUT = {  # of each set: a recording that is held out, and its labels
-    "ravdess": ("Actor_21/03-01-06-01-02-01-21.wav", {"emotion": "afraid"}),
-    "crema_d": ("AudioWAV/1005_DFA_NEU_XX.wav", {"emotion": "neutral"}),
-    "emodb": ("wav/16b10Wb.wav", {"emotion": "angry"}),
+SETS = {  # a recording that is held out, its labels, one of training, one without a label or twice
+    "ravdess": ("Actor_21/03-01-06-01-02-01-21.wav", {"emotion": "afraid"},
+                "Actor_01/03-01-06-01-02-01-01.wav"),
+    "crema_d": ("AudioWAV/1005_DFA_NEU_XX.wav", {"emotion": "neutral"},
+                "AudioWAV/1001_DFA_NEU_XX.wav", "AudioMP3/1005_DFA_NEU_XX.mp3"),
+    "emodb": ("wav/16b10Wb.wav", {"emotion": "angry"}, "wav/03b10Wb.wav"),
     "esc50": ("audio/5-234879-A-36.wav", {"thing": "vacuum cleaner", "sentence": NOBODY,
-                                          "person": NOBODY}),
-    "fsdd": ("recordings/7_theo_0.wav", {"digit": "seven", "sentence": "seven"}),
-    "speech_commands": ("yes/0a7c2a80_nohash_0.wav", {"command": "yes", "sentence": "yes"})}
-OTHERS = {  # a recording of training; those without a label, or there twice
-    "emodb": ["wav/03b10Wb.wav"],
-    "ravdess": ["Actor_01/03-01-06-01-02-01-01.wav"],
-    "crema_d": ["AudioWAV/1001_DFA_NEU_XX.wav", "AudioMP3/1005_DFA_NEU_XX.mp3"],
-    "esc50": ["audio/1-100032-A-0.wav"], "fsdd": ["recordings/7_jackson_0.wav"],
-    "speech_commands": ["yes/0a7c2a8d_nohash_0.wav", "bird/0a7c2a80_nohash_0.wav"]}
+                                          "person": NOBODY}, "audio/1-100032-A-0.wav"),
+    "fsdd": ("recordings/7_theo_0.wav", {"digit": "seven", "sentence": "seven"},
+             "recordings/7_jackson_0.wav"),
+    "speech_commands": ("yes/0a7c2a80_nohash_0.wav", {"command": "yes", "sentence": "yes"},
+                        "yes/0a7c2a8d_nohash_0.wav", "bird/0a7c2a80_nohash_0.wav")}
 
 
-@pytest.mark.parametrize("name", HELD_OUT)
+@pytest.mark.parametrize("name", SETS)
 def test_a_set_is_read(name, tmp_path):
     """Broken: a name is read as another label, or a recording of training is asked about."""
-    path, labels = HELD_OUT[name]
-    for each in (path, *OTHERS[name]):
+    path, labels, *others = SETS[name]
+    for each in (path, *others):
         (tmp_path / "copy" / each).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "copy" / each).touch()
     clips = read_sources(f" {name}={tmp_path}", True)
     assert clips == [{"path": f"{tmp_path}/copy/{path}", "labels": labels}]
-    others = read_sources(f" {name}={tmp_path}", False)
-    assert [clip["path"] for clip in others] == [f"{tmp_path}/copy/{OTHERS[name][0]}"]
+    clips = read_sources(f" {name}={tmp_path}", False)
+    assert [clip["path"] for clip in clips] == [f"{tmp_path}/copy/{others[0]}"]
     (tmp_path / "copy" / path).unlink()
     with pytest.raises(ValueError, match=f"{tmp_path}/copy: no recording such as .* from https?:"):
         read_sources(f"{name}={tmp_path}/copy", True)

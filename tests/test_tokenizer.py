@@ -37,13 +37,6 @@ def encoding(monkeypatch):
     return module.Encoding
 
 
-def sentences():
-    """Sentences of made-up words, always the same."""
-    rng = random.Random(1)
-    words = ["".join(rng.choices("aeioustrnlm'", k=rng.randint(1, 7))) for _ in range(120)]
-    return [" ".join(rng.choices(words, k=6)) for _ in range(400)]
-
-
 def test_ids_are_nanochats(bpe):
     """Broken: split pattern, merge order or ids differ: a nanochat checkpoint reads nonsense."""
     assert [bpe.encode(text) for text in NANOCHAT["texts"]] == NANOCHAT["ids"]
@@ -84,34 +77,20 @@ def merge_by_rank(ranks, piece):
 
 def test_merges_by_rank():
     """Broken: words are merged in another order than nanochat's, whoever made the vocabulary."""
+    rng = random.Random(0)
+
+    def draw(letters):
+        return "".join(rng.choices(letters, k=rng.randint(1, 15)))
+
     tokens = [b"ab", b"ba", b"aba", b"bab", b"abab", b"aa", b"aaa", b"abaaa", b"baab"]
-    trained = train_bpe(sentences(), 500)
+    trained = train_bpe([draw("aeioustrnlm") for _ in range(400)], 500)
     for tok, letters in ((trained, "aeioustrnlm"), (BPETokenizer(tokens), "ab")):
-        ranks, rng = {token: i for i, token in enumerate(tok.tokens)}, random.Random(0)
-        for _ in range(500):
-            word = "".join(rng.choices(letters, k=rng.randint(1, 15)))
+        ranks = {token: i for i, token in enumerate(tok.tokens)}
+        for word in [draw(letters) for _ in range(500)]:
             assert tok.encode(word) == merge_by_rank(ranks, word.encode()), (word, tokens)
 
 
-@pytest.mark.parametrize("texts, vocab_size, said", [
-    (["a few words"], 8, "give 265 to 265"), (["199199199"], 300, "give 265 to 268")])  # 19 91 99
-def test_training_that_cannot_be(texts, vocab_size, said):
-    """Broken: a vocabulary is of another size than asked, or digits are not in pairs."""
-    with pytest.raises(ValueError, match=said):
-        train_bpe(texts, vocab_size)
-
-
 # ---- files
-
-def test_save_and_load(bpe, tmp_path):
-    """Broken: a saved tokenizer gives other ids when read."""
-    for tok in (bpe, BPETokenizer()):
-        tok.save(tmp_path)
-        again = load_tokenizer(tmp_path)
-        assert (type(again), again.pieces) == (type(tok), tok.pieces)
-        assert [again.encode(text) for text in ODD] == [tok.encode(text) for text in ODD]
-        assert os.listdir(tmp_path) == ["tokenizer.json"]
-
 
 def refused(path, data):
     """Write a tokenizer's file -> why it is refused, in one line that starts with the path."""
@@ -132,10 +111,10 @@ def test_wrong_files(bpe, tmp_path):
     path = tmp_path / "tokenizer.json"
     whole = path.read_text(encoding="utf-8")
     tokens = json.loads(whole)["tokens"]
-    for change in (dict(pattern="x"), dict(format="x"), dict(tokens=3), dict(tokens=tokens[:-1]),
+    for change in (dict(pattern="x"), dict(tokens=3), dict(tokens=tokens[:-1]),
                    dict(tokens=tokens[:-1] + ["ha€"])):
         refused(path, json.dumps(json.loads(whole) | change))
-    for text in ("{}", whole[:-40], b"\xff\xfe\x00"):
+    for text in ("{}", whole[:-40]):
         refused(path, text)
     (tmp_path / "tokenizer.pkl").write_bytes(PICKLE)
     refused(path, "{")  # the run's own file is not passed over
@@ -145,8 +124,7 @@ def test_wrong_files(bpe, tmp_path):
 
 
 def test_wrong_pickles(tmp_path, encoding):
-    """Broken: a foreign, cut or inconsistent pickle is read, takes the memory, or one from the
-    internet runs what its author likes."""
+    """Broken: a foreign, cut or inconsistent pickle is read, takes the memory, or is run."""
     class Hostile:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -169,9 +147,8 @@ def test_wrong_pickles(tmp_path, encoding):
         assert "are not nanochat's" in refused(path, data)
     refused(path, PICKLE[:-1])
     assert os.listdir(tmp_path) == ["tokenizer.pkl"]
-    for data in (hostile, joined):
-        pickle.loads(data)  # it would have run
-        (tmp_path / "ran").rmdir()
+    pickle.loads(joined)  # it would have run
+    assert os.listdir(tmp_path / "ran") == []
 
 
 def test_export_is_what_nanochat_reads(bpe, tmp_path, encoding):
@@ -189,8 +166,7 @@ def test_export_is_what_nanochat_reads(bpe, tmp_path, encoding):
 # ---- chats
 
 def test_conversation_is_nanochats(bpe):
-    """Broken: chat tokens or the loss mask differ from nanochat's, or turns may come in any order.
-    """
+    """Broken: chat tokens or the loss mask differ from nanochat's, or turns may have any order."""
     wanted = NANOCHAT["conversation_ids"], NANOCHAT["conversation_mask"]
     assert render_conversation(bpe, NANOCHAT["conversation"]) == wanted
     with pytest.raises(ValueError, match="message 0 is from 'assistant': user and assistant come"):
