@@ -107,8 +107,8 @@ def hear(sentences, rng, ease=1.0, texture=None, facts=None):
 
     facts: how each recording sounds, {task: answer}, which tokens of a Texture in front tell.
     """
-    imitation = imitate_audio(sentences, spelling, rng, ease)
-    audio, lens = practice_features(model, blank, imitation, rng, ease), imitation.lens.to(dev)
+    pairs, weights, lens = imitate_audio(sentences, spelling, rng, ease)
+    audio, lens = practice_features(model, blank, pairs, weights, rng, ease), lens.to(dev)
     if texture and any(facts):
         told = texture.imitate(model, facts, rng, ease)
         audio, lens = torch.cat([told.to(audio.dtype), audio], 1), lens + TEXTURE

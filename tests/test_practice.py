@@ -42,15 +42,15 @@ def test_imitated_recordings(ease):
     """Broken: pieces are lost, out of order or stretched otherwise, or padding counts as sound."""
     sentences = [np.arange(300, 340), np.arange(301, 302), np.arange(302, 315)]
     spelling = np.arange(500, 600)
-    found = practice.imitate_audio(sentences, spelling, np.random.default_rng(1), ease)
+    pairs, weights, lens = practice.imitate_audio(sentences, spelling, np.random.default_rng(1), ease)
     rng = np.random.default_rng(1)
     expected = [slow_imitation(ids, spelling, rng, ease) for ids in sentences]
-    assert found.lens.tolist() == [len(places) for places in expected]
-    for pairs, weights, places in zip(found.pairs, found.weights, expected):
+    assert lens.tolist() == [len(places) for places in expected]
+    for found, own, places in zip(pairs, weights, expected):
         piece, rival, weight = zip(*places)
-        assert pairs[:len(places)].T.tolist() == [list(piece), list(rival)]
-        assert weights[:len(places), 0].numpy() == pytest.approx(weight, abs=1e-6)
-    assert (found.pairs[0, :, 0] >= 500).any() == found.weights.any() == (ease > 0)
+        assert found[:len(places)].T.tolist() == [list(piece), list(rival)]
+        assert own[:len(places), 0].numpy() == pytest.approx(weight, abs=1e-6)
+    assert (pairs[0, :, 0] >= 500).any() == weights.any() == (ease > 0)
 
 
 @pytest.mark.parametrize("ease", [0.0, 1.0])
@@ -60,9 +60,9 @@ def test_features_are_embeddings(ease):
     model = GPT(GPTConfig(64, 320, 2, 2, 2, 32))
     blank = torch.nn.Parameter(torch.randn(32))
     rng = np.random.default_rng(2)
-    heard = practice.imitate_audio([np.arange(260, 300)], np.arange(260, 310), rng, ease)
-    x = practice.practice_features(model, blank, heard, rng, ease)[0]
-    piece = heard.pairs[0, :, 0]
+    pairs, weights, _ = practice.imitate_audio([np.arange(260, 300)], np.arange(260, 310), rng, ease)
+    x = practice.practice_features(model, blank, pairs, weights, rng, ease)[0]
+    piece = pairs[0, :, 0]
     table = rms_norm(model.transformer.wte.weight, (32,))
     expected = torch.where(piece[:, None] < 0, rms_norm(blank, (32,)), table[piece.clamp(min=0)])
     assert torch.allclose(x, expected, atol=1e-4) == (ease == 0)
