@@ -109,8 +109,7 @@ def spell(projector, tok, features):
 
     features: as in transcribe(); tok: its first tokens are the head's pieces.
     """
-    features, lens = pad(features, projector.mean.device)
-    audio, audio_lens = projector(features, lens)
+    audio, audio_lens = projector(*pad(features, projector.mean.device))
     texts = []
     for row, n in zip(projector.ctc_head(audio.float()).argmax(2), audio_lens):
         ids = torch.unique_consecutive(row[:n])
@@ -126,8 +125,8 @@ def word_times(projector, tok, features, words):
     features: float array (T, n_taps, D); words: list of str. A word lasts from the first audio
     token of its first piece to the last of its last piece, as the projector's CTC head hears them.
     """
-    features, lens = pad([features], projector.mean.device)
-    audio = projector(features, lens)[0][0, projector.texture:]  # (T_a, C)
+    audio, _ = projector(*pad([features], projector.mean.device))
+    audio = audio[0, projector.texture:]  # (T_a, C)
     log_probs = projector.ctc_head(audio.float()).log_softmax(1).cpu()
     speller = Speller(tok, log_probs.size(1) - 1)
     spelled = [speller.encode(" " * (i > 0) + word) for i, word in enumerate(words)]

@@ -7,9 +7,8 @@ Measure a checkpoint: error rates of speech, or AudioBench-mini's four-choice qu
     python eval_bench.py --bench=data/audiobench_mini   # 200 questions, with controls
 
 Speech: writes eval.json and eval_<name>.jsonl, the worst clip first. Shuffled: a
-clip's text against what the model hears in another clip of similar length; its floor: against that
-clip's own text. scoring.py says what an error is. whisper-base: its own decoder, by the package
-faster-whisper.
+clip's text against what the model hears in another clip of similar length. scoring.py says what an
+error is. whisper-base: its own decoder, by the package faster-whisper.
 Questions: writes bench.json, bench.jsonl, and page.html, which plays errors of each cell.
 """
 import hashlib
@@ -180,10 +179,9 @@ def evaluate_folder(talker, clips, times):
     rates = {"wer": (counts, groups),
              "cer": (scoring.count_characters(references, heard, own), groups)}
     spoken = [i for i, clip in enumerate(clips) if clip["text"]]
-    for kind, texts in (("wer_shuffled", heard), ("wer_shuffled_floor", references)):
-        others = [texts[clips[i]["other"]] for i in spoken]
-        each = scoring.count_errors([references[i] for i in spoken], others, own)
-        rates[kind] = each, [groups[i] for i in spoken]
+    shuffled = scoring.count_errors([references[i] for i in spoken],
+                                    [heard[clips[i]["other"]] for i in spoken], own)
+    rates["wer_shuffled"] = shuffled, [groups[i] for i in spoken]
     table = {"clips": len(clips), "silent_clips": len(clips) - len(spoken), "cut_off": n_cut,
              "words": int(counts[:, 0].sum()), "intervals": {},
              "resampled": sorted({group.split()[0] for group in groups})}

@@ -39,11 +39,6 @@ SLIP_SHARE = 0.1    # share of the text's tokens that are read wrong: the GPT mu
 EASE_STEPS = 200    # the disturbances grow from nothing to full strength over these steps
 
 
-def ease_at(step):
-    """Return the strength of the disturbances at a step: 0..1."""
-    return min((step + 1) / EASE_STEPS, 1.0)
-
-
 class Speller(BPETokenizer):
     """Spells with tok's first n_tokens tokens, or its syllables; special ids are tok's."""
 

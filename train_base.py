@@ -17,7 +17,7 @@ from files import read_sentences, sha256_file
 from language import syllables
 from model import GPT, GPTConfig
 from optim import gpt_optimizers
-from practice import (Speller, count_right, ease_at, imitate_audio, practice_features,
+from practice import (EASE_STEPS, Speller, count_right, imitate_audio, practice_features,
                       read_chats, render_chats, slip)
 from rows import Sentences
 from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
@@ -135,7 +135,7 @@ def get_batch(step, microbatch, kind):
         rows = to_gpu(get_text(step, microbatch))
         return {"idx": rows[:, :-1], "targets": rows[:, 1:]}
     rng = np.random.default_rng([seed, 1, step, microbatch])
-    ease, is_spelled = ease_at(step), step < spell_steps
+    ease, is_spelled = min((step + 1) / EASE_STEPS, 1.0), step < spell_steps
     if kind == CHATS:
         some = [talks["train"][i] for i in pick(talk_sizes, step, microbatch, chat_rows)]
         return render(some, speller if is_spelled else tok, rng, ease)
