@@ -8,9 +8,9 @@ decode  64 tokens after 16, of 1, 8 and 32 rows, by a d4 GPT
 The weights are random. Compare figures of one machine only.
 """
 import json
-import time
 
 import torch
+from torch.utils.benchmark import Timer
 
 from configurator import configure, user_input
 from decode import generate
@@ -26,16 +26,9 @@ config = configure(globals())
 
 
 def time_of(work):
-    """Call work() for 5 s (quick: 1 s); return the least seconds of all calls but the first."""
-    times = []
-    end = time.perf_counter() + (1 if quick else 5)
-    while len(times) < 3 or time.perf_counter() < end:
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+    """Call work() for 5 s (quick: 1 s); return the median seconds of a call."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=1 if quick else 5).median
 
 
 def measure_train(where):
@@ -54,7 +47,6 @@ def measure_train(where):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    step()  # compiles
     rate = B * T / time_of(step)
     return {"tok_s": rate, "mfu": gpt.flops_per_token(T) * rate / peak_flops(where)}
 
@@ -64,7 +56,7 @@ def measure_decode(where):
     rates = {}
     for B in (1, 8, 32):
         prompts = torch.randint(4096, (B, 16)).tolist()
-        rates[f"batch_{B}"] = 64 * B / time_of(lambda: list(generate(gpt, prompts, max_tokens=64)))
+        rates[f"batch_{B}"] = 64 * B / time_of(lambda: generate(gpt, prompts, max_tokens=64))
     return rates
 
 

@@ -182,9 +182,8 @@ def evaluate_folder(talker, clips, times):
     shuffled = scoring.count_errors([references[i] for i in spoken],
                                     [heard[clips[i]["other"]] for i in spoken], own)
     rates["wer_shuffled"] = shuffled, [groups[i] for i in spoken]
-    table = {"clips": len(clips), "silent_clips": len(clips) - len(spoken), "cut_off": n_cut,
-             "words": int(counts[:, 0].sum()), "intervals": {},
-             "resampled": sorted({group.split()[0] for group in groups})}
+    table = {"clips": len(clips), "words": int(counts[:, 0].sum()), "cut_off": n_cut,
+             "resampled": sorted({group.split()[0] for group in groups}), "intervals": {}}
     for kind, pair in rates.items():
         table[kind], table["intervals"][kind] = scoring.error_rate(*pair)
     if times:
@@ -203,7 +202,7 @@ def evaluate_folder(talker, clips, times):
 def evaluate(talker, found):
     """Evaluate the folders of read_speech(), write a jsonl of each; return eval.json's figures."""
     own = talker.language
-    result = {"language": own.code, "measure": own.measure, "folders": {}, "transcripts": []}
+    result = {"language": own.code, "folders": {}, "transcripts": []}
     with user_input():
         times = count_spoken(talker)
     for name, folder, clips, left_out in found:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from files import write_json
+from language import syllables
 
 SPECIAL_TOKENS = ["<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>",
                   "<|assistant_end|>", "<|python_start|>", "<|python_end|>", "<|output_start|>",
@@ -111,18 +112,18 @@ def train_bpe(texts, vocab_size):
     return tok
 
 
-def train_syllables(texts, vocab_size, most, read):
-    """Train a BPETokenizer of texts (list of str) whose tokens are read as syllables.
+def train_syllables(texts, vocab_size, most):
+    """Train a BPETokenizer of Chinese texts (list of str) whose tokens are read as pinyin.
 
-    most: of the syllables so many are tokens. read: a token's text -> [syllable], which ends in a
-    digit, as no token of text does; [] if it has none.
+    most: of the syllables so many are tokens; they end in a digit, as no token of text does.
     """
     counts = Counter()
     for char, n in Counter(chain.from_iterable(texts)).items():
-        counts.update(dict.fromkeys(read(char), n))
+        counts.update(dict.fromkeys(syllables(char), n))
     said = [syllable.encode() for syllable, _ in counts.most_common(most)]
     tokens = train_bpe(texts, vocab_size - len(said)).tokens[256:]
-    readings = {token: " ".join(read(token.decode(errors="replace").strip())) for token in tokens}
+    readings = {token: " ".join(syllables(token.decode(errors="replace").strip()))
+                for token in tokens}
     return BPETokenizer(said + tokens, len(said), readings)
 
 

@@ -14,7 +14,6 @@ from configurator import configure, fail, user_input
 from data import stretched_batch
 from documents import Documents
 from files import read_sentences, sha256_file
-from language import syllables
 from model import GPT, GPTConfig
 from optim import gpt_optimizers
 from practice import (EASE_STEPS, Speller, count_right, imitate_audio, practice_features,
@@ -165,7 +164,7 @@ with user_input():
     if source or documents:
         tok = load_tokenizer(source or documents)
     elif pinyin:
-        tok = train_syllables(lines["train"], vocab_size, practice_vocab - 256, syllables)
+        tok = train_syllables(lines["train"], vocab_size, practice_vocab - 256)
     else:
         tok = train_bpe(lines["train"], vocab_size)
     if pinyin and not tok.readings:
