@@ -285,15 +285,15 @@ class Search:
 def score_answers(model, prompts, answers, audio=None):
     """Return float32 (B, K), the summed log-probability of K answers after each of B prompts.
 
-    prompts: lists of ids; answers: B lists of K of them; audio: None, or B tensors (T_a, C).
+    prompts: lists of ids; answers: B lists of K of them, one of 2 ids or more; audio: None, or B
+    tensors (T_a, C).
     """
     K, flat = len(answers[0]), list(chain.from_iterable(answers))
     cache, logits = prefill(model, prompts, audio, max(map(len, flat)))
     cache.select([i // K for i in range(len(flat))])
     logits = logits.repeat_interleave(K, dim=0)[:, None]  # (B*K, 1, V)
     targets, lens = pad(flat, logits.device, -1)
-    if targets.size(1) > 1:
-        idx = targets[:, :-1].clamp(min=0)
-        logits = torch.cat([logits, model(idx, kv_cache=cache, text_lens=lens - 1)], 1)
+    idx = targets[:, :-1].clamp(min=0)
+    logits = torch.cat([logits, model(idx, kv_cache=cache, text_lens=lens - 1)], 1)
     each = logits.log_softmax(2).gather(2, targets.clamp(min=0)[..., None])[..., 0]  # (B*K, T)
     return (each * (targets >= 0)).sum(1).view(-1, K)

@@ -4,7 +4,7 @@ import os
 import pickle
 import pickletools
 from collections import Counter
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -20,10 +20,10 @@ SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
                  r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
 FORMAT = "nanochat-omni tokenizer 1"
 MAX_CHARS = 10_000  # of a part of a text in training: memory is 90 bytes a character
-# The `tokenizers` library writes a byte as one printable character: itself or chr(256 + n)
+# The `tokenizers` library writes a byte as one printable character: itself, or from chr(256) on
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-OTHERS = [b for b in range(256) if b not in PRINTABLE]
-BYTE_CHARS = [chr(b if b in PRINTABLE else 256 + OTHERS.index(b)) for b in range(256)]
+SPARE = count(256)
+BYTE_CHARS = [chr(b if b in PRINTABLE else next(SPARE)) for b in range(256)]
 CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
 # a pickled tiktoken.Encoding: this class, its dict, BUILD (b"b") and STOP (b".")
 PICKLE_CLASS = b"\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81"
