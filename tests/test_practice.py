@@ -42,7 +42,8 @@ def test_imitated_recordings(ease):
     """Broken: pieces are lost, out of order or stretched otherwise, or padding counts as sound."""
     sentences = [np.arange(300, 340), np.arange(301, 302), np.arange(302, 315)]
     spelling = np.arange(500, 600)
-    pairs, weights, lens = practice.imitate_audio(sentences, spelling, np.random.default_rng(1), ease)
+    rng = np.random.default_rng(1)
+    pairs, weights, lens = practice.imitate_audio(sentences, spelling, rng, ease)
     rng = np.random.default_rng(1)
     expected = [slow_imitation(ids, spelling, rng, ease) for ids in sentences]
     assert lens.tolist() == [len(places) for places in expected]
@@ -60,7 +61,8 @@ def test_features_are_embeddings(ease):
     model = GPT(GPTConfig(64, 320, 2, 2, 2, 32))
     blank = torch.nn.Parameter(torch.randn(32))
     rng = np.random.default_rng(2)
-    pairs, weights, _ = practice.imitate_audio([np.arange(260, 300)], np.arange(260, 310), rng, ease)
+    ids = [np.arange(260, 300)]
+    pairs, weights, _ = practice.imitate_audio(ids, np.arange(260, 310), rng, ease)
     x = practice.practice_features(model, blank, pairs, weights, rng, ease)[0]
     piece = pairs[0, :, 0]
     table = rms_norm(model.transformer.wte.weight, (32,))
