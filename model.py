@@ -5,10 +5,12 @@ A nanochat checkpoint loads as it is and gives nanochat's logits (tests/test_mod
 """
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from device import compute_dtype
 from kernels import SOFTCAP, ChunkedLoss, ReluSquared, norm, rows_at_once, softcapped_nll
@@ -157,6 +159,7 @@ class GPT(nn.Module):
         self.config = config
         self.nll = softcapped_nll  # a training script may compile it, and the trunk
         self.windows = config.windows()
+        self.recompute = False  # blocks in the backward pass
         C, head_dim = config.n_embd, config.n_embd // config.n_head
         padded = -(-config.vocab_size // 64) * 64  # logits() cuts off the rows beyond vocab_size
         self.transformer = nn.ModuleDict({
@@ -214,6 +217,17 @@ class GPT(nn.Module):
         n_weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, Linear))
         n_keys = sum(min(window, T) for window in self.windows)
         return 6 * n_weights + 12 * self.config.n_embd * n_keys
+
+    def training_gb(self, n_tokens):
+        """Return GB that pretraining in bf16 takes on a GPU; n_tokens: of a microbatch."""
+        n = sum(p.numel() for p in self.parameters())
+        n_blocks = sum(p.numel() for p in self.transformer.h.parameters())
+        states = 16 * n - 4 * n_blocks  # weights, gradients and moments in fp32; Muon has one
+        casts = 2 * (n_blocks + self.lm_head.weight.numel())
+        kept = 42 * self.config.n_layer  # bytes a token and channel
+        if self.recompute:
+            kept = 42 + kept / 12
+        return (states + casts + kept * n_tokens * self.config.n_embd) / 1e9 + 1.5  # and logits
 
     def forward(self, idx, targets=None, kv_cache=None, loss_reduction="mean", audio_features=None,
                 audio_lens=None, text_lens=None, logits_at=None):
@@ -297,6 +311,8 @@ class GPT(nn.Module):
         first = self.x0_lambdas.to(x.dtype).unbind()
         for i, block in enumerate(self.transformer.h):
             x = resid[i] * x + first[i] * x0
+            if self.recompute and self.training:
+                block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             x = block(x, ve.get(str(i)), cos, sin, masks[i], kv_cache)
             if i == self.config.n_layer // 2:
                 middle = x

@@ -186,6 +186,9 @@ if source:
 else:
     with torch.device(dev):
         model = GPT(GPTConfig.of_depth(depth, tok.vocab_size, WINDOW, head_dim, "L"))
+if dev.type == "cuda":
+    gb = torch.cuda.get_device_properties(dev).total_memory / 1e9
+    model.recompute = model.training_gb(batch_size * text_len) > 0.9 * gb
 talks, left_out = {}, {}
 if chats and practice:
     with user_input():
@@ -274,6 +277,7 @@ def evaluate_chats(step):
 
 n_parameters = sum(p.numel() for p in model.parameters())
 about = [f"{n_parameters:,} parameters; {max_steps} steps, each {grad_accum} x {batch_size} rows"]
+about += ["blocks are recomputed"] * model.recompute
 for split, rows in docs.items():
     about.append(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} "
                  f"rows, {rows.n_cropped:,} cropped")

@@ -97,8 +97,8 @@ END
 base="train_base.py config/base_d12.py --documents=$D/docs --grad_accum=2 --lr_decay_steps=2519
     --max_steps=20 --log_every=5 --eval_every=0 --save_every=1000 $toy"
 train 150 "mfu 40%, 147 ms / 881 ms, peak GB 18.6; the loss falls" $base --out_dir=$D/base
-[ "$device" = cpu ] || train 120 "mfu 40%, 269 ms / 1,609 ms, peak GB 32.8 (a smaller GPU
-    fails here)" \
+[ "$device" = cpu ] || train 120 "mfu 40%, 269 ms / 1,609 ms, peak GB 32.8 (under 36 GB: 17.5,
+    blocks recomputed, a third more time)" \
     $base --depth=20 --batch_size=8 --max_steps=10 --out_dir=$D/d20
 w2="train_align.py config/w2_frozen.py --whisper=$D/encoder.pt --data_dir=$D/features
     --lm=$D/base --grad_accum=1 --log_every=10 --warmup_steps=5 --eval_every=0"
