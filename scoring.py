@@ -26,7 +26,8 @@ from transcripts import NoSpokenForm, name, read_aloud
 SEED = 0            # of the clips drawn and of the bootstrap
 N_RESAMPLES = 2000  # of the bootstrap
 MIN_SPEAKERS = 10   # with fewer known speakers, clips are resampled instead of speakers
-TIMES_SPOKEN = {"0": 0, "1-3": 3, "4-15": 15, "more": np.inf}  # in training, at most
+LENGTHS = {"1-5": 5, "6-10": 10, "11-20": 20, "more": np.inf}  # words of a clip
+TIMES_SPOKEN = {"0": 0, "1-3": 3, "4-15": 15, "more": np.inf}  # in training
 DIGITS = {name(n) for n in range(10)}
 NUMBERS = {name(n) for n in [*range(20), *range(20, 100, 10)]}
 POWERS = {"hundred", "thousand", "million", "billion", "trillion"}
@@ -225,6 +226,12 @@ def compare(counts, others, groups):
             "difference_interval": interval(rates)}
 
 
+def by_length(counts):
+    """Return {band: [errors, words]} of counts (n, 2) by the words of a clip."""
+    words, errors = counts.T
+    return in_bands(words, LENGTHS, errors, words)
+
+
 def by_times_spoken(texts, heard, spoken):
     """Return {band: [wrong, words]} of the words of texts by how often training clips say them.
 
@@ -232,15 +239,21 @@ def by_times_spoken(texts, heard, spoken):
     """
     import jiwer
     said = jiwer.process_words(texts, [text or "-" for text in heard])
-    bands = {name: [0, 0] for name in TIMES_SPOKEN}
+    words, is_wrong = [], []
     for reference, chunks in zip(said.references, said.alignments):
         for chunk in chunks:
-            for word in reference[chunk.ref_start_idx:chunk.ref_end_idx]:
-                times = spoken.get(word, 0)
-                band = next(name for name, most in TIMES_SPOKEN.items() if times <= most)
-                bands[band][0] += chunk.type != "equal"
-                bands[band][1] += 1
-    return bands
+            some = reference[chunk.ref_start_idx:chunk.ref_end_idx]
+            words += some
+            is_wrong += [chunk.type != "equal"] * len(some)
+    times = [spoken.get(word, 0) for word in words]
+    return in_bands(times, TIMES_SPOKEN, np.array(is_wrong), np.ones(len(words)))
+
+
+def in_bands(values, bands, wrong, total):
+    """Return {band: [wrong, total]}, summed where values (n,) are in a band {name: its end}."""
+    places = np.searchsorted(list(bands.values()), values)
+    return {name: [int(wrong[places == i].sum()), int(total[places == i].sum())]
+            for i, name in enumerate(bands)}
 
 
 def read_beside(paths, clips):
