@@ -3,14 +3,14 @@ Speed of the stages on this machine: a line for each figure, then one line of JS
 
     python bench.py    # a minute on 2 cores
 
-train   a step of pretraining with the optimizers: 8 rows of 512 (CUDA: d12, 16 rows of 2048)
+train   a step of pretraining: d4, 8 rows of 512 (CUDA: d12, 16 rows of 2048)
 decode  64 tokens after 16, of 1, 8 and 32 rows, by a d4 GPT
 The weights are random. Compare figures of one machine only.
 """
 import json
-import time
 
 import torch
+from torch.utils.benchmark import Timer
 
 from configurator import configure, user_input
 from decode import generate
@@ -26,23 +26,15 @@ config = configure(globals())
 
 
 def time_of(work):
-    """Call work() for 5 s (quick: 1 s); return the least seconds of all calls but the first."""
-    times = []
-    end = time.perf_counter() + (1 if quick else 5)
-    while len(times) < 3 or time.perf_counter() < end:
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+    """Call work() for 5 s (quick: 1 s); return the median seconds of a call."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=1 if quick else 5).median
 
 
 def measure_train(where):
     is_cuda = where.type == "cuda"
-    T, V, B, n_layer, n_embd = (2048, 32768, 16, 12, 768) if is_cuda else (512, 8192, 8, 4, 128)
-    n_head = n_embd // (128 if is_cuda else 64)
-    gpt = GPT(GPTConfig(T, V, n_layer, n_head, n_head, n_embd, "L")).to(where)
+    depth, T, V, B, head_dim = (12, 2048, 32768, 16, 128) if is_cuda else (4, 512, 8192, 8, 64)
+    gpt = GPT(GPTConfig.of_depth(depth, V, T, head_dim, "L")).to(where)
     optimizers = gpt_optimizers(gpt)
     ids = torch.randint(V, (B, T + 1), device=where)
     gpt.trunk = torch.compile(gpt.trunk)
@@ -54,9 +46,9 @@ def measure_train(where):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    step()  # compiles
     rate = B * T / time_of(step)
-    return {"tok_s": rate, "mfu": gpt.flops_per_token(T) * rate / peak_flops(where)}
+    mfu = gpt.flops_per_token(T) * rate / peak_flops(where)
+    return {"train.tok_s": rate, "train.mfu": mfu}
 
 
 def measure_decode(where):
@@ -64,7 +56,7 @@ def measure_decode(where):
     rates = {}
     for B in (1, 8, 32):
         prompts = torch.randint(4096, (B, 16)).tolist()
-        rates[f"batch_{B}"] = 64 * B / time_of(lambda: list(generate(gpt, prompts, max_tokens=64)))
+        rates[f"decode.batch_{B}"] = 64 * B / time_of(lambda: generate(gpt, prompts, max_tokens=64))
     return rates
 
 
@@ -72,8 +64,8 @@ with user_input():
     where = pick_device(device)
 torch.manual_seed(0)
 result = {"dtype": str(compute_dtype(where))}
-for part, measure in (("train", measure_train), ("decode", measure_decode)):
+for measure in (measure_train, measure_decode):
     for name, value in measure(where).items():
-        result[f"{part}.{name}"] = float(f"{value:.4g}")
-        print(f"{part + '.' + name:<22} {value:>12,.3f}")
+        result[name] = float(f"{value:.4g}")
+        print(f"{name:<22} {value:>12,.3f}")
 print(json.dumps(result))

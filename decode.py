@@ -109,8 +109,7 @@ def spell(projector, tok, features):
 
     features: as in transcribe(); tok: its first tokens are the head's pieces.
     """
-    features, lens = pad(features, projector.mean.device)
-    audio, audio_lens = projector(features, lens)
+    audio, audio_lens = projector(*pad(features, projector.mean.device))
     texts = []
     for row, n in zip(projector.ctc_head(audio.float()).argmax(2), audio_lens):
         ids = torch.unique_consecutive(row[:n])
@@ -126,8 +125,8 @@ def word_times(projector, tok, features, words):
     features: float array (T, n_taps, D); words: list of str. A word lasts from the first audio
     token of its first piece to the last of its last piece, as the projector's CTC head hears them.
     """
-    features, lens = pad([features], projector.mean.device)
-    audio = projector(features, lens)[0][0, projector.texture:]  # (T_a, C)
+    audio, _ = projector(*pad([features], projector.mean.device))
+    audio = audio[0, projector.texture:]  # (T_a, C)
     log_probs = projector.ctc_head(audio.float()).log_softmax(1).cpu()
     speller = Speller(tok, log_probs.size(1) - 1)
     spelled = [speller.encode(" " * (i > 0) + word) for i, word in enumerate(words)]
@@ -292,15 +291,15 @@ class Search:
 def score_answers(model, prompts, answers, audio=None):
     """Return float32 (B, K), the summed log-probability of K answers after each of B prompts.
 
-    prompts: lists of ids; answers: B lists of K of them; audio: None, or B tensors (T_a, C).
+    prompts: lists of ids; answers: B lists of K of them, one of 2 ids or more; audio: None, or B
+    tensors (T_a, C).
     """
     K, flat = len(answers[0]), list(chain.from_iterable(answers))
     cache, logits = prefill(model, prompts, audio, max(map(len, flat)))
     cache.select([i // K for i in range(len(flat))])
     logits = logits.repeat_interleave(K, dim=0)[:, None]  # (B*K, 1, V)
     targets, lens = pad(flat, logits.device, -1)
-    if targets.size(1) > 1:
-        idx = targets[:, :-1].clamp(min=0)
-        logits = torch.cat([logits, model(idx, kv_cache=cache, text_lens=lens - 1)], 1)
+    idx = targets[:, :-1].clamp(min=0)
+    logits = torch.cat([logits, model(idx, kv_cache=cache, text_lens=lens - 1)], 1)
     each = logits.log_softmax(2).gather(2, targets.clamp(min=0)[..., None])[..., 0]  # (B*K, T)
     return (each * (targets >= 0)).sum(1).view(-1, K)

@@ -191,17 +191,20 @@ def evaluate_folder(talker, clips, times):
     counts = scoring.count_errors(references, heard, own)
     groups = scoring.groups_of(clips)
     spoken = [i for i, clip in enumerate(clips) if clip["text"]]
-    table = scoring.score(counts, groups) | {"by_length": scoring.by_length(counts)}
-    characters = scoring.count_characters(references, heard, own)
-    table["cer"], table["intervals"]["cer"] = scoring.error_rate(characters, groups)
-    if times:
-        table["by_times_spoken"] = scoring.by_times_spoken(
-            [clips[i]["text"] for i in spoken], [heard[i] for i in spoken], times)
+    rates = {"wer": (counts, groups),
+             "cer": (scoring.count_characters(references, heard, own), groups)}
     for kind, texts in (("wer_shuffled", heard), ("wer_shuffled_floor", references)):
         others = [texts[clips[i]["other"]] for i in spoken]
         each = scoring.count_errors([references[i] for i in spoken], others, own)
-        table[kind], table["intervals"][kind] = scoring.error_rate(
-            each, [groups[i] for i in spoken])
+        rates[kind] = each, [groups[i] for i in spoken]
+    table = {"clips": len(clips), "words": int(counts[:, 0].sum()), "cut_off": n_cut,
+             "resampled": sorted({group.split()[0] for group in groups}), "intervals": {},
+             "by_length": scoring.by_length(counts)}
+    for kind, pair in rates.items():
+        table[kind], table["intervals"][kind] = scoring.error_rate(*pair)
+    if times:
+        table["by_times_spoken"] = scoring.by_times_spoken(
+            [clips[i]["text"] for i in spoken], [heard[i] for i in spoken], times)
     if beside:
         theirs = scoring.count_errors(references, [clip["theirs"] for clip in clips], own)
         table["beside"] = scoring.compare(counts, theirs, groups)
@@ -209,13 +212,13 @@ def evaluate_folder(talker, clips, times):
     for clip, text, (words, errors) in zip(clips, heard, counts.tolist()):
         rows.append({"key": clip["key"], "errors": errors, "words": words,
                      "reference": clip["reference"], "hypothesis": text, "audio": clip["audio"]})
-    return table | {"cut_off": n_cut, "silent_clips": len(clips) - len(spoken)}, rows
+    return table, rows
 
 
 def evaluate(talker, found):
     """Evaluate the folders of read_speech(), write a jsonl of each; return eval.json's figures."""
     own = talker.language
-    result = {"language": own.code, "measure": own.measure, "folders": {}, "transcripts": []}
+    result = {"language": own.code, "folders": {}, "transcripts": []}
     with user_input():
         times = count_spoken(talker)
     for name, folder, clips, left_out in found:

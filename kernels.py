@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 SOFTCAP = 15.0         # logits stay within +-15 (Gemma 2, arXiv:2408.00118)
-LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}  # numbers in one chunk; a CPU's cache holds 2**21
+LOGITS_AT_ONCE = {"cuda": 2**28}  # numbers in one chunk; else 2**21, as a CPU's cache holds
 
 
 class RMSNorm(torch.autograd.Function):
@@ -64,6 +64,11 @@ def softcapped_nll(z, targets):
     return total.log()[:, 0] + SOFTCAP * rest.gather(1, at)[:, 0], grad.to(z.dtype)
 
 
+def rows_at_once(x, V):
+    """Return how many rows of logits (n, V) are computed together on x's device."""
+    return max(LOGITS_AT_ONCE.get(x.device.type, 2**21) // V, 1)
+
+
 class ChunkedLoss(torch.autograd.Function):
     """The sum of softcapped_nll of hidden x (N, C) under weight (V, C), a chunk of rows at a time.
 
@@ -74,7 +79,7 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, nll):
         w = weight.to(x.dtype)
-        n = max(LOGITS_AT_ONCE.get(x.device.type, 2**21) // len(weight), 1)
+        n = rows_at_once(x, len(weight))
         grad_w = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_x = torch.empty_like(x)
         total = x.new_zeros((), dtype=torch.float32)

@@ -26,7 +26,7 @@ SYMBOL = re.compile("[][<>{}#$£€¥%&@+=×÷±°\ufffd]")
 class Language:
     """A language by its code. ValueError: it is unknown.
 
-    measure: the usual one, wer or cer. space: between words.
+    space: between words.
     """
 
     def __init__(self, code):
@@ -36,7 +36,6 @@ class Language:
                              "NFKC in lower case without punctuation, of any script")
         self.code, self.scripts = code, set(KNOWN[code])
         self.space = "" if code in ("ja", "th", "yue", "zh") else " "
-        self.measure = "wer" if self.space and code != "ko" else "cer"
 
     def normalize(self, text, strict=True):
         """Return a text's transcript (str), as normalize_transcript() does."""

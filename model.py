@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from device import compute_dtype
-from kernels import LOGITS_AT_ONCE, SOFTCAP, ChunkedLoss, ReluSquared, norm, softcapped_nll
+from kernels import SOFTCAP, ChunkedLoss, ReluSquared, norm, rows_at_once, softcapped_nll
 
 FLASH = ("cuda",)     # devices with fused attention, faster without a mask
 QK_SCALE = 1.2        # of normed queries and keys each: nanochat's sharper attention
@@ -328,12 +328,11 @@ class GPT(nn.Module):
         row, at = (targets >= 0).nonzero(as_tuple=True)  # (N,) each
         x = x[row, at if place is None else place[row, at]]  # (N, C)
         wanted, V = targets[row, at], self.config.vocab_size
-        has_grad, n = torch.is_grad_enabled(), max(len(x), 1)
-        if has_grad and reduction != "none" and not hasattr(self.lm_head, "rows"):
+        is_plain = reduction != "none" and not hasattr(self.lm_head, "rows")
+        if is_plain and torch.is_grad_enabled():
             total = ChunkedLoss.apply(x, self.lm_head.weight[:V], wanted, self.nll)
             return total if reduction == "sum" else total / len(x)
-        if not has_grad:
-            n = max(LOGITS_AT_ONCE.get(x.device.type, 2**21) // V, 1)
+        n = rows_at_once(x, V)
         each = torch.cat([F.cross_entropy(self.logits(some), those, reduction="none")
                           for some, those in zip(x.split(n), wanted.split(n))])  # (N,)
         if reduction == "none":

@@ -16,7 +16,6 @@ After practice a projector only has to make vectors of a kind that the GPT reads
 """
 from collections import Counter
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,18 +37,6 @@ BLEND_SHARE = 0.3   # share of places that are blended with the place before, up
 NOISE = 0.6         # Gaussian noise of 0..NOISE, drawn per row; the vectors have an RMS of 1
 SLIP_SHARE = 0.1    # share of the text's tokens that are read wrong: the GPT must trust its ears
 EASE_STEPS = 200    # the disturbances grow from nothing to full strength over these steps
-
-
-class Imitation(NamedTuple):
-    """Imitated recordings of B sentences, padded to T_a places."""
-    pairs: torch.Tensor    # int64 (B, T_a, 2): a piece and its rival; -1 at a blank
-    weights: torch.Tensor  # float32 (B, T_a, 1): the rival's weight
-    lens: torch.Tensor     # int64 (B,): places of each recording
-
-
-def ease_at(step):
-    """Return the strength of the disturbances at a step: 0..1."""
-    return min((step + 1) / EASE_STEPS, 1.0)
 
 
 class Speller(BPETokenizer):
@@ -100,23 +87,24 @@ def imitate(ids, spelling, rng, ease):
 
 
 def imitate_audio(sentences, spelling, rng, ease=1.0):
-    """Imitate recordings of sentences (B arrays of pieces) -> Imitation.
+    """Imitate recordings of sentences (B arrays of pieces), padded to T_a places.
 
-    spelling: (n,), the pieces that random ones are drawn from.
+    spelling: (n,), the pieces that random ones are drawn from. Returns pairs, int64 (B, T_a, 2): a
+    piece and its rival, -1 at a blank; float32 (B, T_a, 1), the rival's weight; lengths (B,).
     """
     pairs, weights = zip(*(imitate(ids, spelling, rng, ease) for ids in sentences))
-    return Imitation(pad_sequence(pairs, True), pad_sequence(weights, True).float(),
-                     torch.tensor([len(pair) for pair in pairs]))
+    lens = torch.tensor([len(pair) for pair in pairs])
+    return pad_sequence(pairs, True), pad_sequence(weights, True).float(), lens
 
 
-def practice_features(model, blank, imitation, rng, ease=1.0):
-    """Embed an Imitation -> (B, T_a, C), in place of a projector's output; each vector has RMS 1.
+def practice_features(model, blank, pairs, weights, rng, ease=1.0):
+    """Embed imitated recordings -> (B, T_a, C), like a projector's output; each vector has RMS 1.
 
     model: GPT; blank: parameter (C,), the vector of a blank. Noise is drawn on its device.
     """
     generator = torch.Generator(blank.device).manual_seed(int(rng.integers(2**63)))
     draw = partial(torch.rand, generator=generator, device=blank.device)
-    pairs, weights = imitation.pairs.to(blank.device), imitation.weights.to(blank.device)
+    pairs, weights = pairs.to(blank.device), weights.to(blank.device)
     x = norm(model.transformer.wte(pairs.clamp(min=0)))  # (B, T_a, 2, C)
     x = torch.lerp(x[:, :, 0], x[:, :, 1], weights)  # (B, T_a, C)
     x = torch.where(pairs[..., :1] < 0, norm(blank), x)

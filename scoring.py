@@ -12,7 +12,7 @@ import functools
 import os
 import re
 from collections import Counter
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
@@ -109,16 +109,13 @@ def spoken_slots(text, language=ENGLISH):
     """Return the slots of a raw text: lists of readings, each a tuple of words."""
     if language.code != "en":
         return [[(word,)] for word in language.words(language.normalize(text, strict=False))]
-    slots, run = [], []  # run: words of one reading each, which the normalizer reads together
-    for readings in [*read_aloud(text, strict=False), None]:  # None: the end
-        if readings and len(readings) == 1:
-            run += readings
-            continue
-        words = whisper_normalizer()(" ".join(run)).replace("per cent", "percent").split()
-        slots += [[(word,)] for word in words]
-        run = []
-        if readings:
-            slots.append([tuple(whisper_normalizer()(reading).split()) for reading in readings])
+    slots, plain = [], whisper_normalizer()
+    for n_readings, some in groupby(read_aloud(text, strict=False), len):
+        if n_readings == 1:  # the normalizer reads a run of words together
+            words = plain(" ".join(chain(*some))).replace("per cent", "percent").split()
+            slots += [[(word,)] for word in words]
+        else:
+            slots += [[tuple(plain(each).split()) for each in readings] for readings in some]
     for at, slot in enumerate(slots):
         before = slots[at - 1][0][-1:] if at else ()
         after = slots[at + 1][0][:1] if at + 1 < len(slots) else ()
@@ -218,14 +215,6 @@ def error_rate(counts, groups):
     """Return the error rate of counts (n, 2), pooled over clips, and its interval."""
     rate = round(float(counts[:, 1].sum() / counts[:, 0].sum()), 5)
     return rate, interval(resample(counts, groups))
-
-
-def score(counts, groups):
-    """Return the figures of counts (n, 2) as a dict; rates are fractions."""
-    rate, ends = error_rate(counts, groups)
-    return {"wer": rate, "intervals": {"wer": ends}, "clips": len(counts),
-            "words": int(counts[:, 0].sum()),
-            "resampled": sorted({group.split()[0] for group in groups})}
 
 
 def compare(counts, others, groups):

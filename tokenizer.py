@@ -4,12 +4,13 @@ import os
 import pickle
 import pickletools
 from collections import Counter
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from files import write_json
+from language import syllables
 
 SPECIAL_TOKENS = ["<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>",
                   "<|assistant_end|>", "<|python_start|>", "<|python_end|>", "<|output_start|>",
@@ -19,10 +20,10 @@ SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
                  r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
 FORMAT = "nanochat-omni tokenizer 1"
 MAX_CHARS = 10_000  # of a part of a text in training: memory is 90 bytes a character
-# The `tokenizers` library writes a byte as one printable character: itself or chr(256 + n)
+# The `tokenizers` library writes a byte as one printable character: itself, or from chr(256) on
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-OTHERS = [b for b in range(256) if b not in PRINTABLE]
-BYTE_CHARS = [chr(b if b in PRINTABLE else 256 + OTHERS.index(b)) for b in range(256)]
+SPARE = count(256)
+BYTE_CHARS = [chr(b if b in PRINTABLE else next(SPARE)) for b in range(256)]
 CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
 # a pickled tiktoken.Encoding: this class, its dict, BUILD (b"b") and STOP (b".")
 PICKLE_CLASS = b"\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81"
@@ -111,18 +112,18 @@ def train_bpe(texts, vocab_size):
     return tok
 
 
-def train_syllables(texts, vocab_size, most, read):
-    """Train a BPETokenizer of texts (list of str) whose tokens are read as syllables.
+def train_syllables(texts, vocab_size, most):
+    """Train a BPETokenizer of Chinese texts (list of str) whose tokens are read as pinyin.
 
-    most: of the syllables so many are tokens. read: a token's text -> [syllable], which ends in a
-    digit, as no token of text does; [] if it has none.
+    most: of the syllables so many are tokens; they end in a digit, as no token of text does.
     """
     counts = Counter()
     for char, n in Counter(chain.from_iterable(texts)).items():
-        counts.update(dict.fromkeys(read(char), n))
+        counts.update(dict.fromkeys(syllables(char), n))
     said = [syllable.encode() for syllable, _ in counts.most_common(most)]
     tokens = train_bpe(texts, vocab_size - len(said)).tokens[256:]
-    readings = {token: " ".join(read(token.decode(errors="replace").strip())) for token in tokens}
+    readings = {token: " ".join(syllables(token.decode(errors="replace").strip()))
+                for token in tokens}
     return BPETokenizer(said + tokens, len(said), readings)
 
 

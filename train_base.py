@@ -14,10 +14,9 @@ from configurator import configure, fail, user_input
 from data import stretched_batch
 from documents import Documents
 from files import read_sentences, sha256_file
-from language import syllables
 from model import GPT, GPTConfig
 from optim import gpt_optimizers
-from practice import (Speller, count_right, ease_at, imitate_audio, practice_features,
+from practice import (EASE_STEPS, Speller, count_right, imitate_audio, practice_features,
                       read_chats, render_chats, slip)
 from rows import Sentences
 from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
@@ -107,8 +106,8 @@ def hear(sentences, rng, ease=1.0, texture=None, facts=None):
 
     facts: how each recording sounds, {task: answer}, which tokens of a Texture in front tell.
     """
-    imitation = imitate_audio(sentences, spelling, rng, ease)
-    audio, lens = practice_features(model, blank, imitation, rng, ease), imitation.lens.to(dev)
+    pairs, weights, lens = imitate_audio(sentences, spelling, rng, ease)
+    audio, lens = practice_features(model, blank, pairs, weights, rng, ease), lens.to(dev)
     if texture and any(facts):
         told = texture.imitate(model, facts, rng, ease)
         audio, lens = torch.cat([told.to(audio.dtype), audio], 1), lens + TEXTURE
@@ -135,7 +134,7 @@ def get_batch(step, microbatch, kind):
         rows = to_gpu(get_text(step, microbatch))
         return {"idx": rows[:, :-1], "targets": rows[:, 1:]}
     rng = np.random.default_rng([seed, 1, step, microbatch])
-    ease, is_spelled = ease_at(step), step < spell_steps
+    ease, is_spelled = min((step + 1) / EASE_STEPS, 1.0), step < spell_steps
     if kind == CHATS:
         some = [talks["train"][i] for i in pick(talk_sizes, step, microbatch, chat_rows)]
         return render(some, speller if is_spelled else tok, rng, ease)
@@ -165,7 +164,7 @@ with user_input():
     if source or documents:
         tok = load_tokenizer(source or documents)
     elif pinyin:
-        tok = train_syllables(lines["train"], vocab_size, practice_vocab - 256, syllables)
+        tok = train_syllables(lines["train"], vocab_size, practice_vocab - 256)
     else:
         tok = train_bpe(lines["train"], vocab_size)
     if pinyin and not tok.readings:

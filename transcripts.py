@@ -17,7 +17,6 @@ import unicodedata
 
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")  # words also hold the apostrophe
 NO_FORM = "\ufffd"  # a character that no transcript may hold
-ORDINARY = re.compile("[a-zA-Z ',;:!?\"-]*[.]?")  # most texts
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 PLAIN = str.maketrans({  # before NFKC, which would write ™ and ² as plain letters and digits
     **dict.fromkeys("‘’‛ʼ´`′", "'"), **dict.fromkeys("‐‑‒–−", "-"),
@@ -77,8 +76,6 @@ def read_aloud(text, strict=True):
     A number has several: 2648 is a quantity or four digits. Symbols and letters without a spoken
     form stay. strict: raise NoSpokenForm for noise and for dates, ranges and such.
     """
-    if ORDINARY.fullmatch(text):
-        return [[word] for word in split_words(text.lower())]
     text = plain_characters(text).casefold()
     if strict and NOISE.search(text):
         raise NoSpokenForm("a mark of noise", text)

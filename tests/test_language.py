@@ -2,7 +2,7 @@
 import jiwer
 import pytest
 
-from language import Language, syllables
+from language import Language
 from practice import Speller
 from scoring import count_characters, count_errors
 from test_text import prepare
@@ -53,7 +53,7 @@ def test_error_rates():
 def test_practice_in_syllables(tmp_path):
     """Broken: pieces are not the syllables of the characters, or a saved tokenizer has none."""
     lines = [" 我们爱北京", " 我爱你", " 北京欢迎你们", " hi 我"] * 3
-    tok = train_syllables(lines, 300, 6, syllables)
+    tok = train_syllables(lines, 300, 6)
     tok.save(tmp_path)
     tok = load_tokenizer(tmp_path, 300)
     assert all(tok.decode(tok.encode(line)) == line for line in lines)

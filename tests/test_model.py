@@ -273,7 +273,7 @@ def test_loss_in_chunks(tiny, monkeypatch):
     want = F.cross_entropy(tiny(idx).flatten(0, 1), targets.flatten(), ignore_index=-1)
     params = list(tiny.parameters())
     wanted = torch.autograd.grad(want, params)
-    monkeypatch.setitem(M.LOGITS_AT_ONCE, "cpu", 4 * 50)  # four rows
+    monkeypatch.setitem(kernels.LOGITS_AT_ONCE, "cpu", 4 * 50)  # four rows
     n = (targets >= 0).sum()
     loss = tiny(idx, targets)
     close(loss, want)

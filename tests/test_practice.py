@@ -23,7 +23,7 @@ def test_imitated_recordings(ease):
     """Broken: pieces are lost, out of order or disturbed otherwise, or padding counts as sound."""
     ids, rng = np.arange(1000), np.random.default_rng(1)
     found = practice.imitate_audio([ids[:1], ids], np.arange(5000, 6000), rng, ease)
-    for n_pieces, n, pairs, weights in zip((1, 1000), found.lens, found.pairs, found.weights):
+    for n_pieces, pairs, weights, n in zip((1, 1000), *found):
         places = torch.cat([pairs, weights], 1)[:n]
         rows, counts = places.unique_consecutive(dim=0, return_counts=True)
         is_piece = rows[:, 0] >= 0
@@ -45,9 +45,10 @@ def test_features_are_embeddings(ease):
     model = GPT(GPTConfig(64, 320, 2, 2, 2, 32))
     blank = torch.nn.Parameter(torch.randn(32))
     rng = np.random.default_rng(2)
-    heard = practice.imitate_audio([np.arange(260, 300)], np.arange(260, 310), rng, ease)
-    x = practice.practice_features(model, blank, heard, rng, ease)[0]
-    piece = heard.pairs[0, :, 0]
+    ids = [np.arange(260, 300)]
+    pairs, weights, _ = practice.imitate_audio(ids, np.arange(260, 310), rng, ease)
+    x = practice.practice_features(model, blank, pairs, weights, rng, ease)[0]
+    piece = pairs[0, :, 0]
     table = rms_norm(model.transformer.wte.weight, (32,))
     expected = torch.where(piece[:, None] < 0, rms_norm(blank, (32,)), table[piece.clamp(min=0)])
     assert torch.allclose(x, expected, atol=1e-4) == (ease == 0)
