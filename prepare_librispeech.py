@@ -277,8 +277,6 @@ def main():
         fail("clips_per_shard must be 1 or more, workers and copies 0 or more")
     if source.endswith(".jsonl") and Path(HERE).resolve() == FINAL.resolve():
         fail(f"{source} lies in out_dir, whose lists are replaced: give another out_dir")
-    if "WORLD_SIZE" in os.environ:
-        fail("start it with python, not with torchrun")
     with user_input():
         own = pick_device(device)
     encoder, layers = load()
