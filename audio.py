@@ -106,27 +106,13 @@ class WhisperEncoder(nn.Module):
             if isinstance(module, (nn.LayerNorm, nn.Embedding)):
                 module.float()
 
-    @functools.cached_property
-    def half_weights(self):
-        """{name: fp16 CPU tensor}; build_encoder sets what the encoder was built from."""
-        return {name: w.half().cpu() for name, w in self.state_dict().items()}
-
-    @functools.cached_property
-    def sha256(self):
-        """Hex sha256 of sorted names and fp16 weights: the same for every source."""
-        digest = hashlib.sha256()
-        for name, w in sorted(self.half_weights.items()):
-            digest.update(name.encode() + w.contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
     @torch.no_grad()
-    def forward(self, mel, lens=None, taps=(-1,)):
+    def forward(self, mel, lens, taps=(-1,)):
         """Encode mel (B, n_mels, T_mel) -> fp32 (B, T, n_taps, D), T = ceil(T_mel / 2).
 
-        lens: real mel frames of each clip, (B,) on the CPU (None: all). Tap -1 is the end, after
-        the last norm; 0..n_layer-1 is the output of that block, before any norm.
+        lens: real mel frames of each clip, (B,) on the CPU. Tap -1 is the end, after the last norm;
+        0..n_layer-1 is the output of that block, before any norm.
         """
-        lens = torch.full(mel.shape[:1], mel.shape[2]) if lens is None else lens
         is_real = torch.arange(mel.shape[2]) < lens[:, None]  # (B, T_mel)
         needs_mask = not is_real.all()
         is_real = is_real[:, None].to(mel.device)
@@ -144,9 +130,10 @@ class WhisperEncoder(nn.Module):
 
 
 def build_encoder(config, weights, device="cpu", dtype=None):
-    """Make a WhisperEncoder of {name: fp16 tensor}; ValueError: a weight is wrong.
+    """Make a WhisperEncoder of {name: fp16 CPU tensor}, which it keeps as half_weights.
 
-    config: as in WhisperEncoder, perhaps with the "sha256" of the weights.
+    config: as in WhisperEncoder, perhaps with the "sha256" of sorted names and weights, which is
+    the same for every source. ValueError: a weight is wrong.
     """
     keep_freed_memory()  # in worker processes too
     with torch.device("meta"):
@@ -158,6 +145,10 @@ def build_encoder(config, weights, device="cpu", dtype=None):
         if not weights[name].isfinite().all():
             raise ValueError(f"encoder weight {name} is not finite")
     encoder.half_weights = {name: weights[name] for name in encoder.state_dict()}
+    digest = hashlib.sha256()
+    for name, w in sorted(encoder.half_weights.items()):
+        digest.update(name.encode() + w.contiguous().numpy().tobytes())
+    encoder.sha256 = digest.hexdigest()
     if config.get("sha256", encoder.sha256) != encoder.sha256:
         raise ValueError("the weights' sha256 is not the one they were saved with: get them anew")
     state = {name: weights[name].to(device, w.dtype) for name, w in encoder.state_dict().items()}
@@ -236,7 +227,7 @@ def cut_windows(clips, n_mels, device):
 
 
 def n_audio_tokens(T, stack):
-    """Return how many audio tokens T encoder frames become when `stack` frames make one."""
+    """Return how many audio tokens T encoder frames become."""
     return -(-T // stack)
 
 

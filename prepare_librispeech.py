@@ -15,7 +15,6 @@ import json
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ HERE = os.path.dirname(source) if source.endswith(".jsonl") else source
 FINAL = Path(out_dir or Path(HERE, "features"))
 with user_input():
     SPOKEN = Language(language)
-WORKER = {}           # of a worker process: encoder, layers, on a GPU a pool of threads
+WORKER = {}           # of a worker process: encoder, layers, map
 
 
 # ---- which clips
@@ -131,11 +130,11 @@ def check_failures(failures, n_clips):
 
 def begin_work(encoder, layers, kind):
     torch.set_num_threads(1)
+    WORKER.update(encoder=encoder, layers=layers, map=map)
     if kind != "cpu":
         own = torch.device(kind, worker_number() if kind == "cuda" else None)
-        encoder = build_encoder(encoder.config, encoder.half_weights, own)
-        WORKER["pool"] = ThreadPoolExecutor()  # its threads read audio while the GPU works
-    WORKER.update(encoder=encoder, layers=layers)
+        WORKER["encoder"] = build_encoder(encoder.config, encoder.half_weights, own)
+        WORKER["map"] = ThreadPoolExecutor().map  # threads read audio while the GPU works
 
 
 def try_read(clip):
@@ -160,7 +159,7 @@ def change(wav, clip):
 
 def features_of(clips, failures):
     """Yield (key, float16 (T, n_taps, D), info) of each clip that can be read; others fail."""
-    wavs = (WORKER["pool"].map if "pool" in WORKER else map)(try_read, clips)
+    wavs = WORKER["map"](try_read, clips)
     for first in range(0, len(clips), BATCH_SIZE):
         good = []
         for clip, wav in zip(clips[first:first + BATCH_SIZE], wavs):
@@ -187,7 +186,7 @@ def is_whole(name):
 
 
 def make_shard(name, clips):
-    """Write a shard, then rows_file() with its rows of the index; returns the failures."""
+    """Write a shard, then rows_file() with its rows of the index and its failures."""
     path, failures = FINAL / name, []
     audio = {clip["info"]["key"]: clip["audio"] for clip in clips}
     try:
@@ -197,7 +196,6 @@ def make_shard(name, clips):
         write_json(rows_file(name), {"rows": rows, "failures": failures, "sums": sums})
     except OSError as e:
         raise OSError(f"{name}: {e}") from None
-    return failures
 
 
 # ---- all shards
@@ -227,7 +225,7 @@ def clear(n_clips):
         path.unlink(missing_ok=True)
 
 
-def make_shards(shards, failures, n_found, encoder, layers, kind):
+def make_shards(shards, encoder, layers, kind):
     jobs = [job for job in reversed(shards.items()) if not is_whole(job[0])]  # long clips first
     print(f"to do: {len(jobs)} of {len(shards)} shards")
     n_gpus = torch.cuda.device_count() if kind == "cuda" else 1
@@ -236,15 +234,11 @@ def make_shards(shards, failures, n_found, encoder, layers, kind):
     seconds = [round(sum(map(seconds_of, clips))) for _, clips in jobs]
     bar = tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1)
     try:
-        with closing(made), bar:
-            for failed, n in zip(made, seconds):
+        with bar:
+            for _, n in zip(made, seconds):
                 bar.update(n)
-                failures = failures + failed
-                if len(failures) > MAX_BAD_SHARE * n_found:
-                    break
     except OSError as e:  # the disk is full, or a worker was killed
         fail(e)
-    check_failures(failures, n_found)
 
 
 def finish(clips, shards, failures, n_found, manifest):
@@ -296,7 +290,7 @@ def main():
         clear(len(clips))
         note_made(FINAL, settings, inputs, [], BEGUN)
     n_found = len(clips) + len(failures)
-    make_shards(shards, failures, n_found, encoder, layers, own.type)
+    make_shards(shards, encoder, layers, own.type)
     manifest = finish(clips, shards, failures, n_found, {
         "encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers,
         "D": encoder.n_embd, "language": language, "counts": counts, "settings": config,

@@ -149,10 +149,10 @@ class Grammar:
 
 def inflect(word, form, irregular):
     """Inflect a word: pl (boxes), s (he fixes), ed (fixed), en (has fixed), ing (fixing)."""
-    if form == "en" and (word, form) not in irregular:
-        form = "ed"
     if (word, form) in irregular:
         return irregular[word, form]
+    if form == "en":
+        return inflect(word, "ed", irregular)
     if form in ("pl", "s"):
         if re.search(r"[^aeiou]y$", word):
             return word[:-1] + "ies"

@@ -55,11 +55,11 @@ def read_answers():
 def read_small_talk():
     """Return chat.txt's blocks: [{"|": lines of training, "?": held-out lines, " ": answers}]."""
     blocks = []
-    for line in read_lines(own_file(SMALL_TALK)):
-        kind = line[:1] if line[:1] in ("?", "#", " ") else "|"
-        if kind == "|" and line:
+    for line in filter(None, read_lines(own_file(SMALL_TALK))):
+        kind = line[0] if line[0] in "?# " else "|"
+        if kind == "|":
             blocks.append({"|": [], "?": [], " ": []})
-        if kind != "#" and line:
+        if kind != "#":
             blocks[-1][kind] += [part.strip() for part in line.lstrip("? ").split("|")]
     return blocks
 

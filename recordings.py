@@ -41,6 +41,7 @@ def read_audio(path_or_bytes, max_s=600.0):
     declares is refused, as are float samples over 64: integers that nobody divided. Raises OSError,
     or a ValueError (TooLong) that names file and fault.
     """
+    import soxr
     is_path = not isinstance(path_or_bytes, (bytes, bytearray))
     name = os.fspath(path_or_bytes) if is_path else "audio"
     with open(name, "rb") if is_path else io.BytesIO(path_or_bytes) as f:
@@ -51,7 +52,8 @@ def read_audio(path_or_bytes, max_s=600.0):
         if channel is not None:  # decoded again: all channels at once take too much memory
             runs, *_ = mix(decode(f, name), name, max_s, channel)
     require_length(name, seconds, max_s, max_s)
-    wav = np.concatenate([resample(np.concatenate(parts), rate) for rate, parts in runs])
+    wav = np.concatenate([soxr.resample(np.concatenate(parts), rate, SAMPLE_RATE)
+                          for rate, parts in runs])
     if not np.isfinite(wav).all():
         raise ValueError(f"{name} holds NaN or infinite samples")
     if peak > 64:
@@ -71,7 +73,8 @@ def mix(blocks, name, max_s, channel=None):
     Returns [(rate, [float32 (n,), ...]), ...], one a change of the rate; seconds; peak; the channel
     to take in place of the mean, or None.
     """
-    runs, sums, n, seconds, peak = [], np.zeros((2, 1 + MAX_CHANNELS)), 0, 0, 0.0
+    runs, seconds, peak = [], 0, 0.0
+    power = np.zeros(1 + MAX_CHANNELS)  # of the mean of the channels, and of each
     for rate, x in blocks:
         n_channels = x.shape[1]
         if not 1000 <= rate <= 192_000 or n_channels > MAX_CHANNELS:
@@ -81,24 +84,14 @@ def mix(blocks, name, max_s, channel=None):
         if not runs or runs[-1][0] != rate:
             runs.append((rate, []))
         runs[-1][1].append(mono)
-        n += len(x)
         seconds += Fraction(len(x), rate)
         peak = max(peak, np.abs(x).max())
         require_length(name, seconds, max_s + 1, max_s)  # longer than its header says
         if n_channels > 1:
-            both = np.concatenate([mono[:, None], x], 1, dtype=np.float64)
-            sums[:, :1 + n_channels] += both.sum(0), np.square(both).sum(0)
-    mean, square = sums / max(n, 1)  # (17,) of the mean of the channels, and of each
-    power = square - np.square(mean)  # an offset is no sound
+            both = np.column_stack([mono, x])
+            power[:1 + n_channels] += len(x) * both.var(0, dtype=np.float64)  # offsets don't count
     loudest = int(power[1:].argmax())
     return runs, seconds, peak, loudest if power[0] < power[1 + loudest] / 16 else None
-
-
-def resample(wav, rate):
-    if rate == SAMPLE_RATE:
-        return wav
-    import soxr
-    return soxr.resample(wav, rate, SAMPLE_RATE)
 
 
 def decode(f, name):

@@ -15,7 +15,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -43,8 +42,6 @@ def find_sources(name):
     WHISPER_DIR, then openai/whisper-base.
     """
     own = os.path.expanduser(os.environ.get("WHISPER_DIR", ""))
-    if name and own not in ("", name):
-        print(f"--whisper={name} is used, not WHISPER_DIR={own}")
     if os.path.isdir(name):
         yield f"folder {name}", lambda: read_folder(name), ""
         return
@@ -130,11 +127,10 @@ def download(url, path):
     try:
         with requests.get(url, stream=True, timeout=TIMEOUTS_S) as response:
             response.raise_for_status()
-            total = int(response.headers.get("Content-Length", 0)) or None
-            with open(path, "wb") as f, tqdm.wrapattr(
-                    f, "write", total, desc=os.path.basename(path)) as counted:
-                for block in response.iter_content(1 << 18):
-                    counted.write(block)
+            n_mb = int(response.headers.get("Content-Length", 0)) >> 20
+            blocks = response.iter_content(1 << 20)
+            with open(path, "wb") as f:
+                f.writelines(tqdm(blocks, os.path.basename(path), n_mb or None, unit=" MB"))
     except requests.RequestException as e:
         raise OSError(f"{url}: {type(e).__name__}: {str(e).rsplit(': ', 1)[-1]}") from None
 
@@ -191,14 +187,12 @@ def read_ctranslate2(data, name):
         raw = file.read(n_bytes)
         if not key.startswith("encoder/") or dtype != 4:  # 4: fp16, all but scalars
             continue
-        tensor = torch.from_numpy(np.frombuffer(raw, np.float16).reshape(shape).copy())
+        tensor = torch.frombuffer(bytearray(raw), dtype=torch.float16).view(shape)
         for theirs, ours in CTRANSLATE2_NAMES.items():
             key = key.replace(theirs, ours)
         n_parts = 3 if "linear_0" in key else 1  # q, k, v stacked by rows
         for p, rows in zip("qkv", tensor.chunk(n_parts)):
-            part_name = key.replace("self_attention.linear_0", f"self_attn.{p}_proj")
-            if not part_name.endswith("k_proj.bias"):  # rows of zeros
-                weights[part_name] = rows.clone()
+            weights[key.replace("self_attention.linear_0", f"self_attn.{p}_proj")] = rows.clone()
     n_embd, n_mels, _ = weights["conv1.weight"].shape
     n_layer = sum(key.endswith("fc1.weight") for key in weights)
     return {"name": name, "n_mels": n_mels, "n_layer": n_layer, "n_embd": n_embd,
