@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from configurator import configure
 from documents import hash_of, list_documents, read_documents
-from files import sha256_file
 from folders import make_folder, sums
 from tokenizer import load_tokenizer, train_bpe
 
@@ -105,7 +104,6 @@ def make():
         raise ValueError(f"{tokenizer=}, {vocab_size=}: a BPE of at most 65,536 ids is needed")
     tok.save(out_dir)
     counts = {name: dict(count) for name, count in write_tokens(paths, tok).items()}
-    counts["tokenizer_sha256"] = sha256_file(f"{out_dir}/tokenizer.json")
     return ["tokenizer.json", "train.bin", "val.bin"], counts
 
 

