@@ -135,16 +135,15 @@ def build_encoder(config, weights, device="cpu", dtype=None):
     keep_freed_memory()  # in worker processes too
     with torch.device("meta"):
         encoder = WhisperEncoder(config, dtype or compute_dtype(device))
-    for name, empty in encoder.state_dict().items():
+    encoder.half_weights, digest = {}, hashlib.sha256()
+    for name, empty in sorted(encoder.state_dict().items()):
         found = tuple(weights[name].shape) if name in weights else "missing"
         if found != tuple(empty.shape):
             raise ValueError(f"encoder weight {name} is {found}, it should be {tuple(empty.shape)}")
         if not weights[name].isfinite().all():
             raise ValueError(f"encoder weight {name} is not finite")
-    encoder.half_weights = {name: weights[name] for name in encoder.state_dict()}
-    digest = hashlib.sha256()
-    for name, w in sorted(encoder.half_weights.items()):
-        digest.update(name.encode() + w.contiguous().numpy().tobytes())
+        encoder.half_weights[name] = weights[name]
+        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
     encoder.sha256 = digest.hexdigest()
     if config.get("sha256", encoder.sha256) != encoder.sha256:
         raise ValueError("the weights' sha256 is not the one they were saved with: get them anew")
@@ -161,7 +160,7 @@ def save_encoder(encoder, path):
     os.replace(tmp, path)
 
 
-def load_encoder(name="", device="cpu", dtype=None):
+def load_encoder(name="", device="cpu"):
     """Load Whisper's encoder: an encoder.pt, or the first of find_sources(name) to serve it.
 
     A download is kept in the cache. OSError: each source's reason. ValueError: the file is broken,
@@ -170,13 +169,13 @@ def load_encoder(name="", device="cpu", dtype=None):
     if os.path.isfile(name):
         config, tensors = read_encoder_file(name)
         try:
-            return build_encoder(config, tensors, device, dtype)
+            return build_encoder(config, tensors, device)
         except ValueError as e:
             raise ValueError(f"{name}: {e}") from None
     reasons = ""
     for label, read, cache in find_sources(name):
         try:
-            encoder = build_encoder(*read(), device, dtype)
+            encoder = build_encoder(*read(), device)
             if cache:
                 save_encoder(encoder, cache)
         except (OSError, ValueError) as e:
@@ -196,7 +195,12 @@ def encode(encoder, clips, taps=(-1,)):
     WhisperEncoder.forward. Returns a list of float16 (T, n_taps, D), 50 frames a second.
     """
     device = encoder.conv1.weight.device
-    windows = cut_windows(clips, encoder.n_mels, device)
+    windows = []  # (index of the clip, index of the window, log-mel)
+    for clip, wav in enumerate(clips):
+        mel = log_mel(torch.as_tensor(wav, device=device), encoder.n_mels)
+        T, n = mel.shape[1] // 2, math.ceil(mel.shape[1] / MAX_MEL_FRAMES)
+        for i in range(n):
+            windows.append((clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]))
     windows.sort(key=lambda window: -window[2].shape[1])  # batches of similar lengths
     feats = [{} for _ in clips]
     while windows:
@@ -210,17 +214,6 @@ def encode(encoder, clips, taps=(-1,)):
         for row, (clip, i, mel) in enumerate(batch):
             feats[clip][i] = x[row, :mel.shape[1] // 2]
     return [np.concatenate([parts[i] for i in sorted(parts)]) for parts in feats]
-
-
-def cut_windows(clips, n_mels, device):
-    """Return [(index of the clip, index of the window, log-mel)], windows of at most 30 s."""
-    windows = []
-    for clip, wav in enumerate(clips):
-        mel = log_mel(torch.as_tensor(wav, device=device), n_mels)
-        T, n = mel.shape[1] // 2, math.ceil(mel.shape[1] / MAX_MEL_FRAMES)
-        for i in range(n):
-            windows.append((clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]))
-    return windows
 
 
 def n_audio_tokens(T, stack):
@@ -299,17 +292,15 @@ class Projector(nn.Module):
         x = (feats - self.centre(feats, lens)).div_(self.std)
         if self.training and self.dropout:
             drop_(x, round(256 * self.dropout))
-        if len(self.mix) == 1:
-            x = x[:, :, 0]  # (B, T, D)
-        else:
-            x = (x * self.mix.softmax(0)[:, None]).sum(2)
+        x = (x * self.mix.softmax(0)[:, None]).sum(2)  # (B, T, D)
         x = x.to(compute_dtype(feats.device)) * is_real[..., None]
         x = F.pad(x, (0, 0, 0, -T % self.stack))
         x = self.fc2(F.gelu(self.fc1(x.view(B, -1, self.stack * D))))  # (B, T_a, n_embd)
         if self.gain is not None:
             x = norm(x) * self.gain.to(x.dtype)
         if self.texture:
-            told = self.tell(feats, lens)
+            labels = self.texture_fc1(self.pool(feats, lens)).clamp(0, 1)  # their weights
+            told = self.texture_fc2(labels.to(x.dtype)).unflatten(1, (self.texture, -1))
             x = torch.cat([norm(self.texture_key.to(x.dtype) + told), x], 1)
         return x, n_audio_tokens(lens, self.stack) + self.texture
 
@@ -347,12 +338,6 @@ class Projector(nn.Module):
         sizes = torch.tensor([len(each) for each in pieces], device=audio.device)
         return F.ctc_loss(log_probs, ids, lens - self.texture, sizes, log_probs.size(2) - 1, "none",
                           zero_infinity=True)
-
-    def tell(self, feats, lens):
-        """Return what texture tokens add to their keys: (B, texture, n_embd)."""
-        x = self.texture_fc1(self.pool(feats, lens)).clamp(0, 1)  # a label's weight
-        x = x.to(compute_dtype(feats.device))
-        return self.texture_fc2(x).unflatten(1, (self.texture, -1))
 
 
 def drop_(x, n):

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from files import (check_row, find_audio, find_files, find_path, own_file, read_jsonl, read_lines,
                    read_pairs, read_row)
 from language import ENGLISH, Language
-from recordings import SAMPLE_RATE, audio_header
+from recordings import audio_header
 from transcripts import NoSpokenForm
 
 SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test",  # by a name's first letters
@@ -64,8 +64,8 @@ def read_corpus(source, subsets="", seen_voices=False, language=ENGLISH):
 
     source: folder or .jsonl; subsets: comma-separated folder names, "": all; seen_voices: val and
     test may hold speakers of train; language: where a clip names none. Returns (clips, failures,
-    counts): clips are {"path", "bytes", "info": labels with key, text, seconds}, failures {"key",
-    "reason"}; counts: what was dropped or converted. ValueError, OSError: the corpus is broken.
+    counts): clips are {"path", "info": labels with key, text, seconds}, failures {"key", "reason"};
+    counts: what was dropped. ValueError, OSError: the corpus is broken.
     """
     clips, failures, counts = [], [], Counter()
     known, split_of = {}, {}  # {key: where it is named}, {speaker: split}
@@ -75,8 +75,6 @@ def read_corpus(source, subsets="", seen_voices=False, language=ENGLISH):
             clips.append(describe(clip, counts, language))
         except NoSpokenForm as e:
             counts[f"dropped: {e.reason}"] += 1
-            if counts[f"dropped: {e.reason}"] == 1:
-                tqdm.write(f"{clip.where}: dropped, the first of this kind: {e}")
         except (ValueError, OSError) as e:
             failures.append({"key": clip.key, "reason": f"{clip.where}: {e}"})
         known.setdefault(clip.key, clip.where)
@@ -98,15 +96,13 @@ def describe(clip, counts, language):
     """Return what read_corpus returns of a clip; ValueError, OSError: it can't be used."""
     own = clip.labels.get("language")
     text = (Language(str(own)) if own else language).normalize(clip.words)
-    seconds, rate, n_channels = audio_header(clip.path)
-    if (rate, n_channels) != (SAMPLE_RATE, 1):
-        counts["converted to 16 kHz mono"] += 1
-    info = clip.labels | {"key": clip.key, "text": text, "seconds": round(seconds, 4)}
+    seconds = round(audio_header(clip.path), 4)
+    info = clip.labels | {"key": clip.key, "text": text, "seconds": seconds}
     if any(map(str.isdigit, clip.words)):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
     if any(map(str.isdigit, text)):
         counts["with digits as written"] += 1
-    return {"path": clip.path, "bytes": os.path.getsize(clip.path), "info": info}
+    return {"path": clip.path, "info": info}
 
 
 def clean_key(name):

@@ -90,13 +90,14 @@ class Documents:
     """
 
     def __init__(self, folder, split, width):
-        path, again = Path(folder, f"{split}.bin"), f"run prepare_documents.py --out_dir={folder}"
+        path = Path(folder, f"{split}.bin")
         try:
             meta = json.loads(Path(folder, "meta.json").read_bytes())
             if path.stat().st_size != meta["files"][path.name]:
                 raise ValueError(f"{path.name} is not of {meta['files'][path.name]:,} bytes")
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{folder} holds no finished documents ({e}): {again}") from None
+            raise ValueError(f"{folder} holds no finished documents ({e}): run "
+                             f"prepare_documents.py --out_dir={folder}") from None
         tokens = np.memmap(path, "<u2", "r")
         self.n_docs, self.n_tokens = meta[split]["documents"], len(tokens)
         width = min(width, self.n_tokens)

@@ -30,7 +30,7 @@ doc_chars = 4000         # .txt and .md are cut after about this many characters
 tokenizer = ""           # folder of a tokenizer.json or nanochat's .pkl; '': a new one is trained
 vocab_size = 2048        # of a new one, at most 65,536
 tokenizer_mb = 50.0      # text that a new one is trained on
-config = configure(globals())  # meta.json stores it
+config = configure(globals())
 # ----
 VAL_SHARE = 0.01         # of the documents, and at least one
 CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of memory a token

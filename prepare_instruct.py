@@ -33,7 +33,7 @@ speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/instruct"
 sources = ""               # real recordings too: name=folder, ... (sources.py)
 n = 12_000                 # questions about the synthetic clips, roughly
-config = configure(globals())  # meta.json stores it
+config = configure(globals())
 # ----
 SEED = 0
 KINDS = {"voice": 0.46, "spoken": 0.1, "pair": 0.14, "scene": 0.06, "event": 0.11, "music": 0.06,

@@ -72,7 +72,7 @@ def find_clips():
     with user_input():
         clips, failures, counts = read_corpus(source, subset, seen_voices, SPOKEN)
     check_failures(failures, len(clips) + len(failures))
-    trained = {clip["info"]["text"] for clip in clips if clip["info"]["split"] == "train"}
+    trained = {clip["info"]["text"] for clip in of_split(clips, "train")}
     chosen = []
     for clip in clips:
         clip["audio"] = os.path.relpath(os.path.realpath(clip["path"]), os.path.realpath(FINAL))
@@ -100,13 +100,14 @@ def reason_to_drop(clip, trained):
 
 def plan_copies(clips, counts):
     """Return `copies` changed copies of each training clip; counts gets those left out."""
-    found, trained = [], [clip for clip in clips if clip["info"]["split"] == "train"]
+    found, trained = [], of_split(clips, "train")
     for clip in trained:
+        key = clip["info"]["key"]
         for k in range(copies):
-            rng = np.random.default_rng([zlib.crc32(clip["info"]["key"].encode()), k])
+            rng = np.random.default_rng([zlib.crc32(key.encode()), k])
             how = {"speed": round(rng.uniform(0.85, 1.15), 3), "way": str(rng.choice(sounds.WAYS)),
                    "seed": int(rng.integers(2**31))}
-            own = {"key": f"{clip['info']['key']}-copy{k + 1}", "copy": how,
+            own = {"key": f"{key}-copy{k + 1}", "copy": how,
                    "seconds": round(seconds_of(clip) / how["speed"], 4)}
             others = [trained[i]["path"] for i in rng.integers(len(trained), size=3)]
             if own["seconds"] + ECHO_S <= MAX_AUDIO_S:
@@ -118,6 +119,10 @@ def plan_copies(clips, counts):
 
 def seconds_of(clip):
     return clip["info"]["seconds"]
+
+
+def of_split(clips, split):
+    return [clip for clip in clips if clip["info"]["split"] == split]
 
 
 def check_failures(failures, n_clips):
@@ -204,8 +209,7 @@ def plan_shards(clips):
     """Return {shard name: its clips, of one split and similar length}."""
     shards = {}
     for split in sorted({clip["info"]["split"] for clip in clips}):
-        ordered = [clip for clip in clips if clip["info"]["split"] == split]
-        ordered.sort(key=seconds_of)
+        ordered = sorted(of_split(clips, split), key=seconds_of)
         for i in range(0, len(ordered), clips_per_shard):
             shards[f"shard-{len(shards):06d}.tar"] = ordered[i:i + clips_per_shard]
     return shards
@@ -241,14 +245,15 @@ def make_shards(shards, encoder, layers, kind):
         fail(e)
 
 
-def finish(clips, shards, failures, n_found, manifest):
+def finish(clips, shards, failures, manifest):
     """Write the lists of clips, index and manifest; returns the manifest, whole."""
     made = [json.loads(rows_file(name).read_bytes()) for name in shards]
+    n_found = len(clips) + len(failures)
     failures = sum((each["failures"] for each in made), failures)
     check_failures(failures, n_found)
     for split in {clip["info"]["split"] for clip in clips}:
-        rows = [{"audio": clip["audio"], **clip["info"]} for clip in clips
-                if clip["info"]["split"] == split and "others" not in clip]
+        rows = [{"audio": clip["audio"], **clip["info"]} for clip in of_split(clips, split)
+                if "others" not in clip]
         write_jsonl(FINAL / f"{split}.jsonl", rows)
     rows = sum((each["rows"] for each in made), [])
     sums = {name: each["sums"] for name, each in zip(shards, made)}
@@ -274,7 +279,7 @@ def main():
     layers = read_taps(encoder)
     clips, failures, counts = find_clips()
     shards = plan_shards(clips)
-    what = [[clip["audio"], clip["bytes"], clip["info"]] for clip in clips]
+    what = [[clip["audio"], os.path.getsize(clip["path"]), clip["info"]] for clip in clips]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     inputs = {"encoder": encoder.sha256, "clips": digest}
     settings = {"taps": layers, "clips_per_shard": clips_per_shard, "language": language}
@@ -287,9 +292,8 @@ def main():
     if not is_made(FINAL, settings, inputs, BEGUN):
         clear(len(clips))
         note_made(FINAL, settings, inputs, [], BEGUN)
-    n_found = len(clips) + len(failures)
     make_shards(shards, encoder, layers, own.type)
-    manifest = finish(clips, shards, failures, n_found, {
+    manifest = finish(clips, shards, failures, {
         "encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers,
         "D": encoder.n_embd, "language": language, "counts": counts, "settings": config,
         **provenance(own)})

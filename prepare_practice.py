@@ -22,7 +22,7 @@ from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, 
 text_dir = "data/text"
 out_dir = "data/practice"
 n = 12_000  # chats of train about words; val has a twentieth of that
-config = configure(globals())  # meta.json stores it
+config = configure(globals())
 # ----
 SEED = 0
 VAL_SHARE = 0.05

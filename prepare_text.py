@@ -36,7 +36,7 @@ exclude = ""             # comma-separated text files: no split gets six words i
 n_train = 150_000        # sentences, at most
 n_val = 2_000
 n_test = 2_000
-config = configure(globals())  # meta.json stores it
+config = configure(globals())
 # ----
 with user_input():
     SPOKEN = Language(language)

@@ -124,8 +124,7 @@ def options_for(task, answer, rng, said):
 
 def ask(task, answer, rng, said):
     """Return [task, question, answer]; None where a word's question has no options."""
-    ways = read_tasks()[task].train
-    question = pick(ways, rng)
+    question = pick(read_tasks()[task].train, rng)
     options = options_for(task, answer, rng, said)
     if task == "word" and not options:
         return None

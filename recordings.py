@@ -24,13 +24,12 @@ class TooLong(ValueError):
 
 
 def audio_header(path):
-    """Return a recording's (seconds, Hz, channels) without decoding it; errors as in read_audio.
+    """Return a recording's seconds without decoding it; errors as in read_audio.
 
-    seconds: exact for wav and flac, else within SLACK_S.
+    They are exact for wav and flac, else within SLACK_S.
     """
     with open(path, "rb") as f:
-        seconds, *more = read_header(f, os.fspath(path))
-    return float(seconds), *more
+        return float(read_header(f, os.fspath(path)))
 
 
 def read_audio(path_or_bytes, max_s=600.0):
@@ -45,7 +44,7 @@ def read_audio(path_or_bytes, max_s=600.0):
     is_path = not isinstance(path_or_bytes, (bytes, bytearray))
     name = os.fspath(path_or_bytes) if is_path else "audio"
     with open(name, "rb") if is_path else io.BytesIO(path_or_bytes) as f:
-        declared, *_ = read_header(f, name)
+        declared = read_header(f, name)
         require_length(name, declared, max_s + SLACK_S, max_s)
         runs, seconds, peak, channel = mix(decode(f, name), name, max_s)
         require_whole(name, seconds, declared)
@@ -160,9 +159,9 @@ def to_float(frame):
 # ---- is the file whole?
 
 def read_header(f, name):
-    """Return (seconds, Hz, channels) of a binary file; ValueError: it declares more than it holds.
+    """Return a binary file's seconds (Fraction); ValueError: it declares more than it holds.
 
-    seconds: of all packets, or the header's if about the same, which may be a guess.
+    They are those of all packets, or the header's if about the same, which may be a guess.
     """
     f.seek(0)
     magic = f.read(4)
@@ -171,11 +170,10 @@ def read_header(f, name):
     if magic == b"RIFF":
         check_riff(f, name)
     if wav := open_wav(f):
-        return Fraction(wav.frames, wav.samplerate), wav.samplerate, wav.channels
+        return Fraction(wav.frames, wav.samplerate)
     with ffmpeg(f, name) as (container, stream):
-        codec, kind, base = stream.codec_context, container.format.name, stream.time_base
+        kind, base = container.format.name, stream.time_base
         counted, reached, n_packets, first = Fraction(0), 0, 0, 0
-        rate, n_channels = codec.sample_rate, codec.layout.nb_channels
         for packet in container.demux(stream):
             if packet.size:
                 first = first if n_packets else packet.pos or 0
@@ -186,7 +184,7 @@ def read_header(f, name):
                 counted += duration * base
                 reached = ((packet.pts or 0) + duration) * base
             if counted > MOST_S:  # a small file can hold days of silence
-                return counted, rate, n_channels
+                return counted
         declared = (stream.duration or 0) * base or Fraction(container.duration or 0, 10**6)
     is_guess = kind in ("mp3", "aac", "amr") or magic == b"RIFF"
     require_whole(name, counted, 0 if is_guess else declared)
@@ -199,8 +197,7 @@ def read_header(f, name):
         require_whole(name, counted, reached, 0)
     if kind == "ogg":
         check_last_page(f, name)
-    seconds = declared if abs(declared - counted) <= SLACK_S else counted
-    return seconds, rate, n_channels
+    return declared if abs(declared - counted) <= SLACK_S else counted
 
 
 def require_whole(name, seconds, declared, slack=SLACK_S):

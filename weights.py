@@ -100,8 +100,7 @@ def read_config(folder, name):
     if not os.path.isfile(path):
         raise ValueError("no config.json there (merge an adapter into its model)")
     try:
-        with open(path, encoding="utf-8-sig") as f:  # editors of Windows write a mark first
-            found = dict(json.load(f))
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows writes a mark
         return {"name": name} | {ours: found[theirs] for ours, theirs in KEYS.items()}
     except KeyError as e:
         raise ValueError(f"{path} is not of a transformers Whisper, it has no {e} "

@@ -31,7 +31,8 @@ def offline(monkeypatch, tmp_path):
 
 
 def load(name=""):
-    return audio.load_encoder(str(name), dtype=torch.float32)
+    encoder = audio.load_encoder(str(name))
+    return audio.build_encoder(encoder.config, encoder.half_weights, dtype=torch.float32)
 
 
 def refused(path, words, read=load, error=OSError):
