@@ -111,9 +111,8 @@ class WhisperEncoder(nn.Module):
         0..n_layer-1 is the output of that block, before any norm.
         """
         is_real = torch.arange(mel.shape[2]) < lens[:, None]  # (B, T_mel)
-        needs_mask = not is_real.all()
+        mask = None if is_real.all() else is_real[:, None, None, ::2].to(mel.device)
         is_real = is_real[:, None].to(mel.device)
-        mask = is_real[:, :, None, ::2] if needs_mask else None  # (B, 1, 1, T)
         x = (mel * is_real).to(self.conv1.weight.dtype)
         x = F.gelu(self.conv1(x)) * is_real  # padding is zero, as after the end of a clip
         x = F.gelu(self.conv2(x)).transpose(1, 2).contiguous()  # (B, T, D)
@@ -199,8 +198,7 @@ def encode(encoder, clips, taps=(-1,)):
     for clip, wav in enumerate(clips):
         mel = log_mel(torch.as_tensor(wav, device=device), encoder.n_mels)
         T, n = mel.shape[1] // 2, math.ceil(mel.shape[1] / MAX_MEL_FRAMES)
-        for i in range(n):
-            windows.append((clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]))
+        windows += [(clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]) for i in range(n)]
     windows.sort(key=lambda window: -window[2].shape[1])  # batches of similar lengths
     feats = [{} for _ in clips]
     while windows:
@@ -335,7 +333,7 @@ class Projector(nn.Module):
         """
         log_probs = self.ctc_head(audio[:, self.texture:].float()).log_softmax(2).transpose(0, 1)
         ids = torch.tensor([i for each in pieces for i in each], device=audio.device)
-        sizes = torch.tensor([len(each) for each in pieces], device=audio.device)
+        sizes = torch.tensor(list(map(len, pieces)), device=audio.device)
         return F.ctc_loss(log_probs, ids, lens - self.texture, sizes, log_probs.size(2) - 1, "none",
                           zero_infinity=True)
 

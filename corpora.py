@@ -2,8 +2,8 @@
 
 LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt, and
              perhaps <source>/labels.jsonl ({"key": ..., any label} a line). Subsets train* are the
-             split train, val* and dev* val, test* test. A source that holds the speakers'
-             folders directly is one subset. LibriSpeech's own are downloaded when missing.
+             split train, val* and dev* val, test* test. A source of speakers' folders is one
+             subset. LibriSpeech's own are downloaded when missing.
 A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line, perhaps
              "split" (else a twentieth is val), "speaker", "key", "language". With "question" and
              "answer", or "turns" [[task, question, answer], ...], a line needs no text.
@@ -39,7 +39,7 @@ from transcripts import NoSpokenForm
 SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test",  # by a name's first letters
           "valid": "val", "validation": "val"}                           # by a line's "split"
 AISHELL = "transcript/aishell_transcript_v0.8.txt"
-SEXES = {"M": "male", "F": "female", "m": "male", "f": "female"}
+SEXES = {"m": "male", "f": "female"}
 
 
 class Clip(NamedTuple):
@@ -72,7 +72,7 @@ def read_corpus(source, subsets="", seen_voices=False, language=ENGLISH):
     for clip in tqdm(find_clips(source, subsets), desc="corpus", unit=" clips"):
         try:
             check_clip(clip, known, {} if seen_voices else split_of)
-            clips.append(describe(clip, counts, language))
+            clips.append(describe(clip, language))
         except NoSpokenForm as e:
             counts[f"dropped: {e.reason}"] += 1
         except (ValueError, OSError) as e:
@@ -92,7 +92,7 @@ def check_clip(clip, known, split_of):
         raise ValueError(f"speaker {speaker} is in {first} too (seen_voices=True allows that)")
 
 
-def describe(clip, counts, language):
+def describe(clip, language):
     """Return what read_corpus returns of a clip; ValueError, OSError: it can't be used."""
     own = clip.labels.get("language")
     text = (Language(str(own)) if own else language).normalize(clip.words)
@@ -100,8 +100,6 @@ def describe(clip, counts, language):
     info = clip.labels | {"key": clip.key, "text": text, "seconds": seconds}
     if any(map(str.isdigit, clip.words)):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
-    if any(map(str.isdigit, text)):
-        counts["with digits as written"] += 1
     return {"path": clip.path, "info": info}
 
 
@@ -130,7 +128,7 @@ def read_librispeech(source, subsets):
     path = Path(source, "SPEAKERS.TXT")
     for line in read_lines(path) if path.exists() else ():
         speaker, sex, *_ = map(str.strip, f"{line}|".split("|"))
-        sexes[speaker] = SEXES.get(sex, "")
+        sexes[speaker] = SEXES.get(sex.lower(), "")
     for folder in find_subsets(Path(source), subsets):
         name = folder.resolve().name
         split = next((SPLITS[start] for start in SPLITS if name.startswith(start)), "train")

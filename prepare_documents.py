@@ -39,16 +39,15 @@ CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of m
 def read_chunks(paths, left_out):
     """Yield lists of documents (str) of about CHUNK_BYTES; left_out counts empty ones."""
     chunk, n_bytes = [], 0
-    for path in paths:
-        for text in read_documents(path, doc_chars):
-            if not text.strip():
-                left_out["empty"] += 1
-                continue
-            chunk.append(text)
-            n_bytes += len(text.encode())
-            if n_bytes >= CHUNK_BYTES:
-                yield chunk
-                chunk, n_bytes = [], 0
+    for text in chain.from_iterable(read_documents(path, doc_chars) for path in paths):
+        if not text.strip():
+            left_out["empty"] += 1
+            continue
+        chunk.append(text)
+        n_bytes += len(text.encode())
+        if n_bytes >= CHUNK_BYTES:
+            yield chunk
+            chunk, n_bytes = [], 0
     if chunk:
         yield chunk
 
@@ -74,7 +73,7 @@ def train_texts(paths):
 
 def write_tokens(paths, tok):
     """Write train.bin and val.bin -> {split: Counter, "left_out": Counter}."""
-    counts = {"train": Counter(), "val": Counter(), "left_out": Counter()}
+    counts = {name: Counter() for name in ("train", "val", "left_out")}
     with (open(f"{out_dir}/train.bin", "wb") as train, open(f"{out_dir}/val.bin", "wb") as val,
           tqdm(unit="B", unit_scale=True, disable=None) as bar):
         for chunk in deal(paths, counts["left_out"]):

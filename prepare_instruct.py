@@ -59,10 +59,9 @@ def make_turns(labels, rng, said):
         labels = labels | {pick(VOICE_TASKS, rng): NOBODY}
     weights = np.array([read_tasks()[task].weight for task in labels])
     count = min(TURNS, len(labels))
-    chosen = rng.choice(len(labels), count, False, weights / weights.sum())
-    tasks = [list(labels)[i] for i in chosen]
+    tasks = rng.choice(list(labels), count, False, weights / weights.sum())
     turns = [ask(task, labels[task], rng, said) for task in tasks]
-    return [turn for turn in turns if turn]
+    return list(filter(None, turns))
 
 
 def ask_speech(clips, said, salt):
@@ -84,7 +83,7 @@ def plan_clips(split, count, said, salt):
     lines = read_clips(spoken, split, read_answers())
     rng, jobs = np.random.default_rng([SEED, salt]), []
     for i in range(count):
-        kind = list(KINDS)[rng.choice(len(KINDS), p=list(KINDS.values()))]
+        kind = rng.choice(list(KINDS), p=list(KINDS.values()))
         if kind == "pair":
             clip = pair_up(clips, rng)
         else:

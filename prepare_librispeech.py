@@ -166,14 +166,14 @@ def features_of(clips, failures):
     """Yield (key, float16 (T, n_taps, D), info) of each clip that can be read; others fail."""
     wavs = WORKER["map"](try_read, clips)
     for first in range(0, len(clips), BATCH_SIZE):
-        good = []
+        infos, good = [], []
         for clip, wav in zip(clips[first:first + BATCH_SIZE], wavs):
             if isinstance(wav, str):
                 failures.append({"key": clip["info"]["key"], "reason": wav})
             else:
-                good.append((clip["info"], wav))
-        features = encode(WORKER["encoder"], [wav for _, wav in good], WORKER["layers"])
-        for (info, _), x in zip(good, features):
+                infos.append(clip["info"])
+                good.append(wav)
+        for info, x in zip(infos, encode(WORKER["encoder"], good, WORKER["layers"])):
             yield info["key"], x, info
 
 
@@ -236,9 +236,8 @@ def make_shards(shards, encoder, layers, kind):
     n_workers, start = (workers, "") if kind == "cpu" else (n_gpus, "spawn")
     made = run_all(make_shard, jobs, n_workers, begin_work, (encoder, layers, kind), start=start)
     seconds = [round(sum(map(seconds_of, clips))) for _, clips in jobs]
-    bar = tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1)
     try:
-        with bar:
+        with tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1) as bar:
             for _, n in zip(made, seconds):
                 bar.update(n)
     except OSError as e:  # the disk is full, or a worker was killed

@@ -77,7 +77,7 @@ def make_turns(text, rng, said, sound=None):
         else:
             labels = about_words(text, rng)
             weights = np.array([WEIGHTS.get(task, SPOKEN_WEIGHT) for task in labels])
-        task = list(labels)[rng.choice(len(labels), p=weights / weights.sum())]
+        task = rng.choice(list(labels), p=weights / weights.sum())
         turn = ask(task, labels[task], rng, some_of(said, rng, text))
         if turn and rng.uniform() < SHORT_SHARE:
             turn[1] = turn[1].removesuffix("\nanswer with one of the options")

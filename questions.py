@@ -118,7 +118,7 @@ def options_for(task, answer, rng, said):
     others = [label for label in dict.fromkeys(labels) if label != answer]
     if len(others) < 3 or answer == NOBODY and NOBODY not in labels:
         return None
-    options = [answer, *(others[i] for i in rng.choice(len(others), 3, replace=False))]
+    options = [answer, *rng.choice(others, 3, replace=False)]
     return [options[i] for i in rng.permutation(4)]
 
 

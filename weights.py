@@ -49,8 +49,8 @@ def find_sources(name):
         raise OSError(f"{name}: no such folder: {GIVE}")
     if own and not name:
         yield f"folder {own}", lambda: read_folder(own), ""
-    name = name or "whisper-base"
-    name = name if "/" in name else f"openai/{name.lower()}"
+    if "/" not in name:
+        name = f"openai/{name.lower() or 'whisper-base'}"
     cached = f"{cache_folder()}/{name.replace('/', '--')}.pt"
     if os.path.isfile(cached):
         yield "cache", lambda: read_encoder_file(cached), ""
