@@ -134,15 +134,16 @@ def build_encoder(config, weights, device="cpu", dtype=None):
     keep_freed_memory()  # in worker processes too
     with torch.device("meta"):
         encoder = WhisperEncoder(config, dtype or compute_dtype(device))
-    encoder.half_weights, digest = {}, hashlib.sha256()
-    for name, empty in sorted(encoder.state_dict().items()):
+    for name, empty in encoder.state_dict().items():
         found = tuple(weights[name].shape) if name in weights else "missing"
         if found != tuple(empty.shape):
             raise ValueError(f"encoder weight {name} is {found}, it should be {tuple(empty.shape)}")
         if not weights[name].isfinite().all():
             raise ValueError(f"encoder weight {name} is not finite")
-        encoder.half_weights[name] = weights[name]
-        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+    encoder.half_weights = {name: weights[name] for name in encoder.state_dict()}
+    digest = hashlib.sha256()
+    for name, w in sorted(encoder.half_weights.items()):
+        digest.update(name.encode() + w.contiguous().numpy().tobytes())
     encoder.sha256 = digest.hexdigest()
     if config.get("sha256", encoder.sha256) != encoder.sha256:
         raise ValueError("the weights' sha256 is not the one they were saved with: get them anew")

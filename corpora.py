@@ -170,8 +170,7 @@ def find_chapters(folder):
 
 def read_transcripts(path):
     """Yield the Clips of a .trans.txt, whose recordings lie beside it."""
-    chapter = os.path.dirname(os.path.abspath(path))
-    speaker = os.path.basename(os.path.dirname(chapter))
+    speaker = os.path.abspath(path).split(os.sep)[-3]
     recordings = find_audio(os.path.dirname(path))
     for where, key, words in read_pairs(path):
         recording = recordings.get(unicodedata.normalize("NFC", key), "")

@@ -46,7 +46,6 @@ CLIP_TURNS = 3        # questions to a clip, on average
 UNASKED_CLEAR = 0.6   # share of clear voices not asked about their quality: most are clear
 REAL_PAIRS = 0.3      # pairs of real voices to recordings of people
 TALK_SHARE = 0.6      # share of the chats without audio that are small talk
-NO_RECORDING = "send me a recording first"
 
 
 def make_turns(labels, rng, said):
@@ -129,7 +128,7 @@ def make_text_chats(count):
     for _ in range(count):
         block = pick(read_small_talk(), rng)
         talk = pick(block["|"], rng), pick(block[" "], rng)
-        deaf = pick(pick(tasks, rng).train, rng), NO_RECORDING
+        deaf = pick(pick(tasks, rng).train, rng), "send me a recording first"
         others = pick(answers, rng), deaf
         question, answer = talk if rng.uniform() < TALK_SHARE else pick(others, rng)
         chats.append({"question": question, "answer": answer})

@@ -102,16 +102,16 @@ def plan_copies(clips, counts):
     """Return `copies` changed copies of each training clip; counts gets those left out."""
     found, trained = [], of_split(clips, "train")
     for clip in trained:
-        key = clip["info"]["key"]
+        info = clip["info"]
         for k in range(copies):
-            rng = np.random.default_rng([zlib.crc32(key.encode()), k])
+            rng = np.random.default_rng([zlib.crc32(info["key"].encode()), k])
             how = {"speed": round(rng.uniform(0.85, 1.15), 3), "way": str(rng.choice(sounds.WAYS)),
                    "seed": int(rng.integers(2**31))}
-            own = {"key": f"{key}-copy{k + 1}", "copy": how,
-                   "seconds": round(seconds_of(clip) / how["speed"], 4)}
+            own = {"key": f"{info['key']}-copy{k + 1}", "copy": how,
+                   "seconds": round(info["seconds"] / how["speed"], 4)}
             others = [trained[i]["path"] for i in rng.integers(len(trained), size=3)]
             if own["seconds"] + ECHO_S <= MAX_AUDIO_S:
-                found.append(clip | {"info": clip["info"] | own, "others": others})
+                found.append(clip | {"info": info | own, "others": others})
             else:
                 counts["copies that are too long"] += 1
     return found

@@ -108,9 +108,8 @@ def some_of(said, rng, own=""):
 def options_for(task, answer, rng, said):
     """Return four options, the answer among them, or None; said: what some_of() returns."""
     labels = read_tasks()[task].labels
-    answers = read_answers()
     if task == "sentence":
-        labels = list(answers) if answer in answers else said["sentences"]
+        labels = list(read_answers()) if answer in read_answers() else said["sentences"]
     elif task in ("word", "first", "last"):
         labels = [word for word in said["words"] if word not in said["own"]]
         if len(answer) <= 3:  # the other options are longer: a short answer would stand out

@@ -41,7 +41,7 @@ def read_audio(path_or_bytes, max_s=600.0):
     or a ValueError (TooLong) that names file and fault.
     """
     import soxr
-    is_path = not isinstance(path_or_bytes, (bytes, bytearray))
+    is_path = not isinstance(path_or_bytes, bytes)
     name = os.fspath(path_or_bytes) if is_path else "audio"
     with open(name, "rb") if is_path else io.BytesIO(path_or_bytes) as f:
         declared = read_header(f, name)
