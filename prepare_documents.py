@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from configurator import configure
 from documents import hash_of, list_documents, read_documents
-from files import sha256_file
 from folders import make_folder, sums
 from tokenizer import load_tokenizer, train_bpe
 
@@ -31,7 +30,7 @@ doc_chars = 4000         # .txt and .md are cut after about this many characters
 tokenizer = ""           # folder of a tokenizer.json or nanochat's .pkl; '': a new one is trained
 vocab_size = 2048        # of a new one, at most 65,536
 tokenizer_mb = 50.0      # text that a new one is trained on
-config = configure(globals())  # meta.json stores it
+config = configure(globals())
 # ----
 VAL_SHARE = 0.01         # of the documents, and at least one
 CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of memory a token
@@ -40,16 +39,15 @@ CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of m
 def read_chunks(paths, left_out):
     """Yield lists of documents (str) of about CHUNK_BYTES; left_out counts empty ones."""
     chunk, n_bytes = [], 0
-    for path in paths:
-        for text in read_documents(path, doc_chars):
-            if not text.strip():
-                left_out["empty"] += 1
-                continue
-            chunk.append(text)
-            n_bytes += len(text.encode())
-            if n_bytes >= CHUNK_BYTES:
-                yield chunk
-                chunk, n_bytes = [], 0
+    for text in chain.from_iterable(read_documents(path, doc_chars) for path in paths):
+        if not text.strip():
+            left_out["empty"] += 1
+            continue
+        chunk.append(text)
+        n_bytes += len(text.encode())
+        if n_bytes >= CHUNK_BYTES:
+            yield chunk
+            chunk, n_bytes = [], 0
     if chunk:
         yield chunk
 
@@ -75,7 +73,7 @@ def train_texts(paths):
 
 def write_tokens(paths, tok):
     """Write train.bin and val.bin -> {split: Counter, "left_out": Counter}."""
-    counts = {"train": Counter(), "val": Counter(), "left_out": Counter()}
+    counts = {name: Counter() for name in ("train", "val", "left_out")}
     with (open(f"{out_dir}/train.bin", "wb") as train, open(f"{out_dir}/val.bin", "wb") as val,
           tqdm(unit="B", unit_scale=True, disable=None) as bar):
         for chunk in deal(paths, counts["left_out"]):
@@ -105,7 +103,6 @@ def make():
         raise ValueError(f"{tokenizer=}, {vocab_size=}: a BPE of at most 65,536 ids is needed")
     tok.save(out_dir)
     counts = {name: dict(count) for name, count in write_tokens(paths, tok).items()}
-    counts["tokenizer_sha256"] = sha256_file(f"{out_dir}/tokenizer.json")
     return ["tokenizer.json", "train.bin", "val.bin"], counts
 
 

@@ -33,7 +33,7 @@ speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/instruct"
 sources = ""               # real recordings too: name=folder, ... (sources.py)
 n = 12_000                 # questions about the synthetic clips, roughly
-config = configure(globals())  # meta.json stores it
+config = configure(globals())
 # ----
 SEED = 0
 KINDS = {"voice": 0.46, "spoken": 0.1, "pair": 0.14, "scene": 0.06, "event": 0.11, "music": 0.06,
@@ -46,7 +46,6 @@ CLIP_TURNS = 3        # questions to a clip, on average
 UNASKED_CLEAR = 0.6   # share of clear voices not asked about their quality: most are clear
 REAL_PAIRS = 0.3      # pairs of real voices to recordings of people
 TALK_SHARE = 0.6      # share of the chats without audio that are small talk
-NO_RECORDING = "send me a recording first"
 
 
 def make_turns(labels, rng, said):
@@ -59,10 +58,9 @@ def make_turns(labels, rng, said):
         labels = labels | {pick(VOICE_TASKS, rng): NOBODY}
     weights = np.array([read_tasks()[task].weight for task in labels])
     count = min(TURNS, len(labels))
-    chosen = rng.choice(len(labels), count, False, weights / weights.sum())
-    tasks = [list(labels)[i] for i in chosen]
+    tasks = rng.choice(list(labels), count, False, weights / weights.sum())
     turns = [ask(task, labels[task], rng, said) for task in tasks]
-    return [turn for turn in turns if turn]
+    return list(filter(None, turns))
 
 
 def ask_speech(clips, said, salt):
@@ -84,7 +82,7 @@ def plan_clips(split, count, said, salt):
     lines = read_clips(spoken, split, read_answers())
     rng, jobs = np.random.default_rng([SEED, salt]), []
     for i in range(count):
-        kind = list(KINDS)[rng.choice(len(KINDS), p=list(KINDS.values()))]
+        kind = rng.choice(list(KINDS), p=list(KINDS.values()))
         if kind == "pair":
             clip = pair_up(clips, rng)
         else:
@@ -130,7 +128,7 @@ def make_text_chats(count):
     for _ in range(count):
         block = pick(read_small_talk(), rng)
         talk = pick(block["|"], rng), pick(block[" "], rng)
-        deaf = pick(pick(tasks, rng).train, rng), NO_RECORDING
+        deaf = pick(pick(tasks, rng).train, rng), "send me a recording first"
         others = pick(answers, rng), deaf
         question, answer = talk if rng.uniform() < TALK_SHARE else pick(others, rng)
         chats.append({"question": question, "answer": answer})
@@ -138,8 +136,6 @@ def make_text_chats(count):
 
 
 def find_inputs():
-    if n < 1:
-        raise ValueError(f"{n=}: at least 1")
     labels = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
     paths = [clip["path"] for clip in read_sources(sources, False)]
     return sums(*labels, *paths, QUESTIONS, SPOKEN, SMALL_TALK)

@@ -15,7 +15,6 @@ import json
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ HERE = os.path.dirname(source) if source.endswith(".jsonl") else source
 FINAL = Path(out_dir or Path(HERE, "features"))
 with user_input():
     SPOKEN = Language(language)
-WORKER = {}           # of a worker process: encoder, layers, on a GPU a pool of threads
+WORKER = {}           # of a worker process: encoder, layers, map
 
 
 # ---- which clips
@@ -73,7 +72,7 @@ def find_clips():
     with user_input():
         clips, failures, counts = read_corpus(source, subset, seen_voices, SPOKEN)
     check_failures(failures, len(clips) + len(failures))
-    trained = {clip["info"]["text"] for clip in clips if clip["info"]["split"] == "train"}
+    trained = {clip["info"]["text"] for clip in of_split(clips, "train")}
     chosen = []
     for clip in clips:
         clip["audio"] = os.path.relpath(os.path.realpath(clip["path"]), os.path.realpath(FINAL))
@@ -101,17 +100,18 @@ def reason_to_drop(clip, trained):
 
 def plan_copies(clips, counts):
     """Return `copies` changed copies of each training clip; counts gets those left out."""
-    found, trained = [], [clip for clip in clips if clip["info"]["split"] == "train"]
+    found, trained = [], of_split(clips, "train")
     for clip in trained:
+        info = clip["info"]
         for k in range(copies):
-            rng = np.random.default_rng([zlib.crc32(clip["info"]["key"].encode()), k])
+            rng = np.random.default_rng([zlib.crc32(info["key"].encode()), k])
             how = {"speed": round(rng.uniform(0.85, 1.15), 3), "way": str(rng.choice(sounds.WAYS)),
                    "seed": int(rng.integers(2**31))}
-            own = {"key": f"{clip['info']['key']}-copy{k + 1}", "copy": how,
-                   "seconds": round(seconds_of(clip) / how["speed"], 4)}
+            own = {"key": f"{info['key']}-copy{k + 1}", "copy": how,
+                   "seconds": round(info["seconds"] / how["speed"], 4)}
             others = [trained[i]["path"] for i in rng.integers(len(trained), size=3)]
             if own["seconds"] + ECHO_S <= MAX_AUDIO_S:
-                found.append(clip | {"info": clip["info"] | own, "others": others})
+                found.append(clip | {"info": info | own, "others": others})
             else:
                 counts["copies that are too long"] += 1
     return found
@@ -119,6 +119,10 @@ def plan_copies(clips, counts):
 
 def seconds_of(clip):
     return clip["info"]["seconds"]
+
+
+def of_split(clips, split):
+    return [clip for clip in clips if clip["info"]["split"] == split]
 
 
 def check_failures(failures, n_clips):
@@ -131,11 +135,11 @@ def check_failures(failures, n_clips):
 
 def begin_work(encoder, layers, kind):
     torch.set_num_threads(1)
+    WORKER.update(encoder=encoder, layers=layers, map=map)
     if kind != "cpu":
         own = torch.device(kind, worker_number() if kind == "cuda" else None)
-        encoder = build_encoder(encoder.config, encoder.half_weights, own)
-        WORKER["pool"] = ThreadPoolExecutor()  # its threads read audio while the GPU works
-    WORKER.update(encoder=encoder, layers=layers)
+        WORKER["encoder"] = build_encoder(encoder.config, encoder.half_weights, own)
+        WORKER["map"] = ThreadPoolExecutor().map  # threads read audio while the GPU works
 
 
 def try_read(clip):
@@ -160,16 +164,16 @@ def change(wav, clip):
 
 def features_of(clips, failures):
     """Yield (key, float16 (T, n_taps, D), info) of each clip that can be read; others fail."""
-    wavs = (WORKER["pool"].map if "pool" in WORKER else map)(try_read, clips)
+    wavs = WORKER["map"](try_read, clips)
     for first in range(0, len(clips), BATCH_SIZE):
-        good = []
+        infos, good = [], []
         for clip, wav in zip(clips[first:first + BATCH_SIZE], wavs):
             if isinstance(wav, str):
                 failures.append({"key": clip["info"]["key"], "reason": wav})
             else:
-                good.append((clip["info"], wav))
-        features = encode(WORKER["encoder"], [wav for _, wav in good], WORKER["layers"])
-        for (info, _), x in zip(good, features):
+                infos.append(clip["info"])
+                good.append(wav)
+        for info, x in zip(infos, encode(WORKER["encoder"], good, WORKER["layers"])):
             yield info["key"], x, info
 
 
@@ -182,12 +186,12 @@ def is_whole(name):
     try:
         sums = json.loads(rows_file(name).read_bytes())["sums"]
         return (FINAL / name).stat().st_size == sums["bytes"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return False
 
 
 def make_shard(name, clips):
-    """Write a shard, then rows_file() with its rows of the index; returns the failures."""
+    """Write a shard, then rows_file() with its rows of the index and its failures."""
     path, failures = FINAL / name, []
     audio = {clip["info"]["key"]: clip["audio"] for clip in clips}
     try:
@@ -197,7 +201,6 @@ def make_shard(name, clips):
         write_json(rows_file(name), {"rows": rows, "failures": failures, "sums": sums})
     except OSError as e:
         raise OSError(f"{name}: {e}") from None
-    return failures
 
 
 # ---- all shards
@@ -206,8 +209,7 @@ def plan_shards(clips):
     """Return {shard name: its clips, of one split and similar length}."""
     shards = {}
     for split in sorted({clip["info"]["split"] for clip in clips}):
-        ordered = [clip for clip in clips if clip["info"]["split"] == split]
-        ordered.sort(key=seconds_of)
+        ordered = sorted(of_split(clips, split), key=seconds_of)
         for i in range(0, len(ordered), clips_per_shard):
             shards[f"shard-{len(shards):06d}.tar"] = ordered[i:i + clips_per_shard]
     return shards
@@ -227,48 +229,41 @@ def clear(n_clips):
         path.unlink(missing_ok=True)
 
 
-def make_shards(shards, failures, n_found, encoder, layers, kind):
+def make_shards(shards, encoder, layers, kind):
     jobs = [job for job in reversed(shards.items()) if not is_whole(job[0])]  # long clips first
     print(f"to do: {len(jobs)} of {len(shards)} shards")
     n_gpus = torch.cuda.device_count() if kind == "cuda" else 1
     n_workers, start = (workers, "") if kind == "cpu" else (n_gpus, "spawn")
     made = run_all(make_shard, jobs, n_workers, begin_work, (encoder, layers, kind), start=start)
     seconds = [round(sum(map(seconds_of, clips))) for _, clips in jobs]
-    bar = tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1)
     try:
-        with closing(made), bar:
-            for failed, n in zip(made, seconds):
+        with tqdm(total=sum(seconds), desc="features", unit=" s of sound", miniters=1) as bar:
+            for _, n in zip(made, seconds):
                 bar.update(n)
-                failures = failures + failed
-                if len(failures) > MAX_BAD_SHARE * n_found:
-                    break
     except OSError as e:  # the disk is full, or a worker was killed
         fail(e)
-    check_failures(failures, n_found)
 
 
-def finish(clips, shards, failures, n_found, manifest):
+def finish(clips, shards, failures, manifest):
     """Write the lists of clips, index and manifest; returns the manifest, whole."""
     made = [json.loads(rows_file(name).read_bytes()) for name in shards]
+    n_found = len(clips) + len(failures)
     failures = sum((each["failures"] for each in made), failures)
     check_failures(failures, n_found)
     for split in {clip["info"]["split"] for clip in clips}:
-        rows = [{"audio": clip["audio"], **clip["info"]} for clip in clips
-                if clip["info"]["split"] == split and "others" not in clip]
+        rows = [{"audio": clip["audio"], **clip["info"]} for clip in of_split(clips, split)
+                if "others" not in clip]
         write_jsonl(FINAL / f"{split}.jsonl", rows)
     rows = sum((each["rows"] for each in made), [])
     sums = {name: each["sums"] for name, each in zip(shards, made)}
     return write_index(str(FINAL), rows, sums, manifest | {"failures": failures})
 
 
-def load():
-    """Return (WhisperEncoder, list of its layers to store)."""
-    with user_input():
-        encoder = load_encoder(whisper)
+def read_taps(encoder):
     known = [str(layer) for layer in range(-1, encoder.n_layer)]
     if not set(taps.split(",")).issubset(known):
         fail(f"taps={taps}: give layers of {encoder.name}, -1 to {known[-1]}, like 0,-1")
-    return encoder, [int(tap) for tap in taps.split(",")]
+    return [int(tap) for tap in taps.split(",")]
 
 
 def main():
@@ -277,14 +272,13 @@ def main():
         fail("clips_per_shard must be 1 or more, workers and copies 0 or more")
     if source.endswith(".jsonl") and Path(HERE).resolve() == FINAL.resolve():
         fail(f"{source} lies in out_dir, whose lists are replaced: give another out_dir")
-    if "WORLD_SIZE" in os.environ:
-        fail("start it with python, not with torchrun")
     with user_input():
         own = pick_device(device)
-    encoder, layers = load()
+        encoder = load_encoder(whisper)
+    layers = read_taps(encoder)
     clips, failures, counts = find_clips()
     shards = plan_shards(clips)
-    what = [[clip["audio"], clip["bytes"], clip["info"]] for clip in clips]
+    what = [[clip["audio"], os.path.getsize(clip["path"]), clip["info"]] for clip in clips]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     inputs = {"encoder": encoder.sha256, "clips": digest}
     settings = {"taps": layers, "clips_per_shard": clips_per_shard, "language": language}
@@ -297,9 +291,8 @@ def main():
     if not is_made(FINAL, settings, inputs, BEGUN):
         clear(len(clips))
         note_made(FINAL, settings, inputs, [], BEGUN)
-    n_found = len(clips) + len(failures)
-    make_shards(shards, failures, n_found, encoder, layers, own.type)
-    manifest = finish(clips, shards, failures, n_found, {
+    make_shards(shards, encoder, layers, own.type)
+    manifest = finish(clips, shards, failures, {
         "encoder": encoder.name, "encoder_sha256": encoder.sha256, "taps": layers,
         "D": encoder.n_embd, "language": language, "counts": counts, "settings": config,
         **provenance(own)})

@@ -22,7 +22,7 @@ from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, 
 text_dir = "data/text"
 out_dir = "data/practice"
 n = 12_000  # chats of train about words; val has a twentieth of that
-config = configure(globals())  # meta.json stores it
+config = configure(globals())
 # ----
 SEED = 0
 VAL_SHARE = 0.05
@@ -77,7 +77,7 @@ def make_turns(text, rng, said, sound=None):
         else:
             labels = about_words(text, rng)
             weights = np.array([WEIGHTS.get(task, SPOKEN_WEIGHT) for task in labels])
-        task = list(labels)[rng.choice(len(labels), p=weights / weights.sum())]
+        task = rng.choice(list(labels), p=weights / weights.sum())
         turn = ask(task, labels[task], rng, some_of(said, rng, text))
         if turn and rng.uniform() < SHORT_SHARE:
             turn[1] = turn[1].removesuffix("\nanswer with one of the options")
@@ -101,8 +101,6 @@ def make_chats(split, count, salt, has_sound=False):
 
 
 def find_inputs():
-    if n < 1:
-        raise ValueError(f"{n=}: at least 1")
     return sums(f"{text_dir}/train.txt", f"{text_dir}/val.txt", QUESTIONS, SPOKEN, SMALL_TALK)
 
 

@@ -36,7 +36,7 @@ exclude = ""             # comma-separated text files: no split gets six words i
 n_train = 150_000        # sentences, at most
 n_val = 2_000
 n_test = 2_000
-config = configure(globals())  # meta.json stores it
+config = configure(globals())
 # ----
 with user_input():
     SPOKEN = Language(language)
@@ -56,103 +56,107 @@ SENTENCE_END = re.compile(r"\n\s*\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bS
 
 # ---- the grammar
 
-class Grammar:
-    """A phrase grammar in the format of assets/grammar.txt; ValueError: what is wrong.
+def grammar_sentences(path):
+    """Yield sentences of a phrase grammar, without end; ValueError: what is wrong with it."""
+    options = {}  # {(rule, form): [phrase, ...]}, each as often as its weight
+    expand("sentence", "", *read_grammar(path), options)
+    random = Random(SEED).random
+
+    def draw(name, form):
+        phrases = options[name, form]
+        phrase = phrases[int(random() * len(phrases))]
+        drawn = SLOT.sub(lambda slot: draw(slot[1], slot[2] or "") + (slot[3] or ""), phrase)
+        return " ".join(drawn.split())
+
+    while True:
+        yield AN.sub("an ", draw("sentence", ""))
+
+
+def read_grammar(path):
+    """Read a file in the format of assets/grammar.txt -> rules, irregular.
 
     rules: {name: [(weight or None, phrase), ...]}; the frames are the rule "sentence", a bracket is
-    the rule #<number>.
+    the rule #<number>. irregular: {(word, form): inflected word}.
     """
-
-    def __init__(self, path):
-        self.rules, self.name = {"sentence": []}, "sentence"  # name: of the last rule
-        self.irregular = {}  # {(word, form): inflected word}
-        self.options = {}    # {(rule, form): [phrase, ...]}, each as often as its weight
-        self.random = Random(SEED).random
-        for number, line in enumerate(read_lines(path), 1):
-            self.read_line(line.partition("#")[0].rstrip(), f"{path}:{number}")
-        self.expand("sentence", "")
-
-    def read_line(self, text, where):
+    rules, irregular, name = {"sentence": []}, {}, "sentence"
+    for number, line in enumerate(read_lines(path), 1):
+        text, where = line.partition("#")[0].rstrip(), f"{path}:{number}"
         if text.startswith("~"):
             for word, *pairs in map(str.split, text[1:].split("|")):
                 for form, inflected in zip(pairs[::2], pairs[1::2]):
-                    self.irregular[word, form[1:]] = inflected
-            return
+                    irregular[word, form[1:]] = inflected
+            continue
         if rule := RULE.match(text):
-            self.name, text = rule.groups()
+            name, text = rule.groups()
         elif text.startswith("- "):
-            self.name, text = "sentence", text[2:]
+            name, text = "sentence", text[2:]
         elif text and text[0] != " ":
             raise ValueError(f"{where}: write '- a frame' or 'rule: a | b', or indent it")
         if text.strip():
-            self.rules.setdefault(self.name, []).extend(self.read_alternatives(text, where))
+            rules.setdefault(name, []).extend(read_alternatives(text, rules, where))
+    return rules, irregular
 
-    def read_alternatives(self, text, where):
-        """Return the entries of a rule; its brackets become rules."""
-        while bracket := BRACKET.search(text):
-            inner = self.read_alternatives(bracket[1] or bracket[2] or "", where)
-            inner = [(weight or 1, phrase) for weight, phrase in inner]
-            if bracket[0][0] == "[":  # left out half of the time
-                inner.append((sum(weight for weight, _ in inner), ""))
-            name = f"#{len(self.rules)}"
-            self.rules[name] = inner
-            text = text.replace(bracket[0], f" ${name} ", 1)
-        found = []
-        for words in map(str.split, text.split("|")):
-            has_weight = len(words) > 1 and re.fullmatch(r"\*[1-9]\d*", words[-1])
-            weight = int(words.pop()[1:]) if has_weight else None
-            for word in words or [""]:
-                if not re.fullmatch(rf"[a-z']+|{SLOT.pattern}", word):
-                    raise ValueError(f"{where}: '{word}' is no word in a-z, $slot, $slot.form, "
-                                     "(a | b), [a], or *weight at the end")
-            found.append((weight, " ".join(words)))
-        return found
 
-    def expand(self, name, form):
-        """List the phrases of a rule in a form; a bare $slot stands for all of its rule's."""
-        if not self.rules.get(name):
-            raise ValueError(f"the grammar has no rule '{name}' with alternatives")
-        if (name, form) not in self.options:
-            table = Counter()
-            for weight, phrase in self.rules[name]:
-                phrase = self.inflect_phrase(phrase, form)
-                slots = list(SLOT.finditer(phrase))
-                expanded = [self.expand(slot[1], slot[2] or "") for slot in slots]
-                is_bare = weight is None and slots and slots[0][0] == phrase and not slots[0][3]
-                table.update(expanded[0] if is_bare else {phrase: weight or 1})
-            self.options[name, form] = list(table.elements())
-        return self.options[name, form]
+def read_alternatives(text, rules, where):
+    """Return the entries of a rule; its brackets become rules."""
+    while bracket := BRACKET.search(text):
+        inner = read_alternatives(bracket[1] or bracket[2] or "", rules, where)
+        inner = [(weight or 1, phrase) for weight, phrase in inner]
+        if bracket[0][0] == "[":  # left out half of the time
+            inner.append((sum(weight for weight, _ in inner), ""))
+        name = f"#{len(rules)}"
+        rules[name] = inner
+        text = text.replace(bracket[0], f" ${name} ", 1)
+    found = []
+    for words in map(str.split, text.split("|")):
+        has_weight = len(words) > 1 and re.fullmatch(r"\*[1-9]\d*", words[-1])
+        weight = int(words.pop()[1:]) if has_weight else None
+        for word in words or [""]:
+            if not re.fullmatch(rf"[a-z']+|{SLOT.pattern}", word):
+                raise ValueError(f"{where}: '{word}' is no word in a-z, $slot, $slot.form, "
+                                 "(a | b), [a], or *weight at the end")
+        found.append((weight, " ".join(words)))
+    return found
 
-    def inflect_phrase(self, phrase, form):
-        """Inflect the last word (pl) or the first (other forms); a $slot takes the form on."""
-        words, at = phrase.split(" "), -1 if form == "pl" else 0
-        slot = SLOT.fullmatch(words[at])
-        if not form:
-            return phrase
-        if not phrase or slot and slot[2] not in (None, form):
-            raise ValueError(f"'{phrase}': .{form} needs a word, or a $slot without a form")
-        words[at] = inflect(words[at], form, self.irregular)
-        if slot:
-            words[at] = f"${slot[1]}.{form}{slot[3] or ''}"
-        return " ".join(words)
 
-    def draw(self, name, form=""):
-        options = self.options[name, form]
-        phrase = options[int(self.random() * len(options))]
-        drawn = SLOT.sub(lambda slot: self.draw(slot[1], slot[2] or "") + (slot[3] or ""), phrase)
-        return " ".join(drawn.split())
+def expand(name, form, rules, irregular, options):
+    """List the phrases of a rule in a form; a bare $slot stands for all of its rule's."""
+    if not rules.get(name):
+        raise ValueError(f"the grammar has no rule '{name}' with alternatives")
+    if (name, form) not in options:
+        table = Counter()
+        for weight, phrase in rules[name]:
+            phrase = inflect_phrase(phrase, form, irregular)
+            slots = list(SLOT.finditer(phrase))
+            expanded = [expand(slot[1], slot[2] or "", rules, irregular, options)
+                        for slot in slots]
+            is_bare = weight is None and slots and slots[0][0] == phrase and not slots[0][3]
+            table.update(expanded[0] if is_bare else {phrase: weight or 1})
+        options[name, form] = list(table.elements())
+    return options[name, form]
 
-    def sentences(self):
-        while True:
-            yield AN.sub("an ", self.draw("sentence"))
+
+def inflect_phrase(phrase, form, irregular):
+    """Inflect the last word (pl) or the first (other forms); a $slot takes the form on."""
+    words, at = phrase.split(" "), -1 if form == "pl" else 0
+    slot = SLOT.fullmatch(words[at])
+    if not form:
+        return phrase
+    if not phrase or slot and slot[2] not in (None, form):
+        raise ValueError(f"'{phrase}': .{form} needs a word, or a $slot without a form")
+    if slot:
+        words[at] = f"${slot[1]}.{form}{slot[3] or ''}"
+    else:
+        words[at] = inflect(words[at], form, irregular)
+    return " ".join(words)
 
 
 def inflect(word, form, irregular):
     """Inflect a word: pl (boxes), s (he fixes), ed (fixed), en (has fixed), ing (fixing)."""
-    if form == "en" and (word, form) not in irregular:
-        form = "ed"
     if (word, form) in irregular:
         return irregular[word, form]
+    if form == "en":
+        return inflect(word, "ed", irregular)
     if form in ("pl", "s"):
         if re.search(r"[^aeiou]y$", word):
             return word[:-1] + "ies"
@@ -244,7 +248,7 @@ def make():
     paths, dropped = find_sources(), Counter()
     held_out = text_sentences(list_documents("exclude", exclude), Counter())
     excluded = set(chain.from_iterable(map(runs, held_out)))
-    sentences = text_sentences(paths, dropped) if text_file else Grammar(*paths).sentences()
+    sentences = text_sentences(paths, dropped) if text_file else grammar_sentences(*paths)
     splits = deal(sentences, excluded, dropped)
     if n_train and not splits["train"]:
         raise ValueError(f"{', '.join(paths[:3])}: no sentence of {MIN_WORDS} to {max_words} words "

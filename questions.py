@@ -55,11 +55,11 @@ def read_answers():
 def read_small_talk():
     """Return chat.txt's blocks: [{"|": lines of training, "?": held-out lines, " ": answers}]."""
     blocks = []
-    for line in read_lines(own_file(SMALL_TALK)):
-        kind = line[:1] if line[:1] in ("?", "#", " ") else "|"
-        if kind == "|" and line:
+    for line in filter(None, read_lines(own_file(SMALL_TALK))):
+        kind = line[0] if line[0] in "?# " else "|"
+        if kind == "|":
             blocks.append({"|": [], "?": [], " ": []})
-        if kind != "#" and line:
+        if kind != "#":
             blocks[-1][kind] += [part.strip() for part in line.lstrip("? ").split("|")]
     return blocks
 
@@ -108,9 +108,8 @@ def some_of(said, rng, own=""):
 def options_for(task, answer, rng, said):
     """Return four options, the answer among them, or None; said: what some_of() returns."""
     labels = read_tasks()[task].labels
-    answers = read_answers()
     if task == "sentence":
-        labels = list(answers) if answer in answers else said["sentences"]
+        labels = list(read_answers()) if answer in read_answers() else said["sentences"]
     elif task in ("word", "first", "last"):
         labels = [word for word in said["words"] if word not in said["own"]]
         if len(answer) <= 3:  # the other options are longer: a short answer would stand out
@@ -118,14 +117,13 @@ def options_for(task, answer, rng, said):
     others = [label for label in dict.fromkeys(labels) if label != answer]
     if len(others) < 3 or answer == NOBODY and NOBODY not in labels:
         return None
-    options = [answer, *(others[i] for i in rng.choice(len(others), 3, replace=False))]
+    options = [answer, *rng.choice(others, 3, replace=False)]
     return [options[i] for i in rng.permutation(4)]
 
 
 def ask(task, answer, rng, said):
     """Return [task, question, answer]; None where a word's question has no options."""
-    ways = read_tasks()[task].train
-    question = pick(ways, rng)
+    question = pick(read_tasks()[task].train, rng)
     options = options_for(task, answer, rng, said)
     if task == "word" and not options:
         return None

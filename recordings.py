@@ -24,13 +24,12 @@ class TooLong(ValueError):
 
 
 def audio_header(path):
-    """Return a recording's (seconds, Hz, channels) without decoding it; errors as in read_audio.
+    """Return a recording's seconds without decoding it; errors as in read_audio.
 
-    seconds: exact for wav and flac, else within SLACK_S.
+    They are exact for wav and flac, else within SLACK_S.
     """
     with open(path, "rb") as f:
-        seconds, *more = read_header(f, os.fspath(path))
-    return float(seconds), *more
+        return float(read_header(f, os.fspath(path)))
 
 
 def read_audio(path_or_bytes, max_s=600.0):
@@ -41,16 +40,19 @@ def read_audio(path_or_bytes, max_s=600.0):
     declares is refused, as are float samples over 64: integers that nobody divided. Raises OSError,
     or a ValueError (TooLong) that names file and fault.
     """
-    is_path = not isinstance(path_or_bytes, (bytes, bytearray))
+    import soxr
+    is_path = not isinstance(path_or_bytes, bytes)
     name = os.fspath(path_or_bytes) if is_path else "audio"
     with open(name, "rb") if is_path else io.BytesIO(path_or_bytes) as f:
-        declared, *_ = read_header(f, name)
+        declared = read_header(f, name)
         require_length(name, declared, max_s + SLACK_S, max_s)
-        runs, seconds, peak, channel = mix(decode(f, name, declared), name, max_s)
+        runs, seconds, peak, channel = mix(decode(f, name), name, max_s)
+        require_whole(name, seconds, declared)
         if channel is not None:  # decoded again: all channels at once take too much memory
-            runs, *_ = mix(decode(f, name, declared), name, max_s, channel)
+            runs, *_ = mix(decode(f, name), name, max_s, channel)
     require_length(name, seconds, max_s, max_s)
-    wav = np.concatenate([resample(np.concatenate(parts), rate) for rate, parts in runs])
+    wav = np.concatenate([soxr.resample(np.concatenate(parts), rate, SAMPLE_RATE)
+                          for rate, parts in runs])
     if not np.isfinite(wav).all():
         raise ValueError(f"{name} holds NaN or infinite samples")
     if peak > 64:
@@ -70,7 +72,8 @@ def mix(blocks, name, max_s, channel=None):
     Returns [(rate, [float32 (n,), ...]), ...], one a change of the rate; seconds; peak; the channel
     to take in place of the mean, or None.
     """
-    runs, sums, n, seconds, peak = [], np.zeros((2, 1 + MAX_CHANNELS)), 0, 0, 0.0
+    runs, seconds, peak = [], 0, 0.0
+    power = np.zeros(1 + MAX_CHANNELS)  # of the mean of the channels, and of each
     for rate, x in blocks:
         n_channels = x.shape[1]
         if not 1000 <= rate <= 192_000 or n_channels > MAX_CHANNELS:
@@ -80,38 +83,25 @@ def mix(blocks, name, max_s, channel=None):
         if not runs or runs[-1][0] != rate:
             runs.append((rate, []))
         runs[-1][1].append(mono)
-        n += len(x)
         seconds += Fraction(len(x), rate)
         peak = max(peak, np.abs(x).max())
         require_length(name, seconds, max_s + 1, max_s)  # longer than its header says
         if n_channels > 1:
-            both = np.concatenate([mono[:, None], x], 1, dtype=np.float64)
-            sums[:, :1 + n_channels] += both.sum(0), np.square(both).sum(0)
-    mean, square = sums / max(n, 1)  # (17,) of the mean of the channels, and of each
-    power = square - np.square(mean)  # an offset is no sound
+            both = np.column_stack([mono, x])
+            power[:1 + n_channels] += len(x) * both.var(0, dtype=np.float64)  # offsets don't count
     loudest = int(power[1:].argmax())
     return runs, seconds, peak, loudest if power[0] < power[1 + loudest] / 16 else None
 
 
-def resample(wav, rate):
-    if rate == SAMPLE_RATE:
-        return wav
-    import soxr
-    return soxr.resample(wav, rate, SAMPLE_RATE)
-
-
-def decode(f, name, declared):
-    """Yield (Hz, float32 (n, channels)) of a sound file; ValueError: it ends before `declared`."""
-    decoded, wav = 0, open_wav(f)
-    if wav:
-        parts = wav.blocks(1 << 16, frames=wav.frames, dtype="float32", always_2d=True)
-        blocks = ((wav.samplerate, x) for x in parts)
-    else:
-        blocks = decode_with_ffmpeg(f, name)
-    for rate, x in blocks:
-        decoded += Fraction(len(x), rate)
-        yield rate, x
-    require_whole(name, decoded, declared)
+def decode(f, name):
+    """Yield (Hz, float32 (n, channels)) of a sound file."""
+    if wav := open_wav(f):
+        for x in wav.blocks(1 << 16, frames=wav.frames, dtype="float32", always_2d=True):
+            yield wav.samplerate, x
+        return
+    with ffmpeg(f, name) as (container, stream):
+        for frame in container.decode(stream):
+            yield frame.sample_rate, to_float(frame)
 
 
 def open_wav(f):
@@ -157,12 +147,6 @@ def ffmpeg(f, name):
                          f"{f.read(16)}): {READABLE} can be read") from None
 
 
-def decode_with_ffmpeg(f, name):
-    with ffmpeg(f, name) as (container, stream):
-        for frame in container.decode(stream):
-            yield frame.sample_rate, to_float(frame)
-
-
 def to_float(frame):
     """PyAV's AudioFrame -> float32 (n, channels), full scale 1."""
     x = frame.to_ndarray()
@@ -175,9 +159,9 @@ def to_float(frame):
 # ---- is the file whole?
 
 def read_header(f, name):
-    """Return (seconds, Hz, channels) of a binary file; ValueError: it declares more than it holds.
+    """Return a binary file's seconds (Fraction); ValueError: it declares more than it holds.
 
-    seconds: of all packets, or the header's if about the same, which may be a guess.
+    They are those of all packets, or the header's if about the same, which may be a guess.
     """
     f.seek(0)
     magic = f.read(4)
@@ -186,11 +170,10 @@ def read_header(f, name):
     if magic == b"RIFF":
         check_riff(f, name)
     if wav := open_wav(f):
-        return Fraction(wav.frames, wav.samplerate), wav.samplerate, wav.channels
+        return Fraction(wav.frames, wav.samplerate)
     with ffmpeg(f, name) as (container, stream):
-        codec, kind, base = stream.codec_context, container.format.name, stream.time_base
+        kind, base = container.format.name, stream.time_base
         counted, reached, n_packets, first = Fraction(0), 0, 0, 0
-        rate, n_channels = codec.sample_rate, codec.layout.nb_channels
         for packet in container.demux(stream):
             if packet.size:
                 first = first if n_packets else packet.pos or 0
@@ -201,7 +184,7 @@ def read_header(f, name):
                 counted += duration * base
                 reached = ((packet.pts or 0) + duration) * base
             if counted > MOST_S:  # a small file can hold days of silence
-                return counted, rate, n_channels
+                return counted
         declared = (stream.duration or 0) * base or Fraction(container.duration or 0, 10**6)
     is_guess = kind in ("mp3", "aac", "amr") or magic == b"RIFF"
     require_whole(name, counted, 0 if is_guess else declared)
@@ -214,8 +197,7 @@ def read_header(f, name):
         require_whole(name, counted, reached, 0)
     if kind == "ogg":
         check_last_page(f, name)
-    seconds = declared if abs(declared - counted) <= SLACK_S else counted
-    return seconds, rate, n_channels
+    return declared if abs(declared - counted) <= SLACK_S else counted
 
 
 def require_whole(name, seconds, declared, slack=SLACK_S):

@@ -79,7 +79,7 @@ def read_folder(folder, max_clips=0, language=ENGLISH):
         try:
             clip.require_recording()
             reference = str(clip.labels.get("written", clip.words)).strip()
-            text, seconds = language.normalize(reference), audio_header(clip.path)[0]
+            text, seconds = language.normalize(reference), audio_header(clip.path)
             clips.append({"key": clip.key, "reference": reference, "text": text,
                           "speaker": clip.labels["speaker"], "audio": clip.path,
                           "seconds": round(seconds, 3)})

@@ -37,7 +37,7 @@ def read_sources(setting, is_held_out):
     return clips
 
 
-def list_clips(folder, is_held_out, labels, held_out, address, example, words=None, **_):
+def list_clips(folder, is_held_out, labels, held_out, words, address, example, **_):
     """Return a part of a set's clips; arguments: see sources.toml."""
     clips = []
     for path in find_files(folder, AUDIO_SUFFIXES):
@@ -47,8 +47,7 @@ def list_clips(folder, is_held_out, labels, held_out, address, example, words=No
             found = {}
             for task, value in match.groupdict().items():
                 if value:
-                    table = (words or {}).get(task, {value: value})
-                    found[task] = table[int(value) if isinstance(table, list) else value]
+                    found[task] = words.get(task, {}).get(value, value)
             if "thing" in found:
                 found |= {"sentence": NOBODY, "person": NOBODY}
             elif said := found.get("digit", found.get("command")):

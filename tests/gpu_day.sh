@@ -42,10 +42,10 @@ step 90 "torch 2.13, capability (8, 0) or more, attention as by masks: both belo
 import os, sys
 import numpy as np, torch
 import model
-from audio import WhisperEncoder, save_encoder
+from audio import WhisperEncoder, build_encoder, save_encoder
 from data import write_index, write_shard
 from device import pick_device
-from files import sha256_file, write_json
+from files import write_json
 from tokenizer import BPETokenizer
 
 folder, device, rng = sys.argv[1], pick_device(sys.argv[2]), np.random.default_rng(0)
@@ -60,9 +60,10 @@ for split, n in (("train", 20_000_000), ("val", 1_200_000)):
     ids[::600] = tok.bos_id
     ids.tofile(f"{folder}/docs/{split}.bin")
     sizes[f"{split}.bin"], counts[split] = 2 * len(ids), {"documents": len(ids[::600])}
-sha256 = sha256_file(f"{folder}/docs/tokenizer.json")
-write_json(f"{folder}/docs/meta.json", {"files": sizes, "tokenizer_sha256": sha256} | counts)
-encoder = WhisperEncoder(dict(name="random", n_mels=80, n_layer=1, n_embd=512, n_head=8))
+write_json(f"{folder}/docs/meta.json", {"files": sizes} | counts)
+drawn = WhisperEncoder(dict(name="random", n_mels=80, n_layer=1, n_embd=512, n_head=8))
+halves = {name: w.half() for name, w in drawn.state_dict().items()}
+encoder = build_encoder(drawn.config, halves)
 save_encoder(encoder, f"{folder}/encoder.pt")
 words, clips = "the of and to in a is that for it was on he as with his be at by".split(), []
 for i in range(60 if is_toy else 700):  # as long as LibriSpeech's

