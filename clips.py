@@ -13,12 +13,11 @@ from configurator import fail, user_input
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
 from decode import spell, transcribe
 from language import Language
-from run import copy_first_rank, lr_share, read_ahead, sum_over_ranks
+from run import copy_first_rank, read_ahead, sum_over_ranks
 from trainer import Trainer
 
 EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluation
 GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
-FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
 TIME_WARP = 0.15       # warped clips get up to this share longer or shorter
 COMMON = 300           # the most frequent words, which are never held out
 WORKERS = {"cuda": 4}  # threads that read ahead; on a CPU the step reads for itself
@@ -69,8 +68,11 @@ class ClipTrainer(Trainer):
     data: dict          # {"train": Split, "val": Split}
     spoken: np.ndarray  # clips of val to transcribe
     projector: torch.nn.Module
-    score: object       # clips of val (B,), features, frames, is_own -> as evaluate_clips() says
+    score: object       # clips of val (B,), features, frames -> as evaluate_clips() says
     right: str          # name of the share that score counts
+    batch_size: int = 0  # clips of a microbatch at most; 0: any number
+    warmdown_share: float = 0.6
+    final_lr_share: float = 0.02
     warp: object = None  # (features, frames, stretch (B,), rng) -> changed features, frames
 
     def __post_init__(self):
@@ -90,7 +92,7 @@ class ClipTrainer(Trainer):
     def read(self, n):
         """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
         split, c, which = self.data["train"], self.c, divmod(n, self.c.grad_accum)
-        at, stretch = stretched_batch(split.n_tokens, c.seed, *which, c.batch_size, c.grad_accum,
+        at, stretch = stretched_batch(split.n_tokens, c.seed, n, self.batch_size,
                                       TIME_WARP if self.warp else 0.03, c.batch_tokens)
         at = split.at[at]
         arrays = split.read(at)
@@ -113,12 +115,6 @@ class ClipTrainer(Trainer):
     def count(self, row_lens):
         """Count the places of a padded batch of rows of row_lens (B,) tokens."""
         self.meter["places"] += len(row_lens) * int(row_lens.max())
-
-    def update(self, step, sums):
-        """Finish a step; sums: as in Trainer.update."""
-        c = self.c
-        share = lr_share(step, c.warmup_steps, c.lr_decay_steps, c.warmdown_share, FINAL_LR_SHARE)
-        super().update(step, sums, share)
 
     def clip(self):
         """Clip each parameter group's gradient apart, and return the norm of all."""
@@ -143,10 +139,10 @@ class ClipTrainer(Trainer):
         for batch in batches[self.rank::self.world_size]:
             at = split.at[batch]
             feats, lens = map(torch.from_numpy, split.read(at))
-            own = torch.stack(self.score(at, feats, lens, True))
+            own = torch.stack(self.score(at, feats, lens))
             sums[:4] += own
             if len(at) > 1:
-                swapped = self.score(at, feats.roll(1, dims=0), lens.roll(1), False)[0]
+                swapped = self.score(at, feats.roll(1, dims=0), lens.roll(1))[0]
                 sums[4:] += torch.stack([own[0], swapped, own[1]])
         sum_over_ranks(sums)
         loss, n, n_right, n_all, own, swapped, n_paired = sums.tolist()

@@ -194,17 +194,16 @@ def epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens=
     return [batches[i] for i in rng.permutation(len(batches))], stretch
 
 
-def stretched_batch(lengths, seed, step, microbatch, batch_size, grad_accum=1, jitter=0.03,
-                    batch_tokens=0):
-    """Return a microbatch's clips, int64 (B,), and their stretch (B,): a function of its arguments.
+def stretched_batch(lengths, seed, n, batch_size, jitter=0.03, batch_tokens=0):
+    """Return a run's n-th batch of clips, int64 (B,), and their stretch (B,).
 
-    lengths: tokens of each clip (N,); microbatch: 0..grad_accum-1. A batch has at most batch_size
-    clips and batch_tokens tokens, padding included and up to `jitter` over it (0: any number), or
-    is one longer clip. An epoch holds each clip once, its batches in random order.
+    lengths: tokens of each clip (N,). A batch has at most batch_size clips and batch_tokens tokens,
+    padding included and up to `jitter` over it (0: any number), or is one longer clip. An epoch
+    holds each clip once, its batches in random order.
     """
     lengths = np.asarray(lengths, np.int32).tobytes()
     n_batches = len(cut_points(lengths, batch_size, batch_tokens)) + 1
-    epoch, i = divmod(step * grad_accum + microbatch, n_batches)
+    epoch, i = divmod(n, n_batches)
     batches, stretch = epoch_batches(lengths, seed, "train", epoch, batch_size, jitter,
                                      batch_tokens)
     return batches[i], stretch[batches[i]]

@@ -50,7 +50,6 @@ lm_learning_rate = 0.0  # peak, of the LM; 0: it stays frozen
 max_steps = 1000        # when to stop
 lr_decay_steps = 1000   # when the schedule ends
 warmup_steps = 20
-warmdown_share = 0.6    # of lr_decay_steps: the linear fall at the end
 # the rest
 eval_every = 250        # steps; 0: at the end only
 save_every = 250
@@ -77,8 +76,11 @@ def warp(feats, lens, stretch, rng):
     return feats, new_lens
 
 
-def forward_clips(split, at, feats, lens, with_logits=False):
-    """Read clips -> summed loss of their texts, targets (B, T), row lengths (B,), logits."""
+def forward_clips(split, at, feats, lens):
+    """Read clips -> summed loss of their texts, targets (B, T), row lengths (B,), logits.
+
+    The logits are None in training and without the LM.
+    """
     rows = [[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at]
     ids, n_ids = pad(rows, device, -1)
     targets, text_lens = ids[:, 1:], n_ids - 1
@@ -87,13 +89,13 @@ def forward_clips(split, at, feats, lens, with_logits=False):
     row_lens = audio_lens + text_lens
     if ctc == 1:
         return ctc_loss(split, at, audio, audio_lens), targets, row_lens, None
-    out = model(ids[:, :-1].clamp(min=0), None if with_logits else targets, loss_reduction="sum",
+    out = model(ids[:, :-1].clamp(min=0), targets if model.training else None, loss_reduction="sum",
                 audio_features=audio, audio_lens=audio_lens, text_lens=text_lens)
-    if with_logits:
+    if not model.training:
         loss = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
                                reduction="sum")
         return loss, targets, row_lens, out
-    if ctc and projector.training:
+    if ctc:
         out = (1 - ctc) * out + ctc * ctc_loss(split, at, audio, audio_lens)
     return out, targets, row_lens, None
 
@@ -195,9 +197,9 @@ optimizers = make_optimizers()
 
 # ---- evaluate()
 
-def score(at, feats, lens, is_own):
-    """Return validation clips' loss, their targets, right ones with is_own, and targets again."""
-    loss, targets, _, logits = forward_clips(data["val"], at, feats, lens, with_logits=is_own)
+def score(at, feats, lens):
+    """Return validation clips' loss, their targets, right ones, and targets again."""
+    loss, targets, _, logits = forward_clips(data["val"], at, feats, lens)
     n = (targets >= 0).sum()
     right = n * 0 if logits is None else (logits.argmax(2) == targets).sum()
     return loss, n, right, n
@@ -215,10 +217,9 @@ audio |= {"projector": projector.arguments, "piece_s": float(piece_s),
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=optimizers, losses=["loss"], data=data, spoken=by_length,
-    score=score, right="val_acc", warp=None if is_smoke else warp,
+    score=score, right="val_acc", batch_size=batch_size, warp=None if is_smoke else warp,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
-    meta={"audio": audio, "chats": meta.get("chats", False)},
-    frozen=() if lm_learning_rate else ("model",))
+    meta={"audio": audio, "chats": meta.get("chats", False)})
 sizes = [sum(p.numel() for p in params) for params in (trainer.trained, model.parameters())]
 about = f"{sizes[0]:,} parameters are trained, the LM has {sizes[1]:,}"
 trainer.begin(trainer.evaluate_clips, [about, *data.values()], encoder=encoder)

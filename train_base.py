@@ -20,7 +20,7 @@ from optim import gpt_optimizers
 from practice import (Speller, count_right, ease_at, imitate_audio, practice_features,
                       read_chats, render_chats, slip)
 from rows import Sentences
-from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
+from run import join_ranks, leave_ranks, sum_over_ranks
 from texture import TEXTURE, Texture
 from tokenizer import load_tokenizer, train_bpe, train_syllables
 from trainer import Trainer, check_settings, first_step_of
@@ -63,8 +63,6 @@ config = configure(globals())  # each checkpoint stores it
 # ----
 CHAT_SHARE = 0.5        # of the practice; from the first step on, else it forgets how to answer
 EVAL_ROWS = 512         # held-out rows of documents
-# the linear fall at the schedule's end: its share of the steps, the share of the rates it ends at
-WARMDOWN_SHARE, FINAL_LR_SHARE = (0.65, 0.05) if documents else (0.5, 0.02)
 # tokens back that attention reaches; a row may be 10 times as long. The same in all layers:
 # nanochat's SSSL needs masks, a step of a GPU takes 1.8 times as long (computed)
 WINDOW = max(256, text_len)
@@ -89,17 +87,17 @@ def kind_of(n):
     return CHATS if talks and is_next(math.floor(n * practice), CHAT_SHARE) else PRACTICE
 
 
-def pick(lengths, step, microbatch, n):
-    """Draw n rows of similar length."""
-    return stretched_batch(lengths, seed, step, microbatch, min(n, len(lengths)), grad_accum)[0]
+def pick(lengths, n, size):
+    """Draw microbatch n's rows, `size` of similar length."""
+    return stretched_batch(lengths, seed, n, min(size, len(lengths)))[0]
 
 
-def get_text(step, microbatch):
-    """Return rows of plain text (B, text_len + 1); documents are never spelled."""
-    if docs and step >= spell_steps:
-        return docs["train"].batch(step * grad_accum + microbatch, batch_size, seed)
-    rows = (pieces if step < spell_steps else words)["train"].rows
-    return rows[pick(np.ones(len(rows)), step, microbatch, batch_size)]
+def get_text(n, is_spelled):
+    """Return microbatch n's rows of plain text (B, text_len + 1); documents are never spelled."""
+    if docs and not is_spelled:
+        return docs["train"].batch(n, batch_size, seed)
+    rows = (pieces if is_spelled else words)["train"].rows
+    return rows[pick(np.ones(len(rows)), n, batch_size)]
 
 
 def hear(sentences, rng, ease=1.0, texture=None, facts=None):
@@ -131,16 +129,17 @@ def to_gpu(array):
 
 def get_batch(step, microbatch, kind):
     """Return the model's arguments: a function of (seed, step, microbatch)."""
+    n, is_spelled = step * grad_accum + microbatch, step < spell_steps
     if kind == TEXT:
-        rows = to_gpu(get_text(step, microbatch))
+        rows = to_gpu(get_text(n, is_spelled))
         return {"idx": rows[:, :-1], "targets": rows[:, 1:]}
     rng = np.random.default_rng([seed, 1, step, microbatch])
-    ease, is_spelled = ease_at(step), step < spell_steps
+    ease = ease_at(step)
     if kind == CHATS:
-        some = [talks["train"][i] for i in pick(talk_sizes, step, microbatch, chat_rows)]
+        some = [talks["train"][i] for i in pick(talk_sizes, n, chat_rows)]
         return render(some, speller if is_spelled else tok, rng, ease)
     sentences = (pieces if is_spelled else words)["train"]
-    at = pick(sentences.lens, step, microbatch, batch_size)
+    at = pick(sentences.lens, n, batch_size)
     idx, targets = sentences.padded(at)
     idx = slip(idx, sentences.ids, tok.bos_id, rng, ease)
     return hear(pieces["train"].each(at), rng, ease) | {
@@ -201,6 +200,7 @@ trainer = Trainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model,
     tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"],
     files=lambda: {"model": model.state_dict()}, row_len=text_len,
+    warmdown_share=0.65 if documents else 0.5, final_lr_share=0.05 if documents else 0.02,
     meta={"max_seq_len": text_len, "device_batch_size": batch_size, "chats": bool(talks)})
 if first_step:
     with user_input(KeyError):
@@ -302,9 +302,7 @@ for step in range(first_step, max_steps):
         trainer.meter["places"] += batch["idx"].numel()
         if kind != TEXT:
             trainer.meter["places"] += batch["audio_lens"].sum()
-    share = lr_share(step, warmup_steps, lr_decay_steps, WARMDOWN_SHARE, FINAL_LR_SHARE)
-    decay_share = (1 + math.cos(math.pi * min(step / lr_decay_steps, 1))) / 2
-    trainer.update(step, sums, share, decay_share)
+    trainer.update(step, sums)
 
 if rank == 0:
     print(trainer.clock.closing_line(trainer.result, out_dir))

@@ -112,10 +112,11 @@ def draw_text(rng):
     return rows
 
 
-def forward_rows(rows, heard=None, with_logits=False):
+def forward_rows(rows, heard=None):
     """Let the GPT read rows, with their clips' tokens and the numbers of these if given.
 
-    Returns the weighted loss, the sum of weights, row lengths (B,), losses or logits, targets.
+    Returns the weighted loss, the sum of weights, row lengths (B,), targets (B, T), and in training
+    the losses (B*T,), else the logits.
     """
     idx, text_lens = pad([ids[:-1] for ids, _ in rows], device)
     following, _ = pad([ids[1:] for ids, _ in rows], device)
@@ -125,11 +126,11 @@ def forward_rows(rows, heard=None, with_logits=False):
     if heard:
         row_lens = heard[1] + text_lens
         more = dict(audio_features=heard[0], audio_lens=heard[1], text_lens=text_lens)
-    out = nats = model(idx, None if with_logits else targets, loss_reduction="none", **more)
-    if with_logits:
+    out = nats = model(idx, targets if model.training else None, loss_reduction="none", **more)
+    if not model.training:
         nats = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
                                reduction="none")
-    return (nats * weights.flatten()).sum(), weights.sum(), row_lens, out, targets
+    return (nats * weights.flatten()).sum(), weights.sum(), row_lens, targets, out
 
 
 # ---- model, optimizer, resume
@@ -267,15 +268,14 @@ if first_step:
 
 # ---- evaluate()
 
-def score(at, feats, lens, is_own):
-    """Return validation clips' weighted loss, weights, and with is_own answers right and all."""
-    rows, counts = [clip_row(data["val"], i) for i in at], (0, 0)
+def score(at, feats, lens):
+    """Return validation clips' weighted loss, weights, answers right and all."""
+    rows = [clip_row(data["val"], i) for i in at]
     heard = projector(feats.to(device), lens.to(device))
-    loss, weight, _, logits, targets = forward_rows(rows, heard, with_logits=is_own)
-    if is_own:
-        is_asked = [bool(data["val"].infos[i].get("turns")) for i in at]
-        ids = logits.argmax(2)[is_asked], targets[is_asked]
-        counts = count_right(*(x.cpu().numpy() for x in ids))
+    loss, weight, _, targets, logits = forward_rows(rows, heard)
+    is_asked = [bool(data["val"].infos[i].get("turns")) for i in at]
+    ids = logits.argmax(2)[is_asked], targets[is_asked]
+    counts = count_right(*(x.cpu().numpy() for x in ids))
     return loss, weight, *torch.tensor(counts, device=device)
 
 

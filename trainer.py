@@ -14,7 +14,6 @@ from checkpoints import (checkpoint_steps, cut_back, load_saved, note_evaluation
                          save_checkpoint)
 from configurator import fail, user_input
 from device import compute_dtype, peak_flops
-from optim import load_optimizers
 from record import changed_code, provenance
 from run import (Clock, copy_first_rank, gather, is_first_rank, leave_ranks, log, sum_gradients,
                  sum_over_ranks)
@@ -23,7 +22,6 @@ from tokenizer import export_nanochat
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
 FREE = {"init_from", "out_dir", "max_steps", "device", "use_compile", "log_every", "eval_every",
         "save_every"}  # settings that a resumed run may change
-DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6}  # of a script without such a setting
 
 
 def check_settings(config, *from_one):
@@ -111,12 +109,13 @@ class Trainer:
     losses: list        # their names in the log, where each is the mean since the line before
     files: object       # () -> {name: state_dict} of a checkpoint
     meta: dict          # what else a checkpoint's meta holds
-    frozen: tuple = ()  # names of the files that stay the same
+    warmdown_share: float  # of lr_decay_steps: the linear fall at the end
+    final_lr_share: float  # of the peak, where the fall ends
     row_len: int = 0    # tokens of a row, for the mfu
     last_clips = ()     # read
 
     def __post_init__(self):
-        self.c = c = SimpleNamespace(**DEFAULTS | self.config)
+        self.c = c = SimpleNamespace(**self.config)
         self.rank, self.world_size, self.device = self.ranks
         self.own = range(self.rank, c.grad_accum, self.world_size)  # a step's microbatches
         self.plain_trunk = self.fast_trunk = self.model.trunk
@@ -140,7 +139,10 @@ class Trainer:
             meta = read_meta(self.c.out_dir)
             self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
             self.window = self.state.pop("window")
-            load_optimizers(self.optimizers, self.state.pop("optimizers"))
+            states = self.state.pop("optimizers")
+            for optimizer, state in zip(self.optimizers, states, strict=True):
+                own = optimizer.state_dict()["param_groups"]  # with this run's rates
+                optimizer.load_state_dict(state | {"param_groups": own})
             self.is_evaluated = meta["evaluated"] or not self.is_due("eval", self.first_step)
 
     def is_due(self, what, step):
@@ -181,10 +183,18 @@ class Trainer:
     def clip(self):
         return torch.nn.utils.clip_grad_norm_(self.trained, self.c.grad_clip or math.inf)
 
-    def update(self, step, sums, share, decay_share=1.0):
+    def lr_share(self, step):
+        """Return the share of the peak learning rate: linear warm-up, constant, linear fall."""
+        c = self.c
+        if step < c.warmup_steps:
+            return (step + 1) / c.warmup_steps
+        left = (c.lr_decay_steps - step) / max(self.warmdown_share * c.lr_decay_steps, 1)
+        return max(min(left, 1.0), self.final_lr_share)
+
+    def update(self, step, sums):
         """Average the gradients, step the optimizers; log, save and evaluate where it is due.
 
-        sums: float32 (n_losses, 2), this rank's nats and targets; shares: of the peaks.
+        sums: float32 (n_losses, 2), this rank's nats and targets.
         """
         sum_over_ranks(sums)
         self.window += sums
@@ -194,6 +204,8 @@ class Trainer:
         if not math.isfinite(norm + sums.sum()):  # a GPU is waited for here alone
             fail(f"step {step}: the loss or its gradient is not finite; the last clips read: "
                  f"{self.last_clips or 'none'}; the last good checkpoint stays in {self.c.out_dir}")
+        share = self.lr_share(step)
+        decay_share = (1 + math.cos(math.pi * min(step / self.c.lr_decay_steps, 1))) / 2
         for group in self.groups:
             group["lr"] = share * group["peak_lr"]
             group["weight_decay"] = decay_share * group["peak_decay"]
@@ -227,7 +239,7 @@ class Trainer:
         state = {"window": self.window, "optimizers": [
             optimizer.state_dict() for optimizer in self.optimizers]}
         files = self.files() | {"optim": self.state | state}
-        save_checkpoint(self.c.out_dir, step, files, self.meta, self.frozen)
+        save_checkpoint(self.c.out_dir, step, files, self.meta)
 
     # ---- evaluation
 

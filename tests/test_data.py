@@ -110,7 +110,7 @@ def test_broken_shards_are_found(folder):
 def test_an_epoch_holds_each_clip_once(n, batch_size):
     """Broken: clips are seen twice or never, or a batch is too large or nearly empty."""
     lengths, n_batches = np.random.default_rng(2).integers(20, 800, n), -(-n // batch_size)
-    batches = [stretched_batch(lengths, 0, n_batches + i, 0, batch_size)[0]
+    batches = [stretched_batch(lengths, 0, n_batches + i, batch_size)[0]
                for i in range(n_batches)]
     assert sorted(np.concatenate(batches)) == list(range(n))
     sizes = {len(batch) for batch in batches}
@@ -124,7 +124,7 @@ def test_batches_of_tokens():
                        rng.normal(14.6, 1.2, 9000).clip(11, 24.5))
     lengths = (15 * seconds).astype(np.int32)
     n = len(epoch_batches(lengths.tobytes(), 0, "train", 0, 0, 0.03, 3400)[0])
-    batches = [stretched_batch(lengths, 0, step, 0, 0, batch_tokens=3400)[0]
+    batches = [stretched_batch(lengths, 0, step, 0, batch_tokens=3400)[0]
                for step in range(2 * n)]
     first, second = batches[:n], batches[n:]
     assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in second}
@@ -134,5 +134,5 @@ def test_batches_of_tokens():
         assert 1 - lengths.sum() / sizes.sum() < 0.05 and np.median(sizes) > 0.9 * 3400
         means = np.array([lengths[batch].mean() for batch in batches])
         assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
-    longer = stretched_batch(lengths, 0, 7, 0, 0, batch_tokens=1)[0]
+    longer = stretched_batch(lengths, 0, 7, 0, batch_tokens=1)[0]
     assert len(longer) == 1
