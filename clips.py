@@ -1,6 +1,5 @@
 """What train_align.py and train_sft.py share: clips in batches, and what of them is heard."""
 import math
-import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
@@ -27,13 +26,10 @@ class Split(Features):
     """The features of a split, and the clips `at` (N,) that a run uses, in batches."""
 
     def use(self, at, n_tokens):
-        """Use the clips `at`, whose rows in the GPT have n_tokens places each; of val each once."""
+        """Use the clips `at`, whose rows in the GPT have n_tokens places each."""
         if not len(at):
             fail(f"{', '.join(self.folders)}: no {self.split} clip with words")
-        rows = slice(None)
-        if self.split == "val":  # a folder may count several times
-            rows = list({self.keys[i]: k for k, i in enumerate(at)}.values())
-        self.at, self.n_tokens = np.array(at)[rows], np.array(n_tokens, dtype=np.int32)[rows]
+        self.at, self.n_tokens = np.array(at), np.array(n_tokens, dtype=np.int32)
 
     def read(self, at):
         """Read clips: float16 (B, T, n_taps, D), frames (B,)."""
@@ -105,24 +101,19 @@ class ClipTrainer(Trainer):
     def microbatches(self, step):
         """Yield (rng, clips, features, frames) of a step; a resumed run draws the same."""
         for microbatch in self.own:
-            began = time.time()
             batch = next(self.reader)
             self.last_clips = [self.data["train"].keys[i] for i in batch[0]]
-            self.meter["wait"] += time.time() - began
             torch.manual_seed(hash((self.c.seed, step, microbatch)))  # of dropout
             yield np.random.default_rng([self.c.seed, step, microbatch]), *batch
 
     def count(self, row_lens):
         """Count the places of a padded batch of rows of row_lens (B,) tokens."""
-        self.meter["places"] += len(row_lens) * int(row_lens.max())
+        self.places += len(row_lens) * int(row_lens.max())
 
     def clip(self):
         """Clip each parameter group's gradient apart, and return the norm of all."""
         return math.hypot(*[torch.nn.utils.clip_grad_norm_(group["params"], GRAD_CLIP).item()
                             for group in self.groups])
-
-    def speed(self, rate, seconds):
-        return {"wait": self.meter["wait"] / seconds}
 
     # ---- evaluation
 
@@ -150,14 +141,13 @@ class ClipTrainer(Trainer):
         if n_paired:
             result |= {"val_shuffled": swapped / n_paired, "gap": (swapped - own) / n_paired}
         if self.rank == 0 and len(self.spoken):
-            words, pairs = self.hear(self.spoken)
-            result |= words
+            result["val_wer"], pairs = self.hear(self.spoken)
             for text, heard in pairs[::max(len(pairs) // 3, 1)]:
                 print(f"    {text}  ->  {heard}")
         return result
 
     def hear(self, at):
-        """Transcribe EVAL_CLIPS of the clips `at` -> {"val_wer": ..}, [(text, heard), ...]."""
+        """Transcribe EVAL_CLIPS of the clips `at` -> word error rate, [(text, heard), ...]."""
         import jiwer
         split = self.data["val"]
         language = Language(self.meta["audio"].get("language", "en"))
@@ -170,4 +160,4 @@ class ClipTrainer(Trainer):
             else:
                 heard += transcribe(self.model, self.projector, self.tok, feats)
         spaced = ([" ".join(language.words(text)) for text in each] for each in (texts, heard))
-        return {"val_wer": jiwer.wer(*spaced)}, list(zip(texts, heard))
+        return jiwer.wer(*spaced), list(zip(texts, heard))

@@ -86,7 +86,7 @@ class Features:
     """Random access to the clips of a split ('' for all); no file stays open.
 
     folder: one, or several of one encoder and the same taps: "a,b*3" counts each clip of b three
-    times. encoder_sha256, taps: what the run needs ("", None: any); only those taps are given out.
+    times, but in val once. encoder_sha256, taps: what the run needs ("", None: any); only those taps are given out.
     infos: a dict for each clip; keys, texts, seconds: of it; lengths: frames, int32 (N,).
     manifest: the first folder's. ValueError: no features, of another encoder or other taps, or a
     shard cut short.
@@ -105,7 +105,7 @@ class Features:
             rows = [row for row in rows if split in ("", row["info"]["split"])]
             if not (times or "1").isdigit():
                 raise ValueError(f"{folder}: a folder that counts three times is {part}*3")
-            self.rows += rows * int(times or 1)
+            self.rows += rows if split == "val" else rows * int(times or 1)
         if not self.rows:
             raise ValueError(f"{folder}: no {split!r} clip, only {sorted(manifest['clips'])}: "
                              "add a folder, as a,b")

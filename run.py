@@ -16,8 +16,8 @@ from configurator import user_input
 from device import pick_device
 
 FORMATS = {  # of the log's line; log.jsonl keeps every digit
-    "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%",
-    "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
+    "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "tok/s": ",.0f",
+    "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
     "val_wer": ".3f", "val_ppl_word": ".2f"}  # other floats: .4f
 
 

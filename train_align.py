@@ -22,7 +22,7 @@ from optim import Muon
 from plot import plot_pca
 from practice import Speller
 from record import need
-from run import gather, join_ranks, leave_ranks
+from run import gather, join_ranks
 from tokenizer import BPETokenizer, load_tokenizer
 from trainer import check_settings, first_step_of
 
@@ -152,18 +152,18 @@ def make_projector():
 def make_optimizers():
     """Return [AdamW, and Muon for the projector's matrices]."""
     model.requires_grad_(lm_learning_rate > 0)
-    matrices = {"fc1.weight": stack, "fc2.weight": 1}  # `stack` matrices lie side by side in fc1
-    by_adamw, by_muon = [], []
-    for name, p in projector.named_parameters():
-        if muon_lr and name in matrices:
-            by_muon.append(dict(params=[p], lr=muon_lr, blocks=matrices[name]))
-        elif p.requires_grad:
-            by_adamw.append(p)
-    groups = [dict(params=by_adamw, lr=learning_rate)]
+    matrices = ("fc1.weight", "fc2.weight") if muon_lr else ()
+    others = [p for name, p in projector.named_parameters()
+              if p.requires_grad and name not in matrices]
+    groups = [dict(params=others, lr=learning_rate)]
     if lm_learning_rate:
         groups.append(dict(params=list(model.parameters()), lr=lm_learning_rate))
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    return [adamw, Muon(by_muon)] if muon_lr else [adamw]
+    if not muon_lr:
+        return [adamw]
+    fc1 = dict(params=[projector.fc1.weight], blocks=stack)  # they lie side by side in fc1
+    fc2 = dict(params=[projector.fc2.weight])
+    return [adamw, Muon([fc1, fc2], lr=muon_lr)]
 
 
 ranks = rank, _, device = join_ranks(device, seed)
@@ -220,9 +220,7 @@ trainer = ClipTrainer(
     score=score, right="val_acc", batch_size=batch_size, warp=None if is_smoke else warp,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
     meta={"audio": audio, "chats": meta.get("chats", False)})
-sizes = [sum(p.numel() for p in params) for params in (trainer.trained, model.parameters())]
-about = f"{sizes[0]:,} parameters are trained, the LM has {sizes[1]:,}"
-trainer.begin(trainer.evaluate_clips, [about, *data.values()], encoder=encoder)
+trainer.begin(trainer.evaluate_clips, data.values(), encoder=encoder)
 losses = []
 for step in range(first_step, max_steps):
     sums = torch.zeros(1, 2, device=device)  # nats, targets
@@ -237,13 +235,10 @@ for step in range(first_step, max_steps):
 
 # ---- closing line
 
-passed = True
+trainer.train(False)
 if rank == 0:
-    trainer.train(False)
     plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
-    print(trainer.clock.closing_line(trainer.result, out_dir))
-    if losses and not first_step:
-        _, pairs = trainer.hear(val_at)
-        passed = smoke.judge(out_dir, losses, pairs, trainer.result)
-leave_ranks()
-sys.exit(not passed)
+trainer.finish()
+if rank == 0 and losses and not first_step:
+    _, pairs = trainer.hear(val_at)
+    sys.exit(not smoke.judge(out_dir, losses, pairs, trainer.result))

@@ -20,7 +20,7 @@ from optim import gpt_optimizers
 from practice import (Speller, count_right, ease_at, imitate_audio, practice_features,
                       read_chats, render_chats, slip)
 from rows import Sentences
-from run import join_ranks, leave_ranks, sum_over_ranks
+from run import join_ranks, sum_over_ranks
 from texture import TEXTURE, Texture
 from tokenizer import load_tokenizer, train_bpe, train_syllables
 from trainer import Trainer, check_settings, first_step_of
@@ -225,7 +225,7 @@ def evaluate(step):
 
 def evaluate_documents():
     """Return the bits per byte of EVAL_ROWS rows of documents; special tokens don't count."""
-    sums, n_rows = np.zeros(2), min(EVAL_ROWS, docs["val"].n_rows)  # nats, bytes
+    sums, n_rows = torch.zeros(2, device=dev), min(EVAL_ROWS, docs["val"].n_rows)  # nats, bytes
     token_bytes = torch.tensor(tok.token_bytes(), device=dev)
     for i in range(rank * batch_size, n_rows, world_size * batch_size):
         at = np.arange(i, min(i + batch_size, n_rows))
@@ -233,8 +233,8 @@ def evaluate_documents():
         idx, targets = rows[:, :-1], rows[:, 1:]
         n_bytes = token_bytes[targets.flatten()]
         nats = model(idx, targets, loss_reduction="none") * (n_bytes > 0)
-        sums += nats.sum().item(), n_bytes.sum().item()
-    sum_over_ranks(torch.from_numpy(sums))
+        sums += torch.stack([nats.sum(), n_bytes.sum()])
+    sum_over_ranks(sums)
     nats, total_bytes = sums.tolist()
     return nats / max(total_bytes, 1) / math.log(2)
 
@@ -276,9 +276,7 @@ def evaluate_chats(step):
 
 # ---- loop
 
-n_parameters = sum(p.numel() for p in model.parameters())
-about = [f"{n_parameters:,} parameters; {max_steps} steps, each {grad_accum} x {batch_size} rows"]
-about += ["blocks are recomputed"] * model.recompute
+about = ["blocks are recomputed"] * model.recompute
 for split, rows in docs.items():
     about.append(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} "
                  f"rows, {rows.n_cropped:,} cropped")
@@ -299,11 +297,9 @@ for step in range(first_step, max_steps):
         loss = model(**batch, loss_reduction="sum")
         loss.backward()
         sums[kind] += torch.stack([loss.detach(), (batch["targets"] >= 0).sum()])
-        trainer.meter["places"] += batch["idx"].numel()
+        trainer.places += batch["idx"].numel()
         if kind != TEXT:
-            trainer.meter["places"] += batch["audio_lens"].sum()
+            trainer.places += batch["audio_lens"].sum()
     trainer.update(step, sums)
 
-if rank == 0:
-    print(trainer.clock.closing_line(trainer.result, out_dir))
-leave_ranks()
+trainer.finish()

@@ -21,7 +21,7 @@ from language import Language, spoken_turns
 from model import add_lora, free_rows, lora_state, merged_state
 from practice import Speller, as_messages, count_right
 from record import need
-from run import join_ranks, leave_ranks
+from run import join_ranks
 from texture import TEXTURE, Texture
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
 from trainer import check_settings, first_step_of
@@ -192,8 +192,9 @@ def start_texture(projector):
     split = data["train"]
     clips = {split.keys[i]: i for i in split.at if facts_of(split.infos[i])}  # each once
     at = np.random.default_rng(seed).permutation(list(clips.values()))[:TEXTURE_CLIPS]
-    at = sorted(at, key=lambda i: split.lengths[i])
-    parts = [np.zeros((0, projector.texture_fc1.in_features), np.float32)]
+    if not len(at):
+        return
+    at, parts = sorted(at, key=lambda i: split.lengths[i]), []
     for start in trange(0, len(at), 16, desc="how clips sound", unit_scale=16):
         feats, lens = map(torch.from_numpy, split.read(at[start:start + 16]))
         parts.append(projector.pool(feats.to(device), lens.to(device)).cpu().numpy())
@@ -301,10 +302,8 @@ trainer = ClipTrainer(
     spoken=spoken, score=score, right="val_right", meta={"audio": audio},
     files=lambda: {"model": merged_state(model), "lora": lora_state(model),
                    "projector": projector.state_dict()})
-sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]
-about = [f"projector {sizes[0]:,}, LoRA {sizes[1]:,} parameters; {len(new_ids)} tokens are new"]
-about += [*data.values(), *(f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n)]
-trainer.begin(trainer.evaluate_clips, about, encoder=encoder)
+about = [f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n]
+trainer.begin(trainer.evaluate_clips, [*data.values(), *about], encoder=encoder)
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):
@@ -320,6 +319,4 @@ for step in range(first_step, max_steps):
                 trainer.count(row_lens)
     trainer.update(step, sums)
 
-if rank == 0:
-    print(trainer.clock.closing_line(trainer.result, out_dir))
-leave_ranks()
+trainer.finish()

@@ -3,7 +3,6 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -123,7 +122,7 @@ class Trainer:
             self.fast_trunk = torch.compile(self.plain_trunk)
         self.meta = {"model_config": vars(self.model.config), "user_config": self.config,
                      "inputs": self.inputs, "versions": provenance(self.device), **self.meta}
-        self.meter, self.result = Counter(), {}
+        self.places, self.result = 0, {}  # places: of the microbatches since the last log line
         self.window = torch.zeros(len(self.losses), 2, device=self.device)  # nats, targets
         self.state, self.is_evaluated = {}, True  # state: more that the optimizers' file holds
         if self.first_step:
@@ -169,7 +168,10 @@ class Trainer:
                 save_encoder(encoder, f"{out_dir}/encoder.pt")
             else:  # nanochat loads what is trained here
                 export_nanochat(self.tok, out_dir)
-            print(*about, f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
+            sizes = [sum(p.numel() for p in params) for params in (
+                self.trained, self.model.parameters())]
+            print(f"{sizes[0]:,} parameters are trained, the GPT has {sizes[1]:,}", *about,
+                  f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
                   f"starting at step {self.first_step}", sep="\n")
         self.train(True)
         if not self.is_evaluated:
@@ -223,23 +225,25 @@ class Trainer:
         seconds, n_steps, eta_min = self.clock.lap(step)
         losses = (self.window[:, 0] / self.window[:, 1]).tolist()
         shown = {name: x for name, x in zip(self.losses, losses) if math.isfinite(x)}  # 0/0: none
-        rate = float(self.meter["places"]) * self.c.grad_accum / len(self.own) / seconds
+        rate = float(self.places) * self.c.grad_accum / len(self.own) / seconds
+        mfu = {"mfu": rate / self.world_size * self.mfu} if self.row_len else {}
         log(self.c.out_dir, {
             "step": step, **shown, "lr": self.groups[0]["lr"], "norm": norm,
-            "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds),
-            "eta_min": eta_min})
-        self.meter.clear()
+            "ms": 1e3 * seconds / n_steps, "tok/s": rate, **mfu, "eta_min": eta_min})
+        self.places = 0
         self.window = torch.zeros_like(self.window)
-
-    def speed(self, rate, seconds):
-        """Return more fields of speed; rate: tokens a second over all ranks."""
-        return {"mfu": rate / self.world_size * self.mfu}
 
     def save(self, step):
         state = {"window": self.window, "optimizers": [
             optimizer.state_dict() for optimizer in self.optimizers]}
         files = self.files() | {"optim": self.state | state}
         save_checkpoint(self.c.out_dir, step, files, self.meta)
+
+    def finish(self):
+        """Print the run's last line and leave the other ranks."""
+        if self.rank == 0:
+            print(self.clock.closing_line(self.result, self.c.out_dir))
+        leave_ranks()
 
     # ---- evaluation
 

@@ -26,7 +26,7 @@ BASE = ["--depth=2", "--head_dim=32", "--vocab_size=300", "--text_len=16", "--ba
 ALIGN = ["--hidden=32", "--batch_tokens=160"]
 BOTH = ["--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--use_compile=False",
         "--log_every=1", "--device=cpu"]
-SPEED = ("ms", "tok/s", "mfu", "eta_min", "wait")
+SPEED = ("ms", "tok/s", "mfu", "eta_min")
 
 
 def run(script, *args, n_ranks=1, ok=True, kill_when=None):
