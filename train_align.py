@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import smoke
 from audio import Projector, load_ears, load_encoder, n_audio_tokens
-from checkpoints import load_checkpoint, load_saved, run_sums
+from checkpoints import load_checkpoint, run_sums
 from clips import ClipTrainer, Split, without_words
 from configurator import configure, fail, user_input
 from decode import pad
@@ -108,15 +108,14 @@ def ctc_loss(split, at, audio, audio_lens):
 # ---- model, optimizer, resume
 
 def make_model():
-    """Return the GPT, its tokenizer and meta: of this run, of lm, or W1's new ones."""
-    folder = out_dir if first_step else lm
-    if not folder:
+    """Return the GPT, its tokenizer and meta: of lm, or W1's new ones."""
+    if not lm:
         tok = BPETokenizer()  # bytes alone
         with torch.device(device):
             return GPT(GPTConfig.of_depth(smoke.DEPTH, tok.vocab_size)), tok, {}
     with user_input():
-        model, meta = load_checkpoint(folder, device=device)
-        return model, load_tokenizer(folder, model.config.vocab_size), meta
+        model, meta = load_checkpoint(lm, device=device)
+        return model, load_tokenizer(lm, model.config.vocab_size), meta
 
 
 def choose_clips(split):
@@ -128,18 +127,16 @@ def choose_clips(split):
 
 
 def make_projector():
-    """Return a projector: this run's, or one that goes on from that of lm, or a new one."""
+    """Return a projector that goes on from that of lm, or a new one."""
     projector = Projector(
         manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
         dropout=DROPOUT * (not is_smoke), voice_mix=VOICE_MIX * (not is_smoke),
         ctc=len(speller.tokens) if ctc else 0).to(device)
-    if ctc and not first_step:  # what the LM reads as a piece, CTC takes for it too
+    if ctc:  # what the LM reads as a piece, CTC takes for it too
         pieces = model.transformer.wte.weight[:len(speller.tokens)].detach().float()
         projector.ctc_head.weight.data[:-1] = norm(pieces) / model.config.n_embd**0.5
-    with user_input(RuntimeError):  # files cut short, or of another kind of run
-        if first_step:
-            projector.load_state_dict(load_saved(out_dir, meta, "projector", device))
-        elif "audio" in meta:
+    with user_input():
+        if "audio" in meta:
             encoder, aligned = load_ears(lm, meta, device)
             if encoder.sha256 != manifest["encoder_sha256"]:
                 fail(f"{lm} was aligned with another encoder: give the base model as lm")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tqdm import trange
 
 from audio import Projector, load_ears, n_audio_tokens
-from checkpoints import load_checkpoint, load_saved, read_meta, run_sums
+from checkpoints import load_checkpoint, read_meta, run_sums
 from clips import ClipTrainer, Split
 from configurator import configure, fail, user_input
 from decode import pad
@@ -118,15 +118,15 @@ def forward_rows(rows, heard=None):
     Returns the weighted loss, the sum of weights, row lengths (B,), targets (B, T), and in training
     the losses (B*T,), else the logits.
     """
-    idx, text_lens = pad([ids[:-1] for ids, _ in rows], device)
-    following, _ = pad([ids[1:] for ids, _ in rows], device)
-    weights, _ = pad([weights[1:] for _, weights in rows], device)
-    targets = torch.where(weights > 0, following, -1)
-    row_lens, more = text_lens, {}
+    ids, lens = pad([ids for ids, _ in rows], device)
+    weights, _ = pad([weights for _, weights in rows], device)
+    weights, row_lens, more = weights[:, 1:], lens - 1, {}
+    targets = torch.where(weights > 0, ids[:, 1:], -1)
     if heard:
-        row_lens = heard[1] + text_lens
-        more = dict(audio_features=heard[0], audio_lens=heard[1], text_lens=text_lens)
-    out = nats = model(idx, targets if model.training else None, loss_reduction="none", **more)
+        more = dict(audio_features=heard[0], audio_lens=heard[1], text_lens=row_lens)
+        row_lens = row_lens + heard[1]
+    wanted = targets if model.training else None
+    out = nats = model(ids[:, :-1], wanted, loss_reduction="none", **more)
     if not model.training:
         nats = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
                                reduction="none")
@@ -252,7 +252,7 @@ texts = keep_short(texts, transcript_row)
 texture = Texture(tok, device)
 projector = make_projector()
 new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10 ends an option
-if not first_step and ears["prompt"] != "chat" and not start.get("chats"):
+if ears["prompt"] != "chat" and not start.get("chats"):
     start_chat_tokens()
 lora = add_lora(model, lora_rank, LORA_ALPHA)
 chat_tokens = free_rows(model, new_ids)
@@ -260,11 +260,6 @@ kept = [p for p in projector.parameters() if p.requires_grad]
 groups = [(lora, learning_rate), (chat_tokens, learning_rate), (kept, PROJECTOR_LR)]
 optimizer = torch.optim.AdamW([dict(params=params, lr=peak) for params, peak in groups],
                               betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-if first_step:
-    with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
-        last = read_meta(out_dir)
-        projector.load_state_dict(load_saved(out_dir, last, "projector", device))
-        model.load_state_dict(model.state_dict() | load_saved(out_dir, last, "lora", device))
 
 
 # ---- evaluate()

@@ -133,9 +133,13 @@ class Trainer:
         self.trained = sum((group["params"] for group in self.groups), [])
 
     def resume(self):
-        """Load the last step's optimizers; a kill may have kept it from being evaluated."""
+        """Load the last step's files; a kill may have kept it from being evaluated."""
         with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
             meta = read_meta(self.c.out_dir)
+            for name, state in self.files().items():
+                saved = load_saved(self.c.out_dir, meta, name, self.device)
+                for key, tensor in state.items():
+                    tensor.copy_(saved[key])
             self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
             self.window = self.state.pop("window")
             states = self.state.pop("optimizers")
