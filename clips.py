@@ -141,23 +141,22 @@ class ClipTrainer(Trainer):
         if n_paired:
             result |= {"val_shuffled": swapped / n_paired, "gap": (swapped - own) / n_paired}
         if self.rank == 0 and len(self.spoken):
-            result["val_wer"], pairs = self.hear(self.spoken)
+            result["val_wer"], pairs = self.hear()
             for text, heard in pairs[::max(len(pairs) // 3, 1)]:
                 print(f"    {text}  ->  {heard}")
         return result
 
-    def hear(self, at):
-        """Transcribe EVAL_CLIPS of the clips `at` -> word error rate, [(text, heard), ...]."""
+    def hear(self):
+        """Transcribe EVAL_CLIPS of `spoken` -> word error rate, [(text, heard), ...]."""
         import jiwer
-        split = self.data["val"]
+        split, n = self.data["val"], len(self.spoken)
         language = Language(self.meta["audio"].get("language", "en"))
-        at = at[np.linspace(0, len(at) - 1, min(EVAL_CLIPS, len(at))).astype(int)]
-        texts, heard = [split.texts[i] for i in at], []
-        for k in range(0, len(at), 32):
-            feats = [clip[:n] for clip, n in zip(*split.read(at[k:k + 32]))]
-            if self.meta["audio"]["prompt"] == "ctc":
-                heard += spell(self.projector, self.tok, feats)
-            else:
-                heard += transcribe(self.model, self.projector, self.tok, feats)
+        at = self.spoken[np.linspace(0, n - 1, min(EVAL_CLIPS, n)).astype(int)]
+        texts = [split.texts[i] for i in at]
+        feats = [clip[:n] for clip, n in zip(*split.read(at))]
+        if self.meta["audio"]["prompt"] == "ctc":
+            heard = spell(self.projector, self.tok, feats)
+        else:
+            heard = transcribe(self.model, self.projector, self.tok, feats)
         spaced = ([" ".join(language.words(text)) for text in each] for each in (texts, heard))
         return jiwer.wer(*spaced), list(zip(texts, heard))

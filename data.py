@@ -130,9 +130,9 @@ class Features:
         """Return a checksum (str) for each folder."""
         found = []
         for folder, manifest in self.folders.items():
-            what = [sha256_file(f"{folder}/index.json"), manifest["encoder_sha256"]]
-            what += [shard.get("sha256", "") for shard in manifest["shards"].values()]
-            found.append(hashlib.sha256(" ".join(what).encode()).hexdigest())
+            index = sha256_file(f"{folder}/index.json")
+            what = index, manifest["encoder_sha256"], manifest["shards"]
+            found.append(hashlib.sha256(str(what).encode()).hexdigest())
         return found
 
 

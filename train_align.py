@@ -107,17 +107,6 @@ def ctc_loss(split, at, audio, audio_lens):
 
 # ---- model, optimizer, resume
 
-def make_model():
-    """Return the GPT, its tokenizer and meta: of lm, or W1's new ones."""
-    if not lm:
-        tok = BPETokenizer()  # bytes alone
-        with torch.device(device):
-            return GPT(GPTConfig.of_depth(smoke.DEPTH, tok.vocab_size)), tok, {}
-    with user_input():
-        model, meta = load_checkpoint(lm, device=device)
-        return model, load_tokenizer(lm, model.config.vocab_size), meta
-
-
 def choose_clips(split):
     """Use all clips, but to train those without a held-out word."""
     share = hold_out if split.split == "train" else 0.0
@@ -146,23 +135,6 @@ def make_projector():
     return projector
 
 
-def make_optimizers():
-    """Return [AdamW, and Muon for the projector's matrices]."""
-    model.requires_grad_(lm_learning_rate > 0)
-    matrices = ("fc1.weight", "fc2.weight") if muon_lr else ()
-    others = [p for name, p in projector.named_parameters()
-              if p.requires_grad and name not in matrices]
-    groups = [dict(params=others, lr=learning_rate)]
-    if lm_learning_rate:
-        groups.append(dict(params=list(model.parameters()), lr=lm_learning_rate))
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    if not muon_lr:
-        return [adamw]
-    fc1 = dict(params=[projector.fc1.weight], blocks=stack)  # they lie side by side in fc1
-    fc2 = dict(params=[projector.fc2.weight])
-    return [adamw, Muon([fc1, fc2], lr=muon_lr)]
-
-
 ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "stack", "batch_tokens")
 if max(ctc, hold_out) > 1 or ctc and not lm:
@@ -184,12 +156,30 @@ with user_input():
     inputs = {"lm": run_sums(lm) if lm else "", "features": data["train"].sums()}
 manifest = data["train"].manifest
 first_step = first_step_of(config, inputs, "pca.png")
-model, tok, meta = make_model()
+if lm:
+    with user_input():
+        model, meta = load_checkpoint(lm, device=device)
+        tok = load_tokenizer(lm, model.config.vocab_size)
+else:
+    tok, meta = BPETokenizer(), {}  # bytes alone
+    with torch.device(device):
+        model = GPT(GPTConfig.of_depth(smoke.DEPTH, tok.vocab_size))
 for split in data.values():
     choose_clips(split)
 speller = Speller(tok, N_PIECES) if ctc else None
 projector = make_projector()
-optimizers = make_optimizers()
+model.requires_grad_(lm_learning_rate > 0)
+matrices = ("fc1.weight", "fc2.weight") if muon_lr else ()
+others = [p for name, p in projector.named_parameters()
+          if p.requires_grad and name not in matrices]
+groups = [dict(params=others, lr=learning_rate)]
+if lm_learning_rate:
+    groups.append(dict(params=list(model.parameters()), lr=lm_learning_rate))
+optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
+if muon_lr:
+    fc1 = dict(params=[projector.fc1.weight], blocks=stack)  # they lie side by side in fc1
+    fc2 = dict(params=[projector.fc2.weight])
+    optimizers.append(Muon([fc1, fc2], lr=muon_lr))
 
 
 # ---- evaluate()
@@ -237,5 +227,5 @@ if rank == 0:
     plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
 trainer.finish()
 if rank == 0 and losses and not first_step:
-    _, pairs = trainer.hear(val_at)
+    _, pairs = trainer.hear()
     sys.exit(not smoke.judge(out_dir, losses, pairs, trainer.result))

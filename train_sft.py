@@ -212,14 +212,6 @@ def facts_of(info):
     return {task: answer for task, answer in known.items() if (task, answer) in texture.place}
 
 
-@torch.no_grad()
-def start_chat_tokens():
-    """Start the chat's tokens as bos, with which alignment's texts end."""
-    for table in (model.transformer.wte, *model.value_embeds.values()):
-        table.weight[new_ids] = table.weight[tok.bos_id].clone()
-    model.lm_head.weight[tok.special("<|assistant_end|>")] = model.lm_head.weight[tok.bos_id]
-
-
 ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "batch_tokens", "text_rows", "lora_rank")
 need("jiwer")
@@ -252,8 +244,10 @@ texts = keep_short(texts, transcript_row)
 texture = Texture(tok, device)
 projector = make_projector()
 new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10 ends an option
-if ears["prompt"] != "chat" and not start.get("chats"):
-    start_chat_tokens()
+if ears["prompt"] != "chat" and not start.get("chats"):  # start as bos, which ends a transcript
+    for table in (model.transformer.wte, *model.value_embeds.values()):
+        table.weight.data[new_ids] = table.weight.data[tok.bos_id].clone()
+    model.lm_head.weight.data[tok.special("<|assistant_end|>")] = model.lm_head.weight[tok.bos_id]
 lora = add_lora(model, lora_rank, LORA_ALPHA)
 chat_tokens = free_rows(model, new_ids)
 kept = [p for p in projector.parameters() if p.requires_grad]

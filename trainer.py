@@ -145,7 +145,8 @@ class Trainer:
             states = self.state.pop("optimizers")
             for optimizer, state in zip(self.optimizers, states, strict=True):
                 own = optimizer.state_dict()["param_groups"]  # with this run's rates
-                optimizer.load_state_dict(state | {"param_groups": own})
+                optimizer.load_state_dict(state)
+                optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": own})
             self.is_evaluated = meta["evaluated"] or not self.is_due("eval", self.first_step)
 
     def is_due(self, what, step):
@@ -172,9 +173,9 @@ class Trainer:
                 save_encoder(encoder, f"{out_dir}/encoder.pt")
             else:  # nanochat loads what is trained here
                 export_nanochat(self.tok, out_dir)
-            sizes = [sum(p.numel() for p in params) for params in (
-                self.trained, self.model.parameters())]
-            print(f"{sizes[0]:,} parameters are trained, the GPT has {sizes[1]:,}", *about,
+            n_trained = sum(p.numel() for p in self.trained)
+            n_gpt = sum(p.numel() for p in self.model.parameters())
+            print(f"{n_trained:,} parameters are trained, the GPT has {n_gpt:,}", *about,
                   f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
                   f"starting at step {self.first_step}", sep="\n")
         self.train(True)
