@@ -141,13 +141,13 @@ class ClipTrainer(Trainer):
         if n_paired:
             result |= {"val_shuffled": swapped / n_paired, "gap": (swapped - own) / n_paired}
         if self.rank == 0 and len(self.spoken):
-            result["val_wer"], pairs = self.hear()
-            for text, heard in pairs[::max(len(pairs) // 3, 1)]:
+            result["val_wer"] = self.hear()
+            for text, heard in self.heard[::max(len(self.heard) // 3, 1)]:
                 print(f"    {text}  ->  {heard}")
         return result
 
     def hear(self):
-        """Transcribe EVAL_CLIPS of `spoken` -> word error rate, [(text, heard), ...]."""
+        """Transcribe EVAL_CLIPS of `spoken`, keep `heard`, [(text, transcript), ...] -> WER."""
         import jiwer
         split, n = self.data["val"], len(self.spoken)
         language = Language(self.meta["audio"].get("language", "en"))
@@ -159,4 +159,5 @@ class ClipTrainer(Trainer):
         else:
             heard = transcribe(self.model, self.projector, self.tok, feats)
         spaced = ([" ".join(language.words(text)) for text in each] for each in (texts, heard))
-        return jiwer.wer(*spaced), list(zip(texts, heard))
+        self.heard = list(zip(texts, heard))
+        return jiwer.wer(*spaced)

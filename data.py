@@ -86,7 +86,8 @@ class Features:
     """Random access to the clips of a split ('' for all); no file stays open.
 
     folder: one, or several of one encoder and the same taps: "a,b*3" counts each clip of b three
-    times, but in val once. encoder_sha256, taps: what the run needs ("", None: any); only those taps are given out.
+    times, but in val once. encoder_sha256, taps: what the run needs ("", None: any); only those
+    taps are given out.
     infos: a dict for each clip; keys, texts, seconds: of it; lengths: frames, int32 (N,).
     manifest: the first folder's. ValueError: no features, of another encoder or other taps, or a
     shard cut short.

@@ -155,7 +155,7 @@ with user_input():
     data = {name: Split(features_dir, name, sha256, layers) for name in ("train", "val")}
     inputs = {"lm": run_sums(lm) if lm else "", "features": data["train"].sums()}
 manifest = data["train"].manifest
-first_step = first_step_of(config, inputs, "pca.png")
+first_step = first_step_of(config, inputs)
 if lm:
     with user_input():
         model, meta = load_checkpoint(lm, device=device)
@@ -192,6 +192,13 @@ def score(at, feats, lens):
     return loss, n, right, n
 
 
+def evaluate(step):
+    """Draw the picture and return the figures of the validation clips: {name: value}."""
+    if rank == 0:
+        plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
+    return trainer.evaluate_clips(step)
+
+
 # ---- loop
 
 val_at = np.array([i for i in data["val"].at if data["val"].texts[i]], dtype=int)  # not silence
@@ -207,7 +214,7 @@ trainer = ClipTrainer(
     score=score, right="val_acc", batch_size=batch_size, warp=None if is_smoke else warp,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
     meta={"audio": audio, "chats": meta.get("chats", False)})
-trainer.begin(trainer.evaluate_clips, data.values(), encoder=encoder)
+trainer.begin(evaluate, data.values(), encoder=encoder)
 losses = []
 for step in range(first_step, max_steps):
     sums = torch.zeros(1, 2, device=device)  # nats, targets
@@ -220,12 +227,6 @@ for step in range(first_step, max_steps):
     if is_smoke:
         losses.append((sums[0, 0] / sums[0, 1]).item())
 
-# ---- closing line
-
-trainer.train(False)
-if rank == 0:
-    plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
 trainer.finish()
 if rank == 0 and losses and not first_step:
-    _, pairs = trainer.hear()
-    sys.exit(not smoke.judge(out_dir, losses, pairs, trainer.result))
+    sys.exit(not smoke.judge(out_dir, losses, trainer.heard, trainer.result))

@@ -247,7 +247,8 @@ new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 1
 if ears["prompt"] != "chat" and not start.get("chats"):  # start as bos, which ends a transcript
     for table in (model.transformer.wte, *model.value_embeds.values()):
         table.weight.data[new_ids] = table.weight.data[tok.bos_id].clone()
-    model.lm_head.weight.data[tok.special("<|assistant_end|>")] = model.lm_head.weight[tok.bos_id]
+    logits = model.lm_head.weight.data
+    logits[tok.special("<|assistant_end|>")] = logits[tok.bos_id]
 lora = add_lora(model, lora_rank, LORA_ALPHA)
 chat_tokens = free_rows(model, new_ids)
 kept = [p for p in projector.parameters() if p.requires_grad]

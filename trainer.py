@@ -36,10 +36,10 @@ def check_settings(config, *from_one):
         fail(f"lm={lm} is out_dir too, whose steps this run would replace: give another --out_dir")
 
 
-def first_step_of(config, inputs, last_file="tokenizer.json"):
+def first_step_of(config, inputs):
     """Make out_dir; return the step that its run goes on from, 0: a new one.
 
-    Ends the script if that run is evaluated at max_steps and has last_file, or if ranks differ.
+    Ends the script if that run is evaluated at max_steps, or if ranks differ.
     """
     path, step = gather(f"{config['out_dir']}/.{time.time_ns()}")[0], 0
     if is_first_rank():
@@ -53,7 +53,7 @@ def first_step_of(config, inputs, last_file="tokenizer.json"):
         if unlike := [name for name in mine if any(mine[name] != each[name] for each in others)]:
             fail(f"the ranks differ in {', '.join(unlike)}: they need one command, the same data "
                  "and a shared out_dir")
-        step = find_step(config, inputs, last_file)
+        step = find_step(config, inputs)
     step = gather(step)[0]
     if step is None:
         leave_ranks()
@@ -61,7 +61,7 @@ def first_step_of(config, inputs, last_file="tokenizer.json"):
     return step
 
 
-def find_step(config, inputs, last_file):
+def find_step(config, inputs):
     """Return first_step_of()'s step; None: all done."""
     out_dir, init_from, max_steps = config["out_dir"], config["init_from"], config["max_steps"]
     steps = checkpoint_steps(out_dir)
@@ -74,8 +74,7 @@ def find_step(config, inputs, last_file):
         meta = read_meta(out_dir)
     if init_from == "auto":
         check_same_run(out_dir, meta, config, inputs)
-    is_done = steps[-1] >= max_steps and meta.get("evaluated")
-    if is_done and os.path.exists(f"{out_dir}/{last_file}"):
+    if steps[-1] >= max_steps and meta.get("evaluated"):
         print(f"{out_dir} is up to date: finished at step {steps[-1]} of {max_steps}")
         return None
     return steps[-1]
