@@ -43,7 +43,7 @@ class Split(Features):
 
     def __str__(self):
         hours = sum(self.seconds[i] for i in self.at) / 3600
-        n_left = len(set(self.keys)) - len({self.keys[i] for i in self.at})
+        n_left = len(self) - len(self.at)
         return f"{self.split}: {len(self.at):,} clips, {hours:.2f} h; left out: {n_left}"
 
 
@@ -102,7 +102,6 @@ class ClipTrainer(Trainer):
         """Yield (rng, clips, features, frames) of a step; a resumed run draws the same."""
         for microbatch in self.own:
             batch = next(self.reader)
-            self.last_clips = [self.data["train"].keys[i] for i in batch[0]]
             torch.manual_seed(hash((self.c.seed, step, microbatch)))  # of dropout
             yield np.random.default_rng([self.c.seed, step, microbatch]), *batch
 

@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 from configurator import fail
@@ -43,13 +42,11 @@ def changed_code(sums):
 
 
 def git_commit():
-    """Return this folder's commit, with -dirty if a Python file is changed; '' without git."""
+    """Return this folder's commit, '' without git; code_sums() tell what is changed since."""
     if not shutil.which("git"):
         return ""
-    git = partial(subprocess.run, capture_output=True, text=True, cwd=FOLDER)
-    head = git(["git", "rev-parse", "--verify", "HEAD"]).stdout.strip()
-    is_dirty = git(["git", "status", "--porcelain", "--", "*.py"]).stdout.strip()
-    return head + "-dirty" if is_dirty else head
+    command = ["git", "rev-parse", "--verify", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=FOLDER).stdout.strip()
 
 
 def provenance(device):

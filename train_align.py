@@ -107,34 +107,6 @@ def ctc_loss(split, at, audio, audio_lens):
 
 # ---- model, optimizer, resume
 
-def choose_clips(split):
-    """Use all clips, but to train those without a held-out word."""
-    share = hold_out if split.split == "train" else 0.0
-    at = np.flatnonzero(without_words(split.texts, share))
-    n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
-    split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text)
-
-
-def make_projector():
-    """Return a projector that goes on from that of lm, or a new one."""
-    projector = Projector(
-        manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
-        dropout=DROPOUT * (not is_smoke), voice_mix=VOICE_MIX * (not is_smoke),
-        ctc=len(speller.tokens) if ctc else 0).to(device)
-    if ctc:  # what the LM reads as a piece, CTC takes for it too
-        pieces = model.transformer.wte.weight[:len(speller.tokens)].detach().float()
-        projector.ctc_head.weight.data[:-1] = norm(pieces) / model.config.n_embd**0.5
-    with user_input():
-        if "audio" in meta:
-            encoder, aligned = load_ears(lm, meta, device)
-            if encoder.sha256 != manifest["encoder_sha256"]:
-                fail(f"{lm} was aligned with another encoder: give the base model as lm")
-            projector.start_from(aligned, manifest["taps"], meta["audio"]["taps"])
-        else:
-            projector.set_stats(*data["train"].stats(seed))
-    return projector
-
-
 ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "stack", "batch_tokens")
 if max(ctc, hold_out) > 1 or ctc and not lm:
@@ -165,9 +137,26 @@ else:
     with torch.device(device):
         model = GPT(GPTConfig.of_depth(smoke.DEPTH, tok.vocab_size))
 for split in data.values():
-    choose_clips(split)
+    share = hold_out if split is data["train"] else 0.0  # of the words, which no clip may hold
+    at = np.flatnonzero(without_words(split.texts, share))
+    n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
+    split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text)
 speller = Speller(tok, N_PIECES) if ctc else None
-projector = make_projector()
+projector = Projector(
+    manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
+    dropout=DROPOUT * (not is_smoke), voice_mix=VOICE_MIX * (not is_smoke),
+    ctc=len(speller.tokens) if ctc else 0).to(device)
+if ctc:  # what the LM reads as a piece, CTC takes for it too
+    pieces = model.transformer.wte.weight[:len(speller.tokens)].detach().float()
+    projector.ctc_head.weight.data[:-1] = norm(pieces) / model.config.n_embd**0.5
+with user_input():
+    if "audio" in meta:  # the projector of lm learns on
+        lm_encoder, aligned = load_ears(lm, meta, device)
+        if lm_encoder.sha256 != manifest["encoder_sha256"]:
+            fail(f"{lm} was aligned with another encoder: give the base model as lm")
+        projector.start_from(aligned, manifest["taps"], meta["audio"]["taps"])
+    else:
+        projector.set_stats(*data["train"].stats(seed))
 model.requires_grad_(lm_learning_rate > 0)
 matrices = ("fc1.weight", "fc2.weight") if muon_lr else ()
 others = [p for name, p in projector.named_parameters()

@@ -242,7 +242,7 @@ def evaluate_documents():
 def evaluate_sentences(step):
     """Return bits per byte and perplexity per word of text alone, and the loss of listening."""
     sentences = (pieces if step <= spell_steps else words)["val"]
-    nats = torch.zeros(4, device=dev)  # of the text, of listening; targets, words
+    nats = torch.zeros(3, device=dev)  # of the text, of listening; targets
     order = np.argsort(sentences.lens, kind="stable")
     for i, at in enumerate(np.array_split(order, -(-len(order) // batch_size))):
         if i % world_size == rank:
@@ -251,10 +251,10 @@ def evaluate_sentences(step):
             nats[0] += model(idx, targets, loss_reduction="sum")
             nats[1] += model(idx, targets, loss_reduction="sum", **heard)
             nats[2] += (targets >= 0).sum()
-            nats[3] += sum(len(WORD.findall(lines["val"][j])) for j in at)
     sum_over_ranks(nats)
-    plain, listened, n_targets, n_words = nats.tolist()
+    plain, listened, n_targets = nats.tolist()
     n_bytes = sum(len(line.encode()) + 1 for line in lines["val"])  # a sentence and its end
+    n_words = sum(len(WORD.findall(line)) for line in lines["val"])
     return {"val_bpb": plain / math.log(2) / n_bytes, "val_ppl_word": math.exp(plain / n_words),
             "val_practice": listened / n_targets}
 

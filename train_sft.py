@@ -169,25 +169,8 @@ def keep_short(texts, row_of):
     return kept
 
 
-def make_projector():
-    """Return a projector that goes on from the aligned one, with texture tokens in front."""
-    sizes = dict(n_taps=len(manifest["taps"]), dropout=DROPOUT, texture=TEXTURE,
-                 texture_hidden=len(texture.names))
-    projector = Projector(**aligned.arguments | sizes).to(device)
-    if not first_step:
-        projector.set_stats(*data["train"].stats(seed))
-        projector.texture_key.data = texture.key(model).detach()
-        for p in projector.texture_fc1.parameters():
-            p.data.zero_()
-        with user_input():
-            projector.start_from(aligned, manifest["taps"], ears["taps"])
-        if rank == 0:  # the others get its weights
-            start_texture(projector)
-    return projector
-
-
 @torch.no_grad()
-def start_texture(projector):
+def start_texture():
     """Let the texture tokens tell of a clip what a regression on the training clips hears."""
     split = data["train"]
     clips = {split.keys[i]: i for i in split.at if facts_of(split.infos[i])}  # each once
@@ -242,7 +225,18 @@ for split in data.values():
 talks = keep_short(talks, lambda talk: chat_row([talk]))
 texts = keep_short(texts, transcript_row)
 texture = Texture(tok, device)
-projector = make_projector()
+sizes = dict(n_taps=len(manifest["taps"]), dropout=DROPOUT, texture=TEXTURE,
+             texture_hidden=len(texture.names))
+projector = Projector(**aligned.arguments | sizes).to(device)
+if not first_step:
+    projector.set_stats(*data["train"].stats(seed))
+    projector.texture_key.data = texture.key(model).detach()
+    for p in projector.texture_fc1.parameters():
+        p.data.zero_()
+    with user_input():
+        projector.start_from(aligned, manifest["taps"], ears["taps"])
+    if rank == 0:  # the others get its weights
+        start_texture()
 new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10 ends an option
 if ears["prompt"] != "chat" and not start.get("chats"):  # start as bos, which ends a transcript
     for table in (model.transformer.wte, *model.value_embeds.values()):

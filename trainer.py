@@ -110,7 +110,6 @@ class Trainer:
     warmdown_share: float  # of lr_decay_steps: the linear fall at the end
     final_lr_share: float  # of the peak, where the fall ends
     row_len: int = 0    # tokens of a row, for the mfu
-    last_clips = ()     # read
 
     def __post_init__(self):
         self.c = c = SimpleNamespace(**self.config)
@@ -208,8 +207,8 @@ class Trainer:
         torch._foreach_div_([p.grad for p in sum_gradients(self.trained)], n_targets)
         norm = self.clip()
         if not math.isfinite(norm + sums.sum()):  # a GPU is waited for here alone
-            fail(f"step {step}: the loss or its gradient is not finite; the last clips read: "
-                 f"{self.last_clips or 'none'}; the last good checkpoint stays in {self.c.out_dir}")
+            fail(f"step {step}: the loss or its gradient is not finite; the last good checkpoint "
+                 f"stays in {self.c.out_dir}")
         share = self.lr_share(step)
         decay_share = (1 + math.cos(math.pi * min(step / self.c.lr_decay_steps, 1))) / 2
         for group in self.groups:
