@@ -148,9 +148,9 @@ class ClipTrainer(Trainer):
     def hear(self):
         """Transcribe EVAL_CLIPS of `spoken`, keep `heard`, [(text, transcript), ...] -> WER."""
         import jiwer
-        split, n = self.data["val"], len(self.spoken)
+        split, n_all = self.data["val"], len(self.spoken)
         language = Language(self.meta["audio"].get("language", "en"))
-        at = self.spoken[np.linspace(0, n - 1, min(EVAL_CLIPS, n)).astype(int)]
+        at = self.spoken[np.linspace(0, n_all - 1, min(EVAL_CLIPS, n_all)).astype(int)]
         texts = [split.texts[i] for i in at]
         feats = [clip[:n] for clip, n in zip(*split.read(at))]
         if self.meta["audio"]["prompt"] == "ctc":

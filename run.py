@@ -23,10 +23,6 @@ FORMATS = {  # of the log's line; log.jsonl keeps every digit
 
 # ---- ranks
 
-def is_first_rank():
-    return os.environ.get("RANK", "0") == "0"
-
-
 def join_ranks(device, seed):
     """Join torchrun's group, if any, and seed -> (rank, world_size, torch.device)."""
     is_launched = "RANK" in os.environ
@@ -132,13 +128,10 @@ class Clock:
         yield
         self.lap_began += time.time() - began
 
-    def closing_line(self, result, out_dir):
-        """Return the run's last line; result: of the last evaluation."""
+    def closing_line(self, out_dir):
         minutes = (time.time() - self.began) / 60
         last = max(self.max_steps, self.first_step)
-        figures = "".join(f"{name} {value:.4f}, " for name, value in result.items())
-        return (f"{last - self.first_step} steps, {minutes:.1f} minutes, "
-                f"{figures}{out_dir} at {last}")
+        return f"{last - self.first_step} steps, {minutes:.1f} minutes, {out_dir} at {last}"
 
 
 def log(out_dir, record):

@@ -127,7 +127,7 @@ with user_input():
     data = {name: Split(features_dir, name, sha256, layers) for name in ("train", "val")}
     inputs = {"lm": run_sums(lm) if lm else "", "features": data["train"].sums()}
 manifest = data["train"].manifest
-first_step = first_step_of(config, inputs)
+first_step = first_step_of(config, inputs, rank)
 if lm:
     with user_input():
         model, meta = load_checkpoint(lm, device=device)

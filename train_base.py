@@ -158,7 +158,7 @@ with user_input():
               "chats": sha256_file(chats) if chats else "",
               "shards": sha256_file(f"{documents}/meta.json") if documents else "",
               "first_model": run_sums(lm) if lm else ""}
-first_step = first_step_of(config, inputs)
+first_step = first_step_of(config, inputs, rank)
 source = out_dir if first_step else lm  # of model and tokenizer; '': new ones
 with user_input():
     if source or documents:

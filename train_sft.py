@@ -215,7 +215,7 @@ with user_input():
     sums = [path and sha256_file(path) for path in (turns, chats, sentences)]
     inputs = {"lm": run_sums(lm), "features": data["train"].sums(), "texts": sums}
 manifest = data["train"].manifest
-first_step = first_step_of(config, inputs)
+first_step = first_step_of(config, inputs, rank)
 with user_input():
     model, _ = load_checkpoint(lm, device=device)
     tok = load_tokenizer(lm, model.config.vocab_size)

@@ -14,8 +14,7 @@ from checkpoints import (checkpoint_steps, cut_back, load_saved, note_evaluation
 from configurator import fail, user_input
 from device import compute_dtype, peak_flops
 from record import changed_code, provenance
-from run import (Clock, copy_first_rank, gather, is_first_rank, leave_ranks, log, sum_gradients,
-                 sum_over_ranks)
+from run import Clock, copy_first_rank, gather, leave_ranks, log, sum_gradients, sum_over_ranks
 from tokenizer import export_nanochat
 
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
@@ -36,19 +35,19 @@ def check_settings(config, *from_one):
         fail(f"lm={lm} is out_dir too, whose steps this run would replace: give another --out_dir")
 
 
-def first_step_of(config, inputs):
+def first_step_of(config, inputs, rank):
     """Make out_dir; return the step that its run goes on from, 0: a new one.
 
     Ends the script if that run is evaluated at max_steps, or if ranks differ.
     """
     path, step = gather(f"{config['out_dir']}/.{time.time_ns()}")[0], 0
-    if is_first_rank():
+    if rank == 0:
         os.makedirs(config["out_dir"], exist_ok=True)
         open(path, "w").close()
     gather(None)
     mine = config | inputs | {"out_dir": os.path.exists(path)}
     others = gather(mine)
-    if is_first_rank():
+    if rank == 0:
         os.remove(path)
         if unlike := [name for name in mine if any(mine[name] != each[name] for each in others)]:
             fail(f"the ranks differ in {', '.join(unlike)}: they need one command, the same data "
@@ -245,7 +244,7 @@ class Trainer:
     def finish(self):
         """Print the run's last line and leave the other ranks."""
         if self.rank == 0:
-            print(self.clock.closing_line(self.result, self.c.out_dir))
+            print(self.clock.closing_line(self.c.out_dir))
         leave_ranks()
 
     # ---- evaluation
