@@ -63,7 +63,7 @@ def provenance(device):
 
 
 def need(*packages):
-    """Stop at once where a package is missing that is imported late."""
+    """Stop at once where an optional package is missing that is imported late."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         fail(f"this run needs {', '.join(missing)}: pip install {' '.join(missing)}")

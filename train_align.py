@@ -21,7 +21,6 @@ from model import GPT, GPTConfig
 from optim import Muon
 from plot import plot_pca
 from practice import Speller
-from record import need
 from run import gather, join_ranks
 from tokenizer import BPETokenizer, load_tokenizer
 from trainer import check_settings, first_step_of
@@ -111,7 +110,6 @@ ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "stack", "batch_tokens")
 if max(ctc, hold_out) > 1 or ctc and not lm:
     fail(f"{ctc=} and {hold_out=} are shares, and CTC spells with the tokens of an lm ({lm=})")
-need("jiwer", "matplotlib")
 is_smoke = data_dir == "tones"
 features_dir = f"{out_dir}/features" if is_smoke else data_dir
 encoder = None
