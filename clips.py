@@ -12,7 +12,7 @@ from configurator import fail, user_input
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
 from decode import spell, transcribe
 from language import Language
-from run import copy_first_rank, read_ahead, sum_over_ranks
+from run import read_ahead, sum_over_ranks
 from trainer import Trainer
 
 EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluation
@@ -73,7 +73,6 @@ class ClipTrainer(Trainer):
 
     def __post_init__(self):
         super().__post_init__()
-        copy_first_rank(self.projector.state_dict())
         n = self.c.grad_accum
         numbers = (k for k in range(self.first_step * n, self.c.max_steps * n)
                    if k % n in self.own)

@@ -62,11 +62,10 @@ def provenance(device):
             "python": platform.python_version(), "torch": torch.__version__}
 
 
-def need(*packages):
+def need(package):
     """Stop at once where an optional package is missing that is imported late."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        fail(f"this run needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    if importlib.util.find_spec(package) is None:
+        fail(f"this run needs {package}: pip install {package}")
 
 
 # ---- the resume rule of prepare scripts and evaluations: the record is written last

@@ -89,7 +89,7 @@ def kind_of(n):
 
 def pick(lengths, n, size):
     """Draw microbatch n's rows, `size` of similar length."""
-    return stretched_batch(lengths, seed, n, min(size, len(lengths)))[0]
+    return stretched_batch(lengths, seed, n, size)[0]
 
 
 def get_text(n, is_spelled):

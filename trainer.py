@@ -161,7 +161,7 @@ class Trainer:
         evaluate: step -> {figure: value}; encoder: is saved too.
         """
         self.evaluate, out_dir = evaluate, self.c.out_dir
-        copy_first_rank(self.model.state_dict(), self.trained,
+        copy_first_rank(self.files(), self.trained,
                         [optimizer.state for optimizer in self.optimizers])
         if self.rank == 0:
             cut_back(out_dir, self.first_step, self.is_evaluated)
