@@ -199,6 +199,7 @@ trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=optimizers, losses=["loss"], data=data, spoken=by_length,
     score=score, right="val_acc", batch_size=batch_size, warp=None if is_smoke else warp,
+    warmdown_share=0.3 if is_smoke else 0.6,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
     meta={"audio": audio, "chats": meta.get("chats", False)})
 trainer.begin(evaluate, data.values(), encoder=encoder)
