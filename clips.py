@@ -1,6 +1,5 @@
 """What train_align.py and train_sft.py share: clips in batches, and what of them is heard."""
 import math
-import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
@@ -13,12 +12,11 @@ from configurator import fail, user_input
 from data import Features, epoch_batches, load_batch, mean_std, stretched_batch
 from decode import spell, transcribe
 from language import Language
-from run import copy_first_rank, lr_share, read_ahead, sum_over_ranks
+from run import read_ahead, sum_over_ranks
 from trainer import Trainer
 
 EVAL_CLIPS = 64        # validation clips that are transcribed in each evaluation
 GRAD_CLIP = 1.0        # largest norm of a parameter group's gradient
-FINAL_LR_SHARE = 0.02  # of the peak, at the schedule's end
 TIME_WARP = 0.15       # warped clips get up to this share longer or shorter
 COMMON = 300           # the most frequent words, which are never held out
 WORKERS = {"cuda": 4}  # threads that read ahead; on a CPU the step reads for itself
@@ -28,13 +26,10 @@ class Split(Features):
     """The features of a split, and the clips `at` (N,) that a run uses, in batches."""
 
     def use(self, at, n_tokens):
-        """Use the clips `at`, whose rows in the GPT have n_tokens places each; of val each once."""
+        """Use the clips `at`, whose rows in the GPT have n_tokens places each."""
         if not len(at):
             fail(f"{', '.join(self.folders)}: no {self.split} clip with words")
-        rows = slice(None)
-        if self.split == "val":  # a folder may count several times
-            rows = list({self.keys[i]: k for k, i in enumerate(at)}.values())
-        self.at, self.n_tokens = np.array(at)[rows], np.array(n_tokens, dtype=np.int32)[rows]
+        self.at, self.n_tokens = np.array(at), np.array(n_tokens, dtype=np.int32)
 
     def read(self, at):
         """Read clips: float16 (B, T, n_taps, D), frames (B,)."""
@@ -48,7 +43,7 @@ class Split(Features):
 
     def __str__(self):
         hours = sum(self.seconds[i] for i in self.at) / 3600
-        n_left = len(set(self.keys)) - len({self.keys[i] for i in self.at})
+        n_left = len(self) - len(self.at)
         return f"{self.split}: {len(self.at):,} clips, {hours:.2f} h; left out: {n_left}"
 
 
@@ -69,13 +64,15 @@ class ClipTrainer(Trainer):
     data: dict          # {"train": Split, "val": Split}
     spoken: np.ndarray  # clips of val to transcribe
     projector: torch.nn.Module
-    score: object       # clips of val (B,), features, frames, is_own -> as evaluate_clips() says
+    score: object       # clips of val (B,), features, frames -> as evaluate_clips() says
     right: str          # name of the share that score counts
+    batch_size: int = 0  # clips of a microbatch at most; 0: any number
+    warmdown_share: float = 0.6
+    final_lr_share: float = 0.02
     warp: object = None  # (features, frames, stretch (B,), rng) -> changed features, frames
 
     def __post_init__(self):
         super().__post_init__()
-        copy_first_rank(self.projector.state_dict())
         n = self.c.grad_accum
         numbers = (k for k in range(self.first_step * n, self.c.max_steps * n)
                    if k % n in self.own)
@@ -90,7 +87,7 @@ class ClipTrainer(Trainer):
     def read(self, n):
         """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
         split, c, which = self.data["train"], self.c, divmod(n, self.c.grad_accum)
-        at, stretch = stretched_batch(split.n_tokens, c.seed, *which, c.batch_size, c.grad_accum,
+        at, stretch = stretched_batch(split.n_tokens, c.seed, n, self.batch_size,
                                       TIME_WARP if self.warp else 0.03, c.batch_tokens)
         at = split.at[at]
         arrays = split.read(at)
@@ -103,30 +100,18 @@ class ClipTrainer(Trainer):
     def microbatches(self, step):
         """Yield (rng, clips, features, frames) of a step; a resumed run draws the same."""
         for microbatch in self.own:
-            began = time.time()
             batch = next(self.reader)
-            self.last_clips = [self.data["train"].keys[i] for i in batch[0]]
-            self.meter["wait"] += time.time() - began
             torch.manual_seed(hash((self.c.seed, step, microbatch)))  # of dropout
             yield np.random.default_rng([self.c.seed, step, microbatch]), *batch
 
     def count(self, row_lens):
         """Count the places of a padded batch of rows of row_lens (B,) tokens."""
-        self.meter["places"] += len(row_lens) * int(row_lens.max())
-
-    def update(self, step, sums):
-        """Finish a step; sums: as in Trainer.update."""
-        c = self.c
-        share = lr_share(step, c.warmup_steps, c.lr_decay_steps, c.warmdown_share, FINAL_LR_SHARE)
-        super().update(step, sums, share)
+        self.places += len(row_lens) * int(row_lens.max())
 
     def clip(self):
         """Clip each parameter group's gradient apart, and return the norm of all."""
         return math.hypot(*[torch.nn.utils.clip_grad_norm_(group["params"], GRAD_CLIP).item()
                             for group in self.groups])
-
-    def speed(self, rate, seconds):
-        return {"wait": self.meter["wait"] / seconds}
 
     # ---- evaluation
 
@@ -143,10 +128,10 @@ class ClipTrainer(Trainer):
         for batch in batches[self.rank::self.world_size]:
             at = split.at[batch]
             feats, lens = map(torch.from_numpy, split.read(at))
-            own = torch.stack(self.score(at, feats, lens, True))
+            own = torch.stack(self.score(at, feats, lens))
             sums[:4] += own
             if len(at) > 1:
-                swapped = self.score(at, feats.roll(1, dims=0), lens.roll(1), False)[0]
+                swapped = self.score(at, feats.roll(1, dims=0), lens.roll(1))[0]
                 sums[4:] += torch.stack([own[0], swapped, own[1]])
         sum_over_ranks(sums)
         loss, n, n_right, n_all, own, swapped, n_paired = sums.tolist()
@@ -154,24 +139,23 @@ class ClipTrainer(Trainer):
         if n_paired:
             result |= {"val_shuffled": swapped / n_paired, "gap": (swapped - own) / n_paired}
         if self.rank == 0 and len(self.spoken):
-            words, pairs = self.hear(self.spoken)
-            result |= words
-            for text, heard in pairs[::max(len(pairs) // 3, 1)]:
+            result["val_wer"] = self.hear()
+            for text, heard in self.heard[::max(len(self.heard) // 3, 1)]:
                 print(f"    {text}  ->  {heard}")
         return result
 
-    def hear(self, at):
-        """Transcribe EVAL_CLIPS of the clips `at` -> {"val_wer": ..}, [(text, heard), ...]."""
+    def hear(self):
+        """Transcribe EVAL_CLIPS of `spoken`, keep `heard`, [(text, transcript), ...] -> WER."""
         import jiwer
-        split = self.data["val"]
+        split, n_all = self.data["val"], len(self.spoken)
         language = Language(self.meta["audio"].get("language", "en"))
-        at = at[np.linspace(0, len(at) - 1, min(EVAL_CLIPS, len(at))).astype(int)]
-        texts, heard = [split.texts[i] for i in at], []
-        for k in range(0, len(at), 32):
-            feats = [clip[:n] for clip, n in zip(*split.read(at[k:k + 32]))]
-            if self.meta["audio"]["prompt"] == "ctc":
-                heard += spell(self.projector, self.tok, feats)
-            else:
-                heard += transcribe(self.model, self.projector, self.tok, feats)
+        at = self.spoken[np.linspace(0, n_all - 1, min(EVAL_CLIPS, n_all)).astype(int)]
+        texts = [split.texts[i] for i in at]
+        feats = [clip[:n] for clip, n in zip(*split.read(at))]
+        if self.meta["audio"]["prompt"] == "ctc":
+            heard = spell(self.projector, self.tok, feats)
+        else:
+            heard = transcribe(self.model, self.projector, self.tok, feats)
         spaced = ([" ".join(language.words(text)) for text in each] for each in (texts, heard))
-        return {"val_wer": jiwer.wer(*spaced)}, list(zip(texts, heard))
+        self.heard = list(zip(texts, heard))
+        return jiwer.wer(*spaced)

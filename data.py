@@ -86,7 +86,8 @@ class Features:
     """Random access to the clips of a split ('' for all); no file stays open.
 
     folder: one, or several of one encoder and the same taps: "a,b*3" counts each clip of b three
-    times. encoder_sha256, taps: what the run needs ("", None: any); only those taps are given out.
+    times, but in val once. encoder_sha256, taps: what the run needs ("", None: any); only those
+    taps are given out.
     infos: a dict for each clip; keys, texts, seconds: of it; lengths: frames, int32 (N,).
     manifest: the first folder's. ValueError: no features, of another encoder or other taps, or a
     shard cut short.
@@ -105,7 +106,7 @@ class Features:
             rows = [row for row in rows if split in ("", row["info"]["split"])]
             if not (times or "1").isdigit():
                 raise ValueError(f"{folder}: a folder that counts three times is {part}*3")
-            self.rows += rows * int(times or 1)
+            self.rows += rows if split == "val" else rows * int(times or 1)
         if not self.rows:
             raise ValueError(f"{folder}: no {split!r} clip, only {sorted(manifest['clips'])}: "
                              "add a folder, as a,b")
@@ -130,9 +131,9 @@ class Features:
         """Return a checksum (str) for each folder."""
         found = []
         for folder, manifest in self.folders.items():
-            what = [sha256_file(f"{folder}/index.json"), manifest["encoder_sha256"]]
-            what += [shard.get("sha256", "") for shard in manifest["shards"].values()]
-            found.append(hashlib.sha256(" ".join(what).encode()).hexdigest())
+            index = sha256_file(f"{folder}/index.json")
+            what = index, manifest["encoder_sha256"], manifest["shards"]
+            found.append(hashlib.sha256(str(what).encode()).hexdigest())
         return found
 
 
@@ -194,17 +195,16 @@ def epoch_batches(lengths, seed, split, epoch, batch_size, jitter, batch_tokens=
     return [batches[i] for i in rng.permutation(len(batches))], stretch
 
 
-def stretched_batch(lengths, seed, step, microbatch, batch_size, grad_accum=1, jitter=0.03,
-                    batch_tokens=0):
-    """Return a microbatch's clips, int64 (B,), and their stretch (B,): a function of its arguments.
+def stretched_batch(lengths, seed, n, batch_size, jitter=0.03, batch_tokens=0):
+    """Return a run's n-th batch of clips, int64 (B,), and their stretch (B,).
 
-    lengths: tokens of each clip (N,); microbatch: 0..grad_accum-1. A batch has at most batch_size
-    clips and batch_tokens tokens, padding included and up to `jitter` over it (0: any number), or
-    is one longer clip. An epoch holds each clip once, its batches in random order.
+    lengths: tokens of each clip (N,). A batch has at most batch_size clips and batch_tokens tokens,
+    padding included and up to `jitter` over it (0: any number), or is one longer clip. An epoch
+    holds each clip once, its batches in random order.
     """
     lengths = np.asarray(lengths, np.int32).tobytes()
     n_batches = len(cut_points(lengths, batch_size, batch_tokens)) + 1
-    epoch, i = divmod(step * grad_accum + microbatch, n_batches)
+    epoch, i = divmod(n, n_batches)
     batches, stretch = epoch_batches(lengths, seed, "train", epoch, batch_size, jitter,
                                      batch_tokens)
     return batches[i], stretch[batches[i]]

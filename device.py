@@ -1,13 +1,12 @@
 """The device of a run: its choice, the dtype it computes in, its memory, its peak speed."""
 import ctypes
 import functools
-import math
 import os
 import re
 import sys
-import time
 
 import torch
+from torch.utils.benchmark import Timer
 
 PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121,
                "RTX 5090": 210, "RTX 4090": 165}  # dense bf16 with fp32 sums, of the data sheets
@@ -58,13 +57,10 @@ def peak_flops(device):
     known = [tera for key, tera in PEAK_TFLOPS.items() if re.search(rf"\b{key}\b", name)]
     if known and compute_dtype(device) == torch.bfloat16:
         return 1e12 * known[0]
-    n, best = 1024 if device.type == "cpu" else 8192, math.inf
+    n = 1024 if device.type == "cpu" else 8192
     a = torch.randn(n, n, device=device).to(compute_dtype(device))
-    for _ in range(8):
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best
+    timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
+    return 2 * n**3 / min(timer.blocked_autorange(min_run_time=1).times)
 
 
 def keep_freed_memory():

@@ -4,8 +4,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from configurator import user_input
 from files import own_file, sha256_file, write_json
 from record import is_made, note_made
@@ -13,8 +11,7 @@ from record import is_made, note_made
 
 def sums(*paths):
     """Return {path: sha256} of files; a text of the repository is found from any folder."""
-    bar = tqdm(paths, desc="checksums", unit=" files", leave=False, disable=None)
-    return {str(path): sha256_file(own_file(path)) for path in bar}
+    return {str(path): sha256_file(own_file(path)) for path in paths}
 
 
 def is_own(folder, script):

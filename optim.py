@@ -73,11 +73,3 @@ def gpt_optimizers(model, matrix_lr=0.02, more=()):
     adamw = torch.optim.AdamW(groups, betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0, fused=True)
     matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
     return [Muon(matrices, lr=matrix_lr, weight_decay=weight_decay), adamw]
-
-
-def load_optimizers(optimizers, saved):
-    """Restore the moments of saved states [dict], not their rates; ValueError: others' states."""
-    for optimizer, state in zip(optimizers, saved, strict=True):
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict(state)
-        optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})

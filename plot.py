@@ -30,3 +30,4 @@ def plot_pca(out_dir, model, projector, vocab_size, feats, lens):
            title=f"{out_dir}: PCA fitted on the token embeddings")
     ax.legend()
     fig.savefig(f"{out_dir}/pca.png", dpi=120, bbox_inches="tight")
+    plt.close(fig)

@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 from configurator import fail
@@ -43,13 +42,11 @@ def changed_code(sums):
 
 
 def git_commit():
-    """Return this folder's commit, with -dirty if a Python file is changed; '' without git."""
+    """Return this folder's commit, '' without git; code_sums() tell what is changed since."""
     if not shutil.which("git"):
         return ""
-    git = partial(subprocess.run, capture_output=True, text=True, cwd=FOLDER)
-    head = git(["git", "rev-parse", "--verify", "HEAD"]).stdout.strip()
-    is_dirty = git(["git", "status", "--porcelain", "--", "*.py"]).stdout.strip()
-    return head + "-dirty" if is_dirty else head
+    command = ["git", "rev-parse", "--verify", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=FOLDER).stdout.strip()
 
 
 def provenance(device):
@@ -65,11 +62,10 @@ def provenance(device):
             "python": platform.python_version(), "torch": torch.__version__}
 
 
-def need(*packages):
-    """Stop at once where a package is missing that is imported late."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        fail(f"this run needs {', '.join(missing)}: pip install {' '.join(missing)}")
+def need(package):
+    """Stop at once where an optional package is missing that is imported late."""
+    if importlib.util.find_spec(package) is None:
+        fail(f"this run needs {package}: pip install {package}")
 
 
 # ---- the resume rule of prepare scripts and evaluations: the record is written last

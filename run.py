@@ -1,4 +1,4 @@
-"""What all training runs share: ranks, schedule, reading ahead, clock, log."""
+"""What all training runs share: ranks, reading ahead, clock, log."""
 import itertools
 import json
 import os
@@ -15,18 +15,13 @@ from torch.utils._pytree import tree_leaves
 from configurator import user_input
 from device import pick_device
 
-BUCKET = 6_000_000  # gradients in one all_reduce
 FORMATS = {  # of the log's line; log.jsonl keeps every digit
-    "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "wait": ".1%",
-    "tok/s": ",.0f", "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
+    "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "tok/s": ",.0f",
+    "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
     "val_wer": ".3f", "val_ppl_word": ".2f"}  # other floats: .4f
 
 
 # ---- ranks
-
-def is_first_rank():
-    return os.environ.get("RANK", "0") == "0"
-
 
 def join_ranks(device, seed):
     """Join torchrun's group, if any, and seed -> (rank, world_size, torch.device)."""
@@ -62,15 +57,10 @@ def sum_gradients(params):
     n_ranks = torch.tensor([float(p.grad is not None) for p in params])
     sum_over_ranks(n_ranks)
     params = [p for p, n in zip(params, n_ranks.tolist()) if n]
-    shared = params if dist.is_initialized() else ()
-    ends = itertools.accumulate(p.numel() for p in shared)
-    for _, bucket in itertools.groupby(shared, lambda p: next(ends) // BUCKET):
-        bucket = list(bucket)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-        flat = torch.cat([grad.flatten() for grad in grads])
-        dist.all_reduce(flat)
-        for p, grad in zip(bucket, flat.split([p.numel() for p in bucket])):
-            p.grad = grad.view_as(p)
+    for p in params:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        sum_over_ranks(p.grad)
     return params
 
 
@@ -100,15 +90,7 @@ def leave_ranks():
         dist.destroy_process_group()
 
 
-# ---- schedule, reading, clock, log
-
-def lr_share(step, warmup_steps, lr_decay_steps, warmdown_share, final_lr_share):
-    """Return the share of the peak learning rate: linear warm-up, constant, linear fall."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    left = (lr_decay_steps - step) / max(warmdown_share * lr_decay_steps, 1)
-    return max(min(left, 1.0), final_lr_share)
-
+# ---- reading, clock, log
 
 def read_ahead(read, numbers, workers):
     """Yield read(n) for each number, in order; `workers` threads read up to 4 each ahead."""
@@ -146,13 +128,10 @@ class Clock:
         yield
         self.lap_began += time.time() - began
 
-    def closing_line(self, result, out_dir):
-        """Return the run's last line; result: of the last evaluation."""
+    def closing_line(self, out_dir):
         minutes = (time.time() - self.began) / 60
         last = max(self.max_steps, self.first_step)
-        figures = "".join(f"{name} {value:.4f}, " for name, value in result.items())
-        return (f"{last - self.first_step} steps, {minutes:.1f} minutes, "
-                f"{figures}{out_dir} at {last}")
+        return f"{last - self.first_step} steps, {minutes:.1f} minutes, {out_dir} at {last}"
 
 
 def log(out_dir, record):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import smoke
 from audio import Projector, load_ears, load_encoder, n_audio_tokens
-from checkpoints import load_checkpoint, load_saved, run_sums
+from checkpoints import load_checkpoint, run_sums
 from clips import ClipTrainer, Split, without_words
 from configurator import configure, fail, user_input
 from decode import pad
@@ -21,8 +21,7 @@ from model import GPT, GPTConfig
 from optim import Muon
 from plot import plot_pca
 from practice import Speller
-from record import need
-from run import gather, join_ranks, leave_ranks
+from run import gather, join_ranks
 from tokenizer import BPETokenizer, load_tokenizer
 from trainer import check_settings, first_step_of
 
@@ -50,7 +49,6 @@ lm_learning_rate = 0.0  # peak, of the LM; 0: it stays frozen
 max_steps = 1000        # when to stop
 lr_decay_steps = 1000   # when the schedule ends
 warmup_steps = 20
-warmdown_share = 0.6    # of lr_decay_steps: the linear fall at the end
 # the rest
 eval_every = 250        # steps; 0: at the end only
 save_every = 250
@@ -77,8 +75,11 @@ def warp(feats, lens, stretch, rng):
     return feats, new_lens
 
 
-def forward_clips(split, at, feats, lens, with_logits=False):
-    """Read clips -> summed loss of their texts, targets (B, T), row lengths (B,), logits."""
+def forward_clips(split, at, feats, lens):
+    """Read clips -> summed loss of their texts, targets (B, T), row lengths (B,), logits.
+
+    The logits are None in training and without the LM.
+    """
     rows = [[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at]
     ids, n_ids = pad(rows, device, -1)
     targets, text_lens = ids[:, 1:], n_ids - 1
@@ -87,13 +88,13 @@ def forward_clips(split, at, feats, lens, with_logits=False):
     row_lens = audio_lens + text_lens
     if ctc == 1:
         return ctc_loss(split, at, audio, audio_lens), targets, row_lens, None
-    out = model(ids[:, :-1].clamp(min=0), None if with_logits else targets, loss_reduction="sum",
+    out = model(ids[:, :-1].clamp(min=0), targets if model.training else None, loss_reduction="sum",
                 audio_features=audio, audio_lens=audio_lens, text_lens=text_lens)
-    if with_logits:
+    if not model.training:
         loss = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
                                reduction="sum")
         return loss, targets, row_lens, out
-    if ctc and projector.training:
+    if ctc:
         out = (1 - ctc) * out + ctc * ctc_loss(split, at, audio, audio_lens)
     return out, targets, row_lens, None
 
@@ -105,70 +106,10 @@ def ctc_loss(split, at, audio, audio_lens):
 
 # ---- model, optimizer, resume
 
-def make_model():
-    """Return the GPT, its tokenizer and meta: of this run, of lm, or W1's new ones."""
-    folder = out_dir if first_step else lm
-    if not folder:
-        tok = BPETokenizer()  # bytes alone
-        with torch.device(device):
-            return GPT(GPTConfig.of_depth(smoke.DEPTH, tok.vocab_size)), tok, {}
-    with user_input():
-        model, meta = load_checkpoint(folder, device=device)
-        return model, load_tokenizer(folder, model.config.vocab_size), meta
-
-
-def choose_clips(split):
-    """Use all clips, but to train those without a held-out word."""
-    share = hold_out if split.split == "train" else 0.0
-    at = np.flatnonzero(without_words(split.texts, share))
-    n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
-    split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text)
-
-
-def make_projector():
-    """Return a projector: this run's, or one that goes on from that of lm, or a new one."""
-    projector = Projector(
-        manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
-        dropout=DROPOUT * (not is_smoke), voice_mix=VOICE_MIX * (not is_smoke),
-        ctc=len(speller.tokens) if ctc else 0).to(device)
-    if ctc and not first_step:  # what the LM reads as a piece, CTC takes for it too
-        pieces = model.transformer.wte.weight[:len(speller.tokens)].detach().float()
-        projector.ctc_head.weight.data[:-1] = norm(pieces) / model.config.n_embd**0.5
-    with user_input(RuntimeError):  # files cut short, or of another kind of run
-        if first_step:
-            projector.load_state_dict(load_saved(out_dir, meta, "projector", device))
-        elif "audio" in meta:
-            encoder, aligned = load_ears(lm, meta, device)
-            if encoder.sha256 != manifest["encoder_sha256"]:
-                fail(f"{lm} was aligned with another encoder: give the base model as lm")
-            projector.start_from(aligned, manifest["taps"], meta["audio"]["taps"])
-        else:
-            projector.set_stats(*data["train"].stats(seed))
-    return projector
-
-
-def make_optimizers():
-    """Return [AdamW, and Muon for the projector's matrices]."""
-    model.requires_grad_(lm_learning_rate > 0)
-    matrices = {"fc1.weight": stack, "fc2.weight": 1}  # `stack` matrices lie side by side in fc1
-    by_adamw, by_muon = [], []
-    for name, p in projector.named_parameters():
-        if muon_lr and name in matrices:
-            by_muon.append(dict(params=[p], lr=muon_lr, blocks=matrices[name]))
-        elif p.requires_grad:
-            by_adamw.append(p)
-    groups = [dict(params=by_adamw, lr=learning_rate)]
-    if lm_learning_rate:
-        groups.append(dict(params=list(model.parameters()), lr=lm_learning_rate))
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    return [adamw, Muon(by_muon)] if muon_lr else [adamw]
-
-
 ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "stack", "batch_tokens")
 if max(ctc, hold_out) > 1 or ctc and not lm:
     fail(f"{ctc=} and {hold_out=} are shares, and CTC spells with the tokens of an lm ({lm=})")
-need("jiwer", "matplotlib")
 is_smoke = data_dir == "tones"
 features_dir = f"{out_dir}/features" if is_smoke else data_dir
 encoder = None
@@ -184,23 +125,65 @@ with user_input():
     data = {name: Split(features_dir, name, sha256, layers) for name in ("train", "val")}
     inputs = {"lm": run_sums(lm) if lm else "", "features": data["train"].sums()}
 manifest = data["train"].manifest
-first_step = first_step_of(config, inputs, "pca.png")
-model, tok, meta = make_model()
+first_step = first_step_of(config, inputs, rank)
+if lm:
+    with user_input():
+        model, meta = load_checkpoint(lm, device=device)
+        tok = load_tokenizer(lm, model.config.vocab_size)
+else:
+    tok, meta = BPETokenizer(), {}  # bytes alone
+    with torch.device(device):
+        model = GPT(GPTConfig.of_depth(smoke.DEPTH, tok.vocab_size))
 for split in data.values():
-    choose_clips(split)
+    share = hold_out if split is data["train"] else 0.0  # of the words, which no clip may hold
+    at = np.flatnonzero(without_words(split.texts, share))
+    n_text = np.array([len(tok.encode(split.texts[i])) + 1 for i in at], dtype=int)
+    split.use(at, n_audio_tokens(split.lengths[at], stack) + n_text)
 speller = Speller(tok, N_PIECES) if ctc else None
-projector = make_projector()
-optimizers = make_optimizers()
+projector = Projector(
+    manifest["D"], len(manifest["taps"]), stack, model.config.n_embd, hidden, zero_init=not lm,
+    dropout=DROPOUT * (not is_smoke), voice_mix=VOICE_MIX * (not is_smoke),
+    ctc=len(speller.tokens) if ctc else 0).to(device)
+if ctc:  # what the LM reads as a piece, CTC takes for it too
+    pieces = model.transformer.wte.weight[:len(speller.tokens)].detach().float()
+    projector.ctc_head.weight.data[:-1] = norm(pieces) / model.config.n_embd**0.5
+with user_input():
+    if "audio" in meta:  # the projector of lm learns on
+        lm_encoder, aligned = load_ears(lm, meta, device)
+        if lm_encoder.sha256 != manifest["encoder_sha256"]:
+            fail(f"{lm} was aligned with another encoder: give the base model as lm")
+        projector.start_from(aligned, manifest["taps"], meta["audio"]["taps"])
+    else:
+        projector.set_stats(*data["train"].stats(seed))
+model.requires_grad_(lm_learning_rate > 0)
+matrices = ("fc1.weight", "fc2.weight") if muon_lr else ()
+others = [p for name, p in projector.named_parameters()
+          if p.requires_grad and name not in matrices]
+groups = [dict(params=others, lr=learning_rate)]
+if lm_learning_rate:
+    groups.append(dict(params=list(model.parameters()), lr=lm_learning_rate))
+optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
+if muon_lr:
+    fc1 = dict(params=[projector.fc1.weight], blocks=stack)  # they lie side by side in fc1
+    fc2 = dict(params=[projector.fc2.weight])
+    optimizers.append(Muon([fc1, fc2], lr=muon_lr))
 
 
 # ---- evaluate()
 
-def score(at, feats, lens, is_own):
-    """Return validation clips' loss, their targets, right ones with is_own, and targets again."""
-    loss, targets, _, logits = forward_clips(data["val"], at, feats, lens, with_logits=is_own)
+def score(at, feats, lens):
+    """Return validation clips' loss, their targets, right ones, and targets again."""
+    loss, targets, _, logits = forward_clips(data["val"], at, feats, lens)
     n = (targets >= 0).sum()
     right = n * 0 if logits is None else (logits.argmax(2) == targets).sum()
     return loss, n, right, n
+
+
+def evaluate(step):
+    """Draw the picture and return the figures of the validation clips: {name: value}."""
+    if rank == 0:
+        plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
+    return trainer.evaluate_clips(step)
 
 
 # ---- loop
@@ -215,13 +198,11 @@ audio |= {"projector": projector.arguments, "piece_s": float(piece_s),
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=optimizers, losses=["loss"], data=data, spoken=by_length,
-    score=score, right="val_acc", warp=None if is_smoke else warp,
+    score=score, right="val_acc", batch_size=batch_size, warp=None if is_smoke else warp,
+    warmdown_share=0.3 if is_smoke else 0.6,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
-    meta={"audio": audio, "chats": meta.get("chats", False)},
-    frozen=() if lm_learning_rate else ("model",))
-sizes = [sum(p.numel() for p in params) for params in (trainer.trained, model.parameters())]
-about = f"{sizes[0]:,} parameters are trained, the LM has {sizes[1]:,}"
-trainer.begin(trainer.evaluate_clips, [about, *data.values()], encoder=encoder)
+    meta={"audio": audio, "chats": meta.get("chats", False)})
+trainer.begin(evaluate, data.values(), encoder=encoder)
 losses = []
 for step in range(first_step, max_steps):
     sums = torch.zeros(1, 2, device=device)  # nats, targets
@@ -234,15 +215,6 @@ for step in range(first_step, max_steps):
     if is_smoke:
         losses.append((sums[0, 0] / sums[0, 1]).item())
 
-# ---- closing line
-
-passed = True
-if rank == 0:
-    trainer.train(False)
-    plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
-    print(trainer.clock.closing_line(trainer.result, out_dir))
-    if losses and not first_step:
-        _, pairs = trainer.hear(val_at)
-        passed = smoke.judge(out_dir, losses, pairs, trainer.result)
-leave_ranks()
-sys.exit(not passed)
+trainer.finish()
+if rank == 0 and losses and not first_step:
+    sys.exit(not smoke.judge(out_dir, losses, trainer.heard, trainer.result))

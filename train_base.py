@@ -19,7 +19,7 @@ from optim import gpt_optimizers
 from practice import (EASE_STEPS, Speller, count_right, imitate_audio, practice_features,
                       read_chats, render_chats, slip)
 from rows import Sentences
-from run import join_ranks, leave_ranks, lr_share, sum_over_ranks
+from run import join_ranks, sum_over_ranks
 from texture import TEXTURE, Texture
 from tokenizer import load_tokenizer, train_bpe, train_syllables
 from trainer import Trainer, check_settings, first_step_of
@@ -62,8 +62,6 @@ config = configure(globals())  # each checkpoint stores it
 # ----
 CHAT_SHARE = 0.5        # of the practice; from the first step on, else it forgets how to answer
 EVAL_ROWS = 512         # held-out rows of documents
-# the linear fall at the schedule's end: its share of the steps, the share of the rates it ends at
-WARMDOWN_SHARE, FINAL_LR_SHARE = (0.65, 0.05) if documents else (0.5, 0.02)
 # tokens back that attention reaches; a row may be 10 times as long. The same in all layers:
 # nanochat's SSSL needs masks, a step of a GPU takes 1.8 times as long (computed)
 WINDOW = max(256, text_len)
@@ -88,17 +86,17 @@ def kind_of(n):
     return CHATS if talks and is_next(math.floor(n * practice), CHAT_SHARE) else PRACTICE
 
 
-def pick(lengths, step, microbatch, n):
-    """Draw n rows of similar length."""
-    return stretched_batch(lengths, seed, step, microbatch, min(n, len(lengths)), grad_accum)[0]
+def pick(lengths, n, size):
+    """Draw microbatch n's rows, `size` of similar length."""
+    return stretched_batch(lengths, seed, n, size)[0]
 
 
-def get_text(step, microbatch):
-    """Return rows of plain text (B, text_len + 1); documents are never spelled."""
-    if docs and step >= spell_steps:
-        return docs["train"].batch(step * grad_accum + microbatch, batch_size, seed)
-    rows = (pieces if step < spell_steps else words)["train"].rows
-    return rows[pick(np.ones(len(rows)), step, microbatch, batch_size)]
+def get_text(n, is_spelled):
+    """Return microbatch n's rows of plain text (B, text_len + 1); documents are never spelled."""
+    if docs and not is_spelled:
+        return docs["train"].batch(n, batch_size, seed)
+    rows = (pieces if is_spelled else words)["train"].rows
+    return rows[pick(np.ones(len(rows)), n, batch_size)]
 
 
 def hear(sentences, rng, ease=1.0, texture=None, facts=None):
@@ -130,16 +128,17 @@ def to_gpu(array):
 
 def get_batch(step, microbatch, kind):
     """Return the model's arguments: a function of (seed, step, microbatch)."""
+    n, is_spelled = step * grad_accum + microbatch, step < spell_steps
     if kind == TEXT:
-        rows = to_gpu(get_text(step, microbatch))
+        rows = to_gpu(get_text(n, is_spelled))
         return {"idx": rows[:, :-1], "targets": rows[:, 1:]}
     rng = np.random.default_rng([seed, 1, step, microbatch])
-    ease, is_spelled = min((step + 1) / EASE_STEPS, 1.0), step < spell_steps
+    ease = min((step + 1) / EASE_STEPS, 1.0)
     if kind == CHATS:
-        some = [talks["train"][i] for i in pick(talk_sizes, step, microbatch, chat_rows)]
+        some = [talks["train"][i] for i in pick(talk_sizes, n, chat_rows)]
         return render(some, speller if is_spelled else tok, rng, ease)
     sentences = (pieces if is_spelled else words)["train"]
-    at = pick(sentences.lens, step, microbatch, batch_size)
+    at = pick(sentences.lens, n, batch_size)
     idx, targets = sentences.padded(at)
     idx = slip(idx, sentences.ids, tok.bos_id, rng, ease)
     return hear(pieces["train"].each(at), rng, ease) | {
@@ -158,7 +157,7 @@ with user_input():
               "chats": sha256_file(chats) if chats else "",
               "shards": sha256_file(f"{documents}/meta.json") if documents else "",
               "first_model": run_sums(lm) if lm else ""}
-first_step = first_step_of(config, inputs)
+first_step = first_step_of(config, inputs, rank)
 source = out_dir if first_step else lm  # of model and tokenizer; '': new ones
 with user_input():
     if source or documents:
@@ -200,6 +199,7 @@ trainer = Trainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model,
     tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"],
     files=lambda: {"model": model.state_dict()}, row_len=text_len,
+    warmdown_share=0.65 if documents else 0.5, final_lr_share=0.05 if documents else 0.02,
     meta={"max_seq_len": text_len, "device_batch_size": batch_size, "chats": bool(talks)})
 if first_step:
     with user_input(KeyError):
@@ -224,7 +224,7 @@ def evaluate(step):
 
 def evaluate_documents():
     """Return the bits per byte of EVAL_ROWS rows of documents; special tokens don't count."""
-    sums, n_rows = np.zeros(2), min(EVAL_ROWS, docs["val"].n_rows)  # nats, bytes
+    sums, n_rows = torch.zeros(2, device=dev), min(EVAL_ROWS, docs["val"].n_rows)  # nats, bytes
     token_bytes = torch.tensor(tok.token_bytes(), device=dev)
     for i in range(rank * batch_size, n_rows, world_size * batch_size):
         at = np.arange(i, min(i + batch_size, n_rows))
@@ -232,8 +232,8 @@ def evaluate_documents():
         idx, targets = rows[:, :-1], rows[:, 1:]
         n_bytes = token_bytes[targets.flatten()]
         nats = model(idx, targets, loss_reduction="none") * (n_bytes > 0)
-        sums += nats.sum().item(), n_bytes.sum().item()
-    sum_over_ranks(torch.from_numpy(sums))
+        sums += torch.stack([nats.sum(), n_bytes.sum()])
+    sum_over_ranks(sums)
     nats, total_bytes = sums.tolist()
     return nats / max(total_bytes, 1) / math.log(2)
 
@@ -241,7 +241,7 @@ def evaluate_documents():
 def evaluate_sentences(step):
     """Return bits per byte and perplexity per word of text alone, and the loss of listening."""
     sentences = (pieces if step <= spell_steps else words)["val"]
-    nats = torch.zeros(4, device=dev)  # of the text, of listening; targets, words
+    nats = torch.zeros(3, device=dev)  # of the text, of listening; targets
     order = np.argsort(sentences.lens, kind="stable")
     for i, at in enumerate(np.array_split(order, -(-len(order) // batch_size))):
         if i % world_size == rank:
@@ -250,10 +250,10 @@ def evaluate_sentences(step):
             nats[0] += model(idx, targets, loss_reduction="sum")
             nats[1] += model(idx, targets, loss_reduction="sum", **heard)
             nats[2] += (targets >= 0).sum()
-            nats[3] += sum(len(WORD.findall(lines["val"][j])) for j in at)
     sum_over_ranks(nats)
-    plain, listened, n_targets, n_words = nats.tolist()
+    plain, listened, n_targets = nats.tolist()
     n_bytes = sum(len(line.encode()) + 1 for line in lines["val"])  # a sentence and its end
+    n_words = sum(len(WORD.findall(line)) for line in lines["val"])
     return {"val_bpb": plain / math.log(2) / n_bytes, "val_ppl_word": math.exp(plain / n_words),
             "val_practice": listened / n_targets}
 
@@ -275,9 +275,7 @@ def evaluate_chats(step):
 
 # ---- loop
 
-n_parameters = sum(p.numel() for p in model.parameters())
-about = [f"{n_parameters:,} parameters; {max_steps} steps, each {grad_accum} x {batch_size} rows"]
-about += ["blocks are recomputed"] * model.recompute
+about = ["blocks are recomputed"] * model.recompute
 for split, rows in docs.items():
     about.append(f"{split}: {rows.n_docs:,} documents, {rows.n_tokens:,} tokens in {rows.n_rows:,} "
                  f"rows, {rows.n_cropped:,} cropped")
@@ -298,13 +296,9 @@ for step in range(first_step, max_steps):
         loss = model(**batch, loss_reduction="sum")
         loss.backward()
         sums[kind] += torch.stack([loss.detach(), (batch["targets"] >= 0).sum()])
-        trainer.meter["places"] += batch["idx"].numel()
+        trainer.places += batch["idx"].numel()
         if kind != TEXT:
-            trainer.meter["places"] += batch["audio_lens"].sum()
-    share = lr_share(step, warmup_steps, lr_decay_steps, WARMDOWN_SHARE, FINAL_LR_SHARE)
-    decay_share = (1 + math.cos(math.pi * min(step / lr_decay_steps, 1))) / 2
-    trainer.update(step, sums, share, decay_share)
+            trainer.places += batch["audio_lens"].sum()
+    trainer.update(step, sums)
 
-if rank == 0:
-    print(trainer.clock.closing_line(trainer.result, out_dir))
-leave_ranks()
+trainer.finish()

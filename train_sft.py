@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tqdm import trange
 
 from audio import Projector, load_ears, n_audio_tokens
-from checkpoints import load_checkpoint, load_saved, read_meta, run_sums
+from checkpoints import load_checkpoint, read_meta, run_sums
 from clips import ClipTrainer, Split
 from configurator import configure, fail, user_input
 from decode import pad
@@ -20,8 +20,7 @@ from files import read_jsonl, read_lines, sha256_file
 from language import Language, spoken_turns
 from model import add_lora, free_rows, lora_state, merged_state
 from practice import Speller, as_messages, count_right
-from record import need
-from run import join_ranks, leave_ranks
+from run import join_ranks
 from texture import TEXTURE, Texture
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
 from trainer import check_settings, first_step_of
@@ -112,24 +111,25 @@ def draw_text(rng):
     return rows
 
 
-def forward_rows(rows, heard=None, with_logits=False):
+def forward_rows(rows, heard=None):
     """Let the GPT read rows, with their clips' tokens and the numbers of these if given.
 
-    Returns the weighted loss, the sum of weights, row lengths (B,), losses or logits, targets.
+    Returns the weighted loss, the sum of weights, row lengths (B,), targets (B, T), and in training
+    the losses (B*T,), else the logits.
     """
-    idx, text_lens = pad([ids[:-1] for ids, _ in rows], device)
-    following, _ = pad([ids[1:] for ids, _ in rows], device)
-    weights, _ = pad([weights[1:] for _, weights in rows], device)
-    targets = torch.where(weights > 0, following, -1)
-    row_lens, more = text_lens, {}
+    ids, lens = pad([ids for ids, _ in rows], device)
+    weights, _ = pad([weights for _, weights in rows], device)
+    weights, row_lens, more = weights[:, 1:], lens - 1, {}
+    targets = torch.where(weights > 0, ids[:, 1:], -1)
     if heard:
-        row_lens = heard[1] + text_lens
-        more = dict(audio_features=heard[0], audio_lens=heard[1], text_lens=text_lens)
-    out = nats = model(idx, None if with_logits else targets, loss_reduction="none", **more)
-    if with_logits:
+        more = dict(audio_features=heard[0], audio_lens=heard[1], text_lens=row_lens)
+        row_lens = row_lens + heard[1]
+    wanted = targets if model.training else None
+    out = nats = model(ids[:, :-1], wanted, loss_reduction="none", **more)
+    if not model.training:
         nats = F.cross_entropy(out.flatten(0, 1), targets.flatten(), ignore_index=-1,
                                reduction="none")
-    return (nats * weights.flatten()).sum(), weights.sum(), row_lens, out, targets
+    return (nats * weights.flatten()).sum(), weights.sum(), row_lens, targets, out
 
 
 # ---- model, optimizer, resume
@@ -168,31 +168,15 @@ def keep_short(texts, row_of):
     return kept
 
 
-def make_projector():
-    """Return a projector that goes on from the aligned one, with texture tokens in front."""
-    sizes = dict(n_taps=len(manifest["taps"]), dropout=DROPOUT, texture=TEXTURE,
-                 texture_hidden=len(texture.names))
-    projector = Projector(**aligned.arguments | sizes).to(device)
-    if not first_step:
-        projector.set_stats(*data["train"].stats(seed))
-        projector.texture_key.data = texture.key(model).detach()
-        for p in projector.texture_fc1.parameters():
-            p.data.zero_()
-        with user_input():
-            projector.start_from(aligned, manifest["taps"], ears["taps"])
-        if rank == 0:  # the others get its weights
-            start_texture(projector)
-    return projector
-
-
 @torch.no_grad()
-def start_texture(projector):
+def start_texture():
     """Let the texture tokens tell of a clip what a regression on the training clips hears."""
     split = data["train"]
     clips = {split.keys[i]: i for i in split.at if facts_of(split.infos[i])}  # each once
     at = np.random.default_rng(seed).permutation(list(clips.values()))[:TEXTURE_CLIPS]
-    at = sorted(at, key=lambda i: split.lengths[i])
-    parts = [np.zeros((0, projector.texture_fc1.in_features), np.float32)]
+    if not len(at):
+        return
+    at, parts = sorted(at, key=lambda i: split.lengths[i]), []
     for start in trange(0, len(at), 16, desc="how clips sound", unit_scale=16):
         feats, lens = map(torch.from_numpy, split.read(at[start:start + 16]))
         parts.append(projector.pool(feats.to(device), lens.to(device)).cpu().numpy())
@@ -210,17 +194,8 @@ def facts_of(info):
     return {task: answer for task, answer in known.items() if (task, answer) in texture.place}
 
 
-@torch.no_grad()
-def start_chat_tokens():
-    """Start the chat's tokens as bos, with which alignment's texts end."""
-    for table in (model.transformer.wte, *model.value_embeds.values()):
-        table.weight[new_ids] = table.weight[tok.bos_id].clone()
-    model.lm_head.weight[tok.special("<|assistant_end|>")] = model.lm_head.weight[tok.bos_id]
-
-
 ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "batch_tokens", "text_rows", "lora_rank")
-need("jiwer")
 left_out = Counter()  # questions, chats and sentences, by reason
 with user_input():
     start = read_meta(lm)
@@ -238,7 +213,7 @@ with user_input():
     sums = [path and sha256_file(path) for path in (turns, chats, sentences)]
     inputs = {"lm": run_sums(lm), "features": data["train"].sums(), "texts": sums}
 manifest = data["train"].manifest
-first_step = first_step_of(config, inputs)
+first_step = first_step_of(config, inputs, rank)
 with user_input():
     model, _ = load_checkpoint(lm, device=device)
     tok = load_tokenizer(lm, model.config.vocab_size)
@@ -248,34 +223,42 @@ for split in data.values():
 talks = keep_short(talks, lambda talk: chat_row([talk]))
 texts = keep_short(texts, transcript_row)
 texture = Texture(tok, device)
-projector = make_projector()
+sizes = dict(n_taps=len(manifest["taps"]), dropout=DROPOUT, texture=TEXTURE,
+             texture_hidden=len(texture.names))
+projector = Projector(**aligned.arguments | sizes).to(device)
+if not first_step:
+    projector.set_stats(*data["train"].stats(seed))
+    projector.texture_key.data = texture.key(model).detach()
+    for p in projector.texture_fc1.parameters():
+        p.data.zero_()
+    with user_input():
+        projector.start_from(aligned, manifest["taps"], ears["taps"])
+    if rank == 0:  # the others get its weights
+        start_texture()
 new_ids = sorted({tok.special(name) for name in SPECIAL_TOKENS[1:]} | {10})  # 10 ends an option
-if not first_step and ears["prompt"] != "chat" and not start.get("chats"):
-    start_chat_tokens()
+if ears["prompt"] != "chat" and not start.get("chats"):  # start as bos, which ends a transcript
+    for table in (model.transformer.wte, *model.value_embeds.values()):
+        table.weight.data[new_ids] = table.weight.data[tok.bos_id].clone()
+    logits = model.lm_head.weight.data
+    logits[tok.special("<|assistant_end|>")] = logits[tok.bos_id]
 lora = add_lora(model, lora_rank, LORA_ALPHA)
 chat_tokens = free_rows(model, new_ids)
 kept = [p for p in projector.parameters() if p.requires_grad]
 groups = [(lora, learning_rate), (chat_tokens, learning_rate), (kept, PROJECTOR_LR)]
 optimizer = torch.optim.AdamW([dict(params=params, lr=peak) for params, peak in groups],
                               betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-if first_step:
-    with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
-        last = read_meta(out_dir)
-        projector.load_state_dict(load_saved(out_dir, last, "projector", device))
-        model.load_state_dict(model.state_dict() | load_saved(out_dir, last, "lora", device))
 
 
 # ---- evaluate()
 
-def score(at, feats, lens, is_own):
-    """Return validation clips' weighted loss, weights, and with is_own answers right and all."""
-    rows, counts = [clip_row(data["val"], i) for i in at], (0, 0)
+def score(at, feats, lens):
+    """Return validation clips' weighted loss, weights, answers right and all."""
+    rows = [clip_row(data["val"], i) for i in at]
     heard = projector(feats.to(device), lens.to(device))
-    loss, weight, _, logits, targets = forward_rows(rows, heard, with_logits=is_own)
-    if is_own:
-        is_asked = [bool(data["val"].infos[i].get("turns")) for i in at]
-        ids = logits.argmax(2)[is_asked], targets[is_asked]
-        counts = count_right(*(x.cpu().numpy() for x in ids))
+    loss, weight, _, targets, logits = forward_rows(rows, heard)
+    is_asked = [bool(data["val"].infos[i].get("turns")) for i in at]
+    ids = logits.argmax(2)[is_asked], targets[is_asked]
+    counts = count_right(*(x.cpu().numpy() for x in ids))
     return loss, weight, *torch.tensor(counts, device=device)
 
 
@@ -301,10 +284,8 @@ trainer = ClipTrainer(
     spoken=spoken, score=score, right="val_right", meta={"audio": audio},
     files=lambda: {"model": merged_state(model), "lora": lora_state(model),
                    "projector": projector.state_dict()})
-sizes = [sum(p.numel() for p in each) for each in (projector.parameters(), lora)]
-about = [f"projector {sizes[0]:,}, LoRA {sizes[1]:,} parameters; {len(new_ids)} tokens are new"]
-about += [*data.values(), *(f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n)]
-trainer.begin(trainer.evaluate_clips, about, encoder=encoder)
+about = [f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n]
+trainer.begin(trainer.evaluate_clips, [*data.values(), *about], encoder=encoder)
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):
@@ -320,6 +301,4 @@ for step in range(first_step, max_steps):
                 trainer.count(row_lens)
     trainer.update(step, sums)
 
-if rank == 0:
-    print(trainer.clock.closing_line(trainer.result, out_dir))
-leave_ranks()
+trainer.finish()

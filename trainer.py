@@ -3,7 +3,6 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -14,16 +13,13 @@ from checkpoints import (checkpoint_steps, cut_back, load_saved, note_evaluation
                          save_checkpoint)
 from configurator import fail, user_input
 from device import compute_dtype, peak_flops
-from optim import load_optimizers
 from record import changed_code, provenance
-from run import (Clock, copy_first_rank, gather, is_first_rank, leave_ranks, log, sum_gradients,
-                 sum_over_ranks)
+from run import Clock, copy_first_rank, gather, leave_ranks, log, sum_gradients, sum_over_ranks
 from tokenizer import export_nanochat
 
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
 FREE = {"init_from", "out_dir", "max_steps", "device", "use_compile", "log_every", "eval_every",
         "save_every"}  # settings that a resumed run may change
-DEFAULTS = {"batch_size": 0, "warmdown_share": 0.6}  # of a script without such a setting
 
 
 def check_settings(config, *from_one):
@@ -39,24 +35,24 @@ def check_settings(config, *from_one):
         fail(f"lm={lm} is out_dir too, whose steps this run would replace: give another --out_dir")
 
 
-def first_step_of(config, inputs, last_file="tokenizer.json"):
+def first_step_of(config, inputs, rank):
     """Make out_dir; return the step that its run goes on from, 0: a new one.
 
-    Ends the script if that run is evaluated at max_steps and has last_file, or if ranks differ.
+    Ends the script if that run is evaluated at max_steps, or if ranks differ.
     """
     path, step = gather(f"{config['out_dir']}/.{time.time_ns()}")[0], 0
-    if is_first_rank():
+    if rank == 0:
         os.makedirs(config["out_dir"], exist_ok=True)
         open(path, "w").close()
     gather(None)
     mine = config | inputs | {"out_dir": os.path.exists(path)}
     others = gather(mine)
-    if is_first_rank():
+    if rank == 0:
         os.remove(path)
         if unlike := [name for name in mine if any(mine[name] != each[name] for each in others)]:
             fail(f"the ranks differ in {', '.join(unlike)}: they need one command, the same data "
                  "and a shared out_dir")
-        step = find_step(config, inputs, last_file)
+        step = find_step(config, inputs)
     step = gather(step)[0]
     if step is None:
         leave_ranks()
@@ -64,7 +60,7 @@ def first_step_of(config, inputs, last_file="tokenizer.json"):
     return step
 
 
-def find_step(config, inputs, last_file):
+def find_step(config, inputs):
     """Return first_step_of()'s step; None: all done."""
     out_dir, init_from, max_steps = config["out_dir"], config["init_from"], config["max_steps"]
     steps = checkpoint_steps(out_dir)
@@ -77,8 +73,7 @@ def find_step(config, inputs, last_file):
         meta = read_meta(out_dir)
     if init_from == "auto":
         check_same_run(out_dir, meta, config, inputs)
-    is_done = steps[-1] >= max_steps and meta.get("evaluated")
-    if is_done and os.path.exists(f"{out_dir}/{last_file}"):
+    if steps[-1] >= max_steps and meta.get("evaluated"):
         print(f"{out_dir} is up to date: finished at step {steps[-1]} of {max_steps}")
         return None
     return steps[-1]
@@ -111,12 +106,12 @@ class Trainer:
     losses: list        # their names in the log, where each is the mean since the line before
     files: object       # () -> {name: state_dict} of a checkpoint
     meta: dict          # what else a checkpoint's meta holds
-    frozen: tuple = ()  # names of the files that stay the same
+    warmdown_share: float  # of lr_decay_steps: the linear fall at the end
+    final_lr_share: float  # of the peak, where the fall ends
     row_len: int = 0    # tokens of a row, for the mfu
-    last_clips = ()     # read
 
     def __post_init__(self):
-        self.c = c = SimpleNamespace(**DEFAULTS | self.config)
+        self.c = c = SimpleNamespace(**self.config)
         self.rank, self.world_size, self.device = self.ranks
         self.own = range(self.rank, c.grad_accum, self.world_size)  # a step's microbatches
         self.plain_trunk = self.fast_trunk = self.model.trunk
@@ -124,7 +119,7 @@ class Trainer:
             self.fast_trunk = torch.compile(self.plain_trunk)
         self.meta = {"model_config": vars(self.model.config), "user_config": self.config,
                      "inputs": self.inputs, "versions": provenance(self.device), **self.meta}
-        self.meter, self.result = Counter(), {}
+        self.places, self.result = 0, {}  # places: of the microbatches since the last log line
         self.window = torch.zeros(len(self.losses), 2, device=self.device)  # nats, targets
         self.state, self.is_evaluated = {}, True  # state: more that the optimizers' file holds
         if self.first_step:
@@ -135,12 +130,20 @@ class Trainer:
         self.trained = sum((group["params"] for group in self.groups), [])
 
     def resume(self):
-        """Load the last step's optimizers; a kill may have kept it from being evaluated."""
+        """Load the last step's files; a kill may have kept it from being evaluated."""
         with user_input(RuntimeError, KeyError):  # cut short, or of another kind of run
             meta = read_meta(self.c.out_dir)
+            for name, state in self.files().items():
+                saved = load_saved(self.c.out_dir, meta, name, self.device)
+                for key, tensor in state.items():
+                    tensor.copy_(saved[key])
             self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
             self.window = self.state.pop("window")
-            load_optimizers(self.optimizers, self.state.pop("optimizers"))
+            states = self.state.pop("optimizers")
+            for optimizer, state in zip(self.optimizers, states, strict=True):
+                own = optimizer.state_dict()["param_groups"]  # with this run's rates
+                optimizer.load_state_dict(state)
+                optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": own})
             self.is_evaluated = meta["evaluated"] or not self.is_due("eval", self.first_step)
 
     def is_due(self, what, step):
@@ -158,7 +161,7 @@ class Trainer:
         evaluate: step -> {figure: value}; encoder: is saved too.
         """
         self.evaluate, out_dir = evaluate, self.c.out_dir
-        copy_first_rank(self.model.state_dict(), self.trained,
+        copy_first_rank(self.files(), self.trained,
                         [optimizer.state for optimizer in self.optimizers])
         if self.rank == 0:
             cut_back(out_dir, self.first_step, self.is_evaluated)
@@ -167,7 +170,10 @@ class Trainer:
                 save_encoder(encoder, f"{out_dir}/encoder.pt")
             else:  # nanochat loads what is trained here
                 export_nanochat(self.tok, out_dir)
-            print(*about, f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
+            n_trained = sum(p.numel() for p in self.trained)
+            n_gpt = sum(p.numel() for p in self.model.parameters())
+            print(f"{n_trained:,} parameters are trained, the GPT has {n_gpt:,}", *about,
+                  f"{self.device}, {compute_dtype(self.device)}, {self.world_size} ranks; "
                   f"starting at step {self.first_step}", sep="\n")
         self.train(True)
         if not self.is_evaluated:
@@ -181,10 +187,18 @@ class Trainer:
     def clip(self):
         return torch.nn.utils.clip_grad_norm_(self.trained, self.c.grad_clip or math.inf)
 
-    def update(self, step, sums, share, decay_share=1.0):
+    def lr_share(self, step):
+        """Return the share of the peak learning rate: linear warm-up, constant, linear fall."""
+        c = self.c
+        if step < c.warmup_steps:
+            return (step + 1) / c.warmup_steps
+        left = (c.lr_decay_steps - step) / max(self.warmdown_share * c.lr_decay_steps, 1)
+        return max(min(left, 1.0), self.final_lr_share)
+
+    def update(self, step, sums):
         """Average the gradients, step the optimizers; log, save and evaluate where it is due.
 
-        sums: float32 (n_losses, 2), this rank's nats and targets; shares: of the peaks.
+        sums: float32 (n_losses, 2), this rank's nats and targets.
         """
         sum_over_ranks(sums)
         self.window += sums
@@ -192,8 +206,10 @@ class Trainer:
         torch._foreach_div_([p.grad for p in sum_gradients(self.trained)], n_targets)
         norm = self.clip()
         if not math.isfinite(norm + sums.sum()):  # a GPU is waited for here alone
-            fail(f"step {step}: the loss or its gradient is not finite; the last clips read: "
-                 f"{self.last_clips or 'none'}; the last good checkpoint stays in {self.c.out_dir}")
+            fail(f"step {step}: the loss or its gradient is not finite; the last good checkpoint "
+                 f"stays in {self.c.out_dir}")
+        share = self.lr_share(step)
+        decay_share = (1 + math.cos(math.pi * min(step / self.c.lr_decay_steps, 1))) / 2
         for group in self.groups:
             group["lr"] = share * group["peak_lr"]
             group["weight_decay"] = decay_share * group["peak_decay"]
@@ -211,23 +227,25 @@ class Trainer:
         seconds, n_steps, eta_min = self.clock.lap(step)
         losses = (self.window[:, 0] / self.window[:, 1]).tolist()
         shown = {name: x for name, x in zip(self.losses, losses) if math.isfinite(x)}  # 0/0: none
-        rate = float(self.meter["places"]) * self.c.grad_accum / len(self.own) / seconds
+        rate = float(self.places) * self.c.grad_accum / len(self.own) / seconds
+        mfu = {"mfu": rate / self.world_size * self.mfu} if self.row_len else {}
         log(self.c.out_dir, {
             "step": step, **shown, "lr": self.groups[0]["lr"], "norm": norm,
-            "ms": 1e3 * seconds / n_steps, "tok/s": rate, **self.speed(rate, seconds),
-            "eta_min": eta_min})
-        self.meter.clear()
+            "ms": 1e3 * seconds / n_steps, "tok/s": rate, **mfu, "eta_min": eta_min})
+        self.places = 0
         self.window = torch.zeros_like(self.window)
-
-    def speed(self, rate, seconds):
-        """Return more fields of speed; rate: tokens a second over all ranks."""
-        return {"mfu": rate / self.world_size * self.mfu}
 
     def save(self, step):
         state = {"window": self.window, "optimizers": [
             optimizer.state_dict() for optimizer in self.optimizers]}
         files = self.files() | {"optim": self.state | state}
-        save_checkpoint(self.c.out_dir, step, files, self.meta, self.frozen)
+        save_checkpoint(self.c.out_dir, step, files, self.meta)
+
+    def finish(self):
+        """Print the run's last line and leave the other ranks."""
+        if self.rank == 0:
+            print(self.clock.closing_line(self.c.out_dir))
+        leave_ranks()
 
     # ---- evaluation
 

@@ -16,7 +16,6 @@ lm_learning_rate = 1e-3
 max_steps = 50
 lr_decay_steps = 50
 warmup_steps = 5
-warmdown_share = 0.3
 eval_every = 0
 log_every = 5
 use_compile = False

@@ -103,7 +103,7 @@ train 150 "mfu 40%, 147 ms / 881 ms, peak GB 18.6; the loss falls" $base --out_d
     $base --depth=20 --batch_size=8 --max_steps=10 --out_dir=$D/d20
 w2="train_align.py config/w2_frozen.py --whisper=$D/encoder.pt --data_dir=$D/features
     --lm=$D/base --grad_accum=1 --log_every=10 --warmup_steps=5 --eval_every=0"
-train 100 "12-20 ms a step once shapes are known, wait under 5%, peak GB under 8" \
+train 100 "12-20 ms a step once shapes are known, peak GB under 8" \
     $w2 --max_steps=80 --lr_decay_steps=100 --out_dir=$D/w2 $small
 train 80 "about 50 ms a step, peak GB under 8" \
     train_sft.py config/w3_lora.py --lm=$D/w2 --data_dir=$D/features --turns= --chats= \

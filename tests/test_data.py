@@ -102,7 +102,7 @@ def test_broken_shards_are_found(folder):
 def test_an_epoch_holds_each_clip_once():
     """Broken: clips are seen twice or never, or a batch is too large or nearly empty."""
     lengths = np.random.default_rng(2).integers(20, 800, 1001)
-    batches = [stretched_batch(lengths, 0, 63 + i, 0, 16)[0] for i in range(63)]
+    batches = [stretched_batch(lengths, 0, 63 + i, 16)[0] for i in range(63)]
     assert sorted(np.concatenate(batches)) == list(range(1001))
     assert {len(batch) for batch in batches} == {15, 16}
 
@@ -114,7 +114,7 @@ def test_batches_of_tokens():
                        rng.normal(14.6, 1.2, 9000).clip(11, 24.5))
     lengths = (15 * seconds).astype(np.int32)
     n = len(epoch_batches(lengths.tobytes(), 0, "train", 0, 0, 0.03, 3400)[0])
-    batches = [stretched_batch(lengths, 0, step, 0, 0, batch_tokens=3400)[0]
+    batches = [stretched_batch(lengths, 0, step, 0, batch_tokens=3400)[0]
                for step in range(2 * n)]
     first, second = batches[:n], batches[n:]
     assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in second}
@@ -124,4 +124,4 @@ def test_batches_of_tokens():
         assert 1 - lengths.sum() / sizes.sum() < 0.05 and np.median(sizes) > 0.9 * 3400
         means = [lengths[batch].mean() for batch in batches]
         assert abs(np.corrcoef(means, range(n))[0, 1]) < 0.3
-    assert len(stretched_batch(lengths, 0, 7, 0, 0, batch_tokens=1)[0]) == 1  # a longer clip
+    assert len(stretched_batch(lengths, 0, 7, 0, batch_tokens=1)[0]) == 1  # a longer clip

@@ -22,8 +22,7 @@ def test_clock_and_log(monkeypatch, tmp_path, capsys):
     with clock.pause():
         now[0] += 30
     assert clock.lap(15) == (10.0, 5, 1.0)  # 60 s for 10 steps
-    assert clock.closing_line({"val_loss": 1.5}, "out/x") == (
-        "20 steps, 1.0 minutes, val_loss 1.5000, out/x at 25")
+    assert clock.closing_line("out/x") == "20 steps, 1.0 minutes, out/x at 25"
     run.log(str(tmp_path), {"step": 12, "loss": 1 / 3, "lr": 0.00098, "tok/s": 38400.4})
     assert capsys.readouterr().out == "step     12 | loss 0.3333 | lr 9.80e-04 | tok/s 38,400\n"
     assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] == 1 / 3

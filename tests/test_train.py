@@ -27,7 +27,7 @@ BASE = ["--depth=2", "--head_dim=32", "--vocab_size=300", "--text_len=16", "--ba
 ALIGN = ["--hidden=32", "--batch_tokens=160"]
 BOTH = ["--grad_accum=2", "--warmup_steps=1", "--lr_decay_steps=8", "--use_compile=False",
         "--log_every=1", "--device=cpu"]
-SPEED = ("ms", "tok/s", "mfu", "eta_min", "wait")
+SPEED = ("ms", "tok/s", "mfu", "eta_min")
 
 
 def run(script, *args, n_ranks=1, ok=True, kill_when=None):
@@ -206,7 +206,6 @@ def test_alignment_freezes_the_lm(world, tmp_path):
     manifest.write_text(manifest.read_text().replace("{", '{"language": "de", ', 1))
     align(world, run_dir, "--max_steps=2", "--save_every=1", f"--data_dir={tmp_path}/de")
     assert same_state(lm, run_dir / "model_000002.pt")
-    assert os.path.samefile(*(run_dir / f"model_00000{n}.pt" for n in (1, 2)))  # written once
     audio = read_meta(run_dir)["audio"]
     assert (audio["prompt"], audio["encoder"], audio["language"]) == ("transcript", "random", "de")
     assert {"encoder.pt", "tokenizer.json", "pca.png", "log.jsonl"} <= set(os.listdir(run_dir))
