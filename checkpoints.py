@@ -114,11 +114,19 @@ def run_sums(folder):
 
 # ---- writing
 
-def save_checkpoint(out_dir, step, files, meta):
-    """Write {name: state} as <name>_<step>.pt, then meta; the last two steps are kept."""
-    sums = {}
+def save_checkpoint(out_dir, step, files, meta, frozen=()):
+    """Write {name: state} as <name>_<step>.pt, or link the last step's if frozen; then meta.
+
+    The last two steps are kept.
+    """
+    last, sums = read_meta(out_dir) if checkpoint_steps(out_dir) else {}, {}
     for name, state in files.items():
-        file = file_name(name, step)
+        file, old = file_name(name, step), file_name(name, last.get("step", 0))
+        if name in frozen and old in last.get("sha256", ()):
+            with suppress(OSError):
+                os.link(f"{out_dir}/{old}", f"{out_dir}/{file}")
+                sums[file] = last["sha256"][old]
+                continue
         torch.save(state, f"{out_dir}/{file}.tmp")
         os.replace(f"{out_dir}/{file}.tmp", f"{out_dir}/{file}")
         sums[file] = sha256_file(f"{out_dir}/{file}")

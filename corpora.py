@@ -65,16 +65,18 @@ def read_corpus(source, subsets="", seen_voices=False, language=ENGLISH):
     source: folder or .jsonl; subsets: comma-separated folder names, "": all; seen_voices: val and
     test may hold speakers of train; language: where a clip names none. Returns (clips, failures,
     counts): clips are {"path", "info": labels with key, text, seconds}, failures {"key", "reason"};
-    counts: what was dropped. ValueError, OSError: the corpus is broken.
+    counts: what was dropped, and what keeps its digits. ValueError, OSError: the corpus is broken.
     """
     clips, failures, counts = [], [], Counter()
     known, split_of = {}, {}  # {key: where it is named}, {speaker: split}
     for clip in tqdm(find_clips(source, subsets), desc="corpus", unit=" clips"):
         try:
             check_clip(clip, known, {} if seen_voices else split_of)
-            clips.append(describe(clip, language))
+            clips.append(describe(clip, counts, language))
         except NoSpokenForm as e:
             counts[f"dropped: {e.reason}"] += 1
+            if counts[f"dropped: {e.reason}"] == 1:
+                tqdm.write(f"{clip.where}: dropped, the first of this kind: {e}")
         except (ValueError, OSError) as e:
             failures.append({"key": clip.key, "reason": f"{clip.where}: {e}"})
         known.setdefault(clip.key, clip.where)
@@ -92,7 +94,7 @@ def check_clip(clip, known, split_of):
         raise ValueError(f"speaker {speaker} is in {first} too (seen_voices=True allows that)")
 
 
-def describe(clip, language):
+def describe(clip, counts, language):
     """Return what read_corpus returns of a clip; ValueError, OSError: it can't be used."""
     own = clip.labels.get("language")
     text = (Language(str(own)) if own else language).normalize(clip.words)
@@ -100,6 +102,8 @@ def describe(clip, language):
     info = clip.labels | {"key": clip.key, "text": text, "seconds": seconds}
     if any(map(str.isdigit, clip.words)):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
+    if any(map(str.isdigit, text)):
+        counts["with digits as written"] += 1
     return {"path": clip.path, "info": info}
 
 
@@ -217,8 +221,8 @@ def read_speechocean(source):
             {key: rest for _, key, rest in read_pairs(Path(source, part, name))} for name in names)
         held_out = sorted(ages)[::10]
         for key, words in texts.items():
-            speaker, path = speakers[key], find_path(source, wavs[key])
-            age, sex = int(ages[speaker]), SEXES[sexes[speaker]]
+            speaker, path = speakers.get(key, ""), find_path(source, wavs.get(key, "missing"))
+            age, sex = int(ages.get(speaker, 0)), SEXES.get(sexes.get(speaker), "")
             if part == "train":
                 split = "val" if speaker in held_out else "train"
             else:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from configurator import user_input
 from device import pick_device
 
+BUCKET = 6_000_000  # gradients in one all_reduce
 FORMATS = {  # of the log's line; log.jsonl keeps every digit
     "step": "6d", "lr": ".2e", "norm": ".2f", "ms": ".0f", "tok/s": ",.0f",
     "mfu": ".1%", "eta_min": ".1f", "val_acc": ".1%", "val_right": ".1%",
@@ -57,10 +58,15 @@ def sum_gradients(params):
     n_ranks = torch.tensor([float(p.grad is not None) for p in params])
     sum_over_ranks(n_ranks)
     params = [p for p, n in zip(params, n_ranks.tolist()) if n]
-    for p in params:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        sum_over_ranks(p.grad)
+    shared = params if dist.is_initialized() else ()
+    ends = itertools.accumulate(p.numel() for p in shared)
+    for _, bucket in itertools.groupby(shared, lambda p: next(ends) // BUCKET):
+        bucket = list(bucket)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat)
+        for p, grad in zip(bucket, flat.split([p.numel() for p in bucket])):
+            p.grad = grad.view_as(p)
     return params
 
 

@@ -201,7 +201,8 @@ trainer = ClipTrainer(
     score=score, right="val_acc", batch_size=batch_size, warp=None if is_smoke else warp,
     warmdown_share=0.3 if is_smoke else 0.6,
     files=lambda: {"model": model.state_dict(), "projector": projector.state_dict()},
-    meta={"audio": audio, "chats": meta.get("chats", False)})
+    meta={"audio": audio, "chats": meta.get("chats", False)},
+    frozen=() if lm_learning_rate else ("model",))
 trainer.begin(evaluate, data.values(), encoder=encoder)
 losses = []
 for step in range(first_step, max_steps):

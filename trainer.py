@@ -108,6 +108,7 @@ class Trainer:
     meta: dict          # what else a checkpoint's meta holds
     warmdown_share: float  # of lr_decay_steps: the linear fall at the end
     final_lr_share: float  # of the peak, where the fall ends
+    frozen: tuple = ()  # names of the files that stay the same
     row_len: int = 0    # tokens of a row, for the mfu
 
     def __post_init__(self):
@@ -239,7 +240,7 @@ class Trainer:
         state = {"window": self.window, "optimizers": [
             optimizer.state_dict() for optimizer in self.optimizers]}
         files = self.files() | {"optim": self.state | state}
-        save_checkpoint(self.c.out_dir, step, files, self.meta)
+        save_checkpoint(self.c.out_dir, step, files, self.meta, self.frozen)
 
     def finish(self):
         """Print the run's last line and leave the other ranks."""

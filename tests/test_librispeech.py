@@ -215,7 +215,7 @@ def test_own_clips(prepare, tmp_path):
     rows += [row | {"key": "few", "text": "two words"}, row | {"key": "none", "text": " "}]
     source = "--source=" + write_rows(tmp_path / "list.jsonl", rows)
     done = prepare(source, "--min_words=3", "--copies=6")
-    assert done.code == 0 and "42 converted to 16 kHz mono" in done.out, done.err
+    assert done.code == 0, done.err
     assert "1 too few words" in done.out and "1 without words" in done.out
     features, train = Features(f"{tmp_path}/features"), Features(f"{tmp_path}/features", "train")
     first = features.infos[features.keys.index("the-first")]
