@@ -62,10 +62,15 @@ class Live:
         wav = np.concatenate([np.zeros(0, np.float32), *self.waiting])
         wav, rest = np.split(wav, [LONGEST_PASS])
         self.waiting, self.n_waiting = [rest], len(rest)
-        return wav, self.is_over and not len(rest)
+        if len(rest) or not (self.is_over or self.has_pause):
+            return wav, "more"
+        return wav, "end" if self.is_over else "pause"
 
-    def listen(self, talker, new, is_end):
-        """Hear what follows, float32 (n,) at 16 kHz -> Heard."""
+    def listen(self, talker, new, then):
+        """Hear what follows, float32 (n,) at 16 kHz -> Heard; then: "more", "pause" or "end".
+
+        A piece ends at a pause, as clips of training do, unless it is short.
+        """
         n_old, longest, told = len(self.wav), int(talker.piece_s * SAMPLE_RATE), []
         self.wav = np.concatenate([self.wav, new])
         while len(self.wav) > longest:  # the settled words end in the first n_old samples
@@ -73,9 +78,9 @@ class Live:
             cut = find_cut(measure_loudness(self.wav), steps) * HOP
             told += self.end_piece(talker, cut // FRAME * FRAME)
             n_old = 0
-        if is_end:
+        if then == "end" or then == "pause" and len(self.wav) > longest // 5:
             told += self.end_piece(talker, len(self.wav))
-            return Heard(told, [], self.said)
+            return Heard(told, [], self.said if then == "end" else None)
         words = self.read(talker, len(self.wav))
         n = [*(a == b for a, b in zip(words, self.open)), False].index(False)
         self.settled, self.open = self.settled + words[:n], words[n:]
