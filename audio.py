@@ -259,12 +259,14 @@ class Projector(nn.Module):
     def start_from(self, other, taps, other_taps):
         """Copy another projector's weights; new taps weigh almost nothing.
 
-        taps, other_taps: the encoder layers of this and of the other projector. ValueError: it has
-        a tap that this one lacks. RuntimeError: its sizes differ.
+        taps, other_taps: the encoder layers of this and of the other projector. ValueError: its
+        sizes differ, or it has a tap that this one lacks.
         """
-        if not set(other_taps) <= set(taps):
-            raise ValueError(f"taps={taps}: the projector to start from has {other_taps}")
         mine, theirs = self.arguments, other.arguments
+        alike = ("d_in", "stack", "n_embd", "hidden", "zero_init")
+        if not set(other_taps) <= set(taps) or any(mine[k] != theirs[k] for k in alike):
+            raise ValueError(f"a projector of taps {other_taps}, {theirs} is no start for one of "
+                             f"taps {taps}, {mine}: {', '.join(alike)} have to be alike")
         names = ("fc", "gain") + ("ctc",) * (mine["ctc"] == theirs["ctc"])
         if all(mine[k] == theirs[k] for k in ("n_taps", "texture", "texture_hidden")):
             names += ("texture",)
