@@ -23,14 +23,14 @@ MAX_TRANSCRIPTS = 2  # begun at once; they take turns
 class Job:
     """A Row to answer, or a wav (n,) to transcribe in pieces of most_s seconds at most.
 
-    Or a Live that goes on with wav; then: as in Live.listen(). It goes before all others.
+    Or a Live that goes on with wav, perhaps to its end. It goes before all others.
     events: token ids, each Piece of a transcript, or a Heard; then None or an Exception.
     """
     row: Row = None
     wav: np.ndarray = None
     most_s: float = 60.0
     live: Live = None
-    then: str = "more"
+    is_end: bool = False
     events: asyncio.Queue = field(default_factory=asyncio.Queue)
     gone: bool = False  # nobody reads the events any more
 
@@ -106,7 +106,7 @@ class Engine:
             return []
         try:
             if job.live:
-                return [(job, job.live.listen(self.talker, job.wav, job.then)), (job, None)]
+                return [(job, job.live.listen(self.talker, job.wav, job.is_end)), (job, None)]
             self.batch.add(job.row)
         except Exception as e:
             report(e)

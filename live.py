@@ -62,15 +62,10 @@ class Live:
         wav = np.concatenate([np.zeros(0, np.float32), *self.waiting])
         wav, rest = np.split(wav, [LONGEST_PASS])
         self.waiting, self.n_waiting = [rest], len(rest)
-        if len(rest) or not (self.is_over or self.has_pause):
-            return wav, "more"
-        return wav, "end" if self.is_over else "pause"
+        return wav, self.is_over and not len(rest)
 
-    def listen(self, talker, new, then):
-        """Hear what follows, float32 (n,) at 16 kHz -> Heard; then: "more", "pause" or "end".
-
-        A piece ends at a pause, as clips of training do, unless it is short.
-        """
+    def listen(self, talker, new, is_end):
+        """Hear what follows, float32 (n,) at 16 kHz -> Heard."""
         n_old, longest, told = len(self.wav), int(talker.piece_s * SAMPLE_RATE), []
         self.wav = np.concatenate([self.wav, new])
         while len(self.wav) > longest:  # the settled words end in the first n_old samples
@@ -78,9 +73,9 @@ class Live:
             cut = find_cut(measure_loudness(self.wav), steps) * HOP
             told += self.end_piece(talker, cut // FRAME * FRAME)
             n_old = 0
-        if then == "end" or then == "pause" and len(self.wav) > longest // 5:
+        if is_end:
             told += self.end_piece(talker, len(self.wav))
-            return Heard(told, [], self.said if then == "end" else None)
+            return Heard(told, [], self.said)
         words = self.read(talker, len(self.wav))
         n = [*(a == b for a, b in zip(words, self.open)), False].index(False)
         self.settled, self.open = self.settled + words[:n], words[n:]

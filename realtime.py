@@ -247,8 +247,8 @@ class Session:
                 self.more.clear()
                 await self.more.wait()
                 continue
-            wav, then = item.take()
-            self.job = Job(wav=wav, live=item, then=then)
+            wav, is_end = item.take()
+            self.job = Job(wav=wav, live=item, is_end=is_end)
             self.engine.submit(self.job)
             heard = await self.job.events.get()
             if not item.is_gone:

@@ -159,9 +159,9 @@ def test_passes_tell_all_words_once(ckpt):
     talker, live = Talker(ckpt, device="cpu"), Live()
     wav, features, heard = make_speech(8), talker.features, []
     talker.features = lambda wavs: heard.append(len(wavs[0])) or features(wavs)
-    passes = [live.listen(talker, part, "more") for part in np.split(wav, 8)]
+    passes = [live.listen(talker, part, False) for part in np.split(wav, 8)]
     assert max(heard) <= LEFT + RIGHT + STEP + FRAME
-    passes.append(live.listen(talker, wav[:0], "end"))
+    passes.append(live.listen(talker, wav[:0], True))
     assert passes[-1].all and len(heard) == 8 and len(live.wav) == 0
     assert passes[-1].all == sum((each.settled for each in passes), [])
 
@@ -173,6 +173,6 @@ def test_half_an_hour_stays_small():
     talker.write_features = lambda feats, cut, said: [f"{len(feats[0])} words"]
     live, wav = Live(), np.random.default_rng(0).normal(0, 0.1, 5 * 16_000).astype(np.float32)
     for step in range(360):
-        live.listen(talker, wav * (step % 7 > 0), "more")
+        live.listen(talker, wav * (step % 7 > 0), False)
         assert len(live.wav) < 10 * 16_000 and len(live.feats) < 10 * 50
-    assert 150 < len(live.listen(talker, wav, "end").all) < 1000
+    assert 150 < len(live.listen(talker, wav, True).all) < 1000
