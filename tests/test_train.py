@@ -206,6 +206,7 @@ def test_alignment_freezes_the_lm(world, tmp_path):
     manifest.write_text(manifest.read_text().replace("{", '{"language": "de", ', 1))
     align(world, run_dir, "--max_steps=2", "--save_every=1", f"--data_dir={tmp_path}/de")
     assert same_state(lm, run_dir / "model_000002.pt")
+    assert os.path.samefile(*(run_dir / f"model_00000{n}.pt" for n in (1, 2)))  # written once
     audio = read_meta(run_dir)["audio"]
     assert (audio["prompt"], audio["encoder"], audio["language"]) == ("transcript", "random", "de")
     assert {"encoder.pt", "tokenizer.json", "pca.png", "log.jsonl"} <= set(os.listdir(run_dir))
