@@ -47,9 +47,13 @@ def rule(holds, message):
     return AfterValidator(check)
 
 
-def as_refused(error):
-    """Return a Refused that tells one of pydantic's errors."""
-    place, wrong = ".".join(map(str, error["loc"])), error["msg"]
+def as_refused(e, n_skip=0, whole=""):
+    """Return a Refused that tells a ValidationError's first error.
+
+    n_skip: parts of its place to leave out. whole: the place where none is left.
+    """
+    error = e.errors()[0]
+    place, wrong = ".".join(map(str, error["loc"][n_skip:])) or whole, error["msg"]
     if error["type"] == "json_invalid" or not place:
         return Refused(400, f"the body is JSON of type application/json: {wrong}")
     return Refused(400, f"{place}: {wrong}", place)
@@ -123,10 +127,6 @@ class ChatRequest(BaseModel):
     response_format: Annotated[dict | None, rule(is_text, NO_JSON)] = None
     logit_bias: Unset = None
 
-    def named(self):
-        """Return [(where in the request, Message)]."""
-        return [(f"{self.field}.{i}", message) for i, message in enumerate(self.messages)]
-
 
 class ResponsesRequest(ChatRequest):
     field: ClassVar = "input"
@@ -138,10 +138,6 @@ class ResponsesRequest(ChatRequest):
     previous_response_id: Unset = None
     conversation: Unset = None
     background: Unset = None
-
-    def named(self):
-        told = [("instructions", Message(role="system", content=self.instructions))]
-        return told * bool(self.instructions) + super().named()
 
 
 def make_row(ask, talker, max_tokens):
@@ -170,8 +166,10 @@ def read_messages(ask, talker):
     The words of a system or a tool are the user's.
     """
     left_s = talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
-    turns = []
-    for is_answer, named in groupby(ask.named(), lambda pair: pair[1].role == "assistant"):
+    turns, all_named = [], [(f"{ask.field}.{i}", each) for i, each in enumerate(ask.messages)]
+    if told := getattr(ask, "instructions", None):
+        all_named.insert(0, ("instructions", Message(role="system", content=told)))
+    for is_answer, named in groupby(all_named, lambda pair: pair[1].role == "assistant"):
         text, wavs = read_turn(named, min(left_s, MAX_AUDIO_S), bool(talker.ears))
         left_s -= seconds(wavs)
         sound = talker.record(*wavs) if wavs else None
@@ -279,7 +277,7 @@ def read_upload(content_type, body, has_word_times):
         else:
             ask = TranscriptionRequest.model_validate(read_form(content_type, body))
     except ValidationError as e:
-        raise as_refused(e.errors()[0]) from None
+        raise as_refused(e) from None
     if ask.stream and ask.response_format in ("srt", "vtt"):
         raise Refused(400, "a stream has events, no subtitles: leave stream out", "stream")
     can_time = has_word_times and ask.response_format == "verbose_json"

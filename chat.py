@@ -8,6 +8,7 @@ Talk to a run in the terminal: chat, ask about a recording, transcribe it, conti
 """
 import signal
 import sys
+from contextlib import suppress
 
 from configurator import configure, fail, user_input
 from recordings import SAMPLE_RATE, read_audio
@@ -31,11 +32,10 @@ HELP = "/audio FILE adds a recording to your next question, /new begins anew, /q
 
 
 def say(items, text, stop_ids):
-    """Print what follows a prompt -> str, or None: it is too long."""
+    """Print what follows a prompt -> str."""
     if size(items) + max_tokens > talker.limit:
-        print(f"chat.py: {size(items)} tokens and max_tokens={max_tokens} > the model's "
-              f"{talker.limit}: lower them, or begin anew", file=sys.stderr)
-        return None
+        fail(f"{size(items)} tokens and max_tokens={max_tokens} > the model's {talker.limit}: "
+             "lower them, or begin anew")
     batch = Batch(talker.model, talker.hear)
     batch.add(Row(items, max_tokens, temperature, TOP_P, stop_ids=stop_ids))
     while batch.rows:
@@ -56,7 +56,7 @@ def transcribe(wav):
     for text, is_cut, *_ in talker.transcripts(wav):
         n_cut += is_cut
         if text:
-            print(talker.language.space if texts else "", text, sep="", end="", flush=True)
+            print(talker.language.space * bool(texts) + text, end="", flush=True)
             texts.append(text)
     print(flush=True)
     if not texts:
@@ -67,16 +67,13 @@ def transcribe(wav):
 
 
 def hear(path):
-    """Read a recording for /audio -> [wav (n,)]; [] where that is not possible."""
-    try:
-        if not talker.ears:
-            raise ValueError(f"{run} has no ears: it reads and writes text")
+    """Read a recording for /audio -> wav (n,)."""
+    if not talker.ears:
+        fail(f"{run} has no ears: it reads and writes text")
+    with user_input():
         wav = read_audio(path.strip("'\" "), LONGEST_S)
-    except (ValueError, OSError) as e:
-        print(e, file=sys.stderr, flush=True)
-        return []
     print(f"{len(wav) / SAMPLE_RATE:.1f} s: ask about it")
-    return [wav]
+    return wav
 
 
 def chat():
@@ -94,14 +91,14 @@ def chat():
         if command == "/new":
             messages, wavs = [], []
         elif command == "/audio":
-            wavs = wavs + hear(path)
+            with suppress(SystemExit):  # fail() told why
+                wavs = [*wavs, hear(path)]
         elif line.startswith("/"):
             print(HELP)
         elif line:
             asked = [*messages, ("user", line, wavs)]
-            said = answer(asked)
-            if said is not None:
-                messages, wavs = [*asked, ("assistant", said, [])], []
+            with suppress(SystemExit):
+                messages, wavs = [*asked, ("assistant", answer(asked), [])], []
 
 
 with user_input():
@@ -116,15 +113,13 @@ if audio and prompt and not talker.can_chat:
     fail(f"{run} only transcribes: leave out --prompt")
 if not (audio or prompt or talker.can_chat):
     fail(f"{run} holds no chat: give it --audio= to transcribe or --prompt= to continue")
-said = ""
 if audio and not prompt:
     transcribe(wav)
 elif prompt and talker.can_chat:
-    said = answer([("user", prompt, [wav] if audio else [])])
+    answer([("user", prompt, [wav] if audio else [])])
 elif prompt:
     print(prompt, end="", flush=True)
     items = [talker.tok.bos_id, *talker.tok.encode(prompt)]
-    said = say(items, Text(talker.tok), (talker.tok.bos_id,))
+    say(items, Text(talker.tok), (talker.tok.bos_id,))
 else:
     chat()
-sys.exit(2 if said is None else 0)

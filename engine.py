@@ -6,13 +6,12 @@ import asyncio
 import sys
 import traceback
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
-from live import Live
 from talk import Batch, Row
 
 PATIENCE = 8         # turns between two pieces of transcripts, while there are answers
@@ -21,16 +20,14 @@ MAX_TRANSCRIPTS = 2  # begun at once; they take turns
 
 @dataclass(eq=False)
 class Job:
-    """A Row to answer, or a wav (n,) to transcribe in pieces of most_s seconds at most.
+    """A Row to answer, or work: it returns the next Piece of a transcript, at its end None.
 
-    Or a Live that goes on with wav, perhaps to its end. It goes before all others.
-    events: token ids, each Piece of a transcript, or a Heard; then None or an Exception.
+    is_live: work is a Live's pass. It is done once, before all other Jobs.
+    events: token ids, or what work returns; then None or an Exception.
     """
     row: Row = None
-    wav: np.ndarray = None
-    most_s: float = 60.0
-    live: Live = None
-    is_end: bool = False
+    work: Callable = None
+    is_live: bool = False
     events: asyncio.Queue = field(default_factory=asyncio.Queue)
     gone: bool = False  # nobody reads the events any more
 
@@ -43,7 +40,7 @@ class Engine:
         self.n_threads = torch.get_num_threads()
         self.wake = asyncio.Event()  # there is work
         self.waiting = deque()
-        self.transcripts = deque()  # (Job, its pieces)
+        self.transcripts = deque()  # Jobs
         self.n_turns = 0
         self.reset()
 
@@ -54,7 +51,7 @@ class Engine:
     def submit(self, job):
         """Queue a Job -> True; False: too many wait. A session has one Live at a time."""
         self.waiting = deque(job for job in self.waiting if not job.gone)
-        if len(self.waiting) >= self.max_queue and not job.live:
+        if len(self.waiting) >= self.max_queue and not job.is_live:
             return False
         self.waiting.append(job)
         self.wake.set()
@@ -66,12 +63,10 @@ class Engine:
         while True:
             await self.wake.wait()
             job = self.take()
-            try:
-                events = await asyncio.wrap_future(thread.submit(self.turn, job))
-            except Exception as e:  # such as out of memory
-                report(e)
+            events = await asyncio.wrap_future(thread.submit(attempt, self.turn, job))
+            if isinstance(events, Exception):  # such as out of memory
                 begun = [job] if job and job.row else []
-                events = [(each, e) for each in {*begun, *self.answers.values()}]
+                events = [(each, events) for each in {*begun, *self.answers.values()}]
                 self.reset()
             for job, event in events:
                 job.events.put_nowait(event)
@@ -79,12 +74,12 @@ class Engine:
                 self.wake.clear()
 
     def take(self):
-        """Take the first Job that there is room for, a Live first -> Job or None."""
-        for job in sorted(self.waiting, key=lambda job: not job.live):
+        """Take the first Job that there is room for, a Live's first -> Job or None."""
+        for job in sorted(self.waiting, key=lambda job: not job.is_live):
             has_room = len(self.transcripts) < MAX_TRANSCRIPTS
             if job.row:
                 has_room = len(self.answers) < self.max_batch
-            if has_room or job.live or job.gone:
+            if has_room or job.is_live or job.gone:
                 self.waiting.remove(job)
                 return job
 
@@ -96,40 +91,42 @@ class Engine:
         torch.set_num_threads(1)
         self.n_turns += 1
         if self.transcripts and (self.n_turns % PATIENCE == 0 or not self.answers):
-            return events + self.transcribe(*self.transcripts.popleft())
+            return events + self.transcribe(self.transcripts.popleft())
         return events + self.decode()
 
     def begin(self, job):
-        """Read a Job's prompt, begin its transcript or hear its Live. An error ends it alone."""
-        if job.row is None and not job.live:
-            self.transcripts.append((job, self.talker.transcripts(job.wav, job.most_s)))
+        """Read a Job's prompt, do a Live's pass or begin a transcript. An error ends it alone."""
+        if job.is_live:
+            return [(job, attempt(job.work))]
+        if job.work:
+            self.transcripts.append(job)
             return []
-        try:
-            if job.live:
-                return [(job, job.live.listen(self.talker, job.wav, job.is_end)), (job, None)]
-            self.batch.add(job.row)
-        except Exception as e:
-            report(e)
-            return [(job, e)]
+        if error := attempt(self.batch.add, job.row):
+            return [(job, error)]
         self.answers[job.row] = job
         return []
 
     def decode(self):
         self.batch.drop([row for row, job in self.answers.items() if job.gone])
-        said = [(self.answers[row], token, row.ended) for row, token in self.batch.step()]
-        self.answers = {row: self.answers[row] for row in self.batch.rows}
-        events = [(job, token) for job, token, _ in said if token is not None]
-        return events + [(job, None) for job, _, ended in said if ended]
+        said, jobs = self.batch.step(), self.answers
+        self.answers = {row: jobs[row] for row in self.batch.rows}
+        events = [(jobs[row], token) for row, token in said if token is not None]
+        return events + [(jobs[row], None) for row, _ in said if row.ended]
 
-    def transcribe(self, job, pieces):
-        try:
-            piece = None if job.gone else next(pieces, None)
-        except Exception as e:
-            report(e)
-            piece = e
+    def transcribe(self, job):
+        piece = None if job.gone else attempt(job.work)
         if isinstance(piece, tuple):
-            self.transcripts.append((job, pieces))
+            self.transcripts.append(job)
         return [(job, piece)]
+
+
+def attempt(work, *args):
+    """Return work(*args), or the Exception that it raises, reported."""
+    try:
+        return work(*args)
+    except Exception as e:
+        report(e)
+        return e
 
 
 def report(e):

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import uuid
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -85,9 +86,7 @@ def as_event(given):
     try:
         return EVENTS.validate_python(given)
     except ValidationError as e:
-        first = e.errors()[0]
-        place = first["loc"][1:] or ("type",)  # without the event's type
-        raise as_refused(first | {"loc": place}) from None
+        raise as_refused(e, 1, "type") from None  # 1: without the event's type
 
 
 def read_samples(audio):
@@ -99,6 +98,19 @@ def read_samples(audio):
 
 
 # --- a session
+async def run_until_one_ends(*works, most_s=None):
+    """Run coroutines until one ends, or for most_s seconds. Its error is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class Session:
     """A client's WebSocket; most_s: it ends without a message, or if one can't be sent."""
 
@@ -117,22 +129,15 @@ class Session:
         """Begin with a new resampler and detector of speech."""
         import soxr
         self.resampler = soxr.ResampleStream(RATE, SAMPLE_RATE, 1, dtype="float32")
-        self.model = self.voice.model if self.voice else self.model
+        self.model = getattr(self.voice, "model", self.model)
         self.voice = None
 
     async def run(self):
         """Answer until the client is gone or silent. TimeoutError: it does not read."""
         await self.send("session.created", session=self.shown())
-        tasks = [asyncio.create_task(self.read()), asyncio.create_task(self.work())]
         try:
-            done, _ = await asyncio.wait(tasks, timeout=MAX_SESSION_S,
-                                         return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await run_until_one_ends(self.read(), self.work(), most_s=MAX_SESSION_S)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             if self.job:
                 self.job.gone = True
 
@@ -242,13 +247,13 @@ class Session:
     async def work(self):
         """Let the model hear the items, one after another."""
         while True:
-            item = self.items[0] if self.items else None
-            if not (item and item.is_due()):
+            if not (self.items and self.items[0].is_due()):
                 self.more.clear()
                 await self.more.wait()
                 continue
-            wav, is_end = item.take()
-            self.job = Job(wav=wav, live=item, is_end=is_end)
+            item = self.items[0]
+            listen = partial(item.listen, self.engine.talker, *item.take())
+            self.job = Job(work=listen, is_live=True)
             self.engine.submit(self.job)
             heard = await self.job.events.get()
             if not item.is_gone:

@@ -10,11 +10,14 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import math
 import os
 import re
 import signal
 import socket
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -53,7 +56,7 @@ try:
 
     from api import (MAX_AUDIO_S, SEGMENT_S, ChatRequest, Refused, ResponsesRequest, as_refused,
                      make_row, read_upload, write_transcript)
-    from realtime import Session
+    from realtime import Session, run_until_one_ends
     from responses import Answer, Response
 except ImportError as e:
     fail(f"{e}: source .venv/bin/activate")
@@ -76,10 +79,8 @@ name = os.path.basename(os.path.normpath(run))
 started = int(time.time())
 engine = Engine(talker, max_batch, 4 * max_batch)
 readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once
-paths = ["/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions",
-         "/v1/responses", "/v1/audio/transcriptions", "/v1/realtime"]
-KEY_PROTOCOL = "openai-insecure-api-key."  # of a WebSocket: browsers send no Authorization
-sessions = set()
+AS_KEY = re.compile(r"(?:(?i:bearer) +|openai-insecure-api-key\.)(.+)")
+sessions = asyncio.Semaphore(max_batch)  # at /v1/realtime
 
 
 # --- errors
@@ -89,8 +90,7 @@ def refusal(e):
     if isinstance(e, Refused):
         return e
     if isinstance(e, RequestValidationError):
-        first = e.errors()[0]
-        return as_refused(first | {"loc": first["loc"][1:]})  # without "body"
+        return as_refused(e, 1)  # 1: without "body"
     if isinstance(e, HTTPException):
         return Refused(e.status_code, f"{e.detail}: there are {', '.join(paths)}")
     if isinstance(e, ClientDisconnect):
@@ -133,11 +133,9 @@ def check(path, scope):
     if headers.get("origin", own[0]).lower() not in own + ORIGINS and "*" not in ORIGINS:
         raise Refused(403, "a web page of another origin may not ask here: see --allow_origins",
                       code="origin")
-    scheme, _, given = headers.get("authorization", "").encode("latin1").partition(b" ")
-    given = [given.strip()] if scheme.lower() == b"bearer" else []
-    given += [name.removeprefix(KEY_PROTOCOL).encode("latin1")
-              for name in scope.get("subprotocols", []) if name.startswith(KEY_PROTOCOL)]
-    has_key = any(hmac.compare_digest(each, KEY) for each in given)
+    given = [headers.get("authorization", ""), *scope.get("subprotocols", [])]
+    keys = [found[1].encode("latin1") for each in given if (found := AS_KEY.fullmatch(each))]
+    has_key = any(hmac.compare_digest(key, KEY) for key in keys)
     if KEY and not has_key and path not in ("/", "/health"):
         raise Refused(401, "the key is missing or wrong: send Authorization: Bearer <key>",
                       code="invalid_api_key")
@@ -149,13 +147,9 @@ def check_length(n_bytes):
         raise Refused(413, f"a body of more than {max_body_mb:g} MB", code="body_too_large")
 
 
-class Guard:
-    """Middleware: the limits above, and a line of log."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
+def guard(app):
+    """Add to an ASGI app the limits above, and a line of log."""
+    async def guarded(scope, receive, send):
         began, n_bytes, status = time.time(), 0, 0
         is_socket = scope["type"] == "websocket"
         method = scope.get("method", "WS")
@@ -179,7 +173,7 @@ class Guard:
                 check(path, scope)
                 if is_socket and path != "/v1/realtime":
                     raise HTTPException(404, "Not Found")
-                await self.app(scope, counted, noted)
+                await app(scope, counted, noted)
         except Exception as e:
             response = answer_error(None, e)
             if status:  # an answer has begun: end the connection
@@ -190,14 +184,15 @@ class Guard:
             print(f"{time.strftime('%H:%M:%S')} {method[:9]} {shown} {status} "
                   f"{time.time() - began:.3f} s", flush=True)
 
+    return guarded
 
-app = FastAPI(openapi_url=None, redirect_slashes=False)
-app.add_middleware(Guard)
-if ORIGINS:  # around the Guard: a page may read its refusals too
+
+app = FastAPI(openapi_url=None, redirect_slashes=False, exception_handlers=dict.fromkeys(
+    (RequestValidationError, HTTPException), answer_error))  # others reach the guard
+app.add_middleware(guard)
+if ORIGINS:  # around the guard: a page may read its refusals too
     app.add_middleware(CORSMiddleware, allow_origins=ORIGINS, allow_methods=["GET", "POST"],
                        allow_headers=["*"])
-for kind in (Refused, RequestValidationError, HTTPException, ClientDisconnect):
-    app.add_exception_handler(kind, answer_error)
 
 
 # --- what it answers
@@ -219,8 +214,8 @@ async def health():
             "max_audio_s": MAX_AUDIO_S, "can_chat": talker.can_chat}
 
 
-@app.get("/v1/models")
 @app.get("/v1/models/{model:path}")
+@app.get("/v1/models")
 async def models(model: str = ""):
     if model not in ("", name):
         raise Refused(404, f"the model here is {name}", "model", "model_not_found")
@@ -257,7 +252,8 @@ async def transcriptions(request: Request):
     wav, ask = await read(read_upload, request.headers.get("content-type", ""),
                           await request.body(), talker.has_word_times)
     kind, with_words = ask.response_format, "word" in (ask.timestamp_granularities or [])
-    coming = follow(request, Job(wav=wav, most_s=60.0 if kind in ("json", "text") else SEGMENT_S))
+    pieces = talker.transcripts(wav, math.inf if kind in ("json", "text") else SEGMENT_S)
+    coming = follow(request, Job(work=partial(next, pieces, None)))
     if ask.stream:
         return await stream(transcript_events(kind, wav, coming, with_words))
     pieces = [piece async for piece in coming]
@@ -286,35 +282,30 @@ async def realtime(socket: WebSocket):
         raise Refused(400, "this model takes no audio")
     if socket.query_params.get("intent") != "transcription":
         raise Refused(400, "this server only transcribes: ask for ?intent=transcription", "intent")
-    if len(sessions) >= max_batch:
+    if sessions.locked():
         raise Refused(503, "the server is busy: too many sessions", code="busy")
-    session = Session(socket, engine, request_timeout_s, max_body_mb * 1e6)
-    sessions.add(session)
-    try:
-        await socket.accept("realtime" if "realtime" in socket.scope["subprotocols"] else None)
-        await session.run()
-        await socket.close()
-    except (TimeoutError, WebSocketDisconnect):  # it reads nothing, or is gone
-        pass
-    finally:
-        sessions.discard(session)
+    async with sessions:
+        with suppress(TimeoutError, WebSocketDisconnect):  # it reads nothing, or is gone
+            await socket.accept("realtime" if "realtime" in socket.scope["subprotocols"] else None)
+            await Session(socket, engine, request_timeout_s, max_body_mb * 1e6).run()
+            await socket.close()
 
 
 async def stream(events, end=""):
     """Answer with server-sent events, each a dict; end: what comes after the last."""
     first = await anext(events)  # an error before it is answered with its status
 
-    async def lines():
+    async def lines(event):
         try:
-            yield f"data: {json.dumps(first)}\n\n"
-            async for event in events:
+            while event:
                 yield f"data: {json.dumps(event)}\n\n"
+                event = await anext(events, None)
             yield end
         except Refused as e:
             yield f"data: {json.dumps({'error': e.error})}\n\n"
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(lines(first), media_type="text/event-stream", headers=headers)
 
 
 async def read(work, *args):
@@ -346,6 +337,7 @@ async def follow(request, job):
 
 
 # --- run
+paths = [route.path.replace("{model:path}", name) for route in app.routes]
 idle = set()
 
 
@@ -359,12 +351,6 @@ async def close_idle():
     idle = now
 
 
-async def main():
-    tasks = [asyncio.create_task(engine.run()), asyncio.create_task(server.serve([listening]))]
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    done.pop().result()  # an error of ours ends the server
-
-
 address, number = listening.getsockname()[:2]
 at = host.replace("0.0.0.0", "127.0.0.1")
 print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{number} in a browser",
@@ -376,7 +362,7 @@ if not ipaddress.ip_address(address).is_loopback:
 server = uvicorn.Server(uvicorn.Config(
     app, http="h11", ws="websockets-sansio", ws_max_size=int(2e6 * max_body_mb),
     ws_per_message_deflate=False, ws_ping_timeout=request_timeout_s, lifespan="off",
-    log_level="critical", access_log=False, server_header=False,
+    log_level="critical", server_header=False,
     timeout_graceful_shutdown=3, timeout_keep_alive=75,
     limit_concurrency=10 * max_batch, callback_notify=close_idle, timeout_notify=request_timeout_s))
-asyncio.run(main())
+asyncio.run(run_until_one_ends(engine.run(), server.serve([listening])))

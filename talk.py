@@ -149,12 +149,9 @@ class Talker:
         """Return the audio tokens (T_a, C) of each wav (n,)."""
         return list(map(self.project, self.features(wavs)))
 
-    def spans(self, wav, most_s=60.0):
-        """Cut float32 (n,) at pauses -> [(start, end)], as long as in training at most."""
-        return split_at_pauses(wav, min(most_s, self.piece_s))
-
     def pieces(self, wav):
-        return [wav[start:end] for start, end in self.spans(wav)]
+        """Cut float32 (n,) at pauses -> [wav (n,)], as long as in training at most."""
+        return [wav[start:end] for start, end in split_at_pauses(wav, self.piece_s)]
 
     def write(self, wavs, cut):
         """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
@@ -170,9 +167,9 @@ class Talker:
         ids = self.tok.encode(self.language.space.join(said))
         return transcribe(self.model, self.projector, self.tok, feats, BEAMS, cut, ids)
 
-    def transcripts(self, wav, most_s=60.0):
+    def transcripts(self, wav, most_s=np.inf):
         """Cut float32 (n,) at pauses; yield the Piece of each most_s seconds at most."""
-        for start, end in self.spans(wav, most_s):
+        for start, end in split_at_pauses(wav, min(most_s, self.piece_s)):
             cut, feats = [], self.features([wav[start:end]])
             text, = self.write_features(feats, cut)
             start_s, words = start / SAMPLE_RATE, []
@@ -224,7 +221,7 @@ class Batch:
     hear: [wav] -> [audio tokens (T_a, C)].
     """
 
-    def __init__(self, model, hear=None):
+    def __init__(self, model, hear):
         self.model = model
         self.device = model.cos.device
         self.hear = hear
@@ -246,7 +243,7 @@ class Batch:
         longest = max(size(each.prompt) + each.max_tokens for each in rows)
         cache = KVCache.gather(self.model.config, [*sources, (cache, 0)], longest)
         row.generator = torch.Generator(self.device).manual_seed(row.seed)
-        logits = torch.cat([self.logits[:len(self.rows)], logits])
+        logits = torch.cat([self.logits, logits])
         self.rows, self.cache, self.logits = rows, cache, logits
 
     @torch.inference_mode()
