@@ -66,14 +66,12 @@ def transcribe(wav):
               file=sys.stderr)
 
 
-def hear(path):
-    """Read a recording for /audio -> wav (n,)."""
+def hear(path, most_s=LONGEST_S):
+    """Read a recording -> float32 (n,)."""
     if not talker.ears:
-        fail(f"{run} has no ears: it reads and writes text")
+        fail(f"{run} takes no audio: give a run of train_align.py or train_sft.py")
     with user_input():
-        wav = read_audio(path.strip("'\" "), LONGEST_S)
-    print(f"{len(wav) / SAMPLE_RATE:.1f} s: ask about it")
-    return wav
+        return read_audio(path, most_s)
 
 
 def chat():
@@ -83,8 +81,7 @@ def chat():
         try:
             line = input("> ").strip()
         except EOFError:
-            line = "/quit"
-            print()
+            return print()
         command, _, path = line.partition(" ")
         if command == "/quit":
             return
@@ -92,7 +89,8 @@ def chat():
             messages, wavs = [], []
         elif command == "/audio":
             with suppress(SystemExit):  # fail() told why
-                wavs = [*wavs, hear(path)]
+                wavs = [*wavs, hear(path.strip("'\" "))]
+                print(f"{len(wavs[-1]) / SAMPLE_RATE:.1f} s: ask about it")
         elif line.startswith("/"):
             print(HELP)
         elif line:
@@ -102,24 +100,22 @@ def chat():
 
 
 with user_input():
-    wav = None
-    if audio:
-        wav = read_audio(audio, LONGEST_S) if prompt else read_audio(audio)
     run = ckpt or default_run()
     talker = Talker(run)
-if audio and not talker.ears:
-    fail(f"{run} takes no audio: give a run of train_align.py or train_sft.py")
-if audio and prompt and not talker.can_chat:
-    fail(f"{run} only transcribes: leave out --prompt")
-if not (audio or prompt or talker.can_chat):
-    fail(f"{run} holds no chat: give it --audio= to transcribe or --prompt= to continue")
+wavs = []
+if audio:
+    wavs = [hear(audio, LONGEST_S if prompt else 600.0)]
 if audio and not prompt:
-    transcribe(wav)
+    transcribe(*wavs)
 elif prompt and talker.can_chat:
-    answer([("user", prompt, [wav] if audio else [])])
+    answer([("user", prompt, wavs)])
+elif audio:
+    fail(f"{run} only transcribes: leave out --prompt")
 elif prompt:
     print(prompt, end="", flush=True)
     items = [talker.tok.bos_id, *talker.tok.encode(prompt)]
     say(items, Text(talker.tok), (talker.tok.bos_id,))
-else:
+elif talker.can_chat:
     chat()
+else:
+    fail(f"{run} holds no chat: give it --audio= to transcribe or --prompt= to continue")

@@ -5,7 +5,6 @@ In a turn, each answer gets a token, or a transcript gets its next piece.
 import asyncio
 import sys
 import traceback
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -39,8 +38,8 @@ class Engine:
         self.talker, self.max_batch, self.max_queue = talker, max_batch, max_queue
         self.n_threads = torch.get_num_threads()
         self.wake = asyncio.Event()  # there is work
-        self.waiting = deque()
-        self.transcripts = deque()  # Jobs
+        self.waiting = []
+        self.transcripts = []
         self.n_turns = 0
         self.reset()
 
@@ -50,7 +49,6 @@ class Engine:
 
     def submit(self, job):
         """Queue a Job -> True; False: too many wait. A session has one Live at a time."""
-        self.waiting = deque(job for job in self.waiting if not job.gone)
         if len(self.waiting) >= self.max_queue and not job.is_live:
             return False
         self.waiting.append(job)
@@ -75,23 +73,22 @@ class Engine:
 
     def take(self):
         """Take the first Job that there is room for, a Live's first -> Job or None."""
+        self.waiting = [job for job in self.waiting if not job.gone]
         for job in sorted(self.waiting, key=lambda job: not job.is_live):
             has_room = len(self.transcripts) < MAX_TRANSCRIPTS
             if job.row:
                 has_room = len(self.answers) < self.max_batch
-            if has_room or job.is_live or job.gone:
+            if has_room or job.is_live:
                 self.waiting.remove(job)
                 return job
 
     def turn(self, job):
         """Begin a Job (or None), then decode or transcribe, in the thread -> [(Job, event)]."""
-        # for one token, threads wait longer than they work
-        torch.set_num_threads(self.n_threads if job and job.row else 1)
-        events = self.begin(job) if job and not job.gone else []
-        torch.set_num_threads(1)
+        events = self.begin(job) if job else []
+        torch.set_num_threads(1)  # for one token, threads wait longer than they work
         self.n_turns += 1
         if self.transcripts and (self.n_turns % PATIENCE == 0 or not self.answers):
-            return events + self.transcribe(self.transcripts.popleft())
+            return events + self.transcribe(self.transcripts.pop(0))
         return events + self.decode()
 
     def begin(self, job):
@@ -101,6 +98,7 @@ class Engine:
         if job.work:
             self.transcripts.append(job)
             return []
+        torch.set_num_threads(self.n_threads)
         if error := attempt(self.batch.add, job.row):
             return [(job, error)]
         self.answers[job.row] = job

@@ -73,20 +73,12 @@ EVENTS = TypeAdapter(Annotated[Update | Append | Plain, Field(discriminator="typ
 
 
 def parse(text, max_bytes):
-    """Read a message's JSON; or Refused."""
     if len(text) > max_bytes:
         raise Refused(413, f"a message of more than {max_bytes / 1e6:g} MB")
     try:
         return from_json(text)
     except ValueError as e:
         raise Refused(400, f"a message is JSON, as text: {e}") from None
-
-
-def as_event(given):
-    try:
-        return EVENTS.validate_python(given)
-    except ValidationError as e:
-        raise as_refused(e, 1, "type") from None  # 1: without the event's type
 
 
 def read_samples(audio):
@@ -147,7 +139,6 @@ class Session:
             await self.socket.send_text(json.dumps(event))
 
     def shown(self):
-        """Return the session as its events tell it."""
         shown = {"format": {"type": "audio/pcm", "rate": RATE}, "transcription": self.transcription,
                  "turn_detection": self.detection and self.detection.model_dump()}
         return {"id": self.id, "object": "realtime.transcription_session", "type": "transcription",
@@ -167,12 +158,16 @@ class Session:
             given = None
             try:
                 given = await asyncio.to_thread(parse, message.get("text") or "", self.max_bytes)
-                await self.obey(as_event(given))
+                await self.obey(given)
             except Refused as e:
                 cause = given.get("event_id") if isinstance(given, dict) else None
                 await self.send("error", error=e.error | {"event_id": cause})
 
-    async def obey(self, event):
+    async def obey(self, given):
+        try:
+            event = EVENTS.validate_python(given)
+        except ValidationError as e:
+            raise as_refused(e, 1, "type") from None  # 1: without the event's type
         if isinstance(event, Update):
             await self.update(event.session)
         elif isinstance(event, Append):
@@ -227,17 +222,15 @@ class Session:
         self.more.set()
 
     async def commit(self):
-        """End the item."""
         item, self.item = self.item, None
         item.is_over = True
         self.more.set()
         ids = {"item_id": item.id, "previous_item_id": self.last_id}
         self.last_id = item.id
         await self.send("input_audio_buffer.committed", **ids)
-        part = {"type": "input_audio", "transcript": None}
-        shown = {"id": item.id, "object": "realtime.item", "type": "message", "role": "user",
-                 "status": "completed", "content": [part]}
-        await self.send("conversation.item.added", **ids, item=shown)
+        await self.send("conversation.item.added", **ids, item={
+            "id": item.id, "object": "realtime.item", "type": "message", "role": "user",
+            "status": "completed", "content": [{"type": "input_audio", "transcript": None}]})
 
     def forget(self, item):
         self.items = [other for other in self.items if other is not item]
@@ -260,7 +253,6 @@ class Session:
                 await self.tell(item, heard)
 
     async def tell(self, item, heard):
-        """Send what a pass found."""
         ids = {"item_id": item.id, "content_index": 0}
         if isinstance(heard, Exception):
             self.forget(item)
@@ -268,12 +260,12 @@ class Session:
             return await self.send(f"{TRANSCRIPTION}.failed", **ids, error=error)
         space = self.engine.talker.language.space
         if heard.settled:
-            delta = space.join([*heard.settled, ""])
-            await self.send(f"{TRANSCRIPTION}.delta", **ids, delta=delta)
+            await self.send(f"{TRANSCRIPTION}.delta", **ids,
+                            delta=space.join([*heard.settled, ""]))
         if self.tells_open:
             await self.send(OPEN, **ids, text=space.join(heard.open))
         if heard.all is not None:
             self.forget(item)
-            text = space.join(heard.all)
             usage = {"type": "duration", "seconds": round(item.n_all / SAMPLE_RATE, 2)}
-            await self.send(f"{TRANSCRIPTION}.completed", **ids, transcript=text, usage=usage)
+            await self.send(f"{TRANSCRIPTION}.completed", **ids, usage=usage,
+                            transcript=space.join(heard.all))

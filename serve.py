@@ -76,7 +76,7 @@ with user_input():
 if not (talker.ears or talker.can_chat):
     fail(f"{run} neither hears nor chats: chat.py --prompt= continues a text")
 name = os.path.basename(os.path.normpath(run))
-started = int(time.time())
+about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "nanochat-omni"}
 engine = Engine(talker, max_batch, 4 * max_batch)
 readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once
 AS_KEY = re.compile(r"(?:(?i:bearer) +|openai-insecure-api-key\.)(.+)")
@@ -122,7 +122,7 @@ def is_own_name(called):
 
 
 def check(path, scope):
-    """Raise Refused for a wrong host, origin, key or length of a request or WebSocket."""
+    """Raise Refused for a wrong host, origin or key of a request or WebSocket."""
     headers = HTTPConnection(scope).headers
     called = headers.get("host", "")
     if not is_own_name(called):
@@ -139,12 +139,6 @@ def check(path, scope):
     if KEY and not has_key and path not in ("/", "/health"):
         raise Refused(401, "the key is missing or wrong: send Authorization: Bearer <key>",
                       code="invalid_api_key")
-    check_length(int("0" + headers.get("content-length", "")[:18]))
-
-
-def check_length(n_bytes):
-    if n_bytes > max_body_mb * 1e6:
-        raise Refused(413, f"a body of more than {max_body_mb:g} MB", code="body_too_large")
 
 
 def guard(app):
@@ -160,7 +154,8 @@ def guard(app):
             nonlocal n_bytes
             message = await receive()
             n_bytes += len(message.get("body", b""))
-            check_length(n_bytes)
+            if n_bytes > max_body_mb * 1e6:
+                raise Refused(413, f"a body of more than {max_body_mb:g} MB", code="body_too_large")
             return message
 
         async def noted(message):
@@ -219,8 +214,7 @@ async def health():
 async def models(model: str = ""):
     if model not in ("", name):
         raise Refused(404, f"the model here is {name}", "model", "model_not_found")
-    one = {"id": name, "object": "model", "created": started, "owned_by": "nanochat-omni"}
-    return one if model else {"object": "list", "data": [one]}
+    return about if model else {"object": "list", "data": [about]}
 
 
 @app.post("/v1/chat/completions")
@@ -239,7 +233,7 @@ async def say(request, ask, form):
     answer = form(row, ask, talker, name)
     pieces = answer.pieces(follow(request, Job(row)))
     if ask.stream:
-        return await stream(answer.events(pieces), answer.last)
+        return await stream(answer.events(pieces))
     async for _ in pieces:
         pass
     return answer.whole()
@@ -291,21 +285,20 @@ async def realtime(socket: WebSocket):
             await socket.close()
 
 
-async def stream(events, end=""):
-    """Answer with server-sent events, each a dict; end: what comes after the last."""
+async def stream(events):
+    """Answer with server-sent events, each a dict or [DONE]."""
     first = await anext(events)  # an error before it is answered with its status
 
     async def lines(event):
         try:
             while event:
-                yield f"data: {json.dumps(event)}\n\n"
+                yield f"data: {event if event == '[DONE]' else json.dumps(event)}\n\n"
                 event = await anext(events, None)
-            yield end
         except Refused as e:
             yield f"data: {json.dumps({'error': e.error})}\n\n"
 
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lines(first), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(lines(first), media_type="text/event-stream", headers={
+        "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
 async def read(work, *args):
@@ -315,18 +308,18 @@ async def read(work, *args):
 
 
 async def follow(request, job):
-    """Submit a Job and yield its events; Refused: it fails or the client goes away."""
+    """Submit a Job and yield its events. Refused: it fails. ClientDisconnect: nobody waits."""
     async def watch():
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        job.events.put_nowait(Refused(499, "the client went away"))
+        job.events.put_nowait(ClientDisconnect())
 
     if not engine.submit(job):
         raise Refused(503, "the server is busy: too many requests wait", code="busy")
     watching = asyncio.create_task(watch())
     try:
         while (event := await job.events.get()) is not None:
-            if isinstance(event, Refused):
+            if isinstance(event, ClientDisconnect):
                 raise event
             if isinstance(event, Exception):  # the engine reported it
                 raise Refused(500, "the server failed on this request")
@@ -351,7 +344,7 @@ async def close_idle():
     idle = now
 
 
-address, number = listening.getsockname()[:2]
+address, number = listening.getsockname()
 at = host.replace("0.0.0.0", "127.0.0.1")
 print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{number} in a browser",
       flush=True)

@@ -2,8 +2,8 @@
 
 A prompt is a list of token ids; a Recording may stand in front of them.
 """
-import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -99,8 +99,8 @@ class Text:
 
 def default_run():
     """Return out/cpu_w3 where it is a run, else the folder of the model that comes with us."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    return "out/cpu_w3" if checkpoint_steps("out/cpu_w3") else f"{here}/pretrained"
+    own = str(Path(__file__).with_name("pretrained"))
+    return "out/cpu_w3" if checkpoint_steps("out/cpu_w3") else own
 
 
 class Talker:
