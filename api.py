@@ -87,8 +87,6 @@ AsList = BeforeValidator(lambda x: [x] if isinstance(x, str) else x)
 AsMessages = BeforeValidator(
     lambda x: [{"role": "user", "content": x}] if isinstance(x, str) else x)
 Unset = Annotated[Any, rule(lambda x: not x, "it can't be obeyed here: leave it out")]
-NoTools = rule(lambda x: x in (None, "", "auto", "none"),
-               "this model calls no tools: give auto or none")
 
 
 def is_text(x):
@@ -123,7 +121,8 @@ class ChatRequest(BaseModel):
     frequency_penalty: Unset = None
     n: Literal[1] | None = None
     logprobs: Unset = None
-    tool_choice: Annotated[str | dict | None, NoTools] = None
+    tool_choice: Annotated[Any, rule(lambda x: x in (None, "", "auto", "none"),
+                                     "this model calls no tools: give auto or none")] = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     response_format: AsText = None
     logit_bias: Unset = None

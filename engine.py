@@ -5,7 +5,6 @@ In a turn, each answer gets a token, or a transcript gets its next piece.
 import asyncio
 import sys
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -25,7 +24,7 @@ class Job:
     events: token ids, or what work returns; then None or an Exception.
     """
     row: Row = None
-    work: Callable = None
+    work: callable = None
     is_live: bool = False
     events: asyncio.Queue = field(default_factory=asyncio.Queue)
     gone: bool = False  # nobody reads the events any more
@@ -56,17 +55,12 @@ class Engine:
         return True
 
     async def run(self):
-        """Work for ever. An error of a turn ends its answers, not the server."""
+        """Work for ever."""
         thread = ThreadPoolExecutor(1)
         while True:
             await self.wake.wait()
-            job = self.take()
-            events = await asyncio.wrap_future(thread.submit(attempt, self.turn, job))
-            if isinstance(events, Exception):  # such as out of memory
-                begun = [job] if job and job.row else []
-                events = [(each, events) for each in {*begun, *self.answers.values()}]
-                self.reset()
-            for job, event in events:
+            turn = thread.submit(self.turn, self.take())
+            for job, event in await asyncio.wrap_future(turn):
                 job.events.put_nowait(event)
             if not (self.waiting or self.answers or self.transcripts):
                 self.wake.clear()
@@ -105,11 +99,15 @@ class Engine:
         return []
 
     def decode(self):
-        self.batch.drop([row for row, job in self.answers.items() if job.gone])
-        said, jobs = self.batch.step(), self.answers
+        """Give each answer a token. An error, such as out of memory, ends these answers alone."""
+        jobs = self.answers
+        error = attempt(self.batch.drop, [row for row, job in jobs.items() if job.gone])
+        said = error or attempt(self.batch.step)
+        if isinstance(said, Exception):
+            self.reset()
+            return [(job, said) for job in jobs.values()]
         self.answers = {row: jobs[row] for row in self.batch.rows}
-        events = [(jobs[row], token) for row, token in said if token is not None]
-        return events + [(jobs[row], None) for row, _ in said if row.ended]
+        return [(jobs[row], token) for row, token in said]
 
     def transcribe(self, job):
         piece = None if job.gone else attempt(job.work)
@@ -129,5 +127,5 @@ def attempt(work, *args):
 
 def report(e):
     """Write to stderr where an error happened, without what the request held."""
-    where = "".join(traceback.format_tb(e.__traceback__))
-    print(where + type(e).__name__, file=sys.stderr, flush=True)
+    traceback.print_tb(e.__traceback__)
+    print(type(e).__name__, file=sys.stderr, flush=True)

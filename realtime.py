@@ -240,10 +240,9 @@ class Session:
     async def work(self):
         """Let the model hear the items, one after another."""
         while True:
-            if not (self.items and self.items[0].is_due()):
+            while not (self.items and self.items[0].is_due()):
                 self.more.clear()
                 await self.more.wait()
-                continue
             item = self.items[0]
             listen = partial(item.listen, self.engine.talker, *item.take())
             self.job = Job(work=listen, is_live=True)

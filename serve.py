@@ -8,9 +8,7 @@ Sounds, texts and keys of a request are never written to the disk or the log.
 """
 import asyncio
 import hmac
-import ipaddress
 import json
-import math
 import os
 import re
 import signal
@@ -19,7 +17,6 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from configurator import configure, fail, user_input
 
@@ -79,6 +76,8 @@ name = os.path.basename(os.path.normpath(run))
 about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "nanochat-omni"}
 engine = Engine(talker, max_batch, 4 * max_batch)
 readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once
+NAMES = ["localhost", r"[0-9.]+", r"\[[0-9a-f:.]+\]", *map(re.escape, HOSTS)]
+OWN_NAME = re.compile(f"({'|'.join(NAMES)})(:[0-9]*)?")  # no other page has such a name
 AS_KEY = re.compile(r"(?:(?i:bearer) +|openai-insecure-api-key\.)(.+)")
 sessions = asyncio.Semaphore(max_batch)  # at /v1/realtime
 
@@ -112,24 +111,15 @@ def answer_error(request, e):
 
 
 # --- who may ask, how much and how long
-def is_own_name(called):
-    """Return True for localhost, an address and allow_hosts: no other page has such a name."""
-    try:
-        at = urlsplit("//" + called).hostname or ""
-        return at in ["localhost", *HOSTS] or bool(ipaddress.ip_address(at))
-    except ValueError:
-        return False
-
-
 def check(path, scope):
     """Raise Refused for a wrong host, origin or key of a request or WebSocket."""
     headers = HTTPConnection(scope).headers
-    called = headers.get("host", "")
-    if not is_own_name(called):
+    called = headers.get("host", "").lower()
+    if not OWN_NAME.fullmatch(called):
         wrong = f"this server is not called {called[:80]!r}: see --allow_hosts"
         print(wrong, flush=True)
         raise Refused(403, wrong, code="host")
-    own = [f"http://{called}".lower(), f"https://{called}".lower()]
+    own = [f"http://{called}", f"https://{called}"]
     if headers.get("origin", own[0]).lower() not in own + ORIGINS and "*" not in ORIGINS:
         raise Refused(403, "a web page of another origin may not ask here: see --allow_origins",
                       code="origin")
@@ -228,7 +218,6 @@ async def responses(request: Request, ask: ResponsesRequest):
 
 
 async def say(request, ask, form):
-    """Answer a ChatRequest in the form of Answer or Response."""
     row = await read(make_row, ask, talker, max_tokens)
     answer = form(row, ask, talker, name)
     pieces = answer.pieces(follow(request, Job(row)))
@@ -246,7 +235,7 @@ async def transcriptions(request: Request):
     wav, ask = await read(read_upload, request.headers.get("content-type", ""),
                           await request.body(), talker.has_word_times)
     kind, with_words = ask.response_format, "word" in (ask.timestamp_granularities or [])
-    pieces = talker.transcripts(wav, math.inf if kind in ("json", "text") else SEGMENT_S)
+    pieces = talker.transcripts(wav, 60.0 if kind in ("json", "text") else SEGMENT_S)
     coming = follow(request, Job(work=partial(next, pieces, None)))
     if ask.stream:
         return await stream(transcript_events(kind, wav, coming, with_words))
@@ -271,10 +260,10 @@ async def transcript_events(kind, wav, coming, with_words):
 
 
 @app.websocket("/v1/realtime")
-async def realtime(socket: WebSocket):
+async def realtime(socket: WebSocket, intent: str = ""):
     if not talker.ears:
         raise Refused(400, "this model takes no audio")
-    if socket.query_params.get("intent") != "transcription":
+    if intent != "transcription":
         raise Refused(400, "this server only transcribes: ask for ?intent=transcription", "intent")
     if sessions.locked():
         raise Refused(503, "the server is busy: too many sessions", code="busy")
@@ -348,7 +337,7 @@ address, number = listening.getsockname()
 at = host.replace("0.0.0.0", "127.0.0.1")
 print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{number} in a browser",
       flush=True)
-if not ipaddress.ip_address(address).is_loopback:
+if not address.startswith("127."):
     who = "and has the key" if KEY else "(no key is asked for: see --api_key=)"
     print(f"host={host}: anyone who reaches this machine {who} can use it. Browsers give the "
           "microphone to https and localhost only", flush=True)

@@ -72,7 +72,7 @@ class Text:
         self.special = set(tok.special_ids.values())
         self.strip = strip
         self.stop = [s for s in stop if s]
-        self.n_held = max([len(s) - 1 for s in self.stop], default=0)  # they may begin one
+        self.n_held = max(map(len, self.stop), default=1) - 1  # they may begin one
         self.ids = []
         self.shown = ""
         self.stopped = False
@@ -154,13 +154,13 @@ class Talker:
         return [wav[start:end] for start, end in split_at_pauses(wav, self.piece_s)]
 
     def write(self, wavs, cut):
-        """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
+        """Return the transcript (str) of each piece (n,)."""
         return self.write_features(self.features(wavs), cut)
 
     def write_features(self, feats, cut, said=()):
         """Return the transcript (str) of each piece's features (T, n_taps, D).
 
-        said: words that it begins with.
+        cut: as in transcribe(). said: words that it begins with.
         """
         if self.ears["prompt"] == "ctc":  # the control without an LM
             return spell(self.projector, self.tok, feats)
@@ -197,7 +197,6 @@ class Talker:
         return [*newest, *ids, self.tok.special("<|assistant_start|>")]
 
     def stop_ids(self):
-        """Return the ids that end an answer."""
         return self.tok.special("<|assistant_end|>"), self.tok.bos_id
 
 
@@ -250,7 +249,7 @@ class Batch:
     def step(self):
         """Choose the next token of every row; rows that end leave.
 
-        Returns [(row, id)]; the id is None where a row ended at one of its stop_ids.
+        Returns [(row, id)]; then (row, None) for those that end.
         """
         said = []
         for b, row in enumerate(self.rows):
@@ -258,20 +257,20 @@ class Batch:
             token = sample(logits, row.temperature, row.top_p, row.generator).item()
             if token in row.stop_ids:
                 row.ended = "stop"
-                token = None
-            else:
-                row.ids.append(token)
-                row.ended = "length" if len(row.ids) >= row.max_tokens else ""
+                continue
+            row.ids.append(token)
             said.append((row, token))
-        self.drop([row for row in self.rows if row.ended])
+            if len(row.ids) >= row.max_tokens:
+                row.ended = "length"
+        ended = [row for row in self.rows if row.ended]
+        self.drop(ended)
         if self.rows:
             last = torch.tensor([row.ids[-1:] for row in self.rows], device=self.device)  # (B, 1)
             self.logits = self.model(last, kv_cache=self.cache)[:, -1]
-        return said
+        return said + [(row, None) for row in ended]
 
     @torch.inference_mode()
     def drop(self, rows):
-        """Let rows leave."""
         left = [b for b, row in enumerate(self.rows) if row not in rows]
         if len(left) < len(self.rows):
             self.rows = [self.rows[b] for b in left]
