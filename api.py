@@ -123,7 +123,7 @@ class ChatRequest(BaseModel):
     logprobs: Unset = None
     tool_choice: Annotated[Any, rule(lambda x: x in (None, "", "auto", "none"),
                                      "this model calls no tools: give auto or none")] = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    modalities: list[Literal["text"]] | None = None
     response_format: AsText = None
     logit_bias: Unset = None
 
@@ -286,11 +286,12 @@ def read_upload(content_type, body, has_word_times):
     return decode_base64(ask.input_audio.data, MAX_TRANSCRIPT_S, "input_audio.data"), ask
 
 
-def write_transcript(kind, wav, pieces, language, with_words=False):
-    """Return the [Piece] of wav (n,) as OpenAI's API does, str or dict; kind: response_format."""
+def write_transcript(ask, wav, pieces, language):
+    """Return the [Piece] of wav (n,) as a TranscriptionRequest asks for them, str or dict."""
+    kind = ask.response_format
     said = [piece for piece in pieces if piece.text]
     text = language.space.join(piece.text for piece in said)
-    if kind == "text":
+    if kind == "text" and not ask.stream:
         return text + "\n"
     cut = sum(map(cut_in_segments, said), [])
     if kind in ("srt", "vtt"):
@@ -298,13 +299,13 @@ def write_transcript(kind, wav, pieces, language, with_words=False):
     length_s = seconds([wav])
     answer = {"text": text, "is_cut": any(piece.is_cut for piece in pieces),
               "usage": {"type": "duration", "seconds": math.ceil(length_s)}}
-    if kind == "json":
+    if kind != "verbose_json":
         return answer
     segments = [{"id": i, "seek": 0, "text": f" {piece.text}", "tokens": [], "temperature": 0.0,
                  **span(piece)} for i, piece in enumerate(cut)]
     answer |= {"task": "transcribe", "language": language.code, "segments": segments,
                "duration": round(length_s, 2)}
-    if with_words:
+    if "word" in (ask.timestamp_granularities or []):
         words = chain.from_iterable(piece.words for piece in said)
         answer["words"] = [{"word": word.text, **span(word)} for word in words]
     return answer
@@ -328,7 +329,7 @@ def cut_in_segments(piece):
         end_s, start_s = before[-1].end_s, after[0].start_s
     first = piece._replace(text=text[:half], end_s=end_s, words=before)
     last = piece._replace(text=text[half:].strip(), start_s=start_s, words=after)
-    return [*cut_in_segments(first), *cut_in_segments(last)]
+    return cut_in_segments(first) + cut_in_segments(last)
 
 
 def write_subtitles(kind, pieces):

@@ -41,7 +41,7 @@ def say(items, text, stop_ids):
     while batch.rows:
         for _, token in batch.step():
             print(text.add(token), end="", flush=True)
-    print(text.add(), flush=True)
+    print(flush=True)
     return text.shown
 
 

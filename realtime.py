@@ -112,7 +112,7 @@ class Session:
         self.detection, self.transcription = Detection(type="server_vad"), {}
         self.tells_open = False
         self.items = []  # Lives that are not transcribed
-        self.item = self.last_id = self.job = self.voice = self.model = None
+        self.item = self.last_id = self.voice = self.model = None
         self.more = asyncio.Event()  # to hear
         self.n_heard = 0  # samples at 16 kHz
         self.restart()
@@ -127,11 +127,7 @@ class Session:
     async def run(self):
         """Answer until the client is gone or silent. TimeoutError: it does not read."""
         await self.send("session.created", session=self.shown())
-        try:
-            await run_until_one_ends(self.read(), self.work(), most_s=MAX_SESSION_S)
-        finally:
-            if self.job:
-                self.job.gone = True
+        await run_until_one_ends(self.read(), self.work(), most_s=MAX_SESSION_S)
 
     async def send(self, kind, **fields):
         event = {"type": kind, "event_id": f"event_{uuid.uuid4().hex}", **fields}
@@ -245,9 +241,12 @@ class Session:
                 await self.more.wait()
             item = self.items[0]
             listen = partial(item.listen, self.engine.talker, *item.take())
-            self.job = Job(work=listen, is_live=True)
-            self.engine.submit(self.job)
-            heard = await self.job.events.get()
+            job = Job(work=listen, is_live=True)
+            self.engine.submit(job)
+            try:
+                heard = await job.events.get()
+            finally:
+                job.gone = True
             if not item.is_gone:
                 await self.tell(item, heard)
 

@@ -125,8 +125,8 @@ def check(path, scope):
                       code="origin")
     given = [headers.get("authorization", ""), *scope.get("subprotocols", [])]
     keys = [found[1].encode("latin1") for each in given if (found := AS_KEY.fullmatch(each))]
-    has_key = any(hmac.compare_digest(key, KEY) for key in keys)
-    if KEY and not has_key and path not in ("/", "/health"):
+    is_open = not KEY or path in ("/", "/health")
+    if not (is_open or any(hmac.compare_digest(key, KEY) for key in keys)):
         raise Refused(401, "the key is missing or wrong: send Authorization: Bearer <key>",
                       code="invalid_api_key")
 
@@ -234,28 +234,27 @@ async def transcriptions(request: Request):
         raise Refused(400, "this model takes no audio", "file")
     wav, ask = await read(read_upload, request.headers.get("content-type", ""),
                           await request.body(), talker.has_word_times)
-    kind, with_words = ask.response_format, "word" in (ask.timestamp_granularities or [])
-    pieces = talker.transcripts(wav, 60.0 if kind in ("json", "text") else SEGMENT_S)
+    has_times = ask.response_format not in ("json", "text")
+    pieces = talker.transcripts(wav, SEGMENT_S if has_times else 60.0)
     coming = follow(request, Job(work=partial(next, pieces, None)))
     if ask.stream:
-        return await stream(transcript_events(kind, wav, coming, with_words))
+        return await stream(transcript_events(ask, wav, coming))
     pieces = [piece async for piece in coming]
-    found = write_transcript(kind, wav, pieces, talker.language, with_words)
+    found = write_transcript(ask, wav, pieces, talker.language)
     if isinstance(found, dict):
         return found
     is_cut = any(piece.is_cut for piece in pieces)
     return PlainTextResponse(found, headers={"X-Is-Cut": str(is_cut)})
 
 
-async def transcript_events(kind, wav, coming, with_words):
+async def transcript_events(ask, wav, coming):
     pieces, between = [], ""
     async for piece in coming:
         pieces.append(piece)
         if piece.text:
             yield {"type": "transcript.text.delta", "delta": between + piece.text}
             between = talker.language.space
-    kind = kind.replace("text", "json")
-    done = write_transcript(kind, wav, pieces, talker.language, with_words)
+    done = write_transcript(ask, wav, pieces, talker.language)
     yield {"type": "transcript.text.done"} | done
 
 

@@ -206,7 +206,7 @@ def loud_part(wav):
     speech = np.percentile(loudness, 90)
     quiet = min(max(loudness.min() + 6, speech - 30), speech - 10)  # as pauses.find_cut
     loud = np.flatnonzero(loudness > quiet)
-    return int(loud[0]) * HOP, min(int(loud[-1] + 1) * HOP, len(wav))
+    return loud[0] * HOP, min((loud[-1] + 1) * HOP, len(wav))
 
 
 def size(items):
