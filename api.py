@@ -6,9 +6,10 @@ import base64
 import logging
 import math
 import os
+import re
 import textwrap
 from datetime import datetime, timedelta
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, ValidationError
@@ -32,9 +33,9 @@ class Refused(Exception):
     """A request that gets an error: HTTP status, and the fields of OpenAI's errors."""
 
     def __init__(self, status, message, param=None, code=None):
-        kind = "server_error" if status >= 500 else "invalid_request_error"
         self.status = status
-        self.error = {"message": message, "type": kind, "param": param, "code": code}
+        self.error = {"message": message, "param": param, "code": code,
+                      "type": "server_error" if status >= 500 else "invalid_request_error"}
 
 
 def rule(holds, message):
@@ -47,9 +48,10 @@ def rule(holds, message):
     return AfterValidator(check)
 
 
-def as_refused(error):
-    """Return a Refused that tells one of pydantic's errors."""
-    place, wrong = ".".join(map(str, error["loc"])), error["msg"]
+def as_refused(e, n_skip=0, whole=""):
+    """Return a Refused that tells pydantic's first error, without n_skip parts of its place."""
+    error = e.errors()[0]
+    place, wrong = ".".join(map(str, error["loc"][n_skip:])) or whole, error["msg"]
     if error["type"] == "json_invalid" or not place:
         return Refused(400, f"the body is JSON of type application/json: {wrong}")
     return Refused(400, f"{place}: {wrong}", place)
@@ -85,13 +87,14 @@ AsList = BeforeValidator(lambda x: [x] if isinstance(x, str) else x)
 AsMessages = BeforeValidator(
     lambda x: [{"role": "user", "content": x}] if isinstance(x, str) else x)
 Unset = Annotated[Any, rule(lambda x: not x, "it can't be obeyed here: leave it out")]
-NoTools = rule(lambda x: x in (None, "", "auto", "none"),
-               "this model calls no tools: give auto or none")
-NO_JSON = "this model writes plain text, no JSON"
 
 
 def is_text(x):
-    return not isinstance(x, dict) or x.get("type", "text") == "text"
+    held = x and (x.get("format") or x)
+    return not isinstance(held, dict) or held.get("type", "text") == "text"
+
+
+AsText = Annotated[dict | None, rule(is_text, "this model writes plain text, no JSON")]
 
 
 class Message(BaseModel):
@@ -118,30 +121,22 @@ class ChatRequest(BaseModel):
     frequency_penalty: Unset = None
     n: Literal[1] | None = None
     logprobs: Unset = None
-    tool_choice: Annotated[str | dict | None, NoTools] = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    response_format: Annotated[dict | None, rule(is_text, NO_JSON)] = None
+    tool_choice: Annotated[Any, rule(lambda x: x in (None, "", "auto", "none"),
+                                     "this model calls no tools: give auto or none")] = None
+    modalities: list[Literal["text"]] | None = None
+    response_format: AsText = None
     logit_bias: Unset = None
-
-    def named(self):
-        """Return [(where in the request, Message)]."""
-        return [(f"{self.field}.{i}", message) for i, message in enumerate(self.messages)]
 
 
 class ResponsesRequest(ChatRequest):
     field: ClassVar = "input"
     messages: Annotated[Messages, AsMessages] = Field(alias="input")
     max_tokens: int | None = Field(None, ge=1, alias="max_output_tokens")
-    response_format: Annotated[dict | None, rule(
-        lambda x: is_text((x or {}).get("format")), NO_JSON)] = Field(None, alias="text")
+    response_format: AsText = Field(None, alias="text")
     instructions: str | None = None
     previous_response_id: Unset = None
     conversation: Unset = None
     background: Unset = None
-
-    def named(self):
-        told = [("instructions", Message(role="system", content=self.instructions))]
-        return told * bool(self.instructions) + super().named()
 
 
 def make_row(ask, talker, max_tokens):
@@ -170,8 +165,10 @@ def read_messages(ask, talker):
     The words of a system or a tool are the user's.
     """
     left_s = talker.limit * talker.projector.stack / 50 if talker.ears else 0.0
-    turns = []
-    for is_answer, named in groupby(ask.named(), lambda pair: pair[1].role == "assistant"):
+    turns, all_named = [], [(f"{ask.field}.{i}", each) for i, each in enumerate(ask.messages)]
+    if told := getattr(ask, "instructions", None):
+        all_named.insert(0, ("instructions", Message(role="system", content=told)))
+    for is_answer, named in groupby(all_named, lambda pair: pair[1].role == "assistant"):
         text, wavs = read_turn(named, min(left_s, MAX_AUDIO_S), bool(talker.ears))
         left_s -= seconds(wavs)
         sound = talker.record(*wavs) if wavs else None
@@ -216,14 +213,12 @@ def decode_base64(data, max_s, param):
     data = "".join(data.split())
     if data[:4].lower() == "http":
         raise Refused(400, "this server fetches nothing: send the sound as a data: URI", param)
-    if data[:5].lower() == "data:":
-        head, _, data = data.partition(",")
-        if not head.lower().endswith(";base64"):
-            raise Refused(400, "a data: URI must have ;base64 before the comma", param)
+    data = re.sub("^data:[^,]*;base64,", "", data, flags=re.IGNORECASE)
     try:
         data = base64.b64decode(data, validate=True)
     except ValueError as e:
-        raise Refused(400, f"data is neither base64 nor a data: URI: {e}", param) from None
+        raise Refused(400, "data is neither base64 nor a data: URI with ;base64 before the comma: "
+                      f"{e}", param) from None
     return decode(data, max_s, param)
 
 
@@ -274,12 +269,12 @@ class TranscriptionRequest(BaseModel):
 def read_upload(content_type, body, has_word_times):
     """Read a transcription's form or JSON -> (float32 (n,) at 16 kHz, request); or Refused."""
     try:
-        if content_type.partition(";")[0].strip().lower() == "application/json":
+        if content_type.lower().startswith("application/json"):
             ask = TranscriptionRequest.model_validate_json(body)
         else:
             ask = TranscriptionRequest.model_validate(read_form(content_type, body))
     except ValidationError as e:
-        raise as_refused(e.errors()[0]) from None
+        raise as_refused(e) from None
     if ask.stream and ask.response_format in ("srt", "vtt"):
         raise Refused(400, "a stream has events, no subtitles: leave stream out", "stream")
     can_time = has_word_times and ask.response_format == "verbose_json"
@@ -291,28 +286,33 @@ def read_upload(content_type, body, has_word_times):
     return decode_base64(ask.input_audio.data, MAX_TRANSCRIPT_S, "input_audio.data"), ask
 
 
-def write_transcript(kind, wav, pieces, language, with_words=False):
-    """Return the [Piece] of wav (n,) as OpenAI's API does, str or dict; kind: response_format."""
+def write_transcript(ask, wav, pieces, language):
+    """Return the [Piece] of wav (n,) as a TranscriptionRequest asks for them, str or dict."""
+    kind = ask.response_format
     said = [piece for piece in pieces if piece.text]
     text = language.space.join(piece.text for piece in said)
-    if kind == "text":
+    if kind == "text" and not ask.stream:
         return text + "\n"
     cut = sum(map(cut_in_segments, said), [])
     if kind in ("srt", "vtt"):
         return write_subtitles(kind, cut)
-    length_s = len(wav) / SAMPLE_RATE
+    length_s = seconds([wav])
     answer = {"text": text, "is_cut": any(piece.is_cut for piece in pieces),
               "usage": {"type": "duration", "seconds": math.ceil(length_s)}}
-    if kind == "json":
+    if kind != "verbose_json":
         return answer
-    segments = [{"id": i, "seek": 0, "start": round(piece.start_s, 2), "tokens": [],
-                 "end": round(piece.end_s, 2), "text": f" {piece.text}", "temperature": 0.0}
-                for i, piece in enumerate(cut)]
+    segments = [{"id": i, "seek": 0, "text": f" {piece.text}", "tokens": [], "temperature": 0.0,
+                 **span(piece)} for i, piece in enumerate(cut)]
     answer |= {"task": "transcribe", "language": language.code, "segments": segments,
                "duration": round(length_s, 2)}
-    words = [{"word": word.text, "start": round(word.start_s, 2), "end": round(word.end_s, 2)}
-             for piece in said for word in piece.words]
-    return answer | ({"words": words} if with_words else {})
+    if "word" in (ask.timestamp_granularities or []):
+        words = chain.from_iterable(piece.words for piece in said)
+        answer["words"] = [{"word": word.text, **span(word)} for word in words]
+    return answer
+
+
+def span(said):
+    return {"start": round(said.start_s, 2), "end": round(said.end_s, 2)}
 
 
 def cut_in_segments(piece):
@@ -329,15 +329,14 @@ def cut_in_segments(piece):
         end_s, start_s = before[-1].end_s, after[0].start_s
     first = piece._replace(text=text[:half], end_s=end_s, words=before)
     last = piece._replace(text=text[half:].strip(), start_s=start_s, words=after)
-    return [*cut_in_segments(first), *cut_in_segments(last)]
+    return cut_in_segments(first) + cut_in_segments(last)
 
 
 def write_subtitles(kind, pieces):
     """Return the text of a file of kind srt or vtt."""
     def clock(time_s):
         at = datetime.min + timedelta(milliseconds=round(1000 * time_s))
-        time = at.time().isoformat("milliseconds")
-        return time if kind == "vtt" else time.replace(".", ",")
+        return at.time().isoformat("milliseconds").replace(".", "." if kind == "vtt" else ",")
 
     cues = [f"{i}\n{clock(piece.start_s)} --> {clock(piece.end_s)}\n"
             f"{textwrap.fill(piece.text, LINE)}\n" for i, piece in enumerate(pieces, 1)]

@@ -8,6 +8,7 @@ Talk to a run in the terminal: chat, ask about a recording, transcribe it, conti
 """
 import signal
 import sys
+from contextlib import suppress
 
 from configurator import configure, fail, user_input
 from recordings import SAMPLE_RATE, read_audio
@@ -31,17 +32,16 @@ HELP = "/audio FILE adds a recording to your next question, /new begins anew, /q
 
 
 def say(items, text, stop_ids):
-    """Print what follows a prompt -> str, or None: it is too long."""
+    """Print what follows a prompt -> str."""
     if size(items) + max_tokens > talker.limit:
-        print(f"chat.py: {size(items)} tokens and max_tokens={max_tokens} > the model's "
-              f"{talker.limit}: lower them, or begin anew", file=sys.stderr)
-        return None
+        fail(f"{size(items)} tokens and max_tokens={max_tokens} > the model's {talker.limit}: "
+             "lower them, or begin anew")
     batch = Batch(talker.model, talker.hear)
     batch.add(Row(items, max_tokens, temperature, TOP_P, stop_ids=stop_ids))
     while batch.rows:
         for _, token in batch.step():
             print(text.add(token), end="", flush=True)
-    print(text.add(), flush=True)
+    print(flush=True)
     return text.shown
 
 
@@ -56,7 +56,7 @@ def transcribe(wav):
     for text, is_cut, *_ in talker.transcripts(wav):
         n_cut += is_cut
         if text:
-            print(talker.language.space if texts else "", text, sep="", end="", flush=True)
+            print(talker.language.space * bool(texts) + text, end="", flush=True)
             texts.append(text)
     print(flush=True)
     if not texts:
@@ -66,17 +66,12 @@ def transcribe(wav):
               file=sys.stderr)
 
 
-def hear(path):
-    """Read a recording for /audio -> [wav (n,)]; [] where that is not possible."""
-    try:
-        if not talker.ears:
-            raise ValueError(f"{run} has no ears: it reads and writes text")
-        wav = read_audio(path.strip("'\" "), LONGEST_S)
-    except (ValueError, OSError) as e:
-        print(e, file=sys.stderr, flush=True)
-        return []
-    print(f"{len(wav) / SAMPLE_RATE:.1f} s: ask about it")
-    return [wav]
+def hear(path, most_s=LONGEST_S):
+    """Read a recording -> float32 (n,)."""
+    if not talker.ears:
+        fail(f"{run} takes no audio: give a run of train_align.py or train_sft.py")
+    with user_input():
+        return read_audio(path, most_s)
 
 
 def chat():
@@ -86,45 +81,41 @@ def chat():
         try:
             line = input("> ").strip()
         except EOFError:
-            line = "/quit"
-            print()
+            return print()
         command, _, path = line.partition(" ")
         if command == "/quit":
             return
         if command == "/new":
             messages, wavs = [], []
         elif command == "/audio":
-            wavs = wavs + hear(path)
+            with suppress(SystemExit):  # fail() told why
+                wavs = [*wavs, hear(path.strip("'\" "))]
+                print(f"{len(wavs[-1]) / SAMPLE_RATE:.1f} s: ask about it")
         elif line.startswith("/"):
             print(HELP)
         elif line:
             asked = [*messages, ("user", line, wavs)]
-            said = answer(asked)
-            if said is not None:
-                messages, wavs = [*asked, ("assistant", said, [])], []
+            with suppress(SystemExit):
+                messages, wavs = [*asked, ("assistant", answer(asked), [])], []
 
 
 with user_input():
-    wav = None
-    if audio:
-        wav = read_audio(audio, LONGEST_S) if prompt else read_audio(audio)
     run = ckpt or default_run()
     talker = Talker(run)
-if audio and not talker.ears:
-    fail(f"{run} takes no audio: give a run of train_align.py or train_sft.py")
-if audio and prompt and not talker.can_chat:
-    fail(f"{run} only transcribes: leave out --prompt")
-if not (audio or prompt or talker.can_chat):
-    fail(f"{run} holds no chat: give it --audio= to transcribe or --prompt= to continue")
-said = ""
+wavs = []
+if audio:
+    wavs = [hear(audio, LONGEST_S if prompt else 600.0)]
 if audio and not prompt:
-    transcribe(wav)
+    transcribe(*wavs)
 elif prompt and talker.can_chat:
-    said = answer([("user", prompt, [wav] if audio else [])])
+    answer([("user", prompt, wavs)])
+elif audio:
+    fail(f"{run} only transcribes: leave out --prompt")
 elif prompt:
     print(prompt, end="", flush=True)
     items = [talker.tok.bos_id, *talker.tok.encode(prompt)]
-    said = say(items, Text(talker.tok), (talker.tok.bos_id,))
-else:
+    say(items, Text(talker.tok), (talker.tok.bos_id,))
+elif talker.can_chat:
     chat()
-sys.exit(2 if said is None else 0)
+else:
+    fail(f"{run} holds no chat: give it --audio= to transcribe or --prompt= to continue")

@@ -5,14 +5,11 @@ In a turn, each answer gets a token, or a transcript gets its next piece.
 import asyncio
 import sys
 import traceback
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
-from live import Live
 from talk import Batch, Row
 
 PATIENCE = 8         # turns between two pieces of transcripts, while there are answers
@@ -21,16 +18,14 @@ MAX_TRANSCRIPTS = 2  # begun at once; they take turns
 
 @dataclass(eq=False)
 class Job:
-    """A Row to answer, or a wav (n,) to transcribe in pieces of most_s seconds at most.
+    """A Row to answer, or work: it returns the next Piece of a transcript, at its end None.
 
-    Or a Live that goes on with wav, perhaps to its end. It goes before all others.
-    events: token ids, each Piece of a transcript, or a Heard; then None or an Exception.
+    is_live: work is a Live's pass. It is done once, before all other Jobs.
+    events: token ids, or what work returns; then None or an Exception.
     """
     row: Row = None
-    wav: np.ndarray = None
-    most_s: float = 60.0
-    live: Live = None
-    is_end: bool = False
+    work: callable = None
+    is_live: bool = False
     events: asyncio.Queue = field(default_factory=asyncio.Queue)
     gone: bool = False  # nobody reads the events any more
 
@@ -42,8 +37,8 @@ class Engine:
         self.talker, self.max_batch, self.max_queue = talker, max_batch, max_queue
         self.n_threads = torch.get_num_threads()
         self.wake = asyncio.Event()  # there is work
-        self.waiting = deque()
-        self.transcripts = deque()  # (Job, its pieces)
+        self.waiting = []
+        self.transcripts = []
         self.n_turns = 0
         self.reset()
 
@@ -53,86 +48,84 @@ class Engine:
 
     def submit(self, job):
         """Queue a Job -> True; False: too many wait. A session has one Live at a time."""
-        self.waiting = deque(job for job in self.waiting if not job.gone)
-        if len(self.waiting) >= self.max_queue and not job.live:
+        if len(self.waiting) >= self.max_queue and not job.is_live:
             return False
         self.waiting.append(job)
         self.wake.set()
         return True
 
     async def run(self):
-        """Work for ever. An error of a turn ends its answers, not the server."""
+        """Work for ever."""
         thread = ThreadPoolExecutor(1)
         while True:
             await self.wake.wait()
-            job = self.take()
-            try:
-                events = await asyncio.wrap_future(thread.submit(self.turn, job))
-            except Exception as e:  # such as out of memory
-                report(e)
-                begun = [job] if job and job.row else []
-                events = [(each, e) for each in {*begun, *self.answers.values()}]
-                self.reset()
-            for job, event in events:
+            turn = thread.submit(self.turn, self.take())
+            for job, event in await asyncio.wrap_future(turn):
                 job.events.put_nowait(event)
             if not (self.waiting or self.answers or self.transcripts):
                 self.wake.clear()
 
     def take(self):
-        """Take the first Job that there is room for, a Live first -> Job or None."""
-        for job in sorted(self.waiting, key=lambda job: not job.live):
+        """Take the first Job that there is room for, a Live's first -> Job or None."""
+        self.waiting = [job for job in self.waiting if not job.gone]
+        for job in sorted(self.waiting, key=lambda job: not job.is_live):
             has_room = len(self.transcripts) < MAX_TRANSCRIPTS
             if job.row:
                 has_room = len(self.answers) < self.max_batch
-            if has_room or job.live or job.gone:
+            if has_room or job.is_live:
                 self.waiting.remove(job)
                 return job
 
     def turn(self, job):
         """Begin a Job (or None), then decode or transcribe, in the thread -> [(Job, event)]."""
-        # for one token, threads wait longer than they work
-        torch.set_num_threads(self.n_threads if job and job.row else 1)
-        events = self.begin(job) if job and not job.gone else []
-        torch.set_num_threads(1)
+        events = self.begin(job) if job else []
+        torch.set_num_threads(1)  # for one token, threads wait longer than they work
         self.n_turns += 1
         if self.transcripts and (self.n_turns % PATIENCE == 0 or not self.answers):
-            return events + self.transcribe(*self.transcripts.popleft())
+            return events + self.transcribe(self.transcripts.pop(0))
         return events + self.decode()
 
     def begin(self, job):
-        """Read a Job's prompt, begin its transcript or hear its Live. An error ends it alone."""
-        if job.row is None and not job.live:
-            self.transcripts.append((job, self.talker.transcripts(job.wav, job.most_s)))
+        """Read a Job's prompt, do a Live's pass or begin a transcript. An error ends it alone."""
+        if job.is_live:
+            return [(job, attempt(job.work))]
+        if job.work:
+            self.transcripts.append(job)
             return []
-        try:
-            if job.live:
-                return [(job, job.live.listen(self.talker, job.wav, job.is_end)), (job, None)]
-            self.batch.add(job.row)
-        except Exception as e:
-            report(e)
-            return [(job, e)]
+        torch.set_num_threads(self.n_threads)
+        if error := attempt(self.batch.add, job.row):
+            return [(job, error)]
         self.answers[job.row] = job
         return []
 
     def decode(self):
-        self.batch.drop([row for row, job in self.answers.items() if job.gone])
-        said = [(self.answers[row], token, row.ended) for row, token in self.batch.step()]
-        self.answers = {row: self.answers[row] for row in self.batch.rows}
-        events = [(job, token) for job, token, _ in said if token is not None]
-        return events + [(job, None) for job, _, ended in said if ended]
+        """Give each answer a token. An error, such as out of memory, ends these answers alone."""
+        jobs = self.answers
+        error = attempt(self.batch.drop, [row for row, job in jobs.items() if job.gone])
+        said = error or attempt(self.batch.step)
+        if isinstance(said, Exception):
+            self.reset()
+            return [(job, said) for job in jobs.values()]
+        self.answers = {row: jobs[row] for row in self.batch.rows}
+        return [(jobs[row], token) for row, token in said]
 
-    def transcribe(self, job, pieces):
-        try:
-            piece = None if job.gone else next(pieces, None)
-        except Exception as e:
-            report(e)
-            piece = e
+    def transcribe(self, job):
+        piece = None if job.gone else attempt(job.work)
         if isinstance(piece, tuple):
-            self.transcripts.append((job, pieces))
+            self.transcripts.append(job)
         return [(job, piece)]
+
+
+def attempt(work, *args):
+    """Return work(*args), or the Exception that it raises, reported."""
+    try:
+        return work(*args)
+    except Exception as e:
+        report(e)
+        return e
 
 
 def report(e):
     """Write to stderr where an error happened, without what the request held."""
-    where = "".join(traceback.format_tb(e.__traceback__))
-    print(where + type(e).__name__, file=sys.stderr, flush=True)
+    traceback.print_tb(e.__traceback__)
+    print(type(e).__name__, file=sys.stderr, flush=True)

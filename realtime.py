@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import uuid
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -72,22 +73,12 @@ EVENTS = TypeAdapter(Annotated[Update | Append | Plain, Field(discriminator="typ
 
 
 def parse(text, max_bytes):
-    """Read a message's JSON; or Refused."""
     if len(text) > max_bytes:
         raise Refused(413, f"a message of more than {max_bytes / 1e6:g} MB")
     try:
         return from_json(text)
     except ValueError as e:
         raise Refused(400, f"a message is JSON, as text: {e}") from None
-
-
-def as_event(given):
-    try:
-        return EVENTS.validate_python(given)
-    except ValidationError as e:
-        first = e.errors()[0]
-        place = first["loc"][1:] or ("type",)  # without the event's type
-        raise as_refused(first | {"loc": place}) from None
 
 
 def read_samples(audio):
@@ -99,6 +90,19 @@ def read_samples(audio):
 
 
 # --- a session
+async def run_until_one_ends(*works, most_s=None):
+    """Run coroutines until one ends, or for most_s seconds. Its error is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class Session:
     """A client's WebSocket; most_s: it ends without a message, or if one can't be sent."""
 
@@ -108,7 +112,7 @@ class Session:
         self.detection, self.transcription = Detection(type="server_vad"), {}
         self.tells_open = False
         self.items = []  # Lives that are not transcribed
-        self.item = self.last_id = self.job = self.voice = self.model = None
+        self.item = self.last_id = self.voice = self.model = None
         self.more = asyncio.Event()  # to hear
         self.n_heard = 0  # samples at 16 kHz
         self.restart()
@@ -117,24 +121,13 @@ class Session:
         """Begin with a new resampler and detector of speech."""
         import soxr
         self.resampler = soxr.ResampleStream(RATE, SAMPLE_RATE, 1, dtype="float32")
-        self.model = self.voice.model if self.voice else self.model
+        self.model = getattr(self.voice, "model", self.model)
         self.voice = None
 
     async def run(self):
         """Answer until the client is gone or silent. TimeoutError: it does not read."""
         await self.send("session.created", session=self.shown())
-        tasks = [asyncio.create_task(self.read()), asyncio.create_task(self.work())]
-        try:
-            done, _ = await asyncio.wait(tasks, timeout=MAX_SESSION_S,
-                                         return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if self.job:
-                self.job.gone = True
+        await run_until_one_ends(self.read(), self.work(), most_s=MAX_SESSION_S)
 
     async def send(self, kind, **fields):
         event = {"type": kind, "event_id": f"event_{uuid.uuid4().hex}", **fields}
@@ -142,7 +135,6 @@ class Session:
             await self.socket.send_text(json.dumps(event))
 
     def shown(self):
-        """Return the session as its events tell it."""
         shown = {"format": {"type": "audio/pcm", "rate": RATE}, "transcription": self.transcription,
                  "turn_detection": self.detection and self.detection.model_dump()}
         return {"id": self.id, "object": "realtime.transcription_session", "type": "transcription",
@@ -162,12 +154,16 @@ class Session:
             given = None
             try:
                 given = await asyncio.to_thread(parse, message.get("text") or "", self.max_bytes)
-                await self.obey(as_event(given))
+                await self.obey(given)
             except Refused as e:
                 cause = given.get("event_id") if isinstance(given, dict) else None
                 await self.send("error", error=e.error | {"event_id": cause})
 
-    async def obey(self, event):
+    async def obey(self, given):
+        try:
+            event = EVENTS.validate_python(given)
+        except ValidationError as e:
+            raise as_refused(e, 1, "type") from None  # 1: without the event's type
         if isinstance(event, Update):
             await self.update(event.session)
         elif isinstance(event, Append):
@@ -222,17 +218,15 @@ class Session:
         self.more.set()
 
     async def commit(self):
-        """End the item."""
         item, self.item = self.item, None
         item.is_over = True
         self.more.set()
         ids = {"item_id": item.id, "previous_item_id": self.last_id}
         self.last_id = item.id
         await self.send("input_audio_buffer.committed", **ids)
-        part = {"type": "input_audio", "transcript": None}
-        shown = {"id": item.id, "object": "realtime.item", "type": "message", "role": "user",
-                 "status": "completed", "content": [part]}
-        await self.send("conversation.item.added", **ids, item=shown)
+        await self.send("conversation.item.added", **ids, item={
+            "id": item.id, "object": "realtime.item", "type": "message", "role": "user",
+            "status": "completed", "content": [{"type": "input_audio", "transcript": None}]})
 
     def forget(self, item):
         self.items = [other for other in self.items if other is not item]
@@ -242,20 +236,21 @@ class Session:
     async def work(self):
         """Let the model hear the items, one after another."""
         while True:
-            item = self.items[0] if self.items else None
-            if not (item and item.is_due()):
+            while not (self.items and self.items[0].is_due()):
                 self.more.clear()
                 await self.more.wait()
-                continue
-            wav, is_end = item.take()
-            self.job = Job(wav=wav, live=item, is_end=is_end)
-            self.engine.submit(self.job)
-            heard = await self.job.events.get()
+            item = self.items[0]
+            listen = partial(item.listen, self.engine.talker, *item.take())
+            job = Job(work=listen, is_live=True)
+            self.engine.submit(job)
+            try:
+                heard = await job.events.get()
+            finally:
+                job.gone = True
             if not item.is_gone:
                 await self.tell(item, heard)
 
     async def tell(self, item, heard):
-        """Send what a pass found."""
         ids = {"item_id": item.id, "content_index": 0}
         if isinstance(heard, Exception):
             self.forget(item)
@@ -263,12 +258,12 @@ class Session:
             return await self.send(f"{TRANSCRIPTION}.failed", **ids, error=error)
         space = self.engine.talker.language.space
         if heard.settled:
-            delta = space.join([*heard.settled, ""])
-            await self.send(f"{TRANSCRIPTION}.delta", **ids, delta=delta)
+            await self.send(f"{TRANSCRIPTION}.delta", **ids,
+                            delta=space.join([*heard.settled, ""]))
         if self.tells_open:
             await self.send(OPEN, **ids, text=space.join(heard.open))
         if heard.all is not None:
             self.forget(item)
-            text = space.join(heard.all)
             usage = {"type": "duration", "seconds": round(item.n_all / SAMPLE_RATE, 2)}
-            await self.send(f"{TRANSCRIPTION}.completed", **ids, transcript=text, usage=usage)
+            await self.send(f"{TRANSCRIPTION}.completed", **ids, usage=usage,
+                            transcript=space.join(heard.all))

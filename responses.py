@@ -10,7 +10,6 @@ from talk import Text, size
 
 class Answer:
     """The answer to a ChatRequest: a Row that is being continued, and its Text."""
-    last = "data: [DONE]\n\n"  # of a stream of events
 
     def __init__(self, row, ask, talker, model):
         self.row, self.text = row, Text(talker.tok, talker.plain, ask.stop or [])
@@ -54,6 +53,7 @@ class Answer:
         yield chunk | {"choices": choices(self.end()[0], delta={})}
         if self.with_usage:
             yield chunk | {"choices": [], "usage": self.whole()["usage"]}
+        yield "[DONE]"
 
 
 def choices(reason=None, **content):
@@ -62,7 +62,6 @@ def choices(reason=None, **content):
 
 class Response(Answer):
     """The answer to a ResponsesRequest."""
-    last = ""
 
     def __init__(self, row, ask, talker, model):
         super().__init__(row, ask, talker, model)

@@ -8,15 +8,15 @@ Sounds, texts and keys of a request are never written to the disk or the log.
 """
 import asyncio
 import hmac
-import ipaddress
 import json
 import os
 import re
 import signal
 import socket
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from configurator import configure, fail, user_input
 
@@ -53,7 +53,7 @@ try:
 
     from api import (MAX_AUDIO_S, SEGMENT_S, ChatRequest, Refused, ResponsesRequest, as_refused,
                      make_row, read_upload, write_transcript)
-    from realtime import Session
+    from realtime import Session, run_until_one_ends
     from responses import Answer, Response
 except ImportError as e:
     fail(f"{e}: source .venv/bin/activate")
@@ -73,13 +73,13 @@ with user_input():
 if not (talker.ears or talker.can_chat):
     fail(f"{run} neither hears nor chats: chat.py --prompt= continues a text")
 name = os.path.basename(os.path.normpath(run))
-started = int(time.time())
+about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "nanochat-omni"}
 engine = Engine(talker, max_batch, 4 * max_batch)
 readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once
-paths = ["/", "/health", "/v1/models", f"/v1/models/{name}", "/v1/chat/completions",
-         "/v1/responses", "/v1/audio/transcriptions", "/v1/realtime"]
-KEY_PROTOCOL = "openai-insecure-api-key."  # of a WebSocket: browsers send no Authorization
-sessions = set()
+NAMES = ["localhost", r"[0-9.]+", r"\[[0-9a-f:.]+\]", *map(re.escape, HOSTS)]
+OWN_NAME = re.compile(f"({'|'.join(NAMES)})(:[0-9]*)?")  # no other page has such a name
+AS_KEY = re.compile(r"(?:(?i:bearer) +|openai-insecure-api-key\.)(.+)")
+sessions = asyncio.Semaphore(max_batch)  # at /v1/realtime
 
 
 # --- errors
@@ -89,8 +89,7 @@ def refusal(e):
     if isinstance(e, Refused):
         return e
     if isinstance(e, RequestValidationError):
-        first = e.errors()[0]
-        return as_refused(first | {"loc": first["loc"][1:]})  # without "body"
+        return as_refused(e, 1)  # 1: without "body"
     if isinstance(e, HTTPException):
         return Refused(e.status_code, f"{e.detail}: there are {', '.join(paths)}")
     if isinstance(e, ClientDisconnect):
@@ -112,50 +111,29 @@ def answer_error(request, e):
 
 
 # --- who may ask, how much and how long
-def is_own_name(called):
-    """Return True for localhost, an address and allow_hosts: no other page has such a name."""
-    try:
-        at = urlsplit("//" + called).hostname or ""
-        return at in ["localhost", *HOSTS] or bool(ipaddress.ip_address(at))
-    except ValueError:
-        return False
-
-
 def check(path, scope):
-    """Raise Refused for a wrong host, origin, key or length of a request or WebSocket."""
+    """Raise Refused for a wrong host, origin or key of a request or WebSocket."""
     headers = HTTPConnection(scope).headers
-    called = headers.get("host", "")
-    if not is_own_name(called):
+    called = headers.get("host", "").lower()
+    if not OWN_NAME.fullmatch(called):
         wrong = f"this server is not called {called[:80]!r}: see --allow_hosts"
         print(wrong, flush=True)
         raise Refused(403, wrong, code="host")
-    own = [f"http://{called}".lower(), f"https://{called}".lower()]
+    own = [f"http://{called}", f"https://{called}"]
     if headers.get("origin", own[0]).lower() not in own + ORIGINS and "*" not in ORIGINS:
         raise Refused(403, "a web page of another origin may not ask here: see --allow_origins",
                       code="origin")
-    scheme, _, given = headers.get("authorization", "").encode("latin1").partition(b" ")
-    given = [given.strip()] if scheme.lower() == b"bearer" else []
-    given += [name.removeprefix(KEY_PROTOCOL).encode("latin1")
-              for name in scope.get("subprotocols", []) if name.startswith(KEY_PROTOCOL)]
-    has_key = any(hmac.compare_digest(each, KEY) for each in given)
-    if KEY and not has_key and path not in ("/", "/health"):
+    given = [headers.get("authorization", ""), *scope.get("subprotocols", [])]
+    keys = [found[1].encode("latin1") for each in given if (found := AS_KEY.fullmatch(each))]
+    is_open = not KEY or path in ("/", "/health")
+    if not (is_open or any(hmac.compare_digest(key, KEY) for key in keys)):
         raise Refused(401, "the key is missing or wrong: send Authorization: Bearer <key>",
                       code="invalid_api_key")
-    check_length(int("0" + headers.get("content-length", "")[:18]))
 
 
-def check_length(n_bytes):
-    if n_bytes > max_body_mb * 1e6:
-        raise Refused(413, f"a body of more than {max_body_mb:g} MB", code="body_too_large")
-
-
-class Guard:
-    """Middleware: the limits above, and a line of log."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
+def guard(app):
+    """Add to an ASGI app the limits above, and a line of log."""
+    async def guarded(scope, receive, send):
         began, n_bytes, status = time.time(), 0, 0
         is_socket = scope["type"] == "websocket"
         method = scope.get("method", "WS")
@@ -166,7 +144,8 @@ class Guard:
             nonlocal n_bytes
             message = await receive()
             n_bytes += len(message.get("body", b""))
-            check_length(n_bytes)
+            if n_bytes > max_body_mb * 1e6:
+                raise Refused(413, f"a body of more than {max_body_mb:g} MB", code="body_too_large")
             return message
 
         async def noted(message):
@@ -179,7 +158,7 @@ class Guard:
                 check(path, scope)
                 if is_socket and path != "/v1/realtime":
                     raise HTTPException(404, "Not Found")
-                await self.app(scope, counted, noted)
+                await app(scope, counted, noted)
         except Exception as e:
             response = answer_error(None, e)
             if status:  # an answer has begun: end the connection
@@ -190,14 +169,15 @@ class Guard:
             print(f"{time.strftime('%H:%M:%S')} {method[:9]} {shown} {status} "
                   f"{time.time() - began:.3f} s", flush=True)
 
+    return guarded
 
-app = FastAPI(openapi_url=None, redirect_slashes=False)
-app.add_middleware(Guard)
-if ORIGINS:  # around the Guard: a page may read its refusals too
+
+app = FastAPI(openapi_url=None, redirect_slashes=False, exception_handlers=dict.fromkeys(
+    (RequestValidationError, HTTPException), answer_error))  # others reach the guard
+app.add_middleware(guard)
+if ORIGINS:  # around the guard: a page may read its refusals too
     app.add_middleware(CORSMiddleware, allow_origins=ORIGINS, allow_methods=["GET", "POST"],
                        allow_headers=["*"])
-for kind in (Refused, RequestValidationError, HTTPException, ClientDisconnect):
-    app.add_exception_handler(kind, answer_error)
 
 
 # --- what it answers
@@ -219,13 +199,12 @@ async def health():
             "max_audio_s": MAX_AUDIO_S, "can_chat": talker.can_chat}
 
 
-@app.get("/v1/models")
 @app.get("/v1/models/{model:path}")
+@app.get("/v1/models")
 async def models(model: str = ""):
     if model not in ("", name):
         raise Refused(404, f"the model here is {name}", "model", "model_not_found")
-    one = {"id": name, "object": "model", "created": started, "owned_by": "nanochat-omni"}
-    return one if model else {"object": "list", "data": [one]}
+    return about if model else {"object": "list", "data": [about]}
 
 
 @app.post("/v1/chat/completions")
@@ -239,12 +218,11 @@ async def responses(request: Request, ask: ResponsesRequest):
 
 
 async def say(request, ask, form):
-    """Answer a ChatRequest in the form of Answer or Response."""
     row = await read(make_row, ask, talker, max_tokens)
     answer = form(row, ask, talker, name)
     pieces = answer.pieces(follow(request, Job(row)))
     if ask.stream:
-        return await stream(answer.events(pieces), answer.last)
+        return await stream(answer.events(pieces))
     async for _ in pieces:
         pass
     return answer.whole()
@@ -256,65 +234,59 @@ async def transcriptions(request: Request):
         raise Refused(400, "this model takes no audio", "file")
     wav, ask = await read(read_upload, request.headers.get("content-type", ""),
                           await request.body(), talker.has_word_times)
-    kind, with_words = ask.response_format, "word" in (ask.timestamp_granularities or [])
-    coming = follow(request, Job(wav=wav, most_s=60.0 if kind in ("json", "text") else SEGMENT_S))
+    has_times = ask.response_format not in ("json", "text")
+    pieces = talker.transcripts(wav, SEGMENT_S if has_times else 60.0)
+    coming = follow(request, Job(work=partial(next, pieces, None)))
     if ask.stream:
-        return await stream(transcript_events(kind, wav, coming, with_words))
+        return await stream(transcript_events(ask, wav, coming))
     pieces = [piece async for piece in coming]
-    found = write_transcript(kind, wav, pieces, talker.language, with_words)
+    found = write_transcript(ask, wav, pieces, talker.language)
     if isinstance(found, dict):
         return found
     is_cut = any(piece.is_cut for piece in pieces)
     return PlainTextResponse(found, headers={"X-Is-Cut": str(is_cut)})
 
 
-async def transcript_events(kind, wav, coming, with_words):
+async def transcript_events(ask, wav, coming):
     pieces, between = [], ""
     async for piece in coming:
         pieces.append(piece)
         if piece.text:
             yield {"type": "transcript.text.delta", "delta": between + piece.text}
             between = talker.language.space
-    kind = kind.replace("text", "json")
-    done = write_transcript(kind, wav, pieces, talker.language, with_words)
+    done = write_transcript(ask, wav, pieces, talker.language)
     yield {"type": "transcript.text.done"} | done
 
 
 @app.websocket("/v1/realtime")
-async def realtime(socket: WebSocket):
+async def realtime(socket: WebSocket, intent: str = ""):
     if not talker.ears:
         raise Refused(400, "this model takes no audio")
-    if socket.query_params.get("intent") != "transcription":
+    if intent != "transcription":
         raise Refused(400, "this server only transcribes: ask for ?intent=transcription", "intent")
-    if len(sessions) >= max_batch:
+    if sessions.locked():
         raise Refused(503, "the server is busy: too many sessions", code="busy")
-    session = Session(socket, engine, request_timeout_s, max_body_mb * 1e6)
-    sessions.add(session)
-    try:
-        await socket.accept("realtime" if "realtime" in socket.scope["subprotocols"] else None)
-        await session.run()
-        await socket.close()
-    except (TimeoutError, WebSocketDisconnect):  # it reads nothing, or is gone
-        pass
-    finally:
-        sessions.discard(session)
+    async with sessions:
+        with suppress(TimeoutError, WebSocketDisconnect):  # it reads nothing, or is gone
+            await socket.accept("realtime" if "realtime" in socket.scope["subprotocols"] else None)
+            await Session(socket, engine, request_timeout_s, max_body_mb * 1e6).run()
+            await socket.close()
 
 
-async def stream(events, end=""):
-    """Answer with server-sent events, each a dict; end: what comes after the last."""
+async def stream(events):
+    """Answer with server-sent events, each a dict or [DONE]."""
     first = await anext(events)  # an error before it is answered with its status
 
-    async def lines():
+    async def lines(event):
         try:
-            yield f"data: {json.dumps(first)}\n\n"
-            async for event in events:
-                yield f"data: {json.dumps(event)}\n\n"
-            yield end
+            while event:
+                yield f"data: {event if event == '[DONE]' else json.dumps(event)}\n\n"
+                event = await anext(events, None)
         except Refused as e:
             yield f"data: {json.dumps({'error': e.error})}\n\n"
 
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(lines(first), media_type="text/event-stream", headers={
+        "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
 async def read(work, *args):
@@ -324,18 +296,18 @@ async def read(work, *args):
 
 
 async def follow(request, job):
-    """Submit a Job and yield its events; Refused: it fails or the client goes away."""
+    """Submit a Job and yield its events. Refused: it fails. ClientDisconnect: nobody waits."""
     async def watch():
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        job.events.put_nowait(Refused(499, "the client went away"))
+        job.events.put_nowait(ClientDisconnect())
 
     if not engine.submit(job):
         raise Refused(503, "the server is busy: too many requests wait", code="busy")
     watching = asyncio.create_task(watch())
     try:
         while (event := await job.events.get()) is not None:
-            if isinstance(event, Refused):
+            if isinstance(event, ClientDisconnect):
                 raise event
             if isinstance(event, Exception):  # the engine reported it
                 raise Refused(500, "the server failed on this request")
@@ -346,6 +318,7 @@ async def follow(request, job):
 
 
 # --- run
+paths = [route.path.replace("{model:path}", name) for route in app.routes]
 idle = set()
 
 
@@ -359,24 +332,18 @@ async def close_idle():
     idle = now
 
 
-async def main():
-    tasks = [asyncio.create_task(engine.run()), asyncio.create_task(server.serve([listening]))]
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    done.pop().result()  # an error of ours ends the server
-
-
-address, number = listening.getsockname()[:2]
+address, number = listening.getsockname()
 at = host.replace("0.0.0.0", "127.0.0.1")
 print(f"{name} (step {talker.step}, {talker.device}): open http://{at}:{number} in a browser",
       flush=True)
-if not ipaddress.ip_address(address).is_loopback:
+if not address.startswith("127."):
     who = "and has the key" if KEY else "(no key is asked for: see --api_key=)"
     print(f"host={host}: anyone who reaches this machine {who} can use it. Browsers give the "
           "microphone to https and localhost only", flush=True)
 server = uvicorn.Server(uvicorn.Config(
     app, http="h11", ws="websockets-sansio", ws_max_size=int(2e6 * max_body_mb),
     ws_per_message_deflate=False, ws_ping_timeout=request_timeout_s, lifespan="off",
-    log_level="critical", access_log=False, server_header=False,
+    log_level="critical", server_header=False,
     timeout_graceful_shutdown=3, timeout_keep_alive=75,
     limit_concurrency=10 * max_batch, callback_notify=close_idle, timeout_notify=request_timeout_s))
-asyncio.run(main())
+asyncio.run(run_until_one_ends(engine.run(), server.serve([listening])))

@@ -2,8 +2,8 @@
 
 A prompt is a list of token ids; a Recording may stand in front of them.
 """
-import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +72,7 @@ class Text:
         self.special = set(tok.special_ids.values())
         self.strip = strip
         self.stop = [s for s in stop if s]
-        self.n_held = max([len(s) - 1 for s in self.stop], default=0)  # they may begin one
+        self.n_held = max(map(len, self.stop), default=1) - 1  # they may begin one
         self.ids = []
         self.shown = ""
         self.stopped = False
@@ -99,8 +99,8 @@ class Text:
 
 def default_run():
     """Return out/cpu_w3 where it is a run, else the folder of the model that comes with us."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    return "out/cpu_w3" if checkpoint_steps("out/cpu_w3") else f"{here}/pretrained"
+    own = str(Path(__file__).with_name("pretrained"))
+    return "out/cpu_w3" if checkpoint_steps("out/cpu_w3") else own
 
 
 class Talker:
@@ -149,30 +149,27 @@ class Talker:
         """Return the audio tokens (T_a, C) of each wav (n,)."""
         return list(map(self.project, self.features(wavs)))
 
-    def spans(self, wav, most_s=60.0):
-        """Cut float32 (n,) at pauses -> [(start, end)], as long as in training at most."""
-        return split_at_pauses(wav, min(most_s, self.piece_s))
-
     def pieces(self, wav):
-        return [wav[start:end] for start, end in self.spans(wav)]
+        """Cut float32 (n,) at pauses -> [wav (n,)], as long as in training at most."""
+        return [wav[start:end] for start, end in split_at_pauses(wav, self.piece_s)]
 
     def write(self, wavs, cut):
-        """Return the transcript (str) of each piece (n,); cut: as in transcribe()."""
+        """Return the transcript (str) of each piece (n,)."""
         return self.write_features(self.features(wavs), cut)
 
     def write_features(self, feats, cut, said=()):
         """Return the transcript (str) of each piece's features (T, n_taps, D).
 
-        said: words that it begins with.
+        cut: as in transcribe(). said: words that it begins with.
         """
         if self.ears["prompt"] == "ctc":  # the control without an LM
             return spell(self.projector, self.tok, feats)
         ids = self.tok.encode(self.language.space.join(said))
         return transcribe(self.model, self.projector, self.tok, feats, BEAMS, cut, ids)
 
-    def transcripts(self, wav, most_s=60.0):
+    def transcripts(self, wav, most_s=np.inf):
         """Cut float32 (n,) at pauses; yield the Piece of each most_s seconds at most."""
-        for start, end in self.spans(wav, most_s):
+        for start, end in split_at_pauses(wav, min(most_s, self.piece_s)):
             cut, feats = [], self.features([wav[start:end]])
             text, = self.write_features(feats, cut)
             start_s, words = start / SAMPLE_RATE, []
@@ -200,7 +197,6 @@ class Talker:
         return [*newest, *ids, self.tok.special("<|assistant_start|>")]
 
     def stop_ids(self):
-        """Return the ids that end an answer."""
         return self.tok.special("<|assistant_end|>"), self.tok.bos_id
 
 
@@ -210,7 +206,7 @@ def loud_part(wav):
     speech = np.percentile(loudness, 90)
     quiet = min(max(loudness.min() + 6, speech - 30), speech - 10)  # as pauses.find_cut
     loud = np.flatnonzero(loudness > quiet)
-    return int(loud[0]) * HOP, min(int(loud[-1] + 1) * HOP, len(wav))
+    return loud[0] * HOP, min((loud[-1] + 1) * HOP, len(wav))
 
 
 def size(items):
@@ -224,7 +220,7 @@ class Batch:
     hear: [wav] -> [audio tokens (T_a, C)].
     """
 
-    def __init__(self, model, hear=None):
+    def __init__(self, model, hear):
         self.model = model
         self.device = model.cos.device
         self.hear = hear
@@ -246,14 +242,14 @@ class Batch:
         longest = max(size(each.prompt) + each.max_tokens for each in rows)
         cache = KVCache.gather(self.model.config, [*sources, (cache, 0)], longest)
         row.generator = torch.Generator(self.device).manual_seed(row.seed)
-        logits = torch.cat([self.logits[:len(self.rows)], logits])
+        logits = torch.cat([self.logits, logits])
         self.rows, self.cache, self.logits = rows, cache, logits
 
     @torch.inference_mode()
     def step(self):
         """Choose the next token of every row; rows that end leave.
 
-        Returns [(row, id)]; the id is None where a row ended at one of its stop_ids.
+        Returns [(row, id)]; then (row, None) for those that end.
         """
         said = []
         for b, row in enumerate(self.rows):
@@ -261,20 +257,20 @@ class Batch:
             token = sample(logits, row.temperature, row.top_p, row.generator).item()
             if token in row.stop_ids:
                 row.ended = "stop"
-                token = None
-            else:
-                row.ids.append(token)
-                row.ended = "length" if len(row.ids) >= row.max_tokens else ""
+                continue
+            row.ids.append(token)
             said.append((row, token))
-        self.drop([row for row in self.rows if row.ended])
+            if len(row.ids) >= row.max_tokens:
+                row.ended = "length"
+        ended = [row for row in self.rows if row.ended]
+        self.drop(ended)
         if self.rows:
             last = torch.tensor([row.ids[-1:] for row in self.rows], device=self.device)  # (B, 1)
             self.logits = self.model(last, kv_cache=self.cache)[:, -1]
-        return said
+        return said + [(row, None) for row in ended]
 
     @torch.inference_mode()
     def drop(self, rows):
-        """Let rows leave."""
         left = [b for b, row in enumerate(self.rows) if row not in rows]
         if len(left) < len(self.rows):
             self.rows = [self.rows[b] for b in left]

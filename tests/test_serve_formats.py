@@ -11,7 +11,7 @@ from test_audiobench import make_run
 from test_serve import (TRANSCRIBE, answer, ckpt, client, head, port, serve,  # noqa: F401
                         server)
 
-from api import LINE, cut_in_segments, write_transcript
+from api import LINE, TranscriptionRequest, cut_in_segments, write_transcript
 from language import ENGLISH
 from talk import Piece, Word
 
@@ -65,7 +65,8 @@ def test_segments_fit_two_lines():
         times = [cue.end_s - cue.start_s for cue in cues]
         assert sum(times) == pytest.approx(6) and min(times) > 0.6
         assert all(len(cue.text) <= 2 * LINE for cue in cues)
-        lines = write_transcript("srt", [], cues, ENGLISH).split("\n")
+        ask = TranscriptionRequest(response_format="srt")
+        lines = write_transcript(ask, [], cues, ENGLISH).split("\n")
         assert lines[1].startswith("01:00:02,500 --> 01:00:0") and max(map(len, lines)) <= LINE
 
 
