@@ -169,23 +169,18 @@ def baselines(clips, rows, features, wavs):
 
     majority takes the option that is most often right in its cell.
     """
-    @cache
-    def pooled(i):
-        return pool(clips[i][0])
-
-    @cache
-    def metered(i):
-        return measure(read_audio(clips.rows[i]["audio"]))
-
     unknown = np.full(len(rows), np.nan)
     times = Counter((row["cell"], row["options"][row["key"]]) for row in rows)
     counts = [[times[row["cell"], option] for option in row["options"]] for row in rows]
     is_key = np.argmax(counts, 1) == [row["key"] for row in rows]
     found = {"probe": unknown, "meters": unknown, "majority": is_key}
     if clips:
+        pooled = cache(lambda i: pool(clips[i][0]))
         found["probe"] = regress(clips, pooled, rows, list(map(pool, features)), RIDGE)
-        if all(os.path.isfile(row["audio"]) for row in clips.rows):
-            own = [measure(wav) for wav in wavs]
+        paths = [row["audio"] for row in clips.rows]
+        if all(map(os.path.isfile, paths)):
+            metered = cache(lambda i: measure(read_audio(paths[i])))
+            own = list(map(measure, wavs))
             found["meters"] = regress(clips, metered, rows, own, METERS_RIDGE)
     return found
 
@@ -222,7 +217,7 @@ def run_bench(talker, rows, wavs, clips):
         result[f"beside_{name}"] = [int(each.sum()) for each in (ours, theirs, at)]
     choices = []
     for row, each, text in zip(rows, scores["score"], said):
-        best = int(each.argmax())
+        best = each.argmax().item()
         choices.append({"id": row["id"], "chosen": row["options"][best],
                         "right": best == row["key"], "said": text,
                         "log_probability": [round(x, 3) for x in each.tolist()]})

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from clip_makers import MAKERS, is_clear, pair_up, read_clips, voice_labels, write_clip
+from clip_makers import MAKERS, is_clear, pair_up, read_clips, write_clip
 from configurator import configure
 from folders import make_folder, sums
 from processes import run_all
-from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick, read_answers,
-                       read_small_talk, read_tasks, said_in, some_of, word_labels, write_rows)
+from questions import (NOBODY, TEXTS, VOICE_TASKS, ask, draw_talk, pick, read_answers, read_tasks,
+                       said_in, some_of, word_labels, write_rows)
 from sources import read_sources
 
 # config: set by a config file or --name=value
@@ -67,10 +67,9 @@ def ask_speech(clips, said, salt):
     """Return the rows of turns.jsonl."""
     rows = []
     for i, clip in enumerate(clips):
-        rng = np.random.default_rng([SEED, salt, i])
-        labels = voice_labels(clip)
+        rng, labels = np.random.default_rng([SEED, salt, i]), clip["labels"]
         if is_clear(clip):
-            labels |= word_labels(clip["text"], rng)
+            labels = labels | word_labels(clip["text"], rng)
         turns = make_turns(labels, rng, some_of(said, rng, clip["text"]))
         rows.append({"key": clip["key"], "turns": turns})
     return rows
@@ -83,10 +82,8 @@ def plan_clips(split, count, said, salt):
     rng, jobs = np.random.default_rng([SEED, salt]), []
     for i in range(count):
         kind = rng.choice(list(KINDS), p=list(KINDS.values()))
-        if kind == "pair":
-            clip = pair_up(clips, rng)
-        else:
-            clip = pick(lines if kind == "spoken" else clips, rng)
+        pool = lines if kind == "spoken" else clips
+        clip = pair_up(clips, rng) if kind == "pair" else pick(pool, rng)
         wrong = some_of(said, rng, clip["text"] if kind in ("voice", "spoken") else "")
         jobs.append((f"{split}-{i:06d}", kind, clip, split, wrong, [SEED, salt, i]))
     return jobs
@@ -126,8 +123,7 @@ def make_text_chats(count):
     answers, tasks = list(read_answers().items()), list(read_tasks().values())
     rng, chats = np.random.default_rng([SEED, 9]), []
     for _ in range(count):
-        block = pick(read_small_talk(), rng)
-        talk = pick(block["|"], rng), pick(block[" "], rng)
+        talk = draw_talk(rng)
         deaf = pick(pick(tasks, rng).train, rng), "send me a recording first"
         others = pick(answers, rng), deaf
         question, answer = talk if rng.uniform() < TALK_SHARE else pick(others, rng)
@@ -136,9 +132,11 @@ def make_text_chats(count):
 
 
 def find_inputs():
+    if n < 1:
+        raise ValueError(f"{n=}: at least 1")
     labels = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
     paths = [clip["path"] for clip in read_sources(sources, False)]
-    return sums(*labels, *paths, QUESTIONS, SPOKEN, SMALL_TALK)
+    return sums(*labels, *paths, *TEXTS)
 
 
 def make():

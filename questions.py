@@ -14,6 +14,7 @@ from tokenizer import multiple_choice
 QUESTIONS = "assets/questions.toml"
 SPOKEN = "assets/spoken.txt"
 SMALL_TALK = "assets/chat.txt"
+TEXTS = (QUESTIONS, SPOKEN, SMALL_TALK)
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NOBODY = "nobody is speaking"
 VOICE_TASKS = "person style emotion voice accent sex pair pitch rate quality".split()
@@ -68,6 +69,12 @@ def pick(values, rng):
     return values[rng.integers(len(values))]
 
 
+def draw_talk(rng):
+    """Return (line, answer) of training's small talk."""
+    block = pick(read_small_talk(), rng)
+    return pick(block["|"], rng), pick(block[" "], rng)
+
+
 def spoken_task(text):
     """Return the task of a line of spoken.txt."""
     if text in NUMBERS:
@@ -110,15 +117,13 @@ def options_for(task, answer, rng, said):
     labels = read_tasks()[task].labels
     if task == "sentence":
         labels = list(read_answers()) if answer in read_answers() else said["sentences"]
-    elif task in ("word", "first", "last"):
+    elif len(answer) > 3 and task in ("word", "first", "last"):  # a shorter one would stand out
         labels = [word for word in said["words"] if word not in said["own"]]
-        if len(answer) <= 3:  # the other options are longer: a short answer would stand out
-            labels = []
     others = [label for label in dict.fromkeys(labels) if label != answer]
     if len(others) < 3 or answer == NOBODY and NOBODY not in labels:
         return None
     options = [answer, *rng.choice(others, 3, replace=False)]
-    return [options[i] for i in rng.permutation(4)]
+    return rng.permutation(options).tolist()
 
 
 def ask(task, answer, rng, said):
