@@ -8,7 +8,7 @@ import numpy as np
 
 import sounds
 from files import read_jsonl
-from questions import NOBODY, NUMBERS, pick, read_answers, read_tasks, spoken_task, word_labels
+from questions import NOBODY, NUMBERS, pick, read_tasks, spoken_labels, word_labels
 from recordings import SAMPLE_RATE, read_audio
 
 # from the least to the most of a label; a voice between two ranges gets no label
@@ -146,9 +146,9 @@ def make_voice(clip, rng, task, label):
 
 
 def make_spoken(clip, rng, *_):
-    text, wanted = clip["text"], pick(("loud", "very loud"), rng)
+    wanted = pick(("loud", "very loud"), rng)
     wav, loudness = at_loudness(read_audio(clip["path"]), rng, wanted)
-    return wav, {spoken_task(text): read_answers()[text], "sentence": text} | loudness
+    return wav, spoken_labels(clip["text"]) | loudness
 
 
 def make_pair(clips, rng, *_):

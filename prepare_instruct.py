@@ -43,7 +43,7 @@ NOBODY_SHARE = 0.6    # share of the clips without a voice where it is asked abo
 TEXT_SHARE = 0.1      # chats without audio to n
 TURNS = 4             # questions to a clip, at most
 CLIP_TURNS = 3        # questions to a clip, on average
-UNASKED_CLEAR = 0.6   # share of clear voices not asked about their quality: most are clear
+UNASKED_CLEAR = 0.6   # share of clear voices, the most, not asked about their quality
 REAL_PAIRS = 0.3      # pairs of real voices to recordings of people
 TALK_SHARE = 0.6      # share of the chats without audio that are small talk
 
@@ -59,8 +59,7 @@ def make_turns(labels, rng, said):
     weights = np.array([read_tasks()[task].weight for task in labels])
     count = min(TURNS, len(labels))
     tasks = rng.choice(list(labels), count, False, weights / weights.sum())
-    turns = [ask(task, labels[task], rng, said) for task in tasks]
-    return list(filter(None, turns))
+    return list(filter(None, (ask(task, labels[task], rng, said) for task in tasks)))
 
 
 def ask_speech(clips, said, salt):
@@ -107,13 +106,13 @@ def make_item(key, kind, clip, split, said, seed):
     """Make a clip and write it; return its row of items.jsonl."""
     rng = np.random.default_rng(seed)
     wav, labels = MAKERS[kind](clip, rng, "", "")
-    if labels.get("sentence") == NOBODY:
-        labels = labels | {"person": NOBODY}
-    elif kind == "real" and " " in labels.get("sentence", ""):
-        labels = labels | word_labels(labels["sentence"], rng)
+    text = labels.get("sentence", "")
+    if text == NOBODY:
+        text, labels = "", labels | {"person": NOBODY}
+    elif kind == "real" and " " in text:
+        labels = labels | word_labels(text, rng)
     path = f"clips/{key}.flac"
     write_clip(f"{out_dir}/{path}", wav)
-    text = labels.get("sentence", "").replace(NOBODY, "")
     return {"audio": path, "key": key, "split": split, "text": text, "kind": kind,
             "labels": labels, "turns": make_turns(labels, rng, said)}
 
@@ -141,9 +140,9 @@ def find_inputs():
 
 def make():
     jobs, overlay = [], []
-    n_clips = max(8, round(n / CLIP_TURNS))
-    counts = {"train": n_clips, "val": max(8, round(VAL_SHARE * n_clips))}
-    for salt, (split, count) in enumerate(counts.items()):
+    n_train = max(8, round(n / CLIP_TURNS))
+    n_val = max(8, round(VAL_SHARE * n_train))
+    for salt, (split, count) in enumerate([("train", n_train), ("val", n_val)]):
         clips = read_clips(speech, split)
         said = said_in([clip["text"] for clip in clips])
         jobs += plan_clips(split, count, said, salt)
@@ -153,8 +152,8 @@ def make():
     Path(out_dir, "clips").mkdir()
     made = run_all(make_item, jobs, chunksize=32)
     items = list(tqdm(made, total=len(jobs), unit=" clips", desc="instructions"))
-    return write_rows(out_dir, {"items.jsonl": items, "turns.jsonl": overlay,
-                                "text.jsonl": chats})
+    files = {"items.jsonl": items, "turns.jsonl": overlay, "text.jsonl": chats}
+    return write_rows(out_dir, files)
 
 
 if __name__ == "__main__":

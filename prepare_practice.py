@@ -15,7 +15,7 @@ from configurator import configure
 from files import read_sentences
 from folders import make_folder, sums
 from questions import (NOBODY, TEXTS, VOICE_TASKS, ask, draw_talk, pick, read_answers, read_tasks,
-                       said_in, some_of, spoken_task, word_labels, write_rows)
+                       said_in, some_of, spoken_labels, word_labels, write_rows)
 
 # config: set by a config file or --name=value
 text_dir = "data/text"
@@ -51,12 +51,9 @@ def draw_labels(text, rng):
 
 def about_words(text, rng):
     """Return {task: answer} of a sentence, a line of spoken.txt or ''."""
-    answers = read_answers()
     if not text:
         return {"sentence": NOBODY}
-    if text in answers:
-        return {spoken_task(text): answers[text], "sentence": text}
-    return word_labels(text, rng)
+    return spoken_labels(text) if text in read_answers() else word_labels(text, rng)
 
 
 def make_turns(text, rng, said, sound):
@@ -88,10 +85,10 @@ def make_turns(text, rng, said, sound):
 def make_chats(split, count, salt, has_sound=False):
     """Return `count` rows of chats.jsonl or texture.jsonl; val asks about new sentences alone."""
     rng, texts = np.random.default_rng([SEED, salt]), read_sentences(text_dir, split)
-    said, spoken, rows = said_in(texts), list(read_answers()), []
+    said, rows = said_in(texts), []
     for _ in range(count):
         is_spoken = split == "train" and rng.uniform() < SPOKEN_SHARE
-        text = pick(spoken if is_spoken else texts, rng)
+        text = pick(list(read_answers()) if is_spoken else texts, rng)
         if has_sound and rng.uniform() <= NOBODY_SHARE:
             text = ""
         labels = draw_labels(text, rng) if has_sound else {}
