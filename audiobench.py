@@ -217,7 +217,7 @@ def run_bench(talker, rows, wavs, clips):
         result[f"beside_{name}"] = [int(each.sum()) for each in (ours, theirs, at)]
     choices = []
     for row, each, text in zip(rows, scores["score"], said):
-        best = each.argmax().item()
+        best = int(each.argmax())
         choices.append({"id": row["id"], "chosen": row["options"][best],
                         "right": best == row["key"], "said": text,
                         "log_probability": [round(x, 3) for x in each.tolist()]})
@@ -275,9 +275,10 @@ def page(rows, choices, folder):
         wrong = [i for i in members if not choices[i]["right"]]
         parts.append(f"<h2>{html.escape(cell)}: {len(wrong)} of {len(members)} wrong</h2>")
         for i in wrong[:N_PLAYED]:
-            options = ", ".join(rows[i]["options"])
-            path = quote(os.path.relpath(rows[i]["audio"], folder))
-            said = f"chosen: {choices[i]['chosen']}; right: {rows[i]['options'][rows[i]['key']]}"
-            text = html.escape(f"{rows[i]['part']}: {rows[i]['question']}? {options}. {said}")
-            parts.append(f'<p>{text}<br><audio controls preload=none src="{path}"></audio>')
+            row = rows[i]
+            path = quote(os.path.relpath(row["audio"], folder))
+            text = (f"{row['part']}: {row['question']}? {', '.join(row['options'])}. chosen: "
+                    f"{choices[i]['chosen']}; right: {row['options'][row['key']]}")
+            parts.append(f"<p>{html.escape(text)}<br>"
+                         f'<audio controls preload=none src="{path}"></audio>')
     return "\n".join(parts)

@@ -44,7 +44,7 @@ ATTEMPTS = 20  # to show the answer: a peaky voice may not get as loud
 
 
 def read_synthetic():
-    """Return ({cell: {task: questions of 25}}, {task: clips to ask about, with "labels"})."""
+    """Return [(part, cell, {task: questions of 25}, {task: clips to ask about}), ...]."""
     cells = {}
     for name, task in read_tasks().items():
         if task.n_bench:
@@ -54,13 +54,13 @@ def read_synthetic():
     clear = [clip for clip in read_clips(speech, "test") if is_clear(clip)]
     for clip in numbers:
         clip["labels"] = {"digit": clip["text"]}
-    pools = dict.fromkeys(read_tasks(), others)
+    pools = dict.fromkeys(read_tasks(), others) | {"digit": numbers}
     pools |= dict.fromkeys(("room", "noise", "channel", "scene", "sentence", "word"), clear)
-    return cells, pools | {"digit": numbers}
+    return [("synthetic", cell, shares, pools) for cell, shares in cells.items()]
 
 
 def read_real():
-    """Return the same of real recordings: a cell for each task that they hold four labels of."""
+    """Return the same of real recordings: a cell for each task of four labels or more."""
     clips, pools = read_sources(sources, True), {}
     for task in REAL_TASKS:
         shown = [clip for clip in clips if task in clip["labels"]]
@@ -74,7 +74,7 @@ def read_real():
             clip["pitch_hz"] = median_pitch(read_audio(clip["path"]))
             clip["rate"] = len(clip["text"].split()) / clip["seconds"]
         pools["pair"] = people
-    return {f"real {task}": {task: BLOCK} for task in pools}, pools
+    return [("real", f"real {task}", {task: BLOCK}, pools) for task in pools]
 
 
 def label_sets(task, count, clips, rng):
@@ -128,17 +128,15 @@ def content_sets(task, count, clips, rng):
 
 def plan():
     """Return the rows of questions.jsonl, each with its "clip"; AudioBench-mini's come first."""
-    planned = []
-    parts = {"synthetic": read_synthetic()} if voices else {}
-    parts["real"] = read_real()
+    planned, cells = [], read_synthetic() if voices else []
+    cells += read_real()
     for block in range(0, bench_items, BLOCK):
-        for part, (cells, pools) in parts.items():
-            items = min(BLOCK, bench_items - block)
-            for cell, shares in cells.items():
-                sizes = {task: round(items * n / BLOCK) for task, n in shares.items()}
-                sizes[next(iter(sizes))] += items - sum(sizes.values())
-                for k, (task, size) in enumerate(sizes.items()):
-                    planned += plan_task(part, cell, task, size, pools[task], [len(planned), k])
+        items = min(BLOCK, bench_items - block)
+        for part, cell, shares, pools in cells:
+            sizes = {task: round(items * n / BLOCK) for task, n in shares.items()}
+            sizes[next(iter(sizes))] += items - sum(sizes.values())
+            for k, (task, size) in enumerate(sizes.items()):
+                planned += plan_task(part, cell, task, size, pools[task], [len(planned), k])
     if not planned:
         raise ValueError(f"no question: {bench_items=}, {voices=}, {sources=}")
     places = np.random.default_rng([SEED, 78]).permutation(np.arange(len(planned)) % 4)

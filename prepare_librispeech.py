@@ -218,15 +218,15 @@ def plan_shards(clips):
 
 def clear(n_clips):
     """Remove other features. Stop if they are not of this script, or of more clips."""
-    shards, manifest = list(FINAL.glob("shard-*")), FINAL / "manifest.json"
+    manifest = FINAL / "manifest.json"
     held = json.loads(manifest.read_bytes())["clips"] if subset and manifest.exists() else {}
-    foreign = [path for path in shards if path.suffix == ".tar" and not rows_file(path).exists()]
+    foreign = [path for path in FINAL.glob("shard-*.tar") if not rows_file(path).exists()]
     if foreign and not (FINAL / BEGUN).exists():
         fail(f"{FINAL}: {foreign[0].name} is not of this script: choose another out_dir")
     if sum(held.values()) > n_clips:
         fail(f"{FINAL} holds more than this subset's {n_clips:,} clips: choose another out_dir")
     write_json(FINAL / BEGUN, {})  # not whole, but of this script
-    for path in [FINAL / "meta.json", *shards, *FINAL.glob("*.jsonl"), manifest]:
+    for path in [FINAL / "meta.json", *FINAL.glob("shard-*"), *FINAL.glob("*.jsonl"), manifest]:
         path.unlink(missing_ok=True)
 
 

@@ -85,8 +85,10 @@ def siren(n, rng):
 
 def bell(n, rng):
     partials = rng.uniform(300, 900) * np.array([1, 2.0, 2.4, 3.0, 4.5, 5.3])
-    period_s = rng.uniform(0.9, 1.6)
-    return repeat(n, rng, period_s, lambda: ring(partials, 1.0, rng.uniform(0.5, 0.9)))
+
+    def stroke():
+        return ring(partials, 1.0, rng.uniform(0.5, 0.9))
+    return repeat(n, rng, rng.uniform(0.9, 1.6), stroke)
 
 
 def rain(n, rng):
@@ -275,8 +277,9 @@ def through(wav, rng, channel, shift=1.0):
         return wav
     wav = level(band(wav, *(shift * hz for hz in CHANNELS[channel])))
     if channel == "an old radio":
-        crackle = (rng.uniform(size=len(wav)) < 0.002) * rng.standard_normal(len(wav)) * 6
-        hiss = 0.08 * rng.standard_normal(len(wav))
+        n = len(wav)
+        crackle = (rng.uniform(size=n) < 0.002) * rng.standard_normal(n) * 6
+        hiss = 0.08 * rng.standard_normal(n)
         wav = band(np.clip(2 * wav, -1.2, 1.2) + hiss + crackle, 400, 3000)
     return wav
 
