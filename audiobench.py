@@ -169,23 +169,18 @@ def baselines(clips, rows, features, wavs):
 
     majority takes the option that is most often right in its cell.
     """
-    @cache
-    def pooled(i):
-        return pool(clips[i][0])
-
-    @cache
-    def metered(i):
-        return measure(read_audio(clips.rows[i]["audio"]))
-
     unknown = np.full(len(rows), np.nan)
     times = Counter((row["cell"], row["options"][row["key"]]) for row in rows)
     counts = [[times[row["cell"], option] for option in row["options"]] for row in rows]
     is_key = np.argmax(counts, 1) == [row["key"] for row in rows]
     found = {"probe": unknown, "meters": unknown, "majority": is_key}
     if clips:
+        pooled = cache(lambda i: pool(clips[i][0]))
         found["probe"] = regress(clips, pooled, rows, list(map(pool, features)), RIDGE)
-        if all(os.path.isfile(row["audio"]) for row in clips.rows):
-            own = [measure(wav) for wav in wavs]
+        paths = [row["audio"] for row in clips.rows]
+        if all(map(os.path.isfile, paths)):
+            metered = cache(lambda i: measure(read_audio(paths[i])))
+            own = list(map(measure, wavs))
             found["meters"] = regress(clips, metered, rows, own, METERS_RIDGE)
     return found
 
@@ -280,9 +275,10 @@ def page(rows, choices, folder):
         wrong = [i for i in members if not choices[i]["right"]]
         parts.append(f"<h2>{html.escape(cell)}: {len(wrong)} of {len(members)} wrong</h2>")
         for i in wrong[:N_PLAYED]:
-            options = ", ".join(rows[i]["options"])
-            path = quote(os.path.relpath(rows[i]["audio"], folder))
-            said = f"chosen: {choices[i]['chosen']}; right: {rows[i]['options'][rows[i]['key']]}"
-            text = html.escape(f"{rows[i]['part']}: {rows[i]['question']}? {options}. {said}")
-            parts.append(f'<p>{text}<br><audio controls preload=none src="{path}"></audio>')
+            row = rows[i]
+            path = quote(os.path.relpath(row["audio"], folder))
+            text = (f"{row['part']}: {row['question']}? {', '.join(row['options'])}. chosen: "
+                    f"{choices[i]['chosen']}; right: {row['options'][row['key']]}")
+            parts.append(f"<p>{html.escape(text)}<br>"
+                         f'<audio controls preload=none src="{path}"></audio>')
     return "\n".join(parts)

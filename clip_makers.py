@@ -8,7 +8,7 @@ import numpy as np
 
 import sounds
 from files import read_jsonl
-from questions import NOBODY, NUMBERS, pick, read_answers, read_tasks, spoken_task, word_labels
+from questions import NOBODY, NUMBERS, pick, read_tasks, spoken_labels, word_labels
 from recordings import SAMPLE_RATE, read_audio
 
 # from the least to the most of a label; a voice between two ranges gets no label
@@ -79,7 +79,7 @@ def voice_labels(clip):
 
 
 def is_clear(clip):
-    """Can a model that was aligned on plain speech hear a clip's words?"""
+    """Can a model that was aligned on plain speech hear the words?"""
     return (clip["quality"] == "plain" and clip["accent"] in ("american", "british")
             and clip.get("rate_set", 0) <= CLEAR_WPM and clip.get("pitch", 0) <= CLEAR_PITCH)
 
@@ -146,10 +146,9 @@ def make_voice(clip, rng, task, label):
 
 
 def make_spoken(clip, rng, *_):
-    text = clip["text"]
     wanted = pick(("loud", "very loud"), rng)
     wav, loudness = at_loudness(read_audio(clip["path"]), rng, wanted)
-    return wav, {spoken_task(text): read_answers()[text], "sentence": text} | loudness
+    return wav, spoken_labels(clip["text"]) | loudness
 
 
 def make_pair(clips, rng, *_):
@@ -186,24 +185,23 @@ def make_music(_, rng, *__):
 
 def make_beeps(_, rng, *__):
     count = int(rng.integers(1, 5))
-    wav = sounds.beeps(SAMPLE_RATE, rng, count)
-    return at_loudness(wav, rng, "loud")[0], {"beeps": NUMBERS[count], "sentence": NOBODY}
+    wav, _ = at_loudness(sounds.beeps(rng, count), rng, "loud")
+    return wav, {"beeps": NUMBERS[count], "sentence": NOBODY}
 
 
 def make_silence(_, rng, *__):
     wav = sounds.colored(sounds.samples(rng.uniform(1, 3)), rng, rng.uniform(0, 1))
-    kind = "noise" if rng.uniform() < 0.5 else "silence"
-    loudness_db = {"noise": (-45, -20), "silence": (-85, -70)}[kind]
-    return sounds.level(wav, inside(loudness_db, rng)), {"kind": kind, "sentence": NOBODY}
+    kind, ends_db = ("noise", (-45, -20)) if rng.uniform() < 0.5 else ("silence", (-85, -70))
+    return sounds.level(wav, inside(ends_db, rng)), {"kind": kind, "sentence": NOBODY}
 
 
 def make_real(clip, *_):
     return read_audio(clip["path"]), clip["labels"]
 
 
-MAKERS = {"voice": make_voice, "spoken": make_spoken, "pair": make_pair, "scene": make_scene,
-          "event": make_event, "music": make_music, "beeps": make_beeps, "silence": make_silence,
-          "real": make_real}
+MAKERS = {"voice": make_voice, "spoken": make_spoken, "digit": make_spoken, "pair": make_pair,
+          "scene": make_scene, "event": make_event, "music": make_music, "beeps": make_beeps,
+          "silence": make_silence, "real": make_real}
 
 
 # ---- two clips of one voice or of two
@@ -221,24 +219,22 @@ def pair_up(clips, rng, label=""):
     """
     plain = [clip for clip in clips if is_plain(clip) and clip["sex"] in PEOPLE
              and clip["seconds"] < 4 and clip.get("pitch_hz", 1)]
-    wanted = [label or pick(list(PAIRS), rng)]
-    wanted += [name for name in PAIRS if not label and name != wanted[0]]
-    for name in wanted:
+    wanted = label or pick(list(PAIRS), rng)
+    for name in dict.fromkeys([wanted, *([] if label else PAIRS)]):
         firsts = [clip for clip in plain if PAIRS[name][0] in ("", clip["sex"])]
         best = np.inf,  # how unlike, and the two clips
         for i in rng.permutation(len(firsts)):
             a = firsts[i]
-            seconds = [clip for clip in plain
-                       if clip["text"] != a["text"] and compare(a, clip) == PAIRS[name]]
+            seconds = [b for b in plain if b["text"] != a["text"] and compare(a, b) == PAIRS[name]]
             if seconds and not label:
                 return [a, pick(seconds, rng)]
-            pairs = [(unlike(a, clip), a, clip) for clip in seconds]
+            pairs = [(unlike(a, b), a, b) for b in seconds]
             best = min([best, *pairs], key=lambda pair: pair[0])
             if best[0] < MATCHED:
                 break
         if best[1:]:
             return best[1:]
-    raise ValueError(f"{clips[0].get('root', 'sources')}: no two clips of {wanted[0]}: add some")
+    raise ValueError(f"{clips[0].get('root', 'sources')}: no two clips of {wanted}: add some")
 
 
 def unlike(a, b):

@@ -1,21 +1,21 @@
 """Speech corpora: which recordings there are, what is said, and what can't be used.
 
-LibriSpeech  <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt, and
-             perhaps <source>/labels.jsonl ({"key": ..., any label} a line). Subsets train* are the
-             split train, val* and dev* val, test* test. A source of speakers' folders is one
-             subset. LibriSpeech's own are downloaded when missing.
-A list       <source>.jsonl: {"audio": path from the list's folder, "text": ...} a line, perhaps
-             "split" (else a twentieth is val), "speaker", "key", "language". With "question" and
-             "answer", or "turns" [[task, question, answer], ...], a line needs no text.
-speechocean  speechocean762's folder (arXiv:2104.01378): a tenth of train's speakers is val; its
-             test is test_adults (18 years or more) and test_children.
-Common Voice <source>/validated.tsv and clips, of a language (arXiv:1912.06670); a twentieth of the
-             speakers is val.
-AISHELL-1    <source>/transcript/aishell_transcript_v0.8.txt and wav/<split>/<speaker>/<key>.wav
-             (arXiv:1709.05522).
-LJSpeech     <source>/metadata.csv (key|text|text with numbers in words) and wavs.
-queen        <source>/queen.1c of Debian's flight-of-the-amazon-queen, a game: actors' lines, which
-             are unpacked to <source>/clips. Format: ScummVM's engines/queen.
+LibriSpeech: <source>/<subset>/<speaker>/<chapter>/<key>.flac and <speaker>-<chapter>.trans.txt,
+    perhaps <source>/labels.jsonl ({"key": ..., any label} a line). Subsets train* are the split
+    train, val* and dev* val, test* test. A source of speakers' folders is one subset.
+    LibriSpeech's own are downloaded when missing.
+A list: <source>.jsonl, {"audio": path from the list's folder, "text": ...} a line, perhaps "split"
+    (else a twentieth is val), "speaker", "key", "language". With "question" and "answer", or
+    "turns" [[task, question, answer], ...], a line needs no text.
+speechocean762's folder (arXiv:2104.01378): a tenth of train's speakers is val; its test is
+    test_adults (18 years or more) and test_children.
+Common Voice: <source>/validated.tsv and clips, of a language (arXiv:1912.06670); a twentieth of
+    the speakers is val.
+AISHELL-1: <source>/transcript/aishell_transcript_v0.8.txt and wav/<split>/<speaker>/<key>.wav
+    (arXiv:1709.05522).
+LJSpeech: <source>/metadata.csv (key|text|text with numbers in words) and wavs.
+Queen: <source>/queen.1c of Debian's flight-of-the-amazon-queen, a game: actors' lines, which are
+    unpacked to <source>/clips. Format: ScummVM's engines/queen.
 """
 import csv
 import os
@@ -52,7 +52,7 @@ class Clip(NamedTuple):
     error: str = ""    # why it can't be used
 
     def require_recording(self):
-        """Raise a ValueError if the clip can't be used or its recording is not there."""
+        """Raise a ValueError if it can't be used or its recording is not there."""
         if self.error or not self.key:
             raise ValueError(self.error or "its key has no letters")
         if not os.path.exists(self.path):
@@ -63,9 +63,9 @@ def read_corpus(source, subsets="", seen_voices=False, language=ENGLISH):
     """Read the lists of a corpus and the headers of its recordings.
 
     source: folder or .jsonl; subsets: comma-separated folder names, "": all; seen_voices: val and
-    test may hold speakers of train; language: where a clip names none. Returns (clips, failures,
-    counts): clips are {"path", "info": labels with key, text, seconds}, failures {"key", "reason"};
-    counts: what was dropped, and what keeps its digits. ValueError, OSError: the corpus is broken.
+    test may hold speakers of train; language: where a clip names none. Returns clips
+    [{"path", "info": labels with key, text, seconds}], failures [{"key", "reason"}], counts of
+    what was dropped or keeps its digits. ValueError, OSError: the corpus is broken.
     """
     clips, failures, counts = [], [], Counter()
     known, split_of = {}, {}  # {key: where it is named}, {speaker: split}
@@ -74,8 +74,9 @@ def read_corpus(source, subsets="", seen_voices=False, language=ENGLISH):
             check_clip(clip, known, {} if seen_voices else split_of)
             clips.append(describe(clip, counts, language))
         except NoSpokenForm as e:
-            counts[f"dropped: {e.reason}"] += 1
-            if counts[f"dropped: {e.reason}"] == 1:
+            why = f"dropped: {e.reason}"
+            counts[why] += 1
+            if counts[why] == 1:
                 tqdm.write(f"{clip.where}: dropped, the first of this kind: {e}")
         except (ValueError, OSError) as e:
             failures.append({"key": clip.key, "reason": f"{clip.where}: {e}"})
@@ -84,7 +85,7 @@ def read_corpus(source, subsets="", seen_voices=False, language=ENGLISH):
 
 
 def check_clip(clip, known, split_of):
-    """Raise a ValueError if a clip can't be used. Notes its speaker's split in split_of."""
+    """Raise a ValueError if a clip can't be used; note its speaker's split."""
     clip.require_recording()
     if clip.key in known:
         raise ValueError(f'key there twice, at {known[clip.key]} too: give each row its own "key"')
@@ -95,11 +96,11 @@ def check_clip(clip, known, split_of):
 
 
 def describe(clip, counts, language):
-    """Return what read_corpus returns of a clip; ValueError, OSError: it can't be used."""
+    """Return one of read_corpus()'s clips; ValueError, OSError: it can't be used."""
     own = clip.labels.get("language")
     text = (Language(str(own)) if own else language).normalize(clip.words)
-    seconds = round(audio_header(clip.path), 4)
-    info = clip.labels | {"key": clip.key, "text": text, "seconds": seconds}
+    info = clip.labels | {"key": clip.key, "text": text,
+                          "seconds": round(audio_header(clip.path), 4)}
     if any(map(str.isdigit, clip.words)):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
     if any(map(str.isdigit, text)):
@@ -126,8 +127,8 @@ def find_clips(source, subsets):
 
 
 def read_librispeech(source, subsets):
-    path, labels, sexes = Path(source, "labels.jsonl"), {}, {}
-    if path.exists():
+    labels, sexes = {}, {}
+    if os.path.exists(path := f"{source}/labels.jsonl"):
         labels = {row["key"]: row for _, row in read_jsonl(path, key=str)}
     path = Path(source, "SPEAKERS.TXT")
     for line in read_lines(path) if path.exists() else ():
@@ -137,20 +138,19 @@ def read_librispeech(source, subsets):
         name = folder.resolve().name
         split = next((SPLITS[start] for start in SPLITS if name.startswith(start)), "train")
         for transcripts in find_chapters(folder):
-            heard = set()
+            chapter = os.path.dirname(transcripts)
+            unsaid = {path: key for key, path in find_audio(chapter).items()}
             for clip in read_transcripts(transcripts):
-                heard.add(clip.path)
+                unsaid.pop(clip.path, None)
                 own = {"sex": sexes.get(clip.labels["speaker"], ""), **labels.get(clip.key, {}),
                        "split": split, **clip.labels}
                 yield clip._replace(key=clean_key(clip.key), labels=own)
-            chapter = os.path.dirname(transcripts)
-            for key, path in find_audio(chapter).items():
-                if path not in heard:
-                    yield Clip(chapter, key, error=f"{path} has no transcript")
+            for path, key in unsaid.items():
+                yield Clip(chapter, key, error=f"{path} has no transcript")
 
 
 def find_subsets(root, names):
-    """Return the folders of subsets; LibriSpeech's own are downloaded. OSError: one is missing."""
+    """Return the folders of subsets, LibriSpeech's own downloaded. OSError: one is missing."""
     folders = [root / name.strip() for name in names.split(",") if names]
     for folder in folders:
         if not folder.is_dir():
@@ -199,12 +199,12 @@ def read_list(source):
 
 
 def draw_split(name):
-    """Return train, or val for a twentieth of the names of speakers or clips."""
+    """Return "val" for a twentieth of the names of speakers or clips, else "train"."""
     return "train" if zlib.crc32(name.encode()) % 20 else "val"
 
 
 def read_clip_row(line):
-    """Return the row (dict) of a line, with audio, text and perhaps turns; ValueError: none."""
+    """Return a line's row, with audio, text and perhaps turns; ValueError: it is none."""
     row = read_row(line, audio=str)
     if "question" in row:
         check_row(row, answer=(str, int, float))
@@ -239,19 +239,20 @@ def read_common_voice(source):
         if not all(row.get(name) for name in ("client_id", "path", "sentence")):
             yield Clip(where, "", error="it has no client_id, path or sentence")
             continue
-        speaker = row["client_id"][:16]
+        speaker, name = row["client_id"][:16], row["path"]
         labels = {"split": draw_split(speaker), "speaker": speaker, "sex": row.get("gender", "")}
-        recording = find_path(f"{source}/clips", row["path"])
-        yield Clip(where, clean_key(Path(row["path"]).stem), recording, row["sentence"], labels)
+        recording = find_path(f"{source}/clips", name)
+        yield Clip(where, clean_key(Path(name).stem), recording, row["sentence"], labels)
 
 
 def read_aishell(source):
     said = {key: words for _, key, words in read_pairs(Path(source, AISHELL))}
     for path in sorted(Path(source, "wav").glob("*/*/*.wav")):
-        words, name = said.get(path.stem), path.parts[-3]
-        labels = {"split": SPLITS.get(name, name), "speaker": path.parts[-2]}
+        split, speaker = path.parts[-3:-1]
+        words = said.get(path.stem, "")
+        labels = {"split": SPLITS.get(split, split), "speaker": speaker}
         error = "" if words else f"{AISHELL} has no line for it"  # a few have none
-        yield Clip(str(path), path.stem, str(path), words or "", labels, error)
+        yield Clip(str(path), path.stem, str(path), words, labels, error)
 
 
 def read_ljspeech(source):
@@ -272,14 +273,14 @@ def read_queen(source):
         files, lines = queen_lines(game.read_bytes())
     except (LookupError, ValueError, error):
         raise ValueError(f"{game} is cut short or not Debian's") from None
-    os.makedirs(Path(source, "clips"), exist_ok=True)
+    folder, labels = Path(source, "clips"), {"split": "train", "speaker": ""}
+    folder.mkdir(exist_ok=True)
     for stem, line in lines:
         for i, text in enumerate(re.split(r"\*..", line), 1):  # '*' and a code end a clip
             key = f"{stem}{i:X}"
-            path = Path(source, "clips", f"{key}.mp3")
             if sound := files.pop(f"{key}.SB", b""):
+                path = folder / f"{key}.mp3"
                 path.write_bytes(sound)
-                labels = {"split": "train", "speaker": ""}
                 yield Clip(str(game), key, str(path), text.strip(), labels)
 
 
@@ -291,7 +292,7 @@ def queen_lines(data):
     jas = files["QUEEN.JAS"][20:]
     n_rooms, n_things, n, n_notes = unpack_from(">4H", jas)
     kinds = [kind for *_, kind in iter_unpack(">8h", jas[8:8 + 16 * n])]
-    kinds = [-3, *kinds, 0, 0, 0, -3]  # the hero, things and people, narrators, the hero
+    kinds = [-3, *kinds, 0, 0, 0, -3]  # hero, things and people, narrators, hero
     texts = files["QUEEN2.JAS"].decode("cp437").splitlines()
     texts = texts[n_notes + n_things + n_rooms + 12:][:40] + texts[:n_notes]
     lines = [(f"JOE{i:04}", text) for i, text in enumerate(texts, 1)]
@@ -304,7 +305,7 @@ def queen_lines(data):
 
 
 def queen_string(data, at, align=2):
-    """Return the string at a place, and the next place."""
+    """Return the string at a place, and the place after it."""
     end = at + 1 + data[at]
     return data[at + 1:end].decode("cp437"), end + (data[at] and -end % align)
 

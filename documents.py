@@ -93,8 +93,9 @@ class Documents:
         path = Path(folder, f"{split}.bin")
         try:
             meta = json.loads(Path(folder, "meta.json").read_bytes())
-            if path.stat().st_size != meta["files"][path.name]:
-                raise ValueError(f"{path.name} is not of {meta['files'][path.name]:,} bytes")
+            size = meta["files"][path.name]
+            if path.stat().st_size != size:
+                raise ValueError(f"{path.name} is not of {size:,} bytes")
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{folder} holds no finished documents ({e}): run "
                              f"prepare_documents.py --out_dir={folder}") from None

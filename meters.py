@@ -34,6 +34,12 @@ def pitches(power, level):
     return np.log2(hz[is_voiced]) if is_voiced.any() else np.array([5.0]), is_voiced.mean()
 
 
+def rise(x):
+    """Return the mean of the second half of x, (T,) or (T, n), over the first half's."""
+    half = len(x) // 2
+    return x[half:].mean(0) - x[:half + 1].mean(0)
+
+
 def measure(wav):
     """Return 62 numbers, float32, of wav (n,) at 16 kHz: level, spectrum, pitch, movement."""
     wav = np.asarray(wav, np.float64)
@@ -43,7 +49,6 @@ def measure(wav):
                       for low, high in zip(BANDS_HZ, BANDS_HZ[1:])], 1)
     bands = 10 * np.log10(bands + 1e-9)
     tone, voiced = pitches(power, level)
-    half, middle = len(bands) // 2, len(tone) // 2
     swing = np.abs(np.fft.rfft(level - level.mean(), 512))[:60].reshape(6, 10).mean(1)
     rms = 20 * np.log10(np.sqrt(np.mean(wav ** 2)) + 1e-9)
     flatness = np.exp(np.log(power + 1e-12).mean()) / (power.mean() + 1e-12)
@@ -51,8 +56,6 @@ def measure(wav):
         rms, 20 * np.log10(np.abs(wav).max() + 1e-9) - rms, len(wav) / SAMPLE_RATE, flatness,
         *np.percentile(level, (5, 25, 50, 75, 95)) - rms, level.std(), np.abs(np.diff(level)).mean()
         if len(level) > 1 else 0, *bands.mean(0) - rms, *bands.std(0),
-        *np.percentile(tone, (10, 50, 90)), tone.std(), voiced, np.ptp(tone),
-        tone[middle:].mean() - tone[:middle + 1].mean(),
-        *np.log1p(swing), *(bands[half:].mean(0) - bands[:half + 1].mean(0)),
-        level[half:].mean() - level[:half + 1].mean(), (level < level.max() - 25).mean()],
+        *np.percentile(tone, (10, 50, 90)), tone.std(), voiced, np.ptp(tone), rise(tone),
+        *np.log1p(swing), *rise(bands), rise(level), (level < level.max() - 25).mean()],
         np.float32)

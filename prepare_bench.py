@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_makers import (MAKERS, Beyond, is_clear, is_plain, pair_up, read_clips, write_clip)
+from clip_makers import MAKERS, Beyond, is_clear, is_plain, pair_up, read_clips, write_clip
 from configurator import configure
 from folders import make_folder, sums
 from meters import median_pitch
@@ -32,7 +32,7 @@ speech = "data/synthetic"  # --corpus=plain
 out_dir = "data/audiobench_mini"
 bench_items = 25           # questions in each cell
 sources = ""               # real recordings too: name=folder, ... (sources.py)
-config = configure(globals())  # meta.json stores it
+config = configure(globals())
 # ----
 SEED = 0
 BLOCK = 25     # questions of a cell that are drawn together: the first blocks are AudioBench-mini
@@ -44,7 +44,7 @@ ATTEMPTS = 20  # to show the answer: a peaky voice may not get as loud
 
 
 def read_synthetic():
-    """Return ({cell: {task: questions of 25}}, {task: clips to ask about, with "labels"})."""
+    """Return [(part, cell, {task: questions of 25}, {task: clips to ask about}), ...]."""
     cells = {}
     for name, task in read_tasks().items():
         if task.n_bench:
@@ -54,13 +54,13 @@ def read_synthetic():
     clear = [clip for clip in read_clips(speech, "test") if is_clear(clip)]
     for clip in numbers:
         clip["labels"] = {"digit": clip["text"]}
-    pools = dict.fromkeys(read_tasks(), others)
+    pools = dict.fromkeys(read_tasks(), others) | {"digit": numbers}
     pools |= dict.fromkeys(("room", "noise", "channel", "scene", "sentence", "word"), clear)
-    return cells, pools | {"digit": numbers}
+    return [("synthetic", cell, shares, pools) for cell, shares in cells.items()]
 
 
 def read_real():
-    """Return the same of real recordings: a cell for each task that they hold four labels of."""
+    """Return the same of real recordings: a cell for each task of four labels or more."""
     clips, pools = read_sources(sources, True), {}
     for task in REAL_TASKS:
         shown = [clip for clip in clips if task in clip["labels"]]
@@ -74,7 +74,7 @@ def read_real():
             clip["pitch_hz"] = median_pitch(read_audio(clip["path"]))
             clip["rate"] = len(clip["text"].split()) / clip["seconds"]
         pools["pair"] = people
-    return {f"real {task}": {task: BLOCK} for task in pools}, pools
+    return [("real", f"real {task}", {task: BLOCK}, pools) for task in pools]
 
 
 def label_sets(task, count, clips, rng):
@@ -83,15 +83,14 @@ def label_sets(task, count, clips, rng):
     Labels: those that real clips show, or all where a sound can be made of each.
     """
     labels, left_out, rows = read_tasks()[task].labels, Counter(), []
-    shown = {clip["labels"].get(task) for clip in clips if "root" not in clip} - {None}
-    if shown:
-        labels = [label for label in labels if label in shown]
+    shown = {clip["labels"].get(task) for clip in clips if "root" not in clip}
+    labels = [label for label in labels if label in shown] or labels
     for i in rng.permutation(np.arange(count) % len(labels)):
-        others = [label for label in labels if label != labels[i]]
+        answer = labels[i]
+        others = [label for label in labels if label != answer]
         others.sort(key=lambda label: (left_out[label], rng.uniform()))
         left_out.update(others[:-3])
-        clip = choose_clip(task, labels[i], clips, rng)
-        rows.append((clip, [labels[i], *others[-3:]]))
+        rows.append((choose_clip(task, answer, clips, rng), [answer, *others[-3:]]))
     return rows
 
 
@@ -128,53 +127,45 @@ def content_sets(task, count, clips, rng):
 
 
 def plan():
-    """Return [(clip, row of questions.jsonl), ...], AudioBench-mini's before all others."""
-    planned = []
-    parts = {"synthetic": read_synthetic()} if voices else {}
-    parts["real"] = read_real()
+    """Return the rows of questions.jsonl, each with its "clip"; AudioBench-mini's come first."""
+    planned, cells = [], read_synthetic() if voices else []
+    cells += read_real()
     for block in range(0, bench_items, BLOCK):
-        for part, (cells, pools) in parts.items():
-            items = min(BLOCK, bench_items - block)
-            for cell, shares in cells.items():
-                sizes = {task: round(items * n / BLOCK) for task, n in shares.items()}
-                sizes[next(iter(sizes))] += items - sum(sizes.values())
-                for k, (task, size) in enumerate(sizes.items()):
-                    rows = plan_task(cell, task, size, pools[task], [len(planned), k])
-                    planned += [(clip, row | {"part": part}) for clip, row in rows]
+        items = min(BLOCK, bench_items - block)
+        for part, cell, shares, pools in cells:
+            sizes = {task: round(items * n / BLOCK) for task, n in shares.items()}
+            sizes[next(iter(sizes))] += items - sum(sizes.values())
+            for k, (task, size) in enumerate(sizes.items()):
+                planned += plan_task(part, cell, task, size, pools[task], [len(planned), k])
     if not planned:
         raise ValueError(f"no question: {bench_items=}, {voices=}, {sources=}")
     places = np.random.default_rng([SEED, 78]).permutation(np.arange(len(planned)) % 4)
-    for number, (place, (_, row)) in enumerate(zip(places.tolist(), planned)):
+    for number, row in enumerate(planned):
         answer, *others = row["options"]
-        order = np.random.default_rng([SEED, 79, number]).permutation(3)
-        row["options"] = [others[i] for i in order]
-        row["options"].insert(place, answer)
-        row["key"] = place
+        row["options"] = np.random.default_rng([SEED, 79, number]).permutation(others).tolist()
+        row["key"] = int(places[number])
+        row["options"].insert(row["key"], answer)
     return planned
 
 
-def plan_task(cell, task, size, clips, seed):
-    """Return plan()'s rows of one task, without "key"; the first option is the answer."""
+def plan_task(part, cell, task, size, clips, seed):
+    """Yield plan()'s rows of one task, without "key"; the first option is the answer."""
     rng = np.random.default_rng([SEED, 77, *seed])
     phrase = np.random.default_rng([SEED, 81, *seed])  # not moved by the draws of clips
-    planned = []
     make_sets = content_sets if task in ("sentence", "word") else label_sets
     for number, (clip, options) in enumerate(make_sets(task, size, clips, rng), seed[0]):
         name = f"{number:03d}"
         question = pick(read_tasks()[task].bench, phrase)
-        row = {"id": name, "cell": cell, "task": task, "audio": f"wavs/{name}.wav",
-               "question": question, "options": options}
-        planned.append((clip, row))
-    return planned
+        yield {"clip": clip, "id": name, "cell": cell, "task": task, "audio": f"wavs/{name}.wav",
+               "question": question, "options": options, "part": part}
 
 
 def make_wav(clip, row):
     """Return a question's wav; ValueError: none shows the answer."""
     task, answer = row["task"], row["options"][row["key"]]
-    kind = {"digit": "spoken"}.get(task, task)
+    make = MAKERS.get(task, MAKERS["voice"])
     if row["part"] == "real" and task != "pair":
-        kind = "real"
-    make = MAKERS.get(kind, MAKERS["voice"])
+        make = MAKERS["real"]
     for attempt in range(ATTEMPTS):
         rng = Beyond(np.random.PCG64([SEED, 80, int(row["id"]), attempt]))
         wav, labels = make(clip, rng, task, answer)
@@ -190,11 +181,11 @@ def find_inputs():
 
 
 def make():
-    planned = plan()
+    rows = plan()
     Path(out_dir, "wavs").mkdir()
-    for clip, row in planned:
-        write_clip(f"{out_dir}/{row['audio']}", make_wav(clip, row))
-    return write_rows(out_dir, {"questions.jsonl": [row for _, row in planned]})
+    for row in rows:
+        write_clip(f"{out_dir}/{row['audio']}", make_wav(row.pop("clip"), row))
+    return write_rows(out_dir, {"questions.jsonl": rows})
 
 
 if __name__ == "__main__":

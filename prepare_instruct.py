@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from clip_makers import MAKERS, is_clear, pair_up, read_clips, voice_labels, write_clip
+from clip_makers import MAKERS, is_clear, pair_up, read_clips, write_clip
 from configurator import configure
 from folders import make_folder, sums
 from processes import run_all
-from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick, read_answers,
-                       read_small_talk, read_tasks, said_in, some_of, word_labels, write_rows)
+from questions import (NOBODY, TEXTS, VOICE_TASKS, ask, draw_talk, pick, read_answers, read_tasks,
+                       said_in, some_of, word_labels, write_rows)
 from sources import read_sources
 
 # config: set by a config file or --name=value
@@ -43,7 +43,7 @@ NOBODY_SHARE = 0.6    # share of the clips without a voice where it is asked abo
 TEXT_SHARE = 0.1      # chats without audio to n
 TURNS = 4             # questions to a clip, at most
 CLIP_TURNS = 3        # questions to a clip, on average
-UNASKED_CLEAR = 0.6   # share of clear voices not asked about their quality: most are clear
+UNASKED_CLEAR = 0.6   # share of clear voices, the most, not asked about their quality
 REAL_PAIRS = 0.3      # pairs of real voices to recordings of people
 TALK_SHARE = 0.6      # share of the chats without audio that are small talk
 
@@ -59,18 +59,16 @@ def make_turns(labels, rng, said):
     weights = np.array([read_tasks()[task].weight for task in labels])
     count = min(TURNS, len(labels))
     tasks = rng.choice(list(labels), count, False, weights / weights.sum())
-    turns = [ask(task, labels[task], rng, said) for task in tasks]
-    return list(filter(None, turns))
+    return list(filter(None, (ask(task, labels[task], rng, said) for task in tasks)))
 
 
 def ask_speech(clips, said, salt):
     """Return the rows of turns.jsonl."""
     rows = []
     for i, clip in enumerate(clips):
-        rng = np.random.default_rng([SEED, salt, i])
-        labels = voice_labels(clip)
+        rng, labels = np.random.default_rng([SEED, salt, i]), clip["labels"]
         if is_clear(clip):
-            labels |= word_labels(clip["text"], rng)
+            labels = labels | word_labels(clip["text"], rng)
         turns = make_turns(labels, rng, some_of(said, rng, clip["text"]))
         rows.append({"key": clip["key"], "turns": turns})
     return rows
@@ -83,10 +81,8 @@ def plan_clips(split, count, said, salt):
     rng, jobs = np.random.default_rng([SEED, salt]), []
     for i in range(count):
         kind = rng.choice(list(KINDS), p=list(KINDS.values()))
-        if kind == "pair":
-            clip = pair_up(clips, rng)
-        else:
-            clip = pick(lines if kind == "spoken" else clips, rng)
+        pool = lines if kind == "spoken" else clips
+        clip = pair_up(clips, rng) if kind == "pair" else pick(pool, rng)
         wrong = some_of(said, rng, clip["text"] if kind in ("voice", "spoken") else "")
         jobs.append((f"{split}-{i:06d}", kind, clip, split, wrong, [SEED, salt, i]))
     return jobs
@@ -110,13 +106,13 @@ def make_item(key, kind, clip, split, said, seed):
     """Make a clip and write it; return its row of items.jsonl."""
     rng = np.random.default_rng(seed)
     wav, labels = MAKERS[kind](clip, rng, "", "")
-    if labels.get("sentence") == NOBODY:
-        labels = labels | {"person": NOBODY}
-    elif kind == "real" and " " in labels.get("sentence", ""):
-        labels = labels | word_labels(labels["sentence"], rng)
+    text = labels.get("sentence", "")
+    if text == NOBODY:
+        text, labels = "", labels | {"person": NOBODY}
+    elif kind == "real" and " " in text:
+        labels = labels | word_labels(text, rng)
     path = f"clips/{key}.flac"
     write_clip(f"{out_dir}/{path}", wav)
-    text = labels.get("sentence", "").replace(NOBODY, "")
     return {"audio": path, "key": key, "split": split, "text": text, "kind": kind,
             "labels": labels, "turns": make_turns(labels, rng, said)}
 
@@ -126,8 +122,7 @@ def make_text_chats(count):
     answers, tasks = list(read_answers().items()), list(read_tasks().values())
     rng, chats = np.random.default_rng([SEED, 9]), []
     for _ in range(count):
-        block = pick(read_small_talk(), rng)
-        talk = pick(block["|"], rng), pick(block[" "], rng)
+        talk = draw_talk(rng)
         deaf = pick(pick(tasks, rng).train, rng), "send me a recording first"
         others = pick(answers, rng), deaf
         question, answer = talk if rng.uniform() < TALK_SHARE else pick(others, rng)
@@ -136,16 +131,18 @@ def make_text_chats(count):
 
 
 def find_inputs():
+    if n < 1:
+        raise ValueError(f"{n=}: at least 1")
     labels = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech)]
     paths = [clip["path"] for clip in read_sources(sources, False)]
-    return sums(*labels, *paths, QUESTIONS, SPOKEN, SMALL_TALK)
+    return sums(*labels, *paths, *TEXTS)
 
 
 def make():
     jobs, overlay = [], []
-    n_clips = max(8, round(n / CLIP_TURNS))
-    counts = {"train": n_clips, "val": max(8, round(VAL_SHARE * n_clips))}
-    for salt, (split, count) in enumerate(counts.items()):
+    n_train = max(8, round(n / CLIP_TURNS))
+    n_val = max(8, round(VAL_SHARE * n_train))
+    for salt, (split, count) in enumerate([("train", n_train), ("val", n_val)]):
         clips = read_clips(speech, split)
         said = said_in([clip["text"] for clip in clips])
         jobs += plan_clips(split, count, said, salt)
@@ -155,8 +152,8 @@ def make():
     Path(out_dir, "clips").mkdir()
     made = run_all(make_item, jobs, chunksize=32)
     items = list(tqdm(made, total=len(jobs), unit=" clips", desc="instructions"))
-    return write_rows(out_dir, {"items.jsonl": items, "turns.jsonl": overlay,
-                                "text.jsonl": chats})
+    files = {"items.jsonl": items, "turns.jsonl": overlay, "text.jsonl": chats}
+    return write_rows(out_dir, files)
 
 
 if __name__ == "__main__":

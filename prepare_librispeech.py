@@ -4,10 +4,10 @@
     python prepare_librispeech.py --source=mine.jsonl    # your own clips
     python prepare_librispeech.py --source=data/LibriSpeech --subset=train-clean-100,dev-clean
 
-Reads a corpus as corpora.py describes. Writes <out_dir>/shard-NNNNNN.tar (see data.py; 184 MB an
-hour and tap for whisper-base) and .json, <split>.jsonl (its clips), index.json, manifest.json and,
-last, meta.json. Every core, or every GPU, makes shards; whole ones are kept when it is
-interrupted. Of other settings, another corpus or other code they are made anew.
+Reads a corpus (corpora.py). Writes <out_dir>/shard-NNNNNN.tar (data.py; 184 MB an hour and tap for
+whisper-base) and .json, <split>.jsonl (its clips), index.json, manifest.json and, last, meta.json.
+Every core, or every GPU, makes shards; a run after an interruption keeps whole ones. Other
+settings, corpus or code: all are made anew.
 """
 import fcntl
 import hashlib
@@ -34,7 +34,7 @@ from record import is_made, note_made, provenance
 from recordings import read_audio
 
 # config: set by a config file or --name=value
-source = "data/synthetic"  # folder of subset folders, or of speaker folders, or a .jsonl of clips
+source = "data/synthetic"  # folder of subsets or of speakers, or a .jsonl of clips
 subset = ""                # comma-separated folder names; '': all train*, val*, dev* and test*
 out_dir = ""               # '': <source>/features (a .jsonl: beside it, in features)
 language = "en"            # of clips without their own: its code, as zh or de (language.py)
@@ -42,10 +42,10 @@ language = "en"            # of clips without their own: its code, as zh or de (
 min_words = 1              # clips of fewer words are dropped; 0: clips without text are silence
 new_sentences = False      # True: held-out clips whose sentence is in train too are dropped
 copies = 0                 # of each training clip, in noise, in a room, at another speed ...
-seen_voices = False        # True: val and test may hold speakers of train; False: such a clip fails
+seen_voices = False        # True: val and test may hold speakers of train; False: these clips fail
 # features
-whisper = ""               # encoder: '' the default, a model's name, an encoder.pt, a model folder
-taps = "0,-1"              # encoder layers: -1 the last after ln_post, 0.. the output of that block
+whisper = ""               # encoder: '' the default, a model's name or folder, an encoder.pt
+taps = "0,-1"              # encoder layers: -1 the last after ln_post, 0.. that block's output
 # work
 device = "auto"            # auto, cuda (every GPU), mps, cpu
 clips_per_shard = 256      # an interruption costs each worker one shard at most
@@ -56,8 +56,8 @@ BEGUN = "begun.json"  # meta.json of shards that are not all there
 MAX_AUDIO_S = 30.0    # Whisper hears no more; longer clips are dropped
 SNR_DB = (5, 25)      # of copies: speech over noise or babble
 ECHO_S = 0.5          # the longest that sounds.room() adds
-MAX_BAD_SHARE = 0.01  # the run stops when a larger share of the clips fails
-BATCH_SIZE = 48       # clips of similar length that the encoder is given at once
+MAX_BAD_SHARE = 0.01  # a larger share of failed clips stops the run
+BATCH_SIZE = 48       # clips that are encoded at once
 HERE = os.path.dirname(source) if source.endswith(".jsonl") else source
 FINAL = Path(out_dir or Path(HERE, "features"))
 with user_input():
@@ -68,7 +68,7 @@ WORKER = {}           # of a worker process: encoder, layers, map
 # ---- which clips
 
 def find_clips():
-    """Return read_corpus()'s clips that the settings choose, and their copies; failures; counts."""
+    """Return the clips that the settings choose, and their copies; failures; counts."""
     with user_input():
         clips, failures, counts = read_corpus(source, subset, seen_voices, SPOKEN)
     check_failures(failures, len(clips) + len(failures))
@@ -99,7 +99,7 @@ def reason_to_drop(clip, trained):
 
 
 def plan_copies(clips, counts):
-    """Return `copies` changed copies of each training clip; counts gets those left out."""
+    """Return `copies` changed copies of each training clip; count those left out."""
     found, trained = [], of_split(clips, "train")
     for clip in trained:
         info = clip["info"]
@@ -155,10 +155,10 @@ def change(wav, clip):
     """Return a copy of wav (n,) as plan_copies() says: faster or slower, then on its way."""
     import soxr
     how = clip["info"]["copy"]
+    rng = np.random.default_rng(how["seed"])
     wav = soxr.resample(wav, how["speed"], 1.0)  # pitch and all (Ko et al. 2015)
     paths = clip["others"] if how["way"] == "babble" else ()
     others = [read_audio(path, MAX_AUDIO_S + 1) for path in paths]
-    rng = np.random.default_rng(how["seed"])
     return sounds.on_its_way(wav, rng, how["way"], rng.uniform(*SNR_DB), others)
 
 
@@ -168,10 +168,11 @@ def features_of(clips, failures):
     for first in range(0, len(clips), BATCH_SIZE):
         infos, good = [], []
         for clip, wav in zip(clips[first:first + BATCH_SIZE], wavs):
+            info = clip["info"]
             if isinstance(wav, str):
-                failures.append({"key": clip["info"]["key"], "reason": wav})
+                failures.append({"key": info["key"], "reason": wav})
             else:
-                infos.append(clip["info"])
+                infos.append(info)
                 good.append(wav)
         for info, x in zip(infos, encode(WORKER["encoder"], good, WORKER["layers"])):
             yield info["key"], x, info
@@ -216,16 +217,16 @@ def plan_shards(clips):
 
 
 def clear(n_clips):
-    """Remove other features from FINAL. Stop if they are not of this script, or of more clips."""
-    shards, manifest = list(FINAL.glob("shard-*")), FINAL / "manifest.json"
+    """Remove other features. Stop if they are not of this script, or of more clips."""
+    manifest = FINAL / "manifest.json"
     held = json.loads(manifest.read_bytes())["clips"] if subset and manifest.exists() else {}
-    foreign = [path for path in shards if path.suffix == ".tar" and not rows_file(path).exists()]
+    foreign = [path for path in FINAL.glob("shard-*.tar") if not rows_file(path).exists()]
     if foreign and not (FINAL / BEGUN).exists():
         fail(f"{FINAL}: {foreign[0].name} is not of this script: choose another out_dir")
     if sum(held.values()) > n_clips:
         fail(f"{FINAL} holds more than this subset's {n_clips:,} clips: choose another out_dir")
     write_json(FINAL / BEGUN, {})  # not whole, but of this script
-    for path in [FINAL / "meta.json", *shards, *FINAL.glob("*.jsonl"), manifest]:
+    for path in [FINAL / "meta.json", *FINAL.glob("shard-*"), *FINAL.glob("*.jsonl"), manifest]:
         path.unlink(missing_ok=True)
 
 
@@ -245,7 +246,7 @@ def make_shards(shards, encoder, layers, kind):
 
 
 def finish(clips, shards, failures, manifest):
-    """Write the lists of clips, index and manifest; returns the manifest, whole."""
+    """Write the lists of clips, index and manifest; return the whole manifest."""
     made = [json.loads(rows_file(name).read_bytes()) for name in shards]
     n_found = len(clips) + len(failures)
     failures = sum((each["failures"] for each in made), failures)

@@ -14,9 +14,8 @@ import numpy as np
 from configurator import configure
 from files import read_sentences
 from folders import make_folder, sums
-from questions import (NOBODY, QUESTIONS, SMALL_TALK, SPOKEN, VOICE_TASKS, ask, pick, read_answers,
-                       read_small_talk, read_tasks, said_in, some_of, spoken_task, word_labels,
-                       write_rows)
+from questions import (NOBODY, TEXTS, VOICE_TASKS, ask, draw_talk, pick, read_answers, read_tasks,
+                       said_in, some_of, spoken_labels, word_labels, write_rows)
 
 # config: set by a config file or --name=value
 text_dir = "data/text"
@@ -44,64 +43,64 @@ def draw_labels(text, rng):
     labels = {name: pick(task.labels, rng) for name, task in read_tasks().items()
               if task.texture and rng.uniform() < KNOWN_SHARE}
     if text:
-        known = {task: label for task, label in labels.items() if label != NOBODY}
-        return known | {"kind": "speech"}
-    known = {task: label for task, label in labels.items() if task not in VOICE_TASKS}
-    return known | {"kind": pick(["music", "noise", "silence"], rng), "person": NOBODY}
+        own = {task: label for task, label in labels.items() if label != NOBODY}
+        return own | {"kind": "speech"}
+    own = {task: label for task, label in labels.items() if task not in VOICE_TASKS}
+    return own | {"kind": pick(["music", "noise", "silence"], rng), "person": NOBODY}
 
 
 def about_words(text, rng):
     """Return {task: answer} of a sentence, a line of spoken.txt or ''."""
-    answers = read_answers()
     if not text:
         return {"sentence": NOBODY}
-    if text in answers:
-        return {spoken_task(text): answers[text], "sentence": text}
-    return word_labels(text, rng)
+    return spoken_labels(text) if text in read_answers() else word_labels(text, rng)
 
 
-def make_turns(text, rng, said, sound=None):
+def make_turns(text, rng, said, sound):
     """Return [[task, question, answer], ...] about a recording of `text`.
 
-    sound: {task: answer} of what most questions are about, None: all are about words.
+    sound: {task: answer} of what most questions are about; {}: all are about words.
     """
     turns = []
     while len(turns) < (SPOKEN_TURNS if text in read_answers() else TURNS):
         if sound and rng.uniform() < TALK_SHARE:
-            talk = pick(read_small_talk(), rng)
-            turns.append(["talk", pick(talk["|"], rng), pick(talk[" "], rng)])
+            turns.append(["talk", *draw_talk(rng)])
             continue
         if sound and rng.uniform() < SOUND_SHARE:
             labels = sound if text else sound | dict.fromkeys(VOICE_TASKS, NOBODY)
-            weights = np.array([SOUND_WEIGHTS.get(task, 1) for task in labels])
+            weights = [SOUND_WEIGHTS.get(task, 1) for task in labels]
         else:
             labels = about_words(text, rng)
-            weights = np.array([WEIGHTS.get(task, SPOKEN_WEIGHT) for task in labels])
+            weights = [WEIGHTS.get(task, SPOKEN_WEIGHT) for task in labels]
+        weights = np.array(weights)
         task = rng.choice(list(labels), p=weights / weights.sum())
         turn = ask(task, labels[task], rng, some_of(said, rng, text))
-        if turn and rng.uniform() < SHORT_SHARE:
-            turn[1] = turn[1].removesuffix("\nanswer with one of the options")
-        turns += filter(None, [turn])
+        if turn:
+            if rng.uniform() < SHORT_SHARE:
+                turn[1] = turn[1].removesuffix("\nanswer with one of the options")
+            turns.append(turn)
     return turns
 
 
 def make_chats(split, count, salt, has_sound=False):
     """Return `count` rows of chats.jsonl or texture.jsonl; val asks about new sentences alone."""
     rng, texts = np.random.default_rng([SEED, salt]), read_sentences(text_dir, split)
-    said, spoken, rows = said_in(texts), list(read_answers()), []
+    said, rows = said_in(texts), []
     for _ in range(count):
         is_spoken = split == "train" and rng.uniform() < SPOKEN_SHARE
-        text, labels = pick(spoken if is_spoken else texts, rng), {}
-        if has_sound:
-            text = text if rng.uniform() > NOBODY_SHARE else ""
-            labels = draw_labels(text, rng)
+        text = pick(list(read_answers()) if is_spoken else texts, rng)
+        if has_sound and rng.uniform() <= NOBODY_SHARE:
+            text = ""
+        labels = draw_labels(text, rng) if has_sound else {}
         rows.append({"split": split, "text": text, "labels": labels,
                      "turns": make_turns(text, rng, said, labels)})
     return rows
 
 
 def find_inputs():
-    return sums(f"{text_dir}/train.txt", f"{text_dir}/val.txt", QUESTIONS, SPOKEN, SMALL_TALK)
+    if n < 1:
+        raise ValueError(f"{n=}: at least 1")
+    return sums(f"{text_dir}/train.txt", f"{text_dir}/val.txt", *TEXTS)
 
 
 def make():

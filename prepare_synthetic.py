@@ -31,7 +31,7 @@ n_train = 5000           # clips; beyond the sentences, they come again in other
 n_val = 200              # heard voices, new sentences (spoken: the same lines)
 n_test = 200             # new voices, new sentences
 test_engine = ""         # '': as in CORPORA
-config = configure(globals())  # meta.json stores it
+config = configure(globals())
 # ----
 SEED = 1337
 SAMPLE_RATE = 16000
@@ -208,17 +208,16 @@ def write_chapter(folder, clips):
 
 
 def make():
-    root, labels, chapters = Path(out_dir), [], plan_chapters()  # or a mistake ends it here
+    root, labels, chapters = Path(out_dir), [], plan_chapters()  # a mistake ends it here
     for split in SPLITS:
         shutil.rmtree(root / split, ignore_errors=True)
     made = run_all(write_chapter, list(chapters.items()))
     for rows in tqdm(made, total=len(chapters), unit=" chapters", disable=None):
         labels += rows
     write_jsonl(root / "labels.jsonl", labels)
-    paths = [root / "labels.jsonl", *root.glob("*/*/*/*.trans.txt")]
+    names = [path.relative_to(root).as_posix() for path in root.glob("*/*/*/*.trans.txt")]
     hours = round(sum(row["seconds"] for row in labels) / 3600, 2)
-    names = [path.relative_to(root).as_posix() for path in paths]
-    return names, {"clips": len(labels), "hours": hours}
+    return ["labels.jsonl", *names], {"clips": len(labels), "hours": hours}
 
 
 if __name__ == "__main__":

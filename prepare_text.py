@@ -12,7 +12,8 @@ No sentence stands twice. Its hash decides its split, so that no run trains on w
 holds out.
 """
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from functools import cache
 from itertools import chain
 from random import Random
 
@@ -47,8 +48,8 @@ SEED = 1337              # of the draws from the grammar
 MAX_MISSES = 20_000      # draws in a row that add nothing: the grammar has no more
 RULE = re.compile(r"([a-z]\w*):(.*)")
 CLAUSE = re.compile(r"(?<=[,;:\u2014])\s+|(?<=--|.\u2014)" + PAUSES)  # in a long sentence
-BRACKET = re.compile(r"\[([^][()]*)\]|\(([^][()]*)\)")  # an innermost one
-SLOT = re.compile(r"\$(#?\w+)(?:\.(pl|s|ed|en|ing))?('s)?")
+BRACKET = re.compile(r"\[[^][()]*\]|\([^][()]*\)")  # an innermost one
+SLOT = re.compile(r"\$(#?\w+)(\.(?:pl|s|ed|en|ing)|)('s|)")  # rule, form, rest
 AN = re.compile(r"\ba (?=[ai]|e(?!u)|o(?!n(?:e|ce)\b)|u(?!ni|s[eu]|k)|hour|honest)")  # by sound
 SENTENCE_END = re.compile(r"\n\s*\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\b[A-Z])"
                           r"[.!?]+[\"')\]\u201d\u2019]*\s+" + STOPS)
@@ -58,16 +59,30 @@ SENTENCE_END = re.compile(r"\n\s*\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bS
 
 def grammar_sentences(path):
     """Yield sentences of a phrase grammar, without end; ValueError: what is wrong with it."""
-    options = {}  # {(rule, form): [phrase, ...]}, each as often as its weight
-    expand("sentence", "", *read_grammar(path), options)
+    rules, irregular = read_grammar(path)
     random = Random(SEED).random
 
+    @cache
+    def expand(name, form):
+        """Return the phrases of a rule in a form, each as often as its weight."""
+        if not rules[name]:
+            raise ValueError(f"the grammar has no rule '{name}' with alternatives")
+        phrases = Counter()
+        for weight, phrase in rules[name]:
+            phrase = inflect_phrase(phrase, form, irregular)
+            expanded = [expand(rule, its_form) for rule, its_form, _ in SLOT.findall(phrase)]
+            slot = SLOT.fullmatch(phrase)
+            is_bare = slot and not slot[3] and not weight  # it stands for all of its rule's
+            phrases.update(expanded[0] if is_bare else {phrase: weight or 1})
+        return list(phrases.elements())
+
     def draw(name, form):
-        phrases = options[name, form]
+        phrases = expand(name, form)
         phrase = phrases[int(random() * len(phrases))]
-        drawn = SLOT.sub(lambda slot: draw(slot[1], slot[2] or "") + (slot[3] or ""), phrase)
+        drawn = SLOT.sub(lambda slot: draw(slot[1], slot[2]) + slot[3], phrase)
         return " ".join(drawn.split())
 
+    expand("sentence", "")  # all, so that a mistake ends it before a sentence is drawn
     while True:
         yield AN.sub("an ", draw("sentence", ""))
 
@@ -78,29 +93,28 @@ def read_grammar(path):
     rules: {name: [(weight or None, phrase), ...]}; the frames are the rule "sentence", a bracket is
     the rule #<number>. irregular: {(word, form): inflected word}.
     """
-    rules, irregular, name = {"sentence": []}, {}, "sentence"
+    rules, irregular, name = defaultdict(list), {}, "sentence"
     for number, line in enumerate(read_lines(path), 1):
-        text, where = line.partition("#")[0].rstrip(), f"{path}:{number}"
+        where = f"{path}:{number}"
+        text = re.sub("^- ", "sentence: ", line.partition("#")[0].rstrip())
         if text.startswith("~"):
             for word, *pairs in map(str.split, text[1:].split("|")):
                 for form, inflected in zip(pairs[::2], pairs[1::2]):
-                    irregular[word, form[1:]] = inflected
+                    irregular[word, form] = inflected
             continue
         if rule := RULE.match(text):
             name, text = rule.groups()
-        elif text.startswith("- "):
-            name, text = "sentence", text[2:]
         elif text and text[0] != " ":
             raise ValueError(f"{where}: write '- a frame' or 'rule: a | b', or indent it")
         if text.strip():
-            rules.setdefault(name, []).extend(read_alternatives(text, rules, where))
+            rules[name] += read_alternatives(text, rules, where)
     return rules, irregular
 
 
 def read_alternatives(text, rules, where):
     """Return the entries of a rule; its brackets become rules."""
     while bracket := BRACKET.search(text):
-        inner = read_alternatives(bracket[1] or bracket[2] or "", rules, where)
+        inner = read_alternatives(bracket[0][1:-1], rules, where)
         inner = [(weight or 1, phrase) for weight, phrase in inner]
         if bracket[0][0] == "[":  # left out half of the time
             inner.append((sum(weight for weight, _ in inner), ""))
@@ -119,52 +133,35 @@ def read_alternatives(text, rules, where):
     return found
 
 
-def expand(name, form, rules, irregular, options):
-    """List the phrases of a rule in a form; a bare $slot stands for all of its rule's."""
-    if not rules.get(name):
-        raise ValueError(f"the grammar has no rule '{name}' with alternatives")
-    if (name, form) not in options:
-        table = Counter()
-        for weight, phrase in rules[name]:
-            phrase = inflect_phrase(phrase, form, irregular)
-            slots = list(SLOT.finditer(phrase))
-            expanded = [expand(slot[1], slot[2] or "", rules, irregular, options)
-                        for slot in slots]
-            is_bare = weight is None and slots and slots[0][0] == phrase and not slots[0][3]
-            table.update(expanded[0] if is_bare else {phrase: weight or 1})
-        options[name, form] = list(table.elements())
-    return options[name, form]
-
-
 def inflect_phrase(phrase, form, irregular):
-    """Inflect the last word (pl) or the first (other forms); a $slot takes the form on."""
-    words, at = phrase.split(" "), -1 if form == "pl" else 0
-    slot = SLOT.fullmatch(words[at])
+    """Inflect the last word (.pl) or the first (other forms); a $slot takes the form on."""
     if not form:
         return phrase
-    if not phrase or slot and slot[2] not in (None, form):
-        raise ValueError(f"'{phrase}': .{form} needs a word, or a $slot without a form")
+    words, at = phrase.split(" "), -1 if form == ".pl" else 0
+    slot = SLOT.fullmatch(words[at])
+    if not phrase or slot and slot[2] not in ("", form):
+        raise ValueError(f"'{phrase}': {form} needs a word, or a $slot without a form")
     if slot:
-        words[at] = f"${slot[1]}.{form}{slot[3] or ''}"
+        words[at] = f"${slot[1]}{form}{slot[3]}"
     else:
         words[at] = inflect(words[at], form, irregular)
     return " ".join(words)
 
 
 def inflect(word, form, irregular):
-    """Inflect a word: pl (boxes), s (he fixes), ed (fixed), en (has fixed), ing (fixing)."""
+    """Inflect a word: .pl (boxes), .s (he fixes), .ed (fixed), .en (has fixed), .ing (fixing)."""
     if (word, form) in irregular:
         return irregular[word, form]
-    if form == "en":
-        return inflect(word, "ed", irregular)
-    if form in ("pl", "s"):
+    if form == ".en":
+        return inflect(word, ".ed", irregular)
+    if form in (".pl", ".s"):
         if re.search(r"[^aeiou]y$", word):
             return word[:-1] + "ies"
-        needs_e = re.search(r"(s|x|z|ch|sh)$", word) or form == "s" and word[-1] == "o"
+        needs_e = re.search(r"(s|x|z|ch|sh)$", word) or form == ".s" and word[-1] == "o"
         return word + ("es" if needs_e else "s")
     if re.fullmatch(r"[^aeiou]*[aeiou][bdgmnprt]", word):
         word += word[-1]  # stop, stopped, stopping
-    if form == "ing":
+    if form == ".ing":
         return re.sub(r"(?<=[^eoy])e$", "", word) + "ing"
     return re.sub(r"(?<=[^aeiou])y$", "i", word).removesuffix("e") + "ed"
 

@@ -14,6 +14,7 @@ from tokenizer import multiple_choice
 QUESTIONS = "assets/questions.toml"
 SPOKEN = "assets/spoken.txt"
 SMALL_TALK = "assets/chat.txt"
+TEXTS = (QUESTIONS, SPOKEN, SMALL_TALK)
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NOBODY = "nobody is speaking"
 VOICE_TASKS = "person style emotion voice accent sex pair pitch rate quality".split()
@@ -53,7 +54,7 @@ def read_answers():
 
 @cache
 def read_small_talk():
-    """Return chat.txt's blocks: [{"|": lines of training, "?": held-out lines, " ": answers}]."""
+    """Return chat.txt's blocks: [{"|": training's lines, "?": held-out ones, " ": answers}]."""
     blocks = []
     for line in filter(None, read_lines(own_file(SMALL_TALK))):
         kind = line[0] if line[0] in "?# " else "|"
@@ -68,15 +69,21 @@ def pick(values, rng):
     return values[rng.integers(len(values))]
 
 
-def spoken_task(text):
-    """Return the task of a line of spoken.txt."""
-    if text in NUMBERS:
-        return "digit"
-    return "command" if text in read_tasks()["command"].labels else "answer"
+def draw_talk(rng):
+    """Return (line, answer) of training's small talk."""
+    block = pick(read_small_talk(), rng)
+    return pick(block["|"], rng), pick(block[" "], rng)
+
+
+def spoken_labels(text):
+    """Return {task: answer} of a line of spoken.txt."""
+    task = "command" if text in read_tasks()["command"].labels else "answer"
+    task = "digit" if text in NUMBERS else task
+    return {task: read_answers()[text], "sentence": text}
 
 
 def word_labels(text, rng):
-    """Return {task: answer} of what can be asked about a sentence's words."""
+    """Return {task: answer} of a sentence's words."""
     words = text.split()
     labels = {"sentence": text, "first": words[0], "last": words[-1]}
     if long := [word for word in words if len(word) > 3 and words.count(word) == 1]:
@@ -89,20 +96,21 @@ def word_labels(text, rng):
 # ---- one question
 
 def said_in(texts):
-    """Return {"sentences": texts, "words": their longer words, repeated}, for wrong options.
+    """Return {"sentences": texts, "words": their longer words}, for wrong options.
 
-    These are as frequent as right ones: text alone can't tell them apart.
+    Words are repeated, so as frequent as right ones: text alone can't tell them apart.
     """
     sentences = sorted(set(texts))
-    words = [word for text in sentences for word in text.split() if len(word) > 3]
+    words = [word for word in " ".join(sentences).split() if len(word) > 3]
     return {"sentences": sentences, "words": words}
 
 
 def some_of(said, rng, own=""):
     """Draw 6 sentences and 24 words of said_in(); "own": the words of the text `own`."""
-    sentences = [said["sentences"][i] for i in rng.integers(len(said["sentences"]), size=6)]
-    words = [said["words"][i] for i in rng.integers(len(said["words"]), size=24)]
-    return {"sentences": sentences, "words": words, "own": own.split()}
+    drawn = {"own": own.split()}
+    for name, count in ("sentences", 6), ("words", 24):
+        drawn[name] = [said[name][i] for i in rng.integers(len(said[name]), size=count)]
+    return drawn
 
 
 def options_for(task, answer, rng, said):
@@ -110,15 +118,13 @@ def options_for(task, answer, rng, said):
     labels = read_tasks()[task].labels
     if task == "sentence":
         labels = list(read_answers()) if answer in read_answers() else said["sentences"]
-    elif task in ("word", "first", "last"):
+    elif len(answer) > 3 and task in ("word", "first", "last"):  # a shorter one would stand out
         labels = [word for word in said["words"] if word not in said["own"]]
-        if len(answer) <= 3:  # the other options are longer: a short answer would stand out
-            labels = []
     others = [label for label in dict.fromkeys(labels) if label != answer]
     if len(others) < 3 or answer == NOBODY and NOBODY not in labels:
         return None
     options = [answer, *rng.choice(others, 3, replace=False)]
-    return [options[i] for i in rng.permutation(4)]
+    return rng.permutation(options).tolist()
 
 
 def ask(task, answer, rng, said):
@@ -133,7 +139,7 @@ def ask(task, answer, rng, said):
 
 
 def write_rows(out_dir, files):
-    """Write {file name: rows of JSON} -> (file names, counts), as make_folder() wants them."""
+    """Write {file name: rows} -> (file names, counts), as make_folder() wants them."""
     for name, rows in files.items():
         write_jsonl(f"{out_dir}/{name}", rows)
     return list(files), {name: len(rows) for name, rows in files.items()}

@@ -85,8 +85,10 @@ def siren(n, rng):
 
 def bell(n, rng):
     partials = rng.uniform(300, 900) * np.array([1, 2.0, 2.4, 3.0, 4.5, 5.3])
-    period_s = rng.uniform(0.9, 1.6)
-    return repeat(n, rng, period_s, lambda: ring(partials, 1.0, rng.uniform(0.5, 0.9)))
+
+    def stroke():
+        return ring(partials, 1.0, rng.uniform(0.5, 0.9))
+    return repeat(n, rng, rng.uniform(0.9, 1.6), stroke)
 
 
 def rain(n, rng):
@@ -147,9 +149,9 @@ def waves(n, rng):
 
 def crickets(n, rng):
     hz, pulses = rng.uniform(4000, 5200), rng.uniform(28, 40)
-    chirp = wave(rng.uniform(1.5, 2.5), n) > -0.2
-    chirp = chirp * np.clip(wave(pulses, n), 0, 1)
-    return level(wave(hz, n) * chirp + 0.01 * rng.standard_normal(n))
+    is_on = wave(rng.uniform(1.5, 2.5), n) > -0.2
+    chirp = wave(hz, n) * (is_on * np.clip(wave(pulses, n), 0, 1))
+    return level(chirp + 0.01 * rng.standard_normal(n))
 
 
 def bird(n, rng):
@@ -237,11 +239,11 @@ def melody(n, rng, instrument, steps):
     return level(np.pad(np.concatenate(notes), (0, n - m * len(steps))))
 
 
-def beeps(n, rng, count):
-    """Return n samples or more: `count` tones of 0.15 s with pauses."""
+def beeps(rng, count):
+    """Return a second or more: `count` tones of 0.15 s with pauses."""
     m, hz = samples(0.15), rng.uniform(500, 1500)
     starts = np.cumsum(rng.uniform(0.3, 0.5, count)) - 0.2
-    out = np.zeros(max(n, samples(starts[-1] + 0.3)))
+    out = np.zeros(samples(max(1, starts[-1] + 0.3)))
     for at in starts:
         out[samples(at):][:m] += tone(np.full(m, hz)) * np.hanning(m) ** 0.3
     return level(out + 1e-5 * rng.standard_normal(len(out)))
