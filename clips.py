@@ -30,6 +30,7 @@ class Split(Features):
         if not len(at):
             fail(f"{', '.join(self.folders)}: no {self.split} clip with words")
         self.at, self.n_tokens = np.array(at), np.array(n_tokens, dtype=np.int32)
+        self.spoken = np.array([i for i in at if self.texts[i]], dtype=int)  # not silence
 
     def read(self, at):
         """Read clips: float16 (B, T, n_taps, D), frames (B,)."""

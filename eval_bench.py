@@ -93,7 +93,7 @@ def own_meta():
 
 
 def find_language():
-    return Language(language or (own_meta().get("audio") or {}).get("language", "en"))
+    return Language(language or own_meta().get("audio", {}).get("language", "en"))
 
 
 def load_talker():
@@ -208,10 +208,9 @@ def evaluate_folder(talker, clips, times):
     if beside:
         theirs = scoring.count_errors(references, [clip["theirs"] for clip in clips], own)
         table["beside"] = scoring.compare(counts, theirs, groups)
-    rows = []
-    for clip, text, (words, errors) in zip(clips, heard, counts.tolist()):
-        rows.append({"key": clip["key"], "errors": errors, "words": words,
-                     "reference": clip["reference"], "hypothesis": text, "audio": clip["audio"]})
+    rows = [{"key": clip["key"], "errors": errors, "words": words,
+             "reference": clip["reference"], "hypothesis": text, "audio": clip["audio"]}
+            for clip, text, (words, errors) in zip(clips, heard, counts.tolist())]
     return table, rows
 
 
@@ -246,13 +245,13 @@ def closing_lines(result):
                       ("difference", other["difference"], other["difference_interval"])]
         lines += [f"    {kind:<18} {100 * rate:5.1f}%  (95% by {' or '.join(table['resampled'])}: "
                   f"{100 * low:.1f} - {100 * high:.1f})" for kind, rate, (low, high) in rates]
-        for name, what in (("by_length", "words a clip"), ("by_times_spoken", "times in training")):
-            bands = [f"{band}: {100 * wrong / max(words, 1):.1f}% of {words}"
-                     for band, (wrong, words) in table.get(name, {}).items()]
-            lines += [f"    {what}: {', '.join(bands)}"] if bands else []
-    for row in result["transcripts"]:
-        lines += ["", f"    reference  {row['reference']}", f"    heard      {row['hypothesis']}"]
-    return lines
+        for kind, what in (("by_length", "words a clip"), ("by_times_spoken", "times in training")):
+            if kind in table:
+                bands = [f"{band}: {100 * wrong / max(words, 1):.1f}% of {words}"
+                         for band, (wrong, words) in table[kind].items()]
+                lines.append(f"    {what}: {', '.join(bands)}")
+    return lines + [f"\n    reference  {row['reference']}\n    heard      {row['hypothesis']}"
+                    for row in result["transcripts"]]
 
 
 # ---- questions

@@ -113,9 +113,9 @@ def find_audio(folder):
     for name in sorted(os.listdir(folder)):
         stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
         if suffix.lower() in AUDIO_SUFFIXES and not is_hidden(name):
-            rank = AUDIO_SUFFIXES.index(suffix.lower())
-            found.setdefault(stem, []).append((rank, os.path.join(folder, name)))
-    return {stem: min(paths)[1] for stem, paths in found.items()}
+            this = AUDIO_SUFFIXES.index(suffix.lower()), os.path.join(folder, name)
+            found[stem] = min(this, found.get(stem, this))
+    return {stem: path for stem, (_, path) in found.items()}
 
 
 def find_path(folder, name):

@@ -69,13 +69,11 @@ def imitate(ids, spelling, rng, ease):
     if not n:  # nobody speaks
         n_blanks = int(rng.integers(1, 12))
         return torch.full((n_blanks, 2), -1), torch.zeros(n_blanks, 1)
-    is_swapped = rng.random(n) < ease * SWAP_SHARE
-    pieces = np.where(is_swapped, rng.choice(spelling, n), ids)
+    pieces = np.where(rng.random(n) < ease * SWAP_SHARE, rng.choice(spelling, n), ids)
     has_rival = rng.random(n) < ease * RIVAL_SHARE
-    rival_weights = np.where(has_rival, rng.random(n) * RIVAL_WEIGHT, 0)
+    rival_weights = has_rival * rng.random(n) * RIVAL_WEIGHT
     rivals = rng.choice(spelling, n)
-    has_blanks = rng.random(n) < BLANK_SHARE
-    n_blanks = np.where(has_blanks, rng.integers(1, 3, n), 0)
+    n_blanks = (rng.random(n) < BLANK_SHARE) * rng.integers(1, 3, n)
     n_blanks[0], n_last = rng.integers(0, 3, 2)
     repeats = rng.integers(1, STRETCH + 1, n)
     counts = np.append(np.stack([n_blanks, repeats], 1), n_last)  # blank, piece, ..., blank

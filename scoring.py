@@ -131,8 +131,7 @@ def count_words(slots):
 
 
 def word_graph(slots):
-    """Return the edges into each node of the slots' graph: [[(earlier node, word or None)], ...].
-    """
+    """Return the edges into each node of a graph: [[(earlier node, word or None), ...], ...]."""
     edges, start = [[]], 0
     for readings in slots:
         ends = []

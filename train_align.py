@@ -182,14 +182,15 @@ def score(at, feats, lens):
 def evaluate(step):
     """Draw the picture and return the figures of the validation clips: {name: value}."""
     if rank == 0:
-        plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
+        clips = data["val"].read(data["val"].spoken[:64])
+        plot_pca(out_dir, model, projector, tok.vocab_size, *clips)
     return trainer.evaluate_clips(step)
 
 
 # ---- loop
 
-val_at = np.array([i for i in data["val"].at if data["val"].texts[i]], dtype=int)  # not silence
-by_length = val_at[np.argsort(data["val"].lengths[val_at], kind="stable")]
+spoken = data["val"].spoken
+by_length = spoken[np.argsort(data["val"].lengths[spoken], kind="stable")]
 seconds = np.array(data["train"].seconds)[data["train"].at]
 piece_s = min(15.0, 1.1 * np.percentile(seconds, 99))  # long recordings are cut so
 audio = {name: manifest[name] for name in ("encoder", "encoder_sha256", "taps", "language")}

@@ -244,9 +244,9 @@ if ears["prompt"] != "chat" and not start.get("chats"):  # start as bos, which e
 lora = add_lora(model, lora_rank, LORA_ALPHA)
 chat_tokens = free_rows(model, new_ids)
 kept = [p for p in projector.parameters() if p.requires_grad]
-groups = [(lora, learning_rate), (chat_tokens, learning_rate), (kept, PROJECTOR_LR)]
-optimizer = torch.optim.AdamW([dict(params=params, lr=peak) for params, peak in groups],
-                              betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+groups = [dict(params=lora), dict(params=chat_tokens), dict(params=kept, lr=PROJECTOR_LR)]
+optimizer = torch.optim.AdamW(groups, learning_rate, betas=(0.9, 0.98), weight_decay=0.0,
+                              fused=True)
 
 
 # ---- evaluate()
@@ -275,13 +275,12 @@ def words_loss(at, audio, audio_lens):
 # ---- loop
 
 speller = Speller(tok, projector.arguments["ctc"])
-spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
 audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
                 "plain": True}  # it reads and writes Language.plain()
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=[optimizer], losses=["loss", "text_loss"], data=data,
-    spoken=spoken, score=score, right="val_right", meta={"audio": audio},
+    spoken=data["val"].spoken, score=score, right="val_right", meta={"audio": audio},
     files=lambda: {"model": merged_state(model), "lora": lora_state(model),
                    "projector": projector.state_dict()})
 about = [f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n]

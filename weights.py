@@ -110,7 +110,6 @@ def read_config(folder, name):
 
 
 def read_hub(url, name):
-    """Download a Hugging Face folder and read it."""
     with TemporaryDirectory(dir=cache_folder()) as folder:
         for file in ("config.json", "model.safetensors"):
             download(f"{url}/{file}", f"{folder}/{file}")
