@@ -214,7 +214,6 @@ def encode(encoder, clips, taps=(-1,)):
 
 
 def n_audio_tokens(T, stack):
-    """Return how many audio tokens T encoder frames become."""
     return -(-T // stack)
 
 

@@ -55,7 +55,7 @@ class Speller(BPETokenizer):
         return [piece for i in self.tok.encode(text) for piece in self.spelled[i]]
 
     def spell(self, data):
-        """Return the ids (list of int) of a token (bytes) of tok."""
+        """Return the ids of a token (bytes) of tok."""
         said = self.tok.readings.get(data)
         each = said.encode().split() if said else [data]
         return [piece for part in each for piece in super(Speller, self).spell(part)]

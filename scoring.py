@@ -186,7 +186,7 @@ def count_characters(references, hypotheses, language=ENGLISH):
 # ---- rates
 
 def groups_of(clips):
-    """Return what the bootstrap resamples for each clip (str): its speaker, or the clip."""
+    """Return what the bootstrap resamples for each clip (str)."""
     n_speakers = len({clip["speaker"] for clip in clips} - {""})
     return [f"speaker {clip['speaker']}" if clip["speaker"] and n_speakers >= MIN_SPEAKERS
             else f"clip {clip['key']}" for clip in clips]

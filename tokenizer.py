@@ -80,8 +80,8 @@ class BPETokenizer:
                    "pattern": SPLIT_PATTERN, "special": SPECIAL_TOKENS,
                    "tokens": [to_chars(token) for token in self.tokens[256:]]}
         if self.n_syllables:
-            content["syllables"] = self.n_syllables
-            content["readings"] = {to_chars(token): said for token, said in self.readings.items()}
+            readings = {to_chars(token): said for token, said in self.readings.items()}
+            content |= {"syllables": self.n_syllables, "readings": readings}
         return content
 
     def save(self, folder):
@@ -200,7 +200,7 @@ def to_pickle(tok):
 def export_nanochat(tok, folder):
     """Write tokenizer.pkl (a pickled tiktoken.Encoding) and token_bytes.pt (int32 (V,)).
 
-    tok: a BPETokenizer. nanochat's tok_train.py writes the same.
+    nanochat's tok_train.py writes the same.
     """
     import torch  # nothing else here needs it
     Path(folder, "tokenizer.pkl").write_bytes(to_pickle(tok))

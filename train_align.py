@@ -83,7 +83,6 @@ def forward_clips(split, at, feats, lens):
     rows = [[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at]
     ids, n_ids = pad(rows, device, -1)
     targets, text_lens = ids[:, 1:], n_ids - 1
-    feats, lens = (x.to(device, non_blocking=True) for x in (feats, lens))
     audio, audio_lens = projector(feats, lens)
     row_lens = audio_lens + text_lens
     if ctc == 1:
@@ -100,7 +99,6 @@ def forward_clips(split, at, feats, lens):
 
 
 def ctc_loss(split, at, audio, audio_lens):
-    """Return the summed CTC loss of the clips' pieces on audio tokens (B, T_a, C)."""
     return projector.ctc_loss(audio, audio_lens, [speller.encode(split.texts[i]) for i in at]).sum()
 
 
@@ -172,7 +170,6 @@ if muon_lr:
 # ---- evaluate()
 
 def score(at, feats, lens):
-    """Return validation clips' loss, their targets, right ones, and targets again."""
     loss, targets, _, logits = forward_clips(data["val"], at, feats, lens)
     n = (targets >= 0).sum()
     right = n * 0 if logits is None else (logits.argmax(2) == targets).sum()
@@ -180,7 +177,6 @@ def score(at, feats, lens):
 
 
 def evaluate(step):
-    """Draw the picture and return the figures of the validation clips: {name: value}."""
     if rank == 0:
         clips = data["val"].read(data["val"].spoken[:64])
         plot_pca(out_dir, model, projector, tok.vocab_size, *clips)

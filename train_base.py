@@ -212,7 +212,6 @@ if use_compile:
 # ---- evaluate()
 
 def evaluate(step):
-    """Return the figures of the held-out data: {name: value}."""
     result = evaluate_sentences(step) if splits else {}
     if docs:
         result["val_bpb"] = evaluate_documents()

@@ -209,7 +209,7 @@ with user_input():
     talks = [["text", row["question"], row["answer"]] for _, row in rows]
     talks = spoken_turns(talks, left_out, language)
     lines = map(str.strip, read_lines(sentences)) if sentences else ()
-    texts = [line for line in lines if line]
+    texts = list(filter(None, lines))
     sums = [path and sha256_file(path) for path in (turns, chats, sentences)]
     inputs = {"lm": run_sums(lm), "features": data["train"].sums(), "texts": sums}
 manifest = data["train"].manifest
@@ -252,10 +252,8 @@ optimizer = torch.optim.AdamW(groups, learning_rate, betas=(0.9, 0.98), weight_d
 # ---- evaluate()
 
 def score(at, feats, lens):
-    """Return validation clips' weighted loss, weights, answers right and all."""
     rows = [clip_row(data["val"], i) for i in at]
-    heard = projector(feats.to(device), lens.to(device))
-    loss, weight, _, targets, logits = forward_rows(rows, heard)
+    loss, weight, _, targets, logits = forward_rows(rows, projector(feats, lens))
     is_asked = [bool(data["val"].infos[i].get("turns")) for i in at]
     ids = logits.argmax(2)[is_asked], targets[is_asked]
     counts = count_right(*(x.cpu().numpy() for x in ids))
@@ -288,7 +286,7 @@ trainer.begin(trainer.evaluate_clips, [*data.values(), *about], encoder=encoder)
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):
-        heard = projector(*(x.to(device, non_blocking=True) for x in (feats, lens)))
+        heard = projector(feats, lens)
         if projector.ctc_head:
             words_loss(at, *heard).backward(retain_graph=True)
         rows = [clip_row(data["train"], i, rng) for i in at]

@@ -73,8 +73,8 @@ def normalize_transcript(text, strict=True):
 def read_aloud(text, strict=True):
     """Return text (str) as slots: lists of readings (str of words, or ""), the likeliest first.
 
-    A number has several: 2648 is a quantity or four digits. Symbols and letters without a spoken
-    form stay. strict: raise NoSpokenForm for noise and for dates, ranges and such.
+    Symbols and letters without a spoken form stay. strict: raise NoSpokenForm for noise and for
+    dates, ranges and such.
     """
     text = plain_characters(text).casefold()
     if strict and NOISE.search(text):
@@ -85,10 +85,10 @@ def read_aloud(text, strict=True):
     text = re.sub(r"(?<=\w)\.(?=(?:com|org|net|edu|gov)\b)", " dot ", text)
     slots, end = [], 0
     for match in NUMBER.finditer(text):
-        slots += [[word] for word in split_words(text[end:match.start()])]
+        slots += split_words(text[end:match.start()])
         slots += read_number(match, strict)
         end = match.end()
-    return slots + [[word] for word in split_words(text[end:])]
+    return slots + split_words(text[end:])
 
 
 def plain_characters(text):
@@ -112,9 +112,9 @@ def spell_letter(char):
 
 
 def split_words(text):
-    """Return the words (list of str) of case-folded text without numbers."""
+    """Return the slots of case-folded text without numbers: [[word], ...]."""
     words = re.sub("''+", " ", "".join(map(spell_letter, text))).split()
-    return [word for word in words if word != "'"]
+    return [[word] for word in words if word != "'"]
 
 
 # ---- numbers: readings are a list of str in words, the likeliest first

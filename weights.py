@@ -131,7 +131,6 @@ def download(url, path):
 
 
 def read_encoder_file(path):
-    """Read what audio.save_encoder wrote; ValueError: another file."""
     with open(path, "rb") as f:
         is_zip = f.read(2) == b"PK"
     saved = load_tensors(path) if is_zip else None
