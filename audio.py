@@ -84,8 +84,8 @@ class WhisperEncoder(nn.Module):
     """Whisper's encoder (arXiv:2212.04356) of any size, frozen, run on a clip's real frames alone.
 
     config: dict of name, n_mels, n_layer, n_embd, n_head. dtype: of weights and products. The
-    residual stream is fp32: bf16 would round each of its sums. transformers' encoder pads every
-    clip to 30 s and rounds the residual stream, so it is not used (results.md).
+    residual stream is fp32. transformers' encoder pads every clip to 30 s and rounds the residual
+    stream, so it is not used (results.md).
     """
 
     def __init__(self, config, dtype=torch.float32):
@@ -95,8 +95,8 @@ class WhisperEncoder(nn.Module):
         self.conv1 = nn.Conv1d(self.n_mels, self.n_embd, 3, padding=1)
         self.conv2 = nn.Conv1d(self.n_embd, self.n_embd, 3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(MAX_MEL_FRAMES // 2, self.n_embd)
-        blocks = [Block(self.n_embd, config["n_head"]) for _ in range(self.n_layer)]
-        self.layers = nn.ModuleList(blocks)
+        self.layers = nn.ModuleList(Block(self.n_embd, config["n_head"])
+                                    for _ in range(self.n_layer))
         self.layer_norm = nn.LayerNorm(self.n_embd)
         self.to(dtype).requires_grad_(False).eval()
         for module in self.modules():
@@ -119,8 +119,7 @@ class WhisperEncoder(nn.Module):
         x = x + self.embed_positions.weight[:x.shape[1]]
         outputs = {}
         for i, layer in enumerate(self.layers):
-            x = layer(x, mask)
-            outputs[i] = x
+            outputs[i] = x = layer(x, mask)
         outputs[-1] = self.layer_norm(x)
         return torch.stack([outputs[tap] for tap in taps], dim=2)
 
@@ -134,20 +133,19 @@ def build_encoder(config, weights, device="cpu", dtype=None):
     keep_freed_memory()  # in worker processes too
     with torch.device("meta"):
         encoder = WhisperEncoder(config, dtype or compute_dtype(device))
-    for name, empty in encoder.state_dict().items():
+    half, state, digest = {}, {}, hashlib.sha256()
+    for name, empty in sorted(encoder.state_dict().items()):
         found = tuple(weights[name].shape) if name in weights else "missing"
         if found != tuple(empty.shape):
             raise ValueError(f"encoder weight {name} is {found}, it should be {tuple(empty.shape)}")
-        if not weights[name].isfinite().all():
+        half[name] = w = weights[name].contiguous()
+        if not w.isfinite().all():
             raise ValueError(f"encoder weight {name} is not finite")
-    encoder.half_weights = {name: weights[name] for name in encoder.state_dict()}
-    digest = hashlib.sha256()
-    for name, w in sorted(encoder.half_weights.items()):
-        digest.update(name.encode() + w.contiguous().numpy().tobytes())
-    encoder.sha256 = digest.hexdigest()
+        digest.update(name.encode() + w.numpy().tobytes())
+        state[name] = w.to(device, empty.dtype)
+    encoder.half_weights, encoder.sha256 = half, digest.hexdigest()
     if config.get("sha256", encoder.sha256) != encoder.sha256:
         raise ValueError("the weights' sha256 is not the one they were saved with: get them anew")
-    state = {name: weights[name].to(device, w.dtype) for name, w in encoder.state_dict().items()}
     encoder.load_state_dict(state, assign=True)
     return encoder
 
@@ -195,28 +193,27 @@ def encode(encoder, clips, taps=(-1,)):
     WhisperEncoder.forward. Returns a list of float16 (T, n_taps, D), 50 frames a second.
     """
     device = encoder.conv1.weight.device
-    windows = []  # (index of the clip, index of the window, log-mel)
-    for clip, wav in enumerate(clips):
+    feats, windows = [], []  # window: (its part of feats, to fill; log-mel)
+    for wav in clips:
         mel = log_mel(torch.as_tensor(wav, device=device), encoder.n_mels)
         T, n = mel.shape[1] // 2, math.ceil(mel.shape[1] / MAX_MEL_FRAMES)
-        windows += [(clip, i, mel[:, T * i // n * 2:T * (i + 1) // n * 2]) for i in range(n)]
-    windows.sort(key=lambda window: -window[2].shape[1])  # batches of similar lengths
-    feats = [{} for _ in clips]
+        feats.append(np.empty((T, len(taps), encoder.n_embd), np.float16))
+        cuts = [T * i // n for i in range(1, n)]
+        windows += zip(np.split(feats[-1], cuts), mel.tensor_split([2 * at for at in cuts], 1))
+    windows.sort(key=lambda window: -len(window[0]))  # batches of similar lengths
     while windows:
-        T_mel = windows[0][2].shape[1]
-        n = BATCH_MEL_FRAMES.get(device.type, 4800) // T_mel
+        T = len(windows[0][0])
+        n = BATCH_MEL_FRAMES.get(device.type, 4800) // (2 * T)
         batch, windows = windows[:n], windows[n:]
-        lens = torch.tensor([mel.shape[1] for _, _, mel in batch])
-        mels = torch.stack([F.pad(mel, (0, T_mel - mel.shape[1])) for _, _, mel in batch])
+        lens = torch.tensor([mel.shape[1] for _, mel in batch])
+        mels = torch.stack([F.pad(mel, (0, 2 * T - mel.shape[1])) for _, mel in batch])
         x = encoder(mels, lens, taps).clamp(-65504, 65504)  # the limits of fp16
-        x = x.half().cpu().numpy()
-        for row, (clip, i, mel) in enumerate(batch):
-            feats[clip][i] = x[row, :mel.shape[1] // 2]
-    return [np.concatenate([parts[i] for i in sorted(parts)]) for parts in feats]
+        for row, (part, _) in zip(x.half().cpu().numpy(), batch):
+            part[:] = row[:len(part)]
+    return feats
 
 
 def n_audio_tokens(T, stack):
-    """Return how many audio tokens T encoder frames become."""
     return -(-T // stack)
 
 

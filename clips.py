@@ -30,14 +30,14 @@ class Split(Features):
         if not len(at):
             fail(f"{', '.join(self.folders)}: no {self.split} clip with words")
         self.at, self.n_tokens = np.array(at), np.array(n_tokens, dtype=np.int32)
+        self.spoken = np.array([i for i in at if self.texts[i]], dtype=int)  # not silence
 
     def read(self, at):
-        """Read clips: float16 (B, T, n_taps, D), frames (B,)."""
         with user_input():  # a file that is gone or broken
             return load_batch(self, at)
 
     def stats(self, seed):
-        """Return mean and standard deviation over 300 clips: float32 (n_taps, D) each."""
+        """Return mean_std() of 300 clips."""
         some = np.random.default_rng(seed).permutation(len(self))[:300]
         return mean_std(self.read([i])[0][0] for i in some)
 
@@ -60,7 +60,6 @@ def without_words(texts, share):
 
 @dataclass(kw_only=True)
 class ClipTrainer(Trainer):
-    """Trainer of a GPT and a projector on clips."""
     data: dict          # {"train": Split, "val": Split}
     spoken: np.ndarray  # clips of val to transcribe
     projector: torch.nn.Module
@@ -86,13 +85,13 @@ class ClipTrainer(Trainer):
 
     def read(self, n):
         """Read the run's n-th microbatch -> clips (B,), features (B, T, n_taps, D), frames (B,)."""
-        split, c, which = self.data["train"], self.c, divmod(n, self.c.grad_accum)
+        split, c = self.data["train"], self.c
         at, stretch = stretched_batch(split.n_tokens, c.seed, n, self.batch_size,
                                       TIME_WARP if self.warp else 0.03, c.batch_tokens)
         at = split.at[at]
         arrays = split.read(at)
         if self.warp:
-            rng = np.random.default_rng([c.seed, *which])
+            rng = np.random.default_rng([c.seed, *divmod(n, c.grad_accum)])
             arrays = self.warp(*arrays, stretch, rng)
         tensors = map(torch.from_numpy, arrays)
         return at, *[t.pin_memory() if self.device.type == "cuda" else t for t in tensors]
@@ -100,16 +99,16 @@ class ClipTrainer(Trainer):
     def microbatches(self, step):
         """Yield (rng, clips, features, frames) of a step; a resumed run draws the same."""
         for microbatch in self.own:
-            batch = next(self.reader)
-            torch.manual_seed(hash((self.c.seed, step, microbatch)))  # of dropout
-            yield np.random.default_rng([self.c.seed, step, microbatch]), *batch
+            at, *batch = next(self.reader)
+            feats, lens = (x.to(self.device, non_blocking=True) for x in batch)
+            seeds = self.c.seed, step, microbatch
+            torch.manual_seed(hash(seeds))  # of dropout
+            yield np.random.default_rng(seeds), at, feats, lens
 
     def count(self, row_lens):
-        """Count the places of a padded batch of rows of row_lens (B,) tokens."""
         self.places += len(row_lens) * int(row_lens.max())
 
     def clip(self):
-        """Clip each parameter group's gradient apart, and return the norm of all."""
         return math.hypot(*[torch.nn.utils.clip_grad_norm_(group["params"], GRAD_CLIP).item()
                             for group in self.groups])
 
@@ -127,7 +126,7 @@ class ClipTrainer(Trainer):
                                    self.c.batch_tokens)
         for batch in batches[self.rank::self.world_size]:
             at = split.at[batch]
-            feats, lens = map(torch.from_numpy, split.read(at))
+            feats, lens = (torch.from_numpy(x).to(self.device) for x in split.read(at))
             own = torch.stack(self.score(at, feats, lens))
             sums[:4] += own
             if len(at) > 1:

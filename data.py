@@ -128,7 +128,6 @@ class Features:
         return load_batch(self, [i])[0][0], self.infos[i]
 
     def sums(self):
-        """Return a checksum (str) for each folder."""
         found = []
         for folder, manifest in self.folders.items():
             index = sha256_file(f"{folder}/index.json")
@@ -170,7 +169,7 @@ def cut_points(lengths, batch_size, batch_tokens):
     lengths, cuts, first = np.sort(np.frombuffer(lengths, np.int32)), [], 0
     if not batch_tokens:  # sizes differ by one at most
         parts = np.array_split(lengths, -(-len(lengths) // batch_size))
-        return np.cumsum([len(part) for part in parts])[:-1]
+        return np.cumsum(list(map(len, parts)))[:-1]
     for i, length in enumerate(lengths):
         is_full = i > first and (i + 1 - first) * length > batch_tokens
         if is_full or i - first == (batch_size or -1):

@@ -19,11 +19,10 @@ def compute_dtype(device):
     NANOCHAT_DTYPE, or bf16 if the device has instructions for it (a CPU without them takes 55 times
     as long as in fp32).
     """
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name := os.environ.get("NANOCHAT_DTYPE"):
-        if name not in names:
-            raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(names)}")
-        return names[name]
+        if name not in ("float32", "bfloat16"):
+            raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of float32, bfloat16")
+        return getattr(torch, name)
     kind, has_bf16 = torch.device(device).type, False
     if kind == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -35,9 +34,8 @@ def compute_dtype(device):
 
 def pick_device(device):
     """Turn 'auto', 'cuda', 'mps' or 'cpu' into a torch.device; ValueError: it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-             "cpu": True}
-    have = [kind for kind, is_there in there.items() if is_there]
+    have = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    have.append("cpu")
     device = have[0] if device == "auto" else device
     kind = device.split(":")[0]
     if kind not in have:

@@ -93,11 +93,10 @@ def own_meta():
 
 
 def find_language():
-    return Language(language or (own_meta().get("audio") or {}).get("language", "en"))
+    return Language(language or own_meta().get("audio", {}).get("language", "en"))
 
 
 def load_talker():
-    """Return the Talker of the setting `ckpt`, or raise ValueError."""
     talker = Whisper() if ckpt == WHISPER else Talker(ckpt)
     if not talker.ears or bench and not talker.can_chat:
         raise ValueError(f"{ckpt} takes no audio or no questions: give a run of train_align.py "
@@ -182,10 +181,7 @@ def read_speech():
 
 
 def evaluate_folder(talker, clips, times):
-    """Hear and score the clips of a folder; times: of count_spoken().
-
-    Returns (figures, a row for each clip).
-    """
+    """Hear and score a folder's clips -> figures, a row for each; times: of count_spoken()."""
     heard, n_cut = hear(talker, clips)
     own, references = talker.language, [clip["reference"] for clip in clips]
     counts = scoring.count_errors(references, heard, own)
@@ -208,10 +204,9 @@ def evaluate_folder(talker, clips, times):
     if beside:
         theirs = scoring.count_errors(references, [clip["theirs"] for clip in clips], own)
         table["beside"] = scoring.compare(counts, theirs, groups)
-    rows = []
-    for clip, text, (words, errors) in zip(clips, heard, counts.tolist()):
-        rows.append({"key": clip["key"], "errors": errors, "words": words,
-                     "reference": clip["reference"], "hypothesis": text, "audio": clip["audio"]})
+    rows = [{"key": clip["key"], "errors": errors, "words": words,
+             "reference": clip["reference"], "hypothesis": text, "audio": clip["audio"]}
+            for clip, text, (words, errors) in zip(clips, heard, counts.tolist())]
     return table, rows
 
 
@@ -235,7 +230,6 @@ def evaluate(talker, found):
 
 
 def closing_lines(result):
-    """Return the rates and the transcripts as lines."""
     lines = []
     for name, table in result["folders"].items():
         lines.append(f"{name or table['folder']}: {table['clips']} clips, left out "
@@ -246,13 +240,13 @@ def closing_lines(result):
                       ("difference", other["difference"], other["difference_interval"])]
         lines += [f"    {kind:<18} {100 * rate:5.1f}%  (95% by {' or '.join(table['resampled'])}: "
                   f"{100 * low:.1f} - {100 * high:.1f})" for kind, rate, (low, high) in rates]
-        for name, what in (("by_length", "words a clip"), ("by_times_spoken", "times in training")):
-            bands = [f"{band}: {100 * wrong / max(words, 1):.1f}% of {words}"
-                     for band, (wrong, words) in table.get(name, {}).items()]
-            lines += [f"    {what}: {', '.join(bands)}"] if bands else []
-    for row in result["transcripts"]:
-        lines += ["", f"    reference  {row['reference']}", f"    heard      {row['hypothesis']}"]
-    return lines
+        for kind, what in (("by_length", "words a clip"), ("by_times_spoken", "times in training")):
+            if kind in table:
+                bands = [f"{band}: {100 * wrong / max(words, 1):.1f}% of {words}"
+                         for band, (wrong, words) in table[kind].items()]
+                lines.append(f"    {what}: {', '.join(bands)}")
+    return lines + [f"\n    reference  {row['reference']}\n    heard      {row['hypothesis']}"
+                    for row in result["transcripts"]]
 
 
 # ---- questions
@@ -260,8 +254,7 @@ def closing_lines(result):
 def ask_questions(talker, rows):
     """Ask the questions of a bench, write the jsonl; return bench.json's figures."""
     with user_input():
-        clips = training_clips(talker)  # for the probe
-        wavs = [read_audio(row["audio"]) for row in rows]
+        wavs, clips = [read_audio(row["audio"]) for row in rows], training_clips(talker)
     result, choices = audiobench.run_bench(talker, rows, wavs, clips)
     write_jsonl(f"{RESULTS}/bench.jsonl", choices)
     write_text(f"{RESULTS}/page.html", audiobench.page(rows, choices, RESULTS))
@@ -270,17 +263,7 @@ def ask_questions(talker, rows):
 
 # ---- the whole
 
-def describe_inputs(rows):
-    """Return what a result depends on besides settings and code; rows: dicts with a recording."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row).encode() + sha256_file(row["audio"]).encode())
-    return {"checkpoint": own_meta().get("sha256", {}), "data": digest.hexdigest(),
-            "dtype": os.environ.get("NANOCHAT_DTYPE", "")}
-
-
 def measure(found):
-    """Load the model, measure, and return the result with what it comes from."""
     began = time.perf_counter()
     with user_input():
         talker = load_talker()
@@ -300,8 +283,11 @@ def main():
         fail(f"way={way}: give one of {', '.join(WAYS[1:])}, with --out_dir and without --bench")
     with user_input():  # a wrong setting fails before the work
         found = audiobench.read_bench(bench) if bench else read_speech()
-        rows = found if bench else sum((clips for _, _, clips, _ in found), [])
-        inputs = describe_inputs(rows)
+        digest = hashlib.sha256()
+        for row in found if bench else chain.from_iterable(clips for _, _, clips, _ in found):
+            digest.update(json.dumps(row).encode() + sha256_file(row["audio"]).encode())
+        inputs = {"checkpoint": own_meta().get("sha256", {}), "data": digest.hexdigest(),
+                  "dtype": os.environ.get("NANOCHAT_DTYPE", "")}
     result = is_made(RESULTS, config, inputs, name)
     if not result:
         result = measure(found)

@@ -30,8 +30,8 @@ def read_lines(path):
 def read_sentences(text_dir, split):
     """Return the lines (str) of <text_dir>/<split>.txt. ValueError: there is none."""
     path = f"{text_dir}/{split}.txt"
-    lines = read_lines(path) if os.path.isfile(path) else ()
-    found = [line.strip() for line in lines if line.strip()]
+    lines = map(str.strip, read_lines(path)) if os.path.isfile(path) else ()
+    found = list(filter(None, lines))
     if not found:
         raise ValueError(f"{path}: no sentence there: run prepare_text.py")
     return found
@@ -113,9 +113,9 @@ def find_audio(folder):
     for name in sorted(os.listdir(folder)):
         stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
         if suffix.lower() in AUDIO_SUFFIXES and not is_hidden(name):
-            rank = AUDIO_SUFFIXES.index(suffix.lower())
-            found.setdefault(stem, []).append((rank, os.path.join(folder, name)))
-    return {stem: min(paths)[1] for stem, paths in found.items()}
+            this = AUDIO_SUFFIXES.index(suffix.lower()), os.path.join(folder, name)
+            found[stem] = min(this, found.get(stem, this))
+    return {stem: path for stem, (_, path) in found.items()}
 
 
 def find_path(folder, name):

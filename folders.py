@@ -27,8 +27,7 @@ def make_folder(out_dir, settings, find_inputs, make, *names):
 
     find_inputs(): {input: checksum or version}. make(): writes into out_dir -> (the names of its
     files, {count's name: value}). names: of an earlier run's folders, removed first. ValueError,
-    OSError and RuntimeError (soundfile's) end in one line. Until all is there, meta.json names the
-    script alone.
+    OSError and RuntimeError (soundfile's) end in one line.
     """
     folder, script = Path(out_dir), Path(sys.argv[0]).name
     with user_input(RuntimeError):

@@ -12,11 +12,10 @@ class KVCache:
 
     def __init__(self, config, batch_size, max_len, device="cpu"):
         head_dim = config.n_embd // config.n_head
-        shape = (config.n_layer, batch_size, config.n_kv_head, max_len + 1, head_dim)
-        self.k = torch.zeros(shape, dtype=compute_dtype(device), device=device)
-        self.v = torch.zeros_like(self.k)
+        shape = (2, config.n_layer, batch_size, config.n_kv_head, max_len + 1, head_dim)
+        self.kv = torch.zeros(shape, dtype=compute_dtype(device), device=device)
         self.lens = torch.zeros(batch_size, dtype=torch.long, device=device)
-        self.previous = self.k.new_zeros(batch_size, 1, config.n_embd)  # last text embedding
+        self.previous = self.kv.new_zeros(batch_size, 1, config.n_embd)  # last text embedding
         self.longest = 0  # of lens, on the host
 
     def swap_previous(self, x, text_lens):
@@ -33,7 +32,7 @@ class KVCache:
         places = self.lens[:, None] + torch.arange(T, device=self.lens.device)
         new_lens = self.lens + (T if lens is None else lens)
         longest = self.longest + T if lens is None else int(new_lens.max())
-        spare = self.k.size(3) - 1  # one slot for padding past the end
+        spare = self.kv.size(4) - 1  # one slot for padding past the end
         most = min(spare, limit)
         assert longest <= most, f"{longest} tokens > the cache's {most}: raise max_len"
         self.lens, self.longest = new_lens, longest
@@ -41,34 +40,31 @@ class KVCache:
         return self.places.clamp(max=limit - 1)
 
     def write(self, layer, k, v):
-        """Store k, v (B, T, H_kv, D) at extend()'s places -> all k, v (B, H_kv, longest, D)."""
+        """Store k, v (B, T, H_kv, D) at extend()'s places -> all, (2, B, H_kv, longest, D)."""
         row = torch.arange(k.size(0), device=k.device)[:, None]
-        self.k[layer][row, :, self.places] = k
-        self.v[layer][row, :, self.places] = v
-        return self.k[layer][:, :, :self.longest], self.v[layer][:, :, :self.longest]
+        self.kv[0, layer][row, :, self.places] = k
+        self.kv[1, layer][row, :, self.places] = v
+        return self.kv[:, layer, :, :, :self.longest]
 
     def select(self, rows):
         """Keep the rows of these indices (list of int), which may repeat."""
         if rows == list(range(len(self.lens))):
             return
-        for name in ("k", "v"):
-            x = getattr(self, name)
-            kept = x[:, rows, :, :self.longest]  # a copy
-            if len(rows) > x.size(1):
-                x = x.new_zeros(x.size(0), len(rows), *x.shape[2:])
-            x[:, :len(rows), :, :self.longest] = kept
-            setattr(self, name, x[:, :len(rows)])
+        kept = self.kv[:, :, rows, :, :self.longest]  # a copy
+        if len(rows) > len(self.lens):
+            self.kv = self.kv.new_zeros(*kept.shape[:4], *self.kv.shape[4:])
+        self.kv = self.kv[:, :, :len(rows)]
+        self.kv[:, :, :, :, :self.longest] = kept
         self.lens, self.previous = self.lens[rows], self.previous[rows]
         self.longest = int(self.lens.max())
 
     @classmethod
     def gather(cls, config, rows, max_len):
         """A cache of rows b of others; rows: [(KVCache, b)]."""
-        new = cls(config, len(rows), max_len, rows[0][0].k.device)
+        new = cls(config, len(rows), max_len, rows[0][0].kv.device)
         for i, (old, b) in enumerate(rows):
             n = int(old.lens[b])
-            new.k[:, i, :, :n] = old.k[:, b, :, :n]
-            new.v[:, i, :, :n] = old.v[:, b, :, :n]
+            new.kv[:, :, i, :, :n] = old.kv[:, :, b, :, :n]
             new.previous[i] = old.previous[b]
             new.lens[i] = n
         new.longest = int(new.lens.max())

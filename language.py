@@ -24,10 +24,7 @@ SYMBOL = re.compile("[][<>{}#$£€¥%&@+=×÷±°\ufffd]")
 
 
 class Language:
-    """A language by its code. ValueError: it is unknown.
-
-    space: between words.
-    """
+    """A language by its code; space: between words. ValueError: it is unknown."""
 
     def __init__(self, code):
         code = re.split("[-_]", code.lower())[0].replace("english", "en")
@@ -89,7 +86,6 @@ def syllables(text):
 
 
 def simplify(text):
-    """Return Chinese text (str) in simplified characters."""
     return need_chinese("opencc").OpenCC("t2s").convert(text)
 
 

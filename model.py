@@ -99,9 +99,9 @@ def attend(q, k, v, mask):
 class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
-        self.layer, self.n_head, self.n_kv_head = layer, config.n_head, config.n_kv_head
         C = config.n_embd
-        kv_dim = C // config.n_head * config.n_kv_head
+        self.layer, self.head_dim = layer, C // config.n_head
+        kv_dim = config.n_kv_head * self.head_dim
         self.c_q = Linear(C, C)
         self.c_k = Linear(C, kv_dim)
         self.c_v = Linear(C, kv_dim)
@@ -110,13 +110,11 @@ class Attention(nn.Module):
         self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if has_gate else None
 
     def forward(self, x, ve, cos, sin, mask, kv_cache):
-        B, T, _ = x.shape
-        q = self.c_q(x).view(B, T, self.n_head, -1)
-        k = self.c_k(x).view(B, T, self.n_kv_head, -1)
-        v = self.c_v(x).view(B, T, self.n_kv_head, -1)
+        heads = (-1, self.head_dim)
+        q, k, v = (linear(x).unflatten(2, heads) for linear in (self.c_q, self.c_k, self.c_v))
         if ve is not None:  # ResFormer's value residual (arXiv:2410.17897), gated per head
             gate = 3 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, H_kv)
-            v = v + gate.unsqueeze(-1) * ve.view(B, T, self.n_kv_head, -1)
+            v = v + gate.unsqueeze(-1) * ve.unflatten(2, heads)
         q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
         if kv_cache is None:
             k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, H_kv, T, D)
@@ -354,7 +352,7 @@ def add_lora(model, rank, alpha):
     added = []
     for name, module in model.named_modules():
         if name.endswith(LORA_TARGETS):
-            module.lora_a = nn.Parameter(torch.empty_like(module.weight[:1]).repeat(rank, 1))
+            module.lora_a = nn.Parameter(module.weight.new_empty(rank, module.in_features))
             module.lora_b = nn.Parameter(module.weight.new_zeros(module.out_features, rank))
             nn.init.kaiming_uniform_(module.lora_a, a=5 ** 0.5)
             module.lora_scale = alpha / rank
@@ -383,8 +381,8 @@ def free_rows(model, ids):
 
 
 def lora_state(model):
-    names = ".lora_a", ".lora_b", ".rows"
-    return {name: p for name, p in model.state_dict().items() if name.endswith(names)}
+    return {name: p for name, p in model.state_dict().items()
+            if name.endswith((".lora_a", ".lora_b", ".rows"))}
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ class Speller(BPETokenizer):
         return [piece for i in self.tok.encode(text) for piece in self.spelled[i]]
 
     def spell(self, data):
-        """Return the ids (list of int) of a token (bytes) of tok."""
+        """Return the ids of a token (bytes) of tok."""
         said = self.tok.readings.get(data)
         each = said.encode().split() if said else [data]
         return [piece for part in each for piece in super(Speller, self).spell(part)]
@@ -69,13 +69,11 @@ def imitate(ids, spelling, rng, ease):
     if not n:  # nobody speaks
         n_blanks = int(rng.integers(1, 12))
         return torch.full((n_blanks, 2), -1), torch.zeros(n_blanks, 1)
-    is_swapped = rng.random(n) < ease * SWAP_SHARE
-    pieces = np.where(is_swapped, rng.choice(spelling, n), ids)
+    pieces = np.where(rng.random(n) < ease * SWAP_SHARE, rng.choice(spelling, n), ids)
     has_rival = rng.random(n) < ease * RIVAL_SHARE
-    rival_weights = np.where(has_rival, rng.random(n) * RIVAL_WEIGHT, 0)
+    rival_weights = has_rival * rng.random(n) * RIVAL_WEIGHT
     rivals = rng.choice(spelling, n)
-    has_blanks = rng.random(n) < BLANK_SHARE
-    n_blanks = np.where(has_blanks, rng.integers(1, 3, n), 0)
+    n_blanks = (rng.random(n) < BLANK_SHARE) * rng.integers(1, 3, n)
     n_blanks[0], n_last = rng.integers(0, 3, 2)
     repeats = rng.integers(1, STRETCH + 1, n)
     counts = np.append(np.stack([n_blanks, repeats], 1), n_last)  # blank, piece, ..., blank

@@ -63,7 +63,7 @@ def provenance(device):
 
 
 def need(package):
-    """Stop at once where an optional package is missing that is imported late."""
+    """Stop at once where a package is missing that is imported late."""
     if importlib.util.find_spec(package) is None:
         fail(f"this run needs {package}: pip install {package}")
 

@@ -234,7 +234,6 @@ def check_riff(f, name):
 
 
 def check_last_page(f, name):
-    """ValueError where an ogg file ends within a page."""
     f.seek(max(f.seek(0, os.SEEK_END) - 65307, 0))  # the longest page
     tail = f.read()
     page = tail[tail.rfind(b"OggS"):]

@@ -141,7 +141,6 @@ class Clock:
 
 
 def log(out_dir, record):
-    """Print a dict's fields on one line and append it to out_dir/log.jsonl."""
     fields = []
     for name, value in record.items():
         default = ".4f" if isinstance(value, float) else ""

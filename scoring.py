@@ -131,8 +131,7 @@ def count_words(slots):
 
 
 def word_graph(slots):
-    """Return the edges into each node of the slots' graph: [[(earlier node, word or None)], ...].
-    """
+    """Return the edges into each node of a graph: [[(earlier node, word or None), ...], ...]."""
     edges, start = [[]], 0
     for readings in slots:
         ends = []
@@ -187,7 +186,7 @@ def count_characters(references, hypotheses, language=ENGLISH):
 # ---- rates
 
 def groups_of(clips):
-    """Return what the bootstrap resamples for each clip (str): its speaker, or the clip."""
+    """Return what the bootstrap resamples for each clip (str)."""
     n_speakers = len({clip["speaker"] for clip in clips} - {""})
     return [f"speaker {clip['speaker']}" if clip["speaker"] and n_speakers >= MIN_SPEAKERS
             else f"clip {clip['key']}" for clip in clips]

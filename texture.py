@@ -36,8 +36,8 @@ class Texture:
         self.names = [(task, label) for task, labels in tasks.items() for label in labels]
         self.place = {name: i for i, name in enumerate(self.names)}
         self.tasks = list(tasks)
-        owner = torch.tensor([self.tasks.index(task) for task, _ in self.names])
-        self.is_of = F.one_hot(owner).T.float().to(device)  # (tasks, L)
+        owner = [[task == other for other, _ in self.names] for task in tasks]
+        self.is_of = torch.tensor(owner).float().to(device)  # (tasks, L)
         self.token_of = F.one_hot(torch.arange(len(tasks)) % TEXTURE, TEXTURE).T.float().to(device)
         ids = [torch.tensor(tok.encode(label)) for _, label in self.names]
         self.ids = torch.nn.utils.rnn.pad_sequence(ids, True, -1).to(device)  # (L, T), -1: none
@@ -58,17 +58,15 @@ class Texture:
     def draw(self, facts, rng, ease=1.0):
         """Blur B facts -> weights of the labels, float32 (B, L)."""
         weights = np.zeros((len(facts), len(self.names)), np.float32)
-        sizes = self.is_of.sum(1).int().tolist()
+        ends = self.is_of.sum(1).int().cumsum(0).tolist()
         for row, known in zip(weights, facts):
-            end = 0
-            for task, n in zip(self.tasks, sizes):
-                end += n
+            for task, some in zip(self.tasks, np.split(row, ends)):  # views of the row
                 if (task, known.get(task)) in self.place:
                     share = ease * rng.uniform(0, DOUBT)
-                    row[end - n:end] = share * rng.dirichlet(np.full(n, 0.5))
+                    some[:] = share * rng.dirichlet(np.full(len(some), 0.5))
                     row[self.place[task, known[task]]] += 1 - share
                 elif rng.uniform() < RUMOUR_SHARE:
-                    row[end - n:end] = rng.uniform(0, DOUBT) * rng.dirichlet(np.ones(n))
+                    some[:] = rng.uniform(0, DOUBT) * rng.dirichlet(np.ones(len(some)))
         return torch.from_numpy(weights)
 
     def imitate(self, model, facts, rng, ease=1.0):

@@ -18,7 +18,6 @@ SPECIAL_TOKENS = ["<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_star
 # nanochat's: GPT-4's pattern with at most 2 digits a token instead of 3
 SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
                  r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
-FORMAT = "nanochat-omni tokenizer 1"
 MAX_CHARS = 10_000  # of a part of a text in training: memory is 90 bytes a character
 # The `tokenizers` library writes a byte as one printable character: itself, or from chr(256) on
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -77,12 +76,12 @@ class BPETokenizer:
         return [*map(len, texts), *[0] * len(self.special_ids)]
 
     def content(self):
-        content = {"format": FORMAT, "vocab_size": self.vocab_size, "pattern": SPLIT_PATTERN,
-                   "special": list(self.special_ids),
+        content = {"format": "nanochat-omni tokenizer 1", "vocab_size": self.vocab_size,
+                   "pattern": SPLIT_PATTERN, "special": SPECIAL_TOKENS,
                    "tokens": [to_chars(token) for token in self.tokens[256:]]}
         if self.n_syllables:
-            content["syllables"] = self.n_syllables
-            content["readings"] = {to_chars(token): said for token, said in self.readings.items()}
+            readings = {to_chars(token): said for token, said in self.readings.items()}
+            content |= {"syllables": self.n_syllables, "readings": readings}
         return content
 
     def save(self, folder):
@@ -201,7 +200,7 @@ def to_pickle(tok):
 def export_nanochat(tok, folder):
     """Write tokenizer.pkl (a pickled tiktoken.Encoding) and token_bytes.pt (int32 (V,)).
 
-    tok: a BPETokenizer. nanochat's tok_train.py writes the same.
+    nanochat's tok_train.py writes the same.
     """
     import torch  # nothing else here needs it
     Path(folder, "tokenizer.pkl").write_bytes(to_pickle(tok))

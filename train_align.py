@@ -83,7 +83,6 @@ def forward_clips(split, at, feats, lens):
     rows = [[tok.bos_id, *tok.encode(split.texts[i]), tok.bos_id] for i in at]
     ids, n_ids = pad(rows, device, -1)
     targets, text_lens = ids[:, 1:], n_ids - 1
-    feats, lens = (x.to(device, non_blocking=True) for x in (feats, lens))
     audio, audio_lens = projector(feats, lens)
     row_lens = audio_lens + text_lens
     if ctc == 1:
@@ -100,7 +99,6 @@ def forward_clips(split, at, feats, lens):
 
 
 def ctc_loss(split, at, audio, audio_lens):
-    """Return the summed CTC loss of the clips' pieces on audio tokens (B, T_a, C)."""
     return projector.ctc_loss(audio, audio_lens, [speller.encode(split.texts[i]) for i in at]).sum()
 
 
@@ -172,7 +170,6 @@ if muon_lr:
 # ---- evaluate()
 
 def score(at, feats, lens):
-    """Return validation clips' loss, their targets, right ones, and targets again."""
     loss, targets, _, logits = forward_clips(data["val"], at, feats, lens)
     n = (targets >= 0).sum()
     right = n * 0 if logits is None else (logits.argmax(2) == targets).sum()
@@ -180,16 +177,16 @@ def score(at, feats, lens):
 
 
 def evaluate(step):
-    """Draw the picture and return the figures of the validation clips: {name: value}."""
     if rank == 0:
-        plot_pca(out_dir, model, projector, tok.vocab_size, *data["val"].read(val_at[:64]))
+        clips = data["val"].read(data["val"].spoken[:64])
+        plot_pca(out_dir, model, projector, tok.vocab_size, *clips)
     return trainer.evaluate_clips(step)
 
 
 # ---- loop
 
-val_at = np.array([i for i in data["val"].at if data["val"].texts[i]], dtype=int)  # not silence
-by_length = val_at[np.argsort(data["val"].lengths[val_at], kind="stable")]
+spoken = data["val"].spoken
+by_length = spoken[np.argsort(data["val"].lengths[spoken], kind="stable")]
 seconds = np.array(data["train"].seconds)[data["train"].at]
 piece_s = min(15.0, 1.1 * np.percentile(seconds, 99))  # long recordings are cut so
 audio = {name: manifest[name] for name in ("encoder", "encoder_sha256", "taps", "language")}

@@ -91,14 +91,6 @@ def pick(lengths, n, size):
     return stretched_batch(lengths, seed, n, size)[0]
 
 
-def get_text(n, is_spelled):
-    """Return microbatch n's rows of plain text (B, text_len + 1); documents are never spelled."""
-    if docs and not is_spelled:
-        return docs["train"].batch(n, batch_size, seed)
-    rows = (pieces if is_spelled else words)["train"].rows
-    return rows[pick(np.ones(len(rows)), n, batch_size)]
-
-
 def hear(sentences, rng, ease=1.0, texture=None, facts=None):
     """Return the model's arguments about imitated audio of sentences (arrays of pieces).
 
@@ -126,18 +118,25 @@ def to_gpu(array):
     return ids.pin_memory().to(dev, non_blocking=True) if dev.type == "cuda" else ids.to(dev)
 
 
+def next_tokens(rows):
+    """Return the model's arguments about rows of plain text (B, text_len + 1)."""
+    rows = to_gpu(rows)
+    return {"idx": rows[:, :-1], "targets": rows[:, 1:]}
+
+
 def get_batch(step, microbatch, kind):
     """Return the model's arguments: a function of (seed, step, microbatch)."""
     n, is_spelled = step * grad_accum + microbatch, step < spell_steps
+    if kind == TEXT and docs and not is_spelled:
+        return next_tokens(docs["train"].batch(n, batch_size, seed))
+    sentences = (pieces if is_spelled else words)["train"]
     if kind == TEXT:
-        rows = to_gpu(get_text(n, is_spelled))
-        return {"idx": rows[:, :-1], "targets": rows[:, 1:]}
+        return next_tokens(sentences.rows[pick(np.ones(len(sentences.rows)), n, batch_size)])
     rng = np.random.default_rng([seed, 1, step, microbatch])
     ease = min((step + 1) / EASE_STEPS, 1.0)
     if kind == CHATS:
         some = [talks["train"][i] for i in pick(talk_sizes, n, chat_rows)]
         return render(some, speller if is_spelled else tok, rng, ease)
-    sentences = (pieces if is_spelled else words)["train"]
     at = pick(sentences.lens, n, batch_size)
     idx, targets = sentences.padded(at)
     idx = slip(idx, sentences.ids, tok.bos_id, rng, ease)
@@ -213,7 +212,6 @@ if use_compile:
 # ---- evaluate()
 
 def evaluate(step):
-    """Return the figures of the held-out data: {name: value}."""
     result = evaluate_sentences(step) if splits else {}
     if docs:
         result["val_bpb"] = evaluate_documents()
@@ -228,10 +226,9 @@ def evaluate_documents():
     token_bytes = torch.tensor(tok.token_bytes(), device=dev)
     for i in range(rank * batch_size, n_rows, world_size * batch_size):
         at = np.arange(i, min(i + batch_size, n_rows))
-        rows = to_gpu(docs["val"].rows(at))
-        idx, targets = rows[:, :-1], rows[:, 1:]
-        n_bytes = token_bytes[targets.flatten()]
-        nats = model(idx, targets, loss_reduction="none") * (n_bytes > 0)
+        batch = next_tokens(docs["val"].rows(at))
+        n_bytes = token_bytes[batch["targets"].flatten()]
+        nats = model(**batch, loss_reduction="none") * (n_bytes > 0)
         sums += torch.stack([nats.sum(), n_bytes.sum()])
     sum_over_ranks(sums)
     nats, total_bytes = sums.tolist()

@@ -209,7 +209,7 @@ with user_input():
     talks = [["text", row["question"], row["answer"]] for _, row in rows]
     talks = spoken_turns(talks, left_out, language)
     lines = map(str.strip, read_lines(sentences)) if sentences else ()
-    texts = [line for line in lines if line]
+    texts = list(filter(None, lines))
     sums = [path and sha256_file(path) for path in (turns, chats, sentences)]
     inputs = {"lm": run_sums(lm), "features": data["train"].sums(), "texts": sums}
 manifest = data["train"].manifest
@@ -244,18 +244,16 @@ if ears["prompt"] != "chat" and not start.get("chats"):  # start as bos, which e
 lora = add_lora(model, lora_rank, LORA_ALPHA)
 chat_tokens = free_rows(model, new_ids)
 kept = [p for p in projector.parameters() if p.requires_grad]
-groups = [(lora, learning_rate), (chat_tokens, learning_rate), (kept, PROJECTOR_LR)]
-optimizer = torch.optim.AdamW([dict(params=params, lr=peak) for params, peak in groups],
-                              betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+groups = [dict(params=lora), dict(params=chat_tokens), dict(params=kept, lr=PROJECTOR_LR)]
+optimizer = torch.optim.AdamW(groups, learning_rate, betas=(0.9, 0.98), weight_decay=0.0,
+                              fused=True)
 
 
 # ---- evaluate()
 
 def score(at, feats, lens):
-    """Return validation clips' weighted loss, weights, answers right and all."""
     rows = [clip_row(data["val"], i) for i in at]
-    heard = projector(feats.to(device), lens.to(device))
-    loss, weight, _, targets, logits = forward_rows(rows, heard)
+    loss, weight, _, targets, logits = forward_rows(rows, projector(feats, lens))
     is_asked = [bool(data["val"].infos[i].get("turns")) for i in at]
     ids = logits.argmax(2)[is_asked], targets[is_asked]
     counts = count_right(*(x.cpu().numpy() for x in ids))
@@ -275,13 +273,12 @@ def words_loss(at, audio, audio_lens):
 # ---- loop
 
 speller = Speller(tok, projector.arguments["ctc"])
-spoken = np.array([i for i in data["val"].at if data["val"].texts[i]])
 audio = ears | {"projector": projector.arguments, "taps": manifest["taps"], "prompt": "chat",
                 "plain": True}  # it reads and writes Language.plain()
 trainer = ClipTrainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model, tok=tok,
     projector=projector, optimizers=[optimizer], losses=["loss", "text_loss"], data=data,
-    spoken=spoken, score=score, right="val_right", meta={"audio": audio},
+    spoken=data["val"].spoken, score=score, right="val_right", meta={"audio": audio},
     files=lambda: {"model": merged_state(model), "lora": lora_state(model),
                    "projector": projector.state_dict()})
 about = [f"left out: {n:,} texts, {why}" for why, n in left_out.items() if n]
@@ -289,7 +286,7 @@ trainer.begin(trainer.evaluate_clips, [*data.values(), *about], encoder=encoder)
 for step in range(first_step, max_steps):
     sums = torch.zeros(2, 2, device=device)  # (with audio, without; weighted nats, weights)
     for rng, at, feats, lens in trainer.microbatches(step):
-        heard = projector(*(x.to(device, non_blocking=True) for x in (feats, lens)))
+        heard = projector(feats, lens)
         if projector.ctc_head:
             words_loss(at, *heard).backward(retain_graph=True)
         rows = [clip_row(data["train"], i, rng) for i in at]

@@ -61,7 +61,7 @@ def first_step_of(config, inputs, rank):
 
 
 def find_step(config, inputs):
-    """Return first_step_of()'s step; None: all done."""
+    """Return the step to go on from; None: all done."""
     out_dir, init_from, max_steps = config["out_dir"], config["init_from"], config["max_steps"]
     steps = checkpoint_steps(out_dir)
     has_log = os.path.exists(f"{out_dir}/log.jsonl")  # alone: killed before the first checkpoint
@@ -95,7 +95,6 @@ def check_same_run(out_dir, meta, config, inputs):
 
 @dataclass(kw_only=True)
 class Trainer:
-    """What is around a run's forward passes."""
     config: dict
     inputs: dict        # checksums of what the run reads
     ranks: tuple        # rank, world_size, device
@@ -243,7 +242,6 @@ class Trainer:
         save_checkpoint(self.c.out_dir, step, files, self.meta, self.frozen)
 
     def finish(self):
-        """Print the run's last line and leave the other ranks."""
         if self.rank == 0:
             print(self.clock.closing_line(self.c.out_dir))
         leave_ranks()
@@ -251,7 +249,6 @@ class Trainer:
     # ---- evaluation
 
     def note(self, step):
-        """Evaluate, log it, note it in the checkpoint -> {figure: value}."""
         self.train(False)
         with torch.no_grad():
             result = self.evaluate(step)

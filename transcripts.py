@@ -73,8 +73,8 @@ def normalize_transcript(text, strict=True):
 def read_aloud(text, strict=True):
     """Return text (str) as slots: lists of readings (str of words, or ""), the likeliest first.
 
-    A number has several: 2648 is a quantity or four digits. Symbols and letters without a spoken
-    form stay. strict: raise NoSpokenForm for noise and for dates, ranges and such.
+    Symbols and letters without a spoken form stay. strict: raise NoSpokenForm for noise and for
+    dates, ranges and such.
     """
     text = plain_characters(text).casefold()
     if strict and NOISE.search(text):
@@ -85,10 +85,10 @@ def read_aloud(text, strict=True):
     text = re.sub(r"(?<=\w)\.(?=(?:com|org|net|edu|gov)\b)", " dot ", text)
     slots, end = [], 0
     for match in NUMBER.finditer(text):
-        slots += [[word] for word in split_words(text[end:match.start()])]
+        slots += split_words(text[end:match.start()])
         slots += read_number(match, strict)
         end = match.end()
-    return slots + [[word] for word in split_words(text[end:])]
+    return slots + split_words(text[end:])
 
 
 def plain_characters(text):
@@ -112,9 +112,9 @@ def spell_letter(char):
 
 
 def split_words(text):
-    """Return the words (list of str) of case-folded text without numbers."""
+    """Return the slots of case-folded text without numbers: [[word], ...]."""
     words = re.sub("''+", " ", "".join(map(spell_letter, text))).split()
-    return [word for word in words if word != "'"]
+    return [[word] for word in words if word != "'"]
 
 
 # ---- numbers: readings are a list of str in words, the likeliest first
@@ -125,15 +125,16 @@ def read_number(match, strict):
     after = match.string[match.end():match.end() + 1]
     if strict and (not is_one and not is_time or money and after.isalpha()):  # 3/4, $5k
         raise NoSpokenForm("figures that can be read in several ways", match[0])
-    if end in ("st", "nd", "rd", "th") and body.replace(",", "").isdigit():
-        slots = [variants(name(int(body.replace(",", "")), "ordinal"))]
+    digits = body.replace(",", "")
+    if end in ("st", "nd", "rd", "th") and digits.isdigit():
+        slots = [variants(name(digits, "ordinal"))]
     elif is_time:
         hour, minutes = body.split(":")
         slots = [read_one(str(int(hour))), read_minutes(minutes)]
     elif money and is_one and not match["scale"]:
         slots = read_money(body, *MONEY[money])
     else:
-        slots = [read_one(body)] if is_one else list(map(read_one, re.findall(r"\d+", body)))
+        slots = [read_one(part) for part in ([body] if is_one else re.findall(r"\d+", body))]
     if end in ("s", "'s"):
         slots[-1] = [plural(reading) if end == "s" else reading + "'s" for reading in slots[-1]]
     if match["scale"]:
@@ -143,13 +144,13 @@ def read_number(match, strict):
 
 @functools.cache
 def name(n, kind="cardinal"):
-    """Return the English words of an int; kind: cardinal or ordinal."""
+    """Return the English words of an int or its digits (str); kind: cardinal or ordinal."""
     from num2words import num2words
-    return num2words(n, to=kind).replace("-", " ").replace(",", "")
+    return num2words(int(n), to=kind).replace("-", " ").replace(",", "")
 
 
 def spell(digits):
-    return " ".join(name(int(digit)) for digit in digits)
+    return " ".join(map(name, digits))
 
 
 def variants(words):
@@ -173,7 +174,7 @@ def read_one(written):
     spelled = [spell(digits)]
     if is_code or len(digits) > 15:
         return spelled
-    quantity = variants(name(int(digits)))
+    quantity = variants(name(digits))
     pairs = read_in_pairs(digits) if len(digits) in (3, 4) else []
     if re.fullmatch("1[1-9]..|20[1-9].", written):
         readings = [*pairs, *quantity, *spelled]
@@ -186,7 +187,7 @@ def read_one(written):
 
 def read_in_pairs(digits):
     """Return the readings of 3 or 4 digits (str) in pairs: nineteen oh five, three fifty one."""
-    first, last = name(int(digits[:-2])), digits[-2:]
+    first, last = name(digits[:-2]), digits[-2:]
     if last == "00":
         return [f"{first} hundred"]
     return [f"{first} {reading}" for reading in read_minutes(last)[:2 if last[0] == "0" else 1]]
@@ -197,8 +198,8 @@ def read_minutes(minutes):
     if minutes == "00":
         return ["o'clock", "", "hundred"]
     if minutes[0] == "0":
-        return [f"oh {name(int(minutes))}", f"zero {name(int(minutes))}", name(int(minutes))]
-    return [name(int(minutes)), spell(minutes)]
+        return [f"oh {name(minutes)}", f"zero {name(minutes)}", name(minutes)]
+    return [name(minutes), spell(minutes)]
 
 
 def read_money(body, unit, units, cent, cents):
@@ -208,12 +209,12 @@ def read_money(body, unit, units, cent, cents):
         return [read_one(body), [units]]
     unit = unit if whole == "1" else units
     cent = cent if small == "01" else cents
-    few = read_one(small.lstrip("0") or "0")
-    if small.strip("0") == "":
+    few = small.lstrip("0")
+    if not few:
         return [read_one(whole), [unit]]
-    if whole.strip("0") == "":
-        return [few, [cent]]
-    return [read_one(whole), [unit, ""], ["and", ""], few, [cent, ""]]
+    if not whole.strip("0"):
+        return [read_one(few), [cent]]
+    return [read_one(whole), [unit, ""], ["and", ""], read_one(few), [cent, ""]]
 
 
 def plural(words):

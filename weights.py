@@ -110,7 +110,6 @@ def read_config(folder, name):
 
 
 def read_hub(url, name):
-    """Download a Hugging Face folder and read it."""
     with TemporaryDirectory(dir=cache_folder()) as folder:
         for file in ("config.json", "model.safetensors"):
             download(f"{url}/{file}", f"{folder}/{file}")
@@ -132,7 +131,6 @@ def download(url, path):
 
 
 def read_encoder_file(path):
-    """Read what audio.save_encoder wrote; ValueError: another file."""
     with open(path, "rb") as f:
         is_zip = f.read(2) == b"PK"
     saved = load_tensors(path) if is_zip else None
