@@ -235,7 +235,7 @@ async def transcriptions(request: Request):
     wav, ask = await read(read_upload, request.headers.get("content-type", ""),
                           await request.body(), talker.has_word_times)
     has_times = ask.response_format not in ("json", "text")
-    pieces = talker.transcripts(wav, SEGMENT_S if has_times else 60.0)
+    pieces = talker.transcripts(wav, SEGMENT_S if has_times else float("inf"))
     coming = follow(request, Job(work=partial(next, pieces, None)))
     if ask.stream:
         return await stream(transcript_events(ask, wav, coming))
