@@ -253,9 +253,8 @@ def table(result):
     lines = [f"| cell | of | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     parts = result["parts"] if len(result["parts"]) > 1 else {}
     for name, cell in [*result["cells"].items(), *parts.items(), ("all", result)]:
-        shares = [cell[column] for column in columns]
-        texts = ["" if share is None else f"{100 * share:.1f}%" for share in shares]
-        lines.append(f"| {name} | {cell['of']} | {' | '.join(texts)} |")
+        shares = ["" if cell[x] is None else f"{100 * cell[x]:.1f}%" for x in columns]
+        lines.append(f"| {name} | {cell['of']} | {' | '.join(shares)} |")
     low, high = result["interval"]
     lines.append(f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%; McNemar's p against "
                  f"another clip's audio {result['mcnemar_p']:.1e}")

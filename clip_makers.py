@@ -31,8 +31,8 @@ MATCHED = 0.12  # octaves between pitches, and rates, of the bench's two voices
 def read_clips(folder, split, texts=(), **fields):
     """Return the rows of a split in <folder>/labels.jsonl; "root" is the folder.
 
-    texts: all that a clip may say, if not empty; fields: name=type of what a row must have.
-    ValueError: a wrong row, or no clip of the split.
+    texts: all that a clip may say, if not empty; fields: as in check_row(). ValueError: a wrong
+    row, or no clip of the split.
     """
     path, clips = f"{folder}/labels.jsonl", []
     for where, row in read_jsonl(path, key=str, text=str, split=str, **fields):

@@ -1,7 +1,6 @@
 """Make the mix of instructions: questions and answers about voices, words, places and sounds.
 
     python prepare_instruct.py                                # data/instruct; 2 cores, 25 s
-    python prepare_instruct.py --n=400 --out_dir=data/toy     # a toy
     python prepare_instruct.py --sources=fsdd=data/fsdd,emodb=data/emodb    # real ones too
 
 Reads  labels.jsonl and clips of three folders of prepare_synthetic.py; real recordings

@@ -1,7 +1,6 @@
 """Make data/text/{train,val,test}.txt: sentences of the phrase grammar, or of your own text files.
 
     python prepare_text.py                                    # the CPU demo's text: 2 s
-    python prepare_text.py --n_train=8 --n_val=8 --n_test=8   # a toy
     python prepare_text.py --text_file=book.txt,folder        # prose in place of the grammar
 
 Reads  assets/grammar.txt, or text files: .txt and .md, where a sentence ends at . ! ? or an empty
