@@ -112,7 +112,7 @@ class Session:
         self.detection, self.transcription = Detection(type="server_vad"), {}
         self.tells_open = False
         self.items = []  # Lives that are not transcribed
-        self.item = self.last_id = self.voice = self.model = None
+        self.item = self.last_id = None
         self.more = asyncio.Event()  # to hear
         self.n_heard = 0  # samples at 16 kHz
         self.restart()
@@ -121,7 +121,6 @@ class Session:
         """Begin with a new resampler and detector of speech."""
         import soxr
         self.resampler = soxr.ResampleStream(RATE, SAMPLE_RATE, 1, dtype="float32")
-        self.model = getattr(self.voice, "model", self.model)
         self.voice = None
 
     async def run(self):
@@ -197,7 +196,7 @@ class Session:
         found = [("sound", wav)]
         if self.detection:
             if not self.voice:
-                self.voice = Voice(self.detection, self.n_heard, self.model)
+                self.voice = Voice(self.detection, self.n_heard)
             found = await asyncio.to_thread(self.voice.hear, wav)
         self.n_heard += len(wav)
         for what, value in found:
@@ -208,12 +207,9 @@ class Session:
                 self.item.add(value)
             elif what == "pause":
                 self.item.has_pause = True
-            elif what == "start":
-                await self.send("input_audio_buffer.speech_started", item_id=self.item.id,
-                                audio_start_ms=value)
             else:
-                await self.send("input_audio_buffer.speech_stopped", item_id=self.item.id,
-                                audio_end_ms=value)
+                await self.send(f"input_audio_buffer.{what}", item_id=self.item.id, **value)
+            if what == "speech_stopped":
                 await self.commit()
         self.more.set()
 
@@ -221,12 +217,8 @@ class Session:
         item, self.item = self.item, None
         item.is_over = True
         self.more.set()
-        ids = {"item_id": item.id, "previous_item_id": self.last_id}
-        self.last_id = item.id
-        await self.send("input_audio_buffer.committed", **ids)
-        await self.send("conversation.item.added", **ids, item={
-            "id": item.id, "object": "realtime.item", "type": "message", "role": "user",
-            "status": "completed", "content": [{"type": "input_audio", "transcript": None}]})
+        last_id, self.last_id = self.last_id, item.id
+        await self.send("input_audio_buffer.committed", item_id=item.id, previous_item_id=last_id)
 
     def forget(self, item):
         self.items = [other for other in self.items if other is not item]

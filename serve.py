@@ -43,7 +43,9 @@ except OSError as e:
     fail(f"host={host} port={port}: {e.strerror}: no address of this machine, "
          "or another server is there")
 try:
+    import silero_vad  # noqa: F401 (realtime.py's)
     import uvicorn
+    import websockets  # noqa: F401 (uvicorn's)
     from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
