@@ -77,7 +77,7 @@ def test_errors_are_events(port):
     with listen(port) as ws:
         hear(ws, "session.created")
         for message, param, word in (
-                ("[" * 9999, None, "JSON"), (b"", None, "JSON"), ("[]", "type", "object"),
+                ("[" * 9999, None, "JSON"), (b"", None, "JSON"), ("[]", None, "object"),
                 ({"type": "response.create"}, "type", "input_audio_buffer.append"),
                 (append(VOICE, audio="a"), "audio", "base64"), (COMMIT, None, "0.1 s"),
                 (append(VOICE, audio="AAAA"), "audio", "16-bit"),
