@@ -99,8 +99,8 @@ def describe(clip, counts, language):
     """Return one of read_corpus()'s clips; ValueError, OSError: it can't be used."""
     own = clip.labels.get("language")
     text = (Language(str(own)) if own else language).normalize(clip.words)
-    info = clip.labels | {"key": clip.key, "text": text,
-                          "seconds": round(audio_header(clip.path), 4)}
+    seconds = round(audio_header(clip.path), 4)
+    info = clip.labels | {"key": clip.key, "text": text, "seconds": seconds}
     if any(map(str.isdigit, clip.words)):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
     if any(map(str.isdigit, text)):
