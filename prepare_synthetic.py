@@ -153,7 +153,7 @@ def find_inputs():
                          f"{', '.join(VOICES)}")
     if min(SIZES.values()) < 0:
         raise ValueError("n_train, n_val and n_test are 0 or more")
-    inputs = {}
+    inputs = sums(voices.TABLE)
     for split in filter(SIZES.get, SIZES):  # those with clips
         inputs |= sums(SPOKEN if corpus == "spoken" else f"{text_dir}/{split}.txt")
         inputs[engine_of(split)] = voices.version(engine_of(split))
