@@ -48,12 +48,12 @@ def rule(holds, message):
     return AfterValidator(check)
 
 
-def as_refused(e, n_skip=0, whole=""):
+def as_refused(e, n_skip=0):
     """Return a Refused that tells pydantic's first error, without n_skip parts of its place."""
     error = e.errors()[0]
-    place, wrong = ".".join(map(str, error["loc"][n_skip:])) or whole, error["msg"]
+    place, wrong = ".".join(map(str, error["loc"][n_skip:])), error["msg"]
     if error["type"] == "json_invalid" or not place:
-        return Refused(400, f"the body is JSON of type application/json: {wrong}")
+        return Refused(400, f"send a JSON object, of type application/json: {wrong}")
     return Refused(400, f"{place}: {wrong}", place)
 
 

@@ -133,16 +133,18 @@ def build_encoder(config, weights, device="cpu", dtype=None):
     keep_freed_memory()  # in worker processes too
     with torch.device("meta"):
         encoder = WhisperEncoder(config, dtype or compute_dtype(device))
-    half, state, digest = {}, {}, hashlib.sha256()
-    for name, empty in sorted(encoder.state_dict().items()):
+    half, state = {}, {}
+    for name, empty in encoder.state_dict().items():
         found = tuple(weights[name].shape) if name in weights else "missing"
         if found != tuple(empty.shape):
             raise ValueError(f"encoder weight {name} is {found}, it should be {tuple(empty.shape)}")
         half[name] = w = weights[name].contiguous()
         if not w.isfinite().all():
             raise ValueError(f"encoder weight {name} is not finite")
-        digest.update(name.encode() + w.numpy().tobytes())
         state[name] = w.to(device, empty.dtype)
+    digest = hashlib.sha256()
+    for name in sorted(half):
+        digest.update(name.encode() + half[name].numpy().tobytes())
     encoder.half_weights, encoder.sha256 = half, digest.hexdigest()
     if config.get("sha256", encoder.sha256) != encoder.sha256:
         raise ValueError("the weights' sha256 is not the one they were saved with: get them anew")

@@ -3,8 +3,8 @@
 prepare_bench.py makes a folder of recordings and questions.jsonl: {"id", "part", "cell", "task",
 "audio", "question", "options": four, "key": 0 to 3}. An option's score is the log-probability of
 its text as the answer, averaged over the four rotations of the options. Controls: another recording
-of the same cell ("shuffled"), noise, no audio. Baselines: a linear probe, which shows how much of
-the answer the features hold; level meters (meters.py); the answer that is most often right.
+of the same cell ("shuffled"), noise, no audio. Baselines: a linear probe of the features; level
+meters (meters.py); the answer that is most often right.
 """
 import html
 import math
@@ -37,7 +37,7 @@ PROBE_LABELS = 50     # a task with more labels is an open set (words): not prob
 # ---- the questions
 
 def read_bench(folder):
-    """Return the rows of folder/questions.jsonl, "audio" as a path; ValueError names a bad line."""
+    """Return the rows of questions.jsonl, "audio" as a path; ValueError names a bad line."""
     path = f"{folder}/questions.jsonl"
     fields = dict.fromkeys(("id", "part", "cell", "task", "audio", "question"), str)
     rows = []
@@ -51,7 +51,7 @@ def read_bench(folder):
 
 
 def partners(rows):
-    """Return int (n,): for each question, the question of its cell whose audio it gets instead."""
+    """Return int (n,): the question of the same cell whose audio each question gets instead."""
     partner = np.arange(len(rows))
     for members in members_by(rows, "cell").values():
         order = np.random.default_rng([SEED, members[0]]).permutation(members)
@@ -190,8 +190,8 @@ def baselines(clips, rows, features, wavs):
 def run_bench(talker, rows, wavs, clips):
     """Ask a model all questions under every condition -> (dict of bench.json, a dict a question).
 
-    rows: of read_bench(); wavs: their recordings, float32 (n,) at 16 kHz; clips: data.Features of
-    training for the probe, or None.
+    rows: of read_bench(); wavs: their recordings, float32 (n,) at 16 kHz; clips: training's
+    data.Features, or None.
     """
     rng = np.random.default_rng(SEED)
     features = talker.features(wavs)
@@ -205,7 +205,7 @@ def run_bench(talker, rows, wavs, clips):
     asked = [multiple_choice(row["question"], row["options"]) for row in rows]
     said = answer_freely(talker, asked, heard)
     wanted = [talker.clean(row["options"][row["key"]]).strip() for row in rows]
-    right["free_generation"] = np.array(said) == np.array(wanted)
+    right["free_generation"] = np.array(said) == wanted
     right |= baselines(clips, rows, features, wavs)
     result = summarize(rows, right)
     result["mcnemar_p"] = mcnemar(right["score"], right["shuffled"])
@@ -230,15 +230,18 @@ def summarize(rows, right):
     right: {condition: (n,), true or not, or NaN}, with "score".
     """
     def figures(members):
-        n_right, n, shares = int(right["score"][members].sum()), len(members), {}
+        found, n = {}, len(members)
         for name, each in right.items():
             known = each[members][~np.isnan(each[members])]
-            shares[name] = round(float(known.mean()), 4) if len(known) else None
-        return {**shares, "right": n_right, "of": n, "interval": wilson(n_right, n)}
+            found[name] = round(float(known.mean()), 4) if len(known) else None
+        n_right = int(right["score"][members].sum())
+        return found | {"right": n_right, "of": n, "interval": wilson(n_right, n)}
 
-    groups = {name: {key: figures(members) for key, members in members_by(rows, field).items()}
-              for name, field in (("cells", "cell"), ("parts", "part"))}
-    return figures(list(range(len(rows)))) | {"questions": len(rows), **groups}
+    result = figures(np.arange(len(rows))) | {"questions": len(rows)}
+    for field in ("cell", "part"):
+        groups = members_by(rows, field)
+        result[f"{field}s"] = {name: figures(members) for name, members in groups.items()}
+    return result
 
 
 # ---- what is shown
@@ -250,9 +253,8 @@ def table(result):
     lines = [f"| cell | of | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     parts = result["parts"] if len(result["parts"]) > 1 else {}
     for name, cell in [*result["cells"].items(), *parts.items(), ("all", result)]:
-        shares = [cell[column] for column in columns]
-        texts = ["" if share is None else f"{100 * share:.1f}%" for share in shares]
-        lines.append(f"| {name} | {cell['of']} | {' | '.join(texts)} |")
+        shares = ["" if cell[x] is None else f"{100 * cell[x]:.1f}%" for x in columns]
+        lines.append(f"| {name} | {cell['of']} | {' | '.join(shares)} |")
     low, high = result["interval"]
     lines.append(f"95% interval of all: {100 * low:.1f} - {100 * high:.1f}%; McNemar's p against "
                  f"another clip's audio {result['mcnemar_p']:.1e}")

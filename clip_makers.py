@@ -1,8 +1,8 @@
 """Clips with exact labels: voices of prepare_synthetic.py in rooms, noise and channels; sounds.
 
-A maker takes (clip, rng, task, label): a row of read_clips(), numpy's Generator, and the bench's
-task and the answer that the recording must show, or "". It returns (wav float32 (n,) at 16 kHz,
-{task: answer}). The bench's rng is a Beyond: rooms, places and sounds are none of training.
+A maker takes (clip, rng, task, label): a row of read_clips(), numpy's Generator, the bench's task
+and the answer to show, or "". It returns (wav float32 (n,) at 16 kHz, {task: answer}). The bench's
+rng is a Beyond: rooms, places and sounds are none of training.
 """
 import numpy as np
 
@@ -25,14 +25,14 @@ PAIRS = {"one man": ("male", True), "one woman": ("female", True), "two men": ("
          "two women": ("female", False), "a man and a woman": ("", False)}  # (sex, is one voice)
 WAYS = ("room", "noise", "channel")  # between speaker and microphone
 REACH = 0.3     # of a range of training, beyond which the bench draws
-MATCHED = 0.12  # octaves between the pitches of the bench's two voices, and between their rates
+MATCHED = 0.12  # octaves between pitches, and rates, of the bench's two voices
 
 
 def read_clips(folder, split, texts=(), **fields):
     """Return the rows of a split in <folder>/labels.jsonl; "root" is the folder.
 
-    texts: all that a clip may say, if not empty; fields: name=type of what a row must have.
-    ValueError: a wrong row, or no clip of the split.
+    texts: all that a clip may say, if not empty; fields: as in check_row(). ValueError: a wrong
+    row, or no clip of the split.
     """
     path, clips = f"{folder}/labels.jsonl", []
     for where, row in read_jsonl(path, key=str, text=str, split=str, **fields):
@@ -214,8 +214,7 @@ def compare(a, b):
 def pair_up(clips, rng, label=""):
     """Return two plain clips of other texts, whose speakers are as a label of PAIRS says.
 
-    Without a label one that fits is drawn; with one, for the bench, pitch and rate are alike, as
-    far as the clips allow.
+    Without a label one is drawn; with one, for the bench, pitch and rate are as alike as can be.
     """
     plain = [clip for clip in clips if is_plain(clip) and clip["sex"] in PEOPLE
              and clip["seconds"] < 4 and clip.get("pitch_hz", 1)]

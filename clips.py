@@ -37,7 +37,6 @@ class Split(Features):
             return load_batch(self, at)
 
     def stats(self, seed):
-        """Return mean_std() of 300 clips."""
         some = np.random.default_rng(seed).permutation(len(self))[:300]
         return mean_std(self.read([i])[0][0] for i in some)
 

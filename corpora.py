@@ -99,8 +99,8 @@ def describe(clip, counts, language):
     """Return one of read_corpus()'s clips; ValueError, OSError: it can't be used."""
     own = clip.labels.get("language")
     text = (Language(str(own)) if own else language).normalize(clip.words)
-    info = clip.labels | {"key": clip.key, "text": text,
-                          "seconds": round(audio_header(clip.path), 4)}
+    seconds = round(audio_header(clip.path), 4)
+    info = clip.labels | {"key": clip.key, "text": text, "seconds": seconds}
     if any(map(str.isdigit, clip.words)):
         info["written"] = clip.words  # scoring accepts other readings of the numbers too
     if any(map(str.isdigit, text)):
@@ -183,19 +183,12 @@ def read_transcripts(path):
 
 def read_list(source):
     for n, line in enumerate(read_lines(source), 1):
-        if not line.strip():
-            continue
         where = f"{source}:{n}"
         try:
-            row = read_clip_row(line)
+            if line.strip():
+                yield read_list_row(where, line)
         except ValueError as e:
             yield Clip(where, "", error=str(e))
-            continue
-        audio, words, speaker = row.pop("audio"), row.pop("text"), str(row.get("speaker") or "")
-        key = clean_key(str(row.get("key") or os.path.splitext(audio)[0]))
-        split = str(row.get("split") or draw_split(speaker or key))
-        labels = row | {"split": SPLITS.get(split.lower(), split), "speaker": speaker}
-        yield Clip(where, key, find_path(os.path.dirname(source), audio), words.strip(), labels)
 
 
 def draw_split(name):
@@ -203,15 +196,19 @@ def draw_split(name):
     return "train" if zlib.crc32(name.encode()) % 20 else "val"
 
 
-def read_clip_row(line):
-    """Return a line's row, with audio, text and perhaps turns; ValueError: it is none."""
+def read_list_row(where, line):
+    """Return the Clip of a line of a list; ValueError: it names none."""
     row = read_row(line, audio=str)
     if "question" in row:
         check_row(row, answer=(str, int, float))
         row["turns"] = [["own", str(row.pop("question")), str(row.pop("answer"))]]
     row.setdefault("text", "" if "turns" in row else None)
     check_row(row, text=str)
-    return row
+    audio, words, speaker = row.pop("audio"), row.pop("text"), str(row.get("speaker") or "")
+    key = clean_key(str(row.get("key") or os.path.splitext(audio)[0]))
+    split = str(row.get("split") or draw_split(speaker or key))
+    labels = row | {"split": SPLITS.get(split.lower(), split), "speaker": speaker}
+    return Clip(where, key, find_path(os.path.dirname(where), audio), words.strip(), labels)
 
 
 def read_speechocean(source):

@@ -20,10 +20,7 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 # ---- files of documents
 
 def list_documents(setting, paths):
-    """Return the files (list of str) of comma-separated files and folders, each once.
-
-    FileNotFoundError names the setting.
-    """
+    """Return the files ([str]) of comma-separated files and folders, each once; or an OSError."""
     files = []
     for path in filter(None, map(str.strip, paths.split(","))):
         found = find_files(path, SUFFIXES) if os.path.isdir(path) else [path]
@@ -37,7 +34,7 @@ def list_documents(setting, paths):
 def read_documents(path, doc_chars):
     """Yield the documents (str) of a file of SUFFIXES; null is an empty one.
 
-    doc_chars: .txt and .md are cut at the first empty line after so many characters, or at any
+    doc_chars: .txt and .md are cut at the first empty line after this many characters, or at any
     line's end after twice as many. ValueError names file and line.
     """
     suffix = os.path.splitext(path)[1].lower()
@@ -75,7 +72,7 @@ def read_parquet(path):
 
 
 def hash_of(text):
-    """Return a number below 2**64 that depends on a text alone."""
+    """Return a number below 2**64 for a text, on every machine the same."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -84,9 +81,9 @@ def hash_of(text):
 class Documents:
     """A split ("train", "val") of a folder: one stream, cut into rows of `width` tokens at most.
 
-    Each row begins with the last token of the row before, so that every token is a target once.
-    n_docs, n_tokens, n_rows; n_cropped: tokens at the end that are in no row. ValueError: no
-    finished folder, or a damaged file.
+    Each row begins with the last token of the row before: every token is a target once. n_docs,
+    n_tokens, n_rows; n_cropped: tokens at the end in no row. ValueError: no finished folder, or a
+    damaged file.
     """
 
     def __init__(self, folder, split, width):

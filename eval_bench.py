@@ -211,9 +211,8 @@ def evaluate_folder(talker, clips, times):
 
 
 def evaluate(talker, found):
-    """Evaluate the folders of read_speech(), write a jsonl of each; return eval.json's figures."""
-    own = talker.language
-    result = {"language": own.code, "folders": {}, "transcripts": []}
+    """Evaluate read_speech()'s folders, write a jsonl of each; return eval.json's figures."""
+    result = {"language": talker.language.code, "folders": {}, "transcripts": []}
     with user_input():
         times = count_spoken(talker)
     for name, folder, clips, left_out in found:

@@ -117,19 +117,17 @@ class Voice:
     """Cuts speech out of a sound at 16 kHz. ImportError: silero-vad is missing.
 
     detection: threshold, prefix_padding_ms, silence_duration_ms. n_before: samples before it.
-    model: of an earlier Voice, to save 0.1 s.
     """
 
-    def __init__(self, detection, n_before, model=None):
+    def __init__(self, detection, n_before):
         from silero_vad import VADIterator, load_silero_vad
-        self.model = model or load_silero_vad()
-        self.detector = VADIterator(self.model, detection.threshold, SAMPLE_RATE,
+        self.detector = VADIterator(load_silero_vad(), detection.threshold, SAMPLE_RATE,
                                     detection.silence_duration_ms, 0)
         self.prefix = deque(maxlen=detection.prefix_padding_ms * SAMPLE_RATE // 1000 // WINDOW)
         self.n_before, self.rest, self.silence = n_before, np.zeros(0, np.float32), []
 
     def hear(self, wav):
-        """Hear what follows -> [("start" or "stop", ms), ("sound", wav) or ("pause", None)].
+        """Hear what follows -> [("sound", wav) or ("pause", None) or (an event, its time)].
 
         Silence after TAIL is sound only if speech follows.
         """
@@ -140,12 +138,13 @@ class Voice:
             edge = self.detector(torch.from_numpy(window)) or {}
             if "start" in edge:
                 at = self.n_before + edge["start"] - WINDOW * len(self.prefix)
-                found.append(("start", at * 1000 // SAMPLE_RATE))
+                found.append(("speech_started", {"audio_start_ms": at * 1000 // SAMPLE_RATE}))
                 self.silence = [*self.prefix]
                 self.prefix.clear()
             if "end" in edge:
                 self.prefix.extend(self.silence)
-                found.append(("stop", (self.n_before + edge["end"]) * 1000 // SAMPLE_RATE))
+                at = self.n_before + edge["end"]
+                found.append(("speech_stopped", {"audio_end_ms": at * 1000 // SAMPLE_RATE}))
                 self.silence = []
             n_silent = self.detector.current_sample - self.detector.temp_end
             if not self.detector.triggered:

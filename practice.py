@@ -91,14 +91,14 @@ def imitate_audio(sentences, spelling, rng, ease=1.0):
     piece and its rival, -1 at a blank; float32 (B, T_a, 1), the rival's weight; lengths (B,).
     """
     pairs, weights = zip(*(imitate(ids, spelling, rng, ease) for ids in sentences))
-    lens = torch.tensor([len(pair) for pair in pairs])
+    lens = torch.tensor(list(map(len, pairs)))
     return pad_sequence(pairs, True), pad_sequence(weights, True).float(), lens
 
 
 def practice_features(model, blank, pairs, weights, rng, ease=1.0):
     """Embed imitated recordings -> (B, T_a, C), like a projector's output; each vector has RMS 1.
 
-    model: GPT; blank: parameter (C,), the vector of a blank. Noise is drawn on its device.
+    blank: parameter (C,), the vector of a blank. Noise is drawn on its device.
     """
     generator = torch.Generator(blank.device).manual_seed(int(rng.integers(2**63)))
     draw = partial(torch.rand, generator=generator, device=blank.device)

@@ -6,7 +6,7 @@
 
 Reads  the split test of three folders of prepare_synthetic.py; real recordings (sources.py);
        assets/questions.toml.
-Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl (see audiobench.py), whose "part" is
+Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl (audiobench.py), whose "part" is
        "synthetic" or "real"; meta.json.
 Each label is right once for three times that it is wrong, and each place equally often: text alone
 can't answer. Voices, rooms and sounds are none of training (clip_makers.Beyond); two voices to
@@ -35,7 +35,7 @@ sources = ""               # real recordings too: name=folder, ... (sources.py)
 config = configure(globals())
 # ----
 SEED = 0
-BLOCK = 25     # questions of a cell that are drawn together: the first blocks are AudioBench-mini
+BLOCK = 25     # questions of a cell drawn together: the first blocks are AudioBench-mini
 REAL_TASKS = ("emotion", "thing", "digit", "command", "person")  # and pairs of people
 COMPARED = 400  # real voices, of less than 4 s, among which pairs are sought
 ON_PLAIN = ("room", "noise", "channel", "loudness", "scene")  # shown on any ordinary voice

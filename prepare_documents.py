@@ -5,11 +5,10 @@
         --out_dir=data/web    # runs/gpu.sh fetches nanochat's web text
 
 Reads  .txt and .md, cut at empty lines into documents of about doc_chars characters; .jsonl with
-       {"text": ...} on each line; .parquet with a column "text" (needs pyarrow).
-Writes tokenizer.json, train.bin and val.bin (see documents.py), meta.json (counts).
+       a "text" on each line; .parquet with a column "text" (needs pyarrow). 2 MB a second and core.
+Writes tokenizer.json, train.bin and val.bin (documents.py), meta.json (counts).
 
-A document's hash decides whether it is val's (1%); a book that is cut is in both splits. A core
-reads 2 MB a second.
+A document's hash decides whether it is val's (1%); a book that is cut is in both splits.
 """
 from collections import Counter
 from itertools import chain
@@ -27,13 +26,13 @@ from tokenizer import load_tokenizer, train_bpe
 documents = ""           # comma-separated files and folders
 out_dir = "data/documents"
 doc_chars = 4000         # .txt and .md are cut after about this many characters
-tokenizer = ""           # folder of a tokenizer.json or nanochat's .pkl; '': a new one is trained
+tokenizer = ""           # folder of a tokenizer.json or nanochat's .pkl; '': train a new one
 vocab_size = 2048        # of a new one, at most 65,536
 tokenizer_mb = 50.0      # text that a new one is trained on
 config = configure(globals())
 # ----
 VAL_SHARE = 0.01         # of the documents, and at least one
-CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; takes 100 bytes of memory a token
+CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; 100 bytes of memory a token
 
 
 def read_chunks(paths, left_out):

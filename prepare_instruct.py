@@ -1,12 +1,10 @@
 """Make the mix of instructions: questions and answers about voices, words, places and sounds.
 
     python prepare_instruct.py                                # data/instruct; 2 cores, 25 s
-    python prepare_instruct.py --n=400 --out_dir=data/toy     # a toy
     python prepare_instruct.py --sources=fsdd=data/fsdd,emodb=data/emodb    # real ones too
 
 Reads  labels.jsonl and clips of three folders of prepare_synthetic.py; real recordings
-       (sources.py), but not those of the bench;
-       assets/questions.toml, spoken.txt and chat.txt.
+       (sources.py) but the bench's; assets/questions.toml, spoken.txt and chat.txt.
 Writes <out_dir>/clips/*.flac (16 kHz mono); items.jsonl, {"audio", "key", "split", "text", "kind",
        "labels": {task: answer}, "turns": [[task, question, answer], ...]}, for
        prepare_librispeech.py; turns.jsonl, {"key", "turns"} about the clips of `speech`;
@@ -45,7 +43,7 @@ TURNS = 4             # questions to a clip, at most
 CLIP_TURNS = 3        # questions to a clip, on average
 UNASKED_CLEAR = 0.6   # share of clear voices, the most, not asked about their quality
 REAL_PAIRS = 0.3      # pairs of real voices to recordings of people
-TALK_SHARE = 0.6      # share of the chats without audio that are small talk
+TALK_SHARE = 0.6      # share of small talk in the chats without audio
 
 
 def make_turns(labels, rng, said):

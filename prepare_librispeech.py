@@ -102,16 +102,16 @@ def plan_copies(clips, counts):
     """Return `copies` changed copies of each training clip; count those left out."""
     found, trained = [], of_split(clips, "train")
     for clip in trained:
-        info = clip["info"]
+        key = clip["info"]["key"]
         for k in range(copies):
-            rng = np.random.default_rng([zlib.crc32(info["key"].encode()), k])
+            rng = np.random.default_rng([zlib.crc32(key.encode()), k])
             how = {"speed": round(rng.uniform(0.85, 1.15), 3), "way": str(rng.choice(sounds.WAYS)),
                    "seed": int(rng.integers(2**31))}
-            own = {"key": f"{info['key']}-copy{k + 1}", "copy": how,
-                   "seconds": round(info["seconds"] / how["speed"], 4)}
+            seconds = round(seconds_of(clip) / how["speed"], 4)
             others = [trained[i]["path"] for i in rng.integers(len(trained), size=3)]
-            if own["seconds"] + ECHO_S <= MAX_AUDIO_S:
-                found.append(clip | {"info": info | own, "others": others})
+            if seconds + ECHO_S <= MAX_AUDIO_S:
+                own = {"key": f"{key}-copy{k + 1}", "copy": how, "seconds": seconds}
+                found.append(clip | {"info": clip["info"] | own, "others": others})
             else:
                 counts["copies that are too long"] += 1
     return found
@@ -264,7 +264,7 @@ def read_taps(encoder):
     known = [str(layer) for layer in range(-1, encoder.n_layer)]
     if not set(taps.split(",")).issubset(known):
         fail(f"taps={taps}: give layers of {encoder.name}, -1 to {known[-1]}, like 0,-1")
-    return [int(tap) for tap in taps.split(",")]
+    return list(map(int, taps.split(",")))
 
 
 def main():

@@ -3,8 +3,7 @@
     python prepare_practice.py                                # data/practice; one core, 20 s
     python prepare_practice.py --n=200 --out_dir=data/toy     # a toy
 
-Reads  <text_dir>/train.txt and val.txt of prepare_text.py; assets/questions.toml, spoken.txt and
-       chat.txt.
+Reads  <text_dir>/train.txt and val.txt; assets/questions.toml, spoken.txt and chat.txt.
 Writes <out_dir>/chats.jsonl, about the words of recordings (practice.py), and texture.jsonl, half
        as many, most about how they sound (texture.py): {"split", "text", "labels": {task: answer},
        "turns": [[task, question, answer], ...]} a line; meta.json.
@@ -25,16 +24,16 @@ config = configure(globals())
 # ----
 SEED = 0
 VAL_SHARE = 0.05
-SPOKEN_SHARE = 0.1  # share of train's chats that are about a line of spoken.txt
+SPOKEN_SHARE = 0.1  # share of train's chats about a line of spoken.txt
 TURNS, SPOKEN_TURNS = 10, 3  # questions to a sentence, to a line of spoken.txt
 WEIGHTS = {"word": 0.8, "first": 0.05, "last": 0.05, "sentence": 0.05, "n_words": 0.05}
 SPOKEN_WEIGHT = 0.4  # how often each task of a line of spoken.txt is asked
 SHORT_SHARE = 0.7  # of the questions lack the line "answer with one of the options"
 # texture.jsonl
-SOUND_SHARE = 0.75  # share of the questions that are about the sound
+SOUND_SHARE = 0.75  # share of the questions about the sound
 SOUND_WEIGHTS = {"voice": 3, "accent": 2, "event": 2, "thing": 0.5}  # how often asked; else 1
 TALK_SHARE = 0.1    # share of the turns that are small talk
-KNOWN_SHARE = 0.5   # share of the texture's tasks that a recording has a label for
+KNOWN_SHARE = 0.5   # share of the texture's tasks with a label
 NOBODY_SHARE = 0.1  # share of the recordings in which nobody speaks
 
 

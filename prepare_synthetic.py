@@ -7,7 +7,7 @@ Reads  <text_dir>/{train,val,test}.txt, a sentence a line, or assets/spoken.txt.
 Writes <out_dir>/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac (16 kHz mono PCM16)
        and .trans.txt; labels.jsonl (of each clip, see make_clip()); meta.json.
 
-A clip depends on corpus, split, number and sentence alone. 2 cores: about 75 espeak, 15 flite or 5
+A clip depends on corpus, split, number and sentence alone. 2 cores speak 75 espeak, 15 flite or 5
 Piper clips a second.
 """
 import shutil
@@ -153,7 +153,7 @@ def find_inputs():
                          f"{', '.join(VOICES)}")
     if min(SIZES.values()) < 0:
         raise ValueError("n_train, n_val and n_test are 0 or more")
-    inputs = {}
+    inputs = sums(voices.TABLE)
     for split in filter(SIZES.get, SIZES):  # those with clips
         inputs |= sums(SPOKEN if corpus == "spoken" else f"{text_dir}/{split}.txt")
         inputs[engine_of(split)] = voices.version(engine_of(split))
@@ -165,9 +165,9 @@ def engine_of(split):
     return test_engine or of_test if split == "test" else of_train
 
 
-def choose_texts(split, n):
-    """Return the texts of a split's n clips; ValueError: too few sentences."""
-    key = [SEED, SPLITS.index(split)]
+def choose_texts(split):
+    """Return the texts of a split's clips; ValueError: too few sentences."""
+    key, n = [SEED, SPLITS.index(split)], SIZES[split]
     if corpus == "spoken":
         lines = [line.partition(" | ")[0] for line in read_lines(SPOKEN)]
         rngs = [np.random.default_rng([*key, i, 1]) for i in range(n)]
@@ -176,8 +176,8 @@ def choose_texts(split, n):
         return [lines[rng.integers(len(lines))] for rng in rngs]
     lines = [" ".join(line.split()) for line in read_sentences(text_dir, split)]
     if n > len(lines) and split != "train":
-        raise ValueError(f"{text_dir}/{split}.txt: {len(lines)} sentences "
-                         f"for n_{split}={n}: lower it")
+        raise ValueError(f"{text_dir}/{split}.txt: {len(lines)} sentences for n_{split}={n}: "
+                         "lower it")
     order = np.random.default_rng(key).permutation(len(lines))
     return [lines[order[i % len(lines)]] for i in range(n)]
 
@@ -186,7 +186,7 @@ def plan_chapters():
     """Return {"<split>/<speaker>/<chapter>": [planned clip, ...]}."""
     chapters = {}
     for split in filter(SIZES.get, SIZES):
-        for i, text in enumerate(choose_texts(split, SIZES[split])):
+        for i, text in enumerate(choose_texts(split)):
             clip = plan_clip(split, i, engine_of(split), text)
             speaker, chapter, _ = clip["key"].split("-")
             chapters.setdefault(f"{split}/{speaker}/{chapter}", []).append(clip)

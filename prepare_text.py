@@ -1,15 +1,13 @@
 """Make data/text/{train,val,test}.txt: sentences of the phrase grammar, or of your own text files.
 
     python prepare_text.py                                    # the CPU demo's text: 2 s
-    python prepare_text.py --n_train=8 --n_val=8 --n_test=8   # a toy
     python prepare_text.py --text_file=book.txt,folder        # prose in place of the grammar
 
 Reads  assets/grammar.txt, or text files: .txt and .md, where a sentence ends at . ! ? or an empty
        line, .jsonl and .parquet with a field "text".
-Writes train.txt, val.txt, test.txt: a sentence a line, as language.py spells it; meta.json.
+Writes a sentence a line, each once, as language.py spells it; meta.json.
 
-No sentence stands twice. Its hash decides its split, so that no run trains on what another run
-holds out.
+A sentence's hash decides its split: no run trains on what another one holds out.
 """
 import re
 from collections import Counter, defaultdict
@@ -31,7 +29,7 @@ out_dir = "data/text"
 grammar = "assets/grammar.txt"
 text_file = ""           # comma-separated text files and folders, in place of the grammar
 language = "en"          # of the text files: its code, as zh or de (language.py)
-file_kb = 0              # of each .txt and .md in a folder read so many kB from the middle; 0: all
+file_kb = 0              # of each .txt and .md in a folder read this many kB in the middle; 0: all
 max_words = 14           # of a sentence; text files: a longer one is cut at commas
 exclude = ""             # comma-separated text files: no split gets six words in a row of theirs
 n_train = 150_000        # sentences, at most
@@ -42,7 +40,7 @@ config = configure(globals())
 with user_input():
     SPOKEN = Language(language)
 STOPS, PAUSES = ("", "") if language == "en" else ("|[。！？।؟۔]+", "|(?<=[，；：、،؛])")
-RUN = 6                  # words in a row that a sentence may not share with `exclude`
+RUN = 6                  # words in a row not to be shared with `exclude`
 MIN_WORDS = 1 if text_file else 3  # others are left out and counted
 SEED = 1337              # of the draws from the grammar
 MAX_MISSES = 20_000      # draws in a row that add nothing: the grammar has no more
@@ -141,10 +139,7 @@ def inflect_phrase(phrase, form, irregular):
     slot = SLOT.fullmatch(words[at])
     if not phrase or slot and slot[2] not in ("", form):
         raise ValueError(f"'{phrase}': {form} needs a word, or a $slot without a form")
-    if slot:
-        words[at] = f"${slot[1]}{form}{slot[3]}"
-    else:
-        words[at] = inflect(words[at], form, irregular)
+    words[at] = f"${slot[1]}{form}{slot[3]}" if slot else inflect(words[at], form, irregular)
     return " ".join(words)
 
 
@@ -250,9 +245,10 @@ def make():
     if n_train and not splits["train"]:
         raise ValueError(f"{', '.join(paths[:3])}: no sentence of {MIN_WORDS} to {max_words} words "
                          f"(left out: {dict(dropped)}); sentences end at . ! ? or an empty line")
+    counts = {}
     for split, found in splits.items():
         write_text(f"{out_dir}/{split}.txt", "".join(f"{sentence}\n" for sentence in found))
-    counts = {split: len(found) for split, found in splits.items()}
+        counts[split] = len(found)
     return [f"{split}.txt" for split in splits], {"counts": counts, "dropped": dict(dropped)}
 
 

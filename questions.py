@@ -105,7 +105,7 @@ def said_in(texts):
     return {"sentences": sentences, "words": words}
 
 
-def some_of(said, rng, own=""):
+def some_of(said, rng, own):
     """Draw 6 sentences and 24 words of said_in(); "own": the words of the text `own`."""
     drawn = {"own": own.split()}
     for name, count in ("sentences", 6), ("words", 24):

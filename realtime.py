@@ -8,10 +8,10 @@ import base64
 import json
 import uuid
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from api import Refused, as_refused
@@ -55,21 +55,11 @@ class Settings(BaseModel):
     include: list[str] | None = None
 
 
-class Update(BaseModel):
-    type: Literal["session.update"]
-    session: Settings
-
-
-class Append(BaseModel):
-    type: Literal["input_audio_buffer.append"]
-    audio: str
-
-
-class Plain(BaseModel):
-    type: Literal["input_audio_buffer.commit", "input_audio_buffer.clear"]
-
-
-EVENTS = TypeAdapter(Annotated[Update | Append | Plain, Field(discriminator="type")])
+class Event(BaseModel):
+    type: Literal["session.update", "input_audio_buffer.append", "input_audio_buffer.commit",
+                  "input_audio_buffer.clear"]
+    session: Settings = Settings()  # of an update
+    audio: str = ""                 # of an append
 
 
 def parse(text, max_bytes):
@@ -112,7 +102,7 @@ class Session:
         self.detection, self.transcription = Detection(type="server_vad"), {}
         self.tells_open = False
         self.items = []  # Lives that are not transcribed
-        self.item = self.last_id = self.voice = self.model = None
+        self.item = self.last_id = None
         self.more = asyncio.Event()  # to hear
         self.n_heard = 0  # samples at 16 kHz
         self.restart()
@@ -121,7 +111,6 @@ class Session:
         """Begin with a new resampler and detector of speech."""
         import soxr
         self.resampler = soxr.ResampleStream(RATE, SAMPLE_RATE, 1, dtype="float32")
-        self.model = getattr(self.voice, "model", self.model)
         self.voice = None
 
     async def run(self):
@@ -161,15 +150,16 @@ class Session:
 
     async def obey(self, given):
         try:
-            event = EVENTS.validate_python(given)
+            event = Event.model_validate(given)
         except ValidationError as e:
-            raise as_refused(e, 1, "type") from None  # 1: without the event's type
-        if isinstance(event, Update):
+            raise as_refused(e) from None
+        kind = event.type.rpartition(".")[2]
+        if kind == "update":
             await self.update(event.session)
-        elif isinstance(event, Append):
+        elif kind == "append":
             wav = await asyncio.to_thread(read_samples, event.audio)
             await self.hear(self.resampler.resample_chunk(wav))
-        elif event.type == "input_audio_buffer.commit":
+        elif kind == "commit":
             if self.item and not self.detection:
                 self.item.add(self.resampler.resample_chunk(np.zeros(0, np.float32), last=True))
             if not self.item or self.item.n_all < SAMPLE_RATE // 10:
@@ -197,7 +187,7 @@ class Session:
         found = [("sound", wav)]
         if self.detection:
             if not self.voice:
-                self.voice = Voice(self.detection, self.n_heard, self.model)
+                self.voice = Voice(self.detection, self.n_heard)
             found = await asyncio.to_thread(self.voice.hear, wav)
         self.n_heard += len(wav)
         for what, value in found:
@@ -208,12 +198,9 @@ class Session:
                 self.item.add(value)
             elif what == "pause":
                 self.item.has_pause = True
-            elif what == "start":
-                await self.send("input_audio_buffer.speech_started", item_id=self.item.id,
-                                audio_start_ms=value)
             else:
-                await self.send("input_audio_buffer.speech_stopped", item_id=self.item.id,
-                                audio_end_ms=value)
+                await self.send(f"input_audio_buffer.{what}", item_id=self.item.id, **value)
+            if what == "speech_stopped":
                 await self.commit()
         self.more.set()
 
@@ -221,12 +208,8 @@ class Session:
         item, self.item = self.item, None
         item.is_over = True
         self.more.set()
-        ids = {"item_id": item.id, "previous_item_id": self.last_id}
-        self.last_id = item.id
-        await self.send("input_audio_buffer.committed", **ids)
-        await self.send("conversation.item.added", **ids, item={
-            "id": item.id, "object": "realtime.item", "type": "message", "role": "user",
-            "status": "completed", "content": [{"type": "input_audio", "transcript": None}]})
+        last_id, self.last_id = self.last_id, item.id
+        await self.send("input_audio_buffer.committed", item_id=item.id, previous_item_id=last_id)
 
     def forget(self, item):
         self.items = [other for other in self.items if other is not item]

@@ -78,8 +78,8 @@ def is_made(folder, settings, inputs, record="meta.json"):
     """
     try:
         meta = json.loads(Path(folder, record).read_bytes())
-        then, sizes = meta["files"], sizes_of(folder, meta["files"])
-        is_same = (meta["settings"], meta["inputs"], then) == (settings, inputs, sizes)
+        now = settings, inputs, sizes_of(folder, meta["files"])
+        is_same = (meta["settings"], meta["inputs"], meta["files"]) == now
         return meta if is_same and not changed_code(meta["code"]) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # missing, cut short, or of another kind

@@ -43,7 +43,9 @@ except OSError as e:
     fail(f"host={host} port={port}: {e.strerror}: no address of this machine, "
          "or another server is there")
 try:
+    import silero_vad  # noqa: F401 (realtime.py's)
     import uvicorn
+    import websockets  # noqa: F401 (uvicorn's)
     from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
@@ -235,7 +237,7 @@ async def transcriptions(request: Request):
     wav, ask = await read(read_upload, request.headers.get("content-type", ""),
                           await request.body(), talker.has_word_times)
     has_times = ask.response_format not in ("json", "text")
-    pieces = talker.transcripts(wav, SEGMENT_S if has_times else 60.0)
+    pieces = talker.transcripts(wav, SEGMENT_S if has_times else float("inf"))
     coming = follow(request, Job(work=partial(next, pieces, None)))
     if ask.stream:
         return await stream(transcript_events(ask, wav, coming))

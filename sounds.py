@@ -136,8 +136,7 @@ def knocking(n, rng):
 
 def helicopter(n, rng):
     rate = rng.uniform(11, 16)
-    chop = np.clip(wave(rate, n), 0, 1) ** 3
-    blades = colored(n, rng, 0.9, 40, 3000) * (0.15 + chop)
+    blades = colored(n, rng, 0.9, 40, 3000) * (0.15 + np.clip(wave(rate, n), 0, 1) ** 3)
     return level(blades + 0.3 * tone(np.full(n, rate * 6)))
 
 
@@ -171,8 +170,7 @@ def bee(n, rng):
 def horn(n, rng):
     hz = rng.uniform(280, 420)
     chord = sum(tone(np.full(n, hz * r * k)) / k for r in (1, 1.26, 1.5) for k in range(1, 7))
-    is_on = wave(rng.uniform(0.5, 0.8), n) > -0.4
-    return level(chord * is_on + 1e-4)
+    return level(chord * (wave(rng.uniform(0.5, 0.8), n) > -0.4) + 1e-4)
 
 
 def thunder(n, rng):

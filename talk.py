@@ -211,7 +211,7 @@ def loud_part(wav):
 
 def size(items):
     """Count the tokens of a prompt."""
-    return sum(1 if isinstance(item, int) else item.n_tokens for item in items)
+    return sum(getattr(item, "n_tokens", 1) for item in items)
 
 
 class Batch:

@@ -80,8 +80,8 @@ class BPETokenizer:
                    "pattern": SPLIT_PATTERN, "special": SPECIAL_TOKENS,
                    "tokens": [to_chars(token) for token in self.tokens[256:]]}
         if self.n_syllables:
-            readings = {to_chars(token): said for token, said in self.readings.items()}
-            content |= {"syllables": self.n_syllables, "readings": readings}
+            content["syllables"] = self.n_syllables
+            content["readings"] = {to_chars(token): said for token, said in self.readings.items()}
         return content
 
     def save(self, folder):

@@ -159,7 +159,7 @@ others = [p for name, p in projector.named_parameters()
           if p.requires_grad and name not in matrices]
 groups = [dict(params=others, lr=learning_rate)]
 if lm_learning_rate:
-    groups.append(dict(params=list(model.parameters()), lr=lm_learning_rate))
+    groups.append(dict(params=model.parameters(), lr=lm_learning_rate))
 optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
 if muon_lr:
     fc1 = dict(params=[projector.fc1.weight], blocks=stack)  # they lie side by side in fc1

@@ -248,10 +248,10 @@ class Trainer:
 
     # ---- evaluation
 
+    @torch.no_grad()
     def note(self, step):
         self.train(False)
-        with torch.no_grad():
-            result = self.evaluate(step)
+        result = self.evaluate(step)
         self.train(True)
         if self.rank == 0:
             log(self.c.out_dir, {"step": step, **result})

