@@ -87,16 +87,10 @@ def live():
         for at in range(0, len(SPEECH), 9600):
             session.input_audio_buffer.append(audio=b64encode(SPEECH[at:at + 9600]).decode())
         return next(event.transcript for event in session if event.type.endswith("completed"))
-models -> True | str(MODEL in [model.id for model in client.models.list()])
 chat, input_audio | chat().choices[0].message.content
 chat, streamed | (chunk.choices[0].delta.content for chunk in chat(stream=True))
-chat, n=2 -> code: 400 | str(chat(n=2))
-chat, JSON -> code: 400 | str(chat(response_format={"type": "json_object"}))
 transcribe, json | transcribe("json").text
-transcribe, text | transcribe("text")
 transcribe, verbose_json | segments()
-transcribe, srt | transcribe("srt")
-transcribe, vtt | transcribe("vtt")
 transcribe, streamed | deltas(transcribe("json", stream=True))
 responses | respond().output_text
 responses, streamed | deltas(respond(stream=True))

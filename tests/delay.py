@@ -1,7 +1,6 @@
-"""How long after its sound a live transcript comes; a clip is sent as fast as it is spoken.
+"""How long after its sound a live transcript comes.
 
-    python tests/delay.py --audio=clip.wav    # silence follows: Silero ends the utterance
-    python tests/delay.py --audio=clip.wav --commit=True    # the client ends it
+    python tests/delay.py --audio=clip.wav --commit=True
 """
 import json
 import threading
@@ -16,41 +15,34 @@ from recordings import read_audio
 
 ckpt = "pretrained"
 audio = ""
-commit = False
+commit = False  # the client ends the utterance; else two seconds of silence
 configure(globals())
-RATE, STEP = 24_000, 2400  # samples a second, of a message
 
 
 def show(ws, ended):
-    """Print what comes, and how many seconds after the end of the sound, until it is whole."""
+    """Print what comes, and when after the end of the sound, until the text is whole."""
     for message in ws:
         event = json.loads(message)
-        text = event.get("delta", event.get("transcript", ""))
         after = f"{time.time() - ended[0]:+.2f} s" if ended else ""
-        print(f"{after:>8}  {event['type']:<55} {text}", flush=True)
+        print(after, event["type"], event.get("delta", event.get("transcript")), flush=True)
         if "transcript" in event:
             return
 
 
-wav = soxr.resample(read_audio(audio), 16_000, RATE)
-tail = np.zeros(0 if commit else 2 * RATE)
-parts = np.array_split(np.concatenate([wav, tail]), -(-(len(wav) + len(tail)) // STEP))
+wav = np.pad(soxr.resample(read_audio(audio), 16_000, 24_000), (0, 48_000 * (not commit)))
+n_sound = len(wav) - 48_000 * (not commit)
 server, port = start_server(ckpt)
-try:
-    with listen(port) as ws:
-        given = {"turn_detection": None} if commit else {}
-        ws.send(json.dumps({"type": "session.update", "session": {"audio": {"input": given}}}))
-        ended, began, n = [], time.time(), 0
-        reader = threading.Thread(target=show, args=(ws, ended))
-        reader.start()
-        for part in parts:
-            n += len(part)
-            time.sleep(max(began + n / RATE - time.time(), 0))
-            ws.send(json.dumps(append(part)))
-            if n >= len(wav) and not ended:
-                ended.append(time.time())
-        if commit:
-            ws.send(json.dumps({"type": "input_audio_buffer.commit"}))
-        reader.join()
-finally:
-    server.kill()
+with listen(port) as ws:
+    given = {"turn_detection": None} if commit else {}
+    ws.send(json.dumps({"type": "session.update", "session": {"audio": {"input": given}}}))
+    ended, began = [], time.time()
+    reader = threading.Thread(target=show, args=(ws, ended))
+    reader.start()
+    for n in range(2400, len(wav) + 2400, 2400):
+        time.sleep(max(began + n / 24_000 - time.time(), 0))
+        ws.send(json.dumps(append(wav[n - 2400:n])))
+        ended += [time.time()] * (n >= n_sound and not ended)
+    if commit:
+        ws.send(json.dumps({"type": "input_audio_buffer.commit"}))
+    reader.join()
+server.kill()

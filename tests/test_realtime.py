@@ -16,9 +16,8 @@ from language import Language
 from live import FRAME, LEFT, RIGHT, STEP, Live
 from talk import Talker
 
-KEY_PROTOCOL = "openai-insecure-api-key."
-ITEM = "conversation.item"
-TEXT = f"{ITEM}.input_audio_transcription"
+KEY = "openai-insecure-api-key."
+TEXT = "conversation.item.input_audio_transcription"
 COMMIT, CLEAR = {"type": "input_audio_buffer.commit"}, {"type": "input_audio_buffer.clear"}
 VOICE, SILENCE = make_speech(2.5, 24_000), np.zeros(24_000)
 
@@ -95,7 +94,7 @@ def test_errors_are_events(port):
 def test_who_may_listen(port, serve):
     """Broken: a WebSocket skips the checks of requests, or there are more sessions than allowed."""
     server, locked = serve("--api_key=s3cret", "--max_batch=1")
-    header, name = {"additional_headers": {"Authorization": "Bearer s3cret"}}, KEY_PROTOCOL
+    header, name = {"additional_headers": {"Authorization": "Bearer s3cret"}}, KEY
     for at, path, status, given in (
             (locked, LIVE, 401, {}), (locked, LIVE, 401, {"subprotocols": [f"{name}s3cre"]}),
             (locked, LIVE, 401, {"subprotocols": ["s3cret"]}), (locked, "/v1/models", 404, header),
@@ -111,9 +110,6 @@ def test_who_may_listen(port, serve):
         with pytest.raises(InvalidStatus) as e:
             listen(locked, **header)
         assert e.value.response.status_code == 503
-    time.sleep(1)
-    with listen(locked, **header) as ws:
-        hear(ws, "session.created")
     assert "s3cre" not in "".join(server.lines)
 
 
