@@ -20,7 +20,7 @@ configure(globals())
 
 
 def show(ws, ended):
-    """Print what comes, and when after the end of the sound, until the text is whole."""
+    """Print what comes, and when after the sound, until the text is whole."""
     for message in ws:
         event = json.loads(message)
         after = f"{time.time() - ended[0]:+.2f} s" if ended else ""
