@@ -90,9 +90,9 @@ class Documents:
         path = Path(folder, f"{split}.bin")
         try:
             meta = json.loads(Path(folder, "meta.json").read_bytes())
-            size = meta["files"][path.name]
-            if path.stat().st_size != size:
-                raise ValueError(f"{path.name} is not of {size:,} bytes")
+            for name in (path.name, "tokenizer.json"):
+                if Path(folder, name).stat().st_size != meta["files"][name]:
+                    raise ValueError(f"{name} is not of {meta['files'][name]:,} bytes")
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{folder} holds no finished documents ({e}): run "
                              f"prepare_documents.py --out_dir={folder}") from None

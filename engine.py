@@ -18,9 +18,9 @@ MAX_TRANSCRIPTS = 2  # begun at once; they take turns
 
 @dataclass(eq=False)
 class Job:
-    """A Row to answer, or work: it returns the next Piece of a transcript, at its end None.
+    """A Row to answer, or work: each call returns the next Piece of a transcript, at its end None.
 
-    is_live: work is a Live's pass. It is done once, before all other Jobs.
+    is_live: work is a Live's pass instead. It is done once, as soon as may be.
     events: token ids, or what work returns; then None or an Exception.
     """
     row: Row = None
@@ -39,7 +39,7 @@ class Engine:
         self.wake = asyncio.Event()  # there is work
         self.waiting = []
         self.transcripts = []
-        self.n_turns = 0
+        self.n_turns, self.was_live = 0, False
         self.reset()
 
     def reset(self):
@@ -48,6 +48,7 @@ class Engine:
 
     def submit(self, job):
         """Queue a Job -> True; False: too many wait. A session has one Live at a time."""
+        self.waiting = [job for job in self.waiting if not job.gone]
         if len(self.waiting) >= self.max_queue and not job.is_live:
             return False
         self.waiting.append(job)
@@ -66,20 +67,22 @@ class Engine:
                 self.wake.clear()
 
     def take(self):
-        """Take the first Job that there is room for, a Live's first -> Job or None."""
-        self.waiting = [job for job in self.waiting if not job.gone]
-        for job in sorted(self.waiting, key=lambda job: not job.is_live):
+        """Take the first Job that there is room for, a Live's and another by turns; or None."""
+        for job in sorted(self.waiting, key=lambda job: job.is_live == self.was_live):
             has_room = len(self.transcripts) < MAX_TRANSCRIPTS
             if job.row:
                 has_room = len(self.answers) < self.max_batch
-            if has_room or job.is_live:
+            if has_room or job.is_live or job.gone:
                 self.waiting.remove(job)
+                self.was_live = job.is_live
                 return job
 
     def turn(self, job):
         """Begin a Job (or None), then decode or transcribe, in the thread -> [(Job, event)]."""
-        events = self.begin(job) if job else []
-        torch.set_num_threads(1)  # for one token, threads wait longer than they work
+        # for one token, threads wait longer than they work
+        torch.set_num_threads(self.n_threads if job and job.row else 1)
+        events = self.begin(job) if job and not job.gone else []
+        torch.set_num_threads(1)
         self.n_turns += 1
         if self.transcripts and (self.n_turns % PATIENCE == 0 or not self.answers):
             return events + self.transcribe(self.transcripts.pop(0))
@@ -92,7 +95,6 @@ class Engine:
         if job.work:
             self.transcripts.append(job)
             return []
-        torch.set_num_threads(self.n_threads)
         if error := attempt(self.batch.add, job.row):
             return [(job, error)]
         self.answers[job.row] = job

@@ -8,8 +8,7 @@ Measure a checkpoint: error rates of speech, or AudioBench-mini's four-choice qu
 
 Speech: writes eval.json and eval_<name>.jsonl, the worst clip first. Shuffled: a
 clip's text against what the model hears in another clip of similar length; its floor: against that
-clip's own text. scoring.py says what an error is. whisper-base: its own decoder, by the package
-faster-whisper.
+clip's own text. scoring.py says what an error is. whisper-base needs the package faster-whisper.
 Questions: writes bench.json, bench.jsonl, and page.html, which plays errors of each cell.
 """
 import hashlib

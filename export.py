@@ -3,8 +3,7 @@
     python export.py --ckpt=out/real_w2 --out_dir=pretrained
     python chat.py --ckpt=pretrained --audio=clip.wav
 
-A matrix is kept as int8 with a scale a row (checkpoints.pack). Whisper's encoder is fetched by its
-name when the copy is loaded.
+Whisper's encoder is fetched by its name when the copy is loaded.
 """
 import os
 

@@ -1,4 +1,4 @@
-"""Words while one still speaks, and where speech is.
+"""Live transcripts: words while someone speaks, and a detector of speech.
 
 A pass a second encodes what is new with a little before it, and goes on from the settled words:
 those that two passes agree on (LocalAgreement-2, Liu et al., Interspeech 2020). The words behind
@@ -18,7 +18,7 @@ FRAME = 2 * HOP            # samples of a frame of the encoder
 LEFT = 3 * SAMPLE_RATE     # samples in front of the new ones that are encoded with them
 RIGHT = SAMPLE_RATE // 2   # the last samples lack what follows them: they are encoded again
 STEP = SAMPLE_RATE         # new samples for a pass
-LONGEST_PASS = 10 * STEP   # other requests wait for it
+LONGEST_PASS = 10 * STEP   # others wait for it
 WINDOW = 512               # samples that the detector of speech hears at once
 TAIL = SAMPLE_RATE // 5    # samples of the silence after speech, that belong to it
 
@@ -77,7 +77,8 @@ class Live:
             told += self.end_piece(talker, len(self.wav))
             return Heard(told, [], self.said)
         words = self.read(talker, len(self.wav))
-        n = [*(a == b for a, b in zip(words, self.open)), False].index(False)
+        is_same = [a == b for a, b in zip(words, self.open)]
+        n = [*is_same, False].index(False)
         self.settled, self.open = self.settled + words[:n], words[n:]
         return Heard(told + words[:n], self.open)
 
@@ -90,13 +91,13 @@ class Live:
         return words
 
     def read(self, talker, end):
-        """Return the words of the first `end` samples behind those settled.
+        """Return the words that follow the settled ones in the first `end` samples.
 
-        None if it is silent, or if the model writes in a loop.
+        [] if under 0.1 s are sound, or if the model writes in a loop.
         """
         self.n_read, looped = end, []
         span = trim_silence(self.wav, 0, end) if end else ()
-        if not span:
+        if not span or span[1] - span[0] < SAMPLE_RATE // 10:
             return []
         feats = self.encode(talker)[span[0] // FRAME:-(-span[1] // FRAME)]
         text, = talker.write_features([feats], looped, self.settled)

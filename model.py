@@ -330,7 +330,7 @@ class GPT(nn.Module):
         if is_plain and torch.is_grad_enabled():
             total = ChunkedLoss.apply(x, self.lm_head.weight[:V], wanted, self.nll)
             return total if reduction == "sum" else total / len(x)
-        n = rows_at_once(x, V)
+        n = max(len(x), 1) if torch.is_grad_enabled() else rows_at_once(x, V)
         each = torch.cat([F.cross_entropy(self.logits(some), those, reduction="none")
                           for some, those in zip(x.split(n), wanted.split(n))])  # (N,)
         if reduction == "none":

@@ -10,7 +10,7 @@ Writes <out_dir>/wavs/*.wav (16 kHz mono); questions.jsonl (audiobench.py), whos
        "synthetic" or "real"; meta.json.
 Each label is right once for three times that it is wrong, and each place equally often: text alone
 can't answer. Voices, rooms and sounds are none of training (clip_makers.Beyond); two voices to
-compare are alike in pitch and rate. A real cell that no source fills is left out.
+compare are alike in pitch and rate.
 """
 from collections import Counter
 from pathlib import Path

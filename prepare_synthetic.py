@@ -7,8 +7,7 @@ Reads  <text_dir>/{train,val,test}.txt, a sentence a line, or assets/spoken.txt.
 Writes <out_dir>/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac (16 kHz mono PCM16)
        and .trans.txt; labels.jsonl (of each clip, see make_clip()); meta.json.
 
-A clip depends on corpus, split, number and sentence alone. 2 cores speak 75 espeak, 15 flite or 5
-Piper clips a second.
+A clip depends on corpus, split, number and sentence alone.
 """
 import shutil
 from pathlib import Path

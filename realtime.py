@@ -81,7 +81,7 @@ def read_samples(audio):
 
 # --- a session
 async def run_until_one_ends(*works, most_s=None):
-    """Run coroutines until one ends, or for most_s seconds. Its error is raised."""
+    """Run coroutines until one ends, or most_s seconds; raise its error."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
@@ -94,14 +94,14 @@ async def run_until_one_ends(*works, most_s=None):
 
 
 class Session:
-    """A client's WebSocket; most_s: it ends without a message, or if one can't be sent."""
+    """A client's WebSocket. It ends after most_s seconds without a message, or in a send."""
 
     def __init__(self, socket, engine, most_s, max_bytes):
         self.socket, self.engine, self.most_s, self.max_bytes = socket, engine, most_s, max_bytes
         self.id = f"sess_{uuid.uuid4().hex}"
         self.detection, self.transcription = Detection(type="server_vad"), {}
         self.tells_open = False
-        self.items = []  # Lives that are not transcribed
+        self.items = []  # Lives not yet transcribed
         self.item = self.last_id = None
         self.more = asyncio.Event()  # to hear
         self.n_heard = 0  # samples at 16 kHz
@@ -114,7 +114,7 @@ class Session:
         self.voice = None
 
     async def run(self):
-        """Answer until the client is gone or silent. TimeoutError: it does not read."""
+        """Answer until the client is gone. TimeoutError: it does not read."""
         await self.send("session.created", session=self.shown())
         await run_until_one_ends(self.read(), self.work(), most_s=MAX_SESSION_S)
 
@@ -158,10 +158,12 @@ class Session:
             await self.update(event.session)
         elif kind == "append":
             wav = await asyncio.to_thread(read_samples, event.audio)
-            await self.hear(self.resampler.resample_chunk(wav))
+            wav = await asyncio.to_thread(self.resampler.resample_chunk, wav)
+            await self.hear(wav)
         elif kind == "commit":
             if self.item and not self.detection:
                 self.item.add(self.resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+                self.restart()  # it takes no more
             if not self.item or self.item.n_all < SAMPLE_RATE // 10:
                 raise Refused(400, "nothing to commit: less than 0.1 s of sound, or no speech",
                               code="input_audio_buffer_commit_empty")
@@ -176,10 +178,13 @@ class Session:
     async def update(self, given):
         asked = given.audio.input
         if "turn_detection" in asked.model_fields_set:
+            if self.item:
+                await self.commit()
             self.detection = asked.turn_detection
+            self.restart()
         self.transcription = asked.transcription or self.transcription
-        self.tells_open = OPEN in (given.include or [])
-        self.restart()
+        if given.include is not None:
+            self.tells_open = OPEN in given.include
         await self.send("session.updated", session=self.shown())
 
     async def hear(self, wav):
@@ -187,7 +192,7 @@ class Session:
         found = [("sound", wav)]
         if self.detection:
             if not self.voice:
-                self.voice = Voice(self.detection, self.n_heard)
+                self.voice = await asyncio.to_thread(Voice, self.detection, self.n_heard)
             found = await asyncio.to_thread(self.voice.hear, wav)
         self.n_heard += len(wav)
         for what, value in found:

@@ -43,9 +43,7 @@ except OSError as e:
     fail(f"host={host} port={port}: {e.strerror}: no address of this machine, "
          "or another server is there")
 try:
-    import silero_vad  # noqa: F401 (realtime.py's)
     import uvicorn
-    import websockets  # noqa: F401 (uvicorn's)
     from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
@@ -61,6 +59,7 @@ except ImportError as e:
     fail(f"{e}: source .venv/bin/activate")
 from engine import Engine, Job, report
 from files import own_file, read_lines
+from record import need
 from talk import Talker, default_run
 
 POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src "
@@ -69,6 +68,8 @@ POLICY = ("default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob
 HOSTS, ORIGINS = (re.findall(r"[^\s,]+", x.lower()) for x in (allow_hosts, allow_origins))
 KEY = (api_key or os.environ.get("NANOCHAT_API_KEY", "")).encode()
 
+need("websockets")  # uvicorn's
+need("silero_vad")  # imported late: it sets torch's threads to one
 with user_input():
     run = ckpt or default_run()
     talker = Talker(run)
@@ -272,7 +273,8 @@ async def realtime(socket: WebSocket, intent: str = ""):
         with suppress(TimeoutError, WebSocketDisconnect):  # it reads nothing, or is gone
             await socket.accept("realtime" if "realtime" in socket.scope["subprotocols"] else None)
             await Session(socket, engine, request_timeout_s, max_body_mb * 1e6).run()
-            await socket.close()
+            async with asyncio.timeout(request_timeout_s):  # of a client that does not read
+                await socket.close(1000, "no more messages, or an hour old")
 
 
 async def stream(events):

@@ -160,7 +160,7 @@ class Talker:
     def write_features(self, feats, cut, said=()):
         """Return the transcript (str) of each piece's features (T, n_taps, D).
 
-        cut: as in transcribe(). said: words that it begins with.
+        cut: as in transcribe(). said: words already settled.
         """
         if self.ears["prompt"] == "ctc":  # the control without an LM
             return spell(self.projector, self.tok, feats)

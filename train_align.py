@@ -21,6 +21,7 @@ from model import GPT, GPTConfig
 from optim import Muon
 from plot import plot_pca
 from practice import Speller
+from record import need
 from run import gather, join_ranks
 from tokenizer import BPETokenizer, load_tokenizer
 from trainer import check_settings, first_step_of
@@ -108,6 +109,8 @@ ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "stack", "batch_tokens")
 if max(ctc, hold_out) > 1 or ctc and not lm:
     fail(f"{ctc=} and {hold_out=} are shares, and CTC spells with the tokens of an lm ({lm=})")
+need("jiwer")
+need("matplotlib")
 is_smoke = data_dir == "tones"
 features_dir = f"{out_dir}/features" if is_smoke else data_dir
 encoder = None
@@ -124,10 +127,10 @@ with user_input():
     inputs = {"lm": run_sums(lm) if lm else "", "features": data["train"].sums()}
 manifest = data["train"].manifest
 first_step = first_step_of(config, inputs, rank)
-if lm:
+if source := out_dir if first_step else lm:  # of model and tokenizer
     with user_input():
-        model, meta = load_checkpoint(lm, device=device)
-        tok = load_tokenizer(lm, model.config.vocab_size)
+        model, meta = load_checkpoint(source, device=device)
+        tok = load_tokenizer(source, model.config.vocab_size)
 else:
     tok, meta = BPETokenizer(), {}  # bytes alone
     with torch.device(device):
@@ -146,12 +149,12 @@ if ctc:  # what the LM reads as a piece, CTC takes for it too
     pieces = model.transformer.wte.weight[:len(speller.tokens)].detach().float()
     projector.ctc_head.weight.data[:-1] = norm(pieces) / model.config.n_embd**0.5
 with user_input():
-    if "audio" in meta:  # the projector of lm learns on
+    if "audio" in meta and not first_step:  # the projector of lm learns on
         lm_encoder, aligned = load_ears(lm, meta, device)
         if lm_encoder.sha256 != manifest["encoder_sha256"]:
             fail(f"{lm} was aligned with another encoder: give the base model as lm")
         projector.start_from(aligned, manifest["taps"], meta["audio"]["taps"])
-    else:
+    elif not first_step:
         projector.set_stats(*data["train"].stats(seed))
 model.requires_grad_(lm_learning_rate > 0)
 matrices = ("fc1.weight", "fc2.weight") if muon_lr else ()
@@ -177,7 +180,7 @@ def score(at, feats, lens):
 
 
 def evaluate(step):
-    if rank == 0:
+    if rank == 0 and len(data["val"].spoken):
         clips = data["val"].read(data["val"].spoken[:64])
         plot_pca(out_dir, model, projector, tok.vocab_size, *clips)
     return trainer.evaluate_clips(step)

@@ -20,6 +20,7 @@ from files import read_jsonl, read_lines, sha256_file
 from language import Language, spoken_turns
 from model import add_lora, free_rows, lora_state, merged_state
 from practice import Speller, as_messages, count_right
+from record import need
 from run import join_ranks
 from texture import TEXTURE, Texture
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
@@ -196,6 +197,7 @@ def facts_of(info):
 
 ranks = rank, _, device = join_ranks(device, seed)
 check_settings(config, "batch_tokens", "text_rows", "lora_rank")
+need("jiwer")
 left_out = Counter()  # questions, chats and sentences, by reason
 with user_input():
     start = read_meta(lm)

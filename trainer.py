@@ -135,6 +135,8 @@ class Trainer:
             meta = read_meta(self.c.out_dir)
             for name, state in self.files().items():
                 saved = load_saved(self.c.out_dir, meta, name, self.device)
+                if {k: t.shape for k, t in state.items()} != {k: t.shape for k, t in saved.items()}:
+                    raise ValueError(f"{self.c.out_dir}: its {name} is of other settings")
                 for key, tensor in state.items():
                     tensor.copy_(saved[key])
             self.state = load_saved(self.c.out_dir, meta, "optim", self.device)
