@@ -18,7 +18,7 @@ FRAME = 2 * HOP            # samples of a frame of the encoder
 LEFT = 3 * SAMPLE_RATE     # samples in front of the new ones that are encoded with them
 RIGHT = SAMPLE_RATE // 2   # the last samples lack what follows them: they are encoded again
 STEP = SAMPLE_RATE         # new samples for a pass
-LONGEST_PASS = 10 * STEP   # others wait for it
+LONGEST_PASS = 10 * STEP   # others wait
 WINDOW = 512               # samples that the detector of speech hears at once
 TAIL = SAMPLE_RATE // 5    # samples of the silence after speech, that belong to it
 
