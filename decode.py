@@ -239,7 +239,6 @@ class Search:
 
     def __init__(self, sizes, room, beams, ctc=None, said=()):
         self.sizes, self.room, self.beams, self.ctc = sizes, room, beams, ctc
-        self.n_said = len(said)  # ids that no score counts
         self.n_next = 4 * beams if ctc else 2 * beams  # tokens of a row that are tried
         known = [0.0] * len(room)  # what a score counts of them all the same
         for token in said if ctc else ():
@@ -259,8 +258,7 @@ class Search:
                 n_chars = sum(self.sizes[token] for token in ids)
                 if not self.sizes[ids[-1]]:
                     if rank < self.beams:
-                        mean = score / (len(ids) - self.n_said)
-                        self.ended[clip].append((mean, ids[:-1]))
+                        self.ended[clip].append((score / len(ids), ids[:-1]))
                 elif len(kept) < self.beams and n_chars <= self.room[clip]:
                     kept.append((place, (clip, total, ids)))
             if not kept and not self.ended[clip]:
