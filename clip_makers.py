@@ -39,8 +39,8 @@ def read_clips(folder, split, texts=(), **fields):
         if texts and row["text"] not in texts:
             raise ValueError(f"{where}: {row['text']!r} is no line of assets/spoken.txt")
         if row["split"] == split:
-            speaker, chapter, _ = row["key"].split("-")
-            recording = f"{folder}/{split}/{speaker}/{chapter}/{row['key']}.flac"
+            chapter = "/".join(row["key"].split("-")[:2])
+            recording = f"{folder}/{split}/{chapter}/{row['key']}.flac"
             clips.append(row | {"root": folder, "path": recording, "labels": voice_labels(row)})
     if not clips:
         raise ValueError(f"{path}: no clips of {split} there")

@@ -19,9 +19,9 @@ import numpy as np
 
 from clip_makers import MAKERS, Beyond, is_clear, is_plain, pair_up, read_clips, write_clip
 from configurator import configure
-from folders import make_folder, sums
 from meters import median_pitch
 from questions import QUESTIONS, SPOKEN, pick, read_answers, read_tasks, write_rows
+from record import make_folder, sums
 from recordings import read_audio
 from sources import read_sources
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from configurator import configure
 from documents import hash_of, list_documents, read_documents
-from folders import make_folder, sums
+from record import make_folder, sums
 from tokenizer import load_tokenizer, train_bpe
 
 # config: set by a config file or --name=value

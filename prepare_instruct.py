@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from clip_makers import MAKERS, is_clear, pair_up, read_clips, write_clip
 from configurator import configure
-from folders import make_folder, sums
 from processes import run_all
 from questions import (NOBODY, TEXTS, VOICE_TASKS, ask, draw_talk, pick, read_answers, read_tasks,
                        said_in, some_of, word_labels, write_rows)
+from record import make_folder, sums
 from sources import read_sources
 
 # config: set by a config file or --name=value

@@ -12,9 +12,9 @@ import numpy as np
 
 from configurator import configure
 from files import read_sentences
-from folders import make_folder, sums
 from questions import (NOBODY, TEXTS, VOICE_TASKS, ask, draw_talk, pick, read_answers, read_tasks,
                        said_in, some_of, spoken_labels, word_labels, write_rows)
+from record import make_folder, sums
 
 # config: set by a config file or --name=value
 text_dir = "data/text"

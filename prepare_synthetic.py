@@ -18,8 +18,8 @@ from tqdm import tqdm
 import voices
 from configurator import configure
 from files import own_file, read_lines, read_sentences, write_jsonl, write_text
-from folders import make_folder, sums
 from processes import run_all
+from record import make_folder, sums
 from voices import VOICES
 
 # config: set by a config file or --name=value

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from configurator import configure, user_input
 from documents import hash_of, list_documents, read_documents
 from files import own_file, read_lines, write_text
-from folders import make_folder, sums
 from language import Language
+from record import make_folder, sums
 from transcripts import NoSpokenForm
 
 # config: set by a config file or --name=value

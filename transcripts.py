@@ -126,7 +126,7 @@ def read_number(match, strict):
     if strict and (not is_one and not is_time or money and after.isalpha()):  # 3/4, $5k
         raise NoSpokenForm("figures that can be read in several ways", match[0])
     digits = body.replace(",", "")
-    if end in ("st", "nd", "rd", "th") and digits.isdigit():
+    if end in ("st", "nd", "rd", "th") and digits.isdigit() and len(digits) < 16:
         slots = [variants(name(digits, "ordinal"))]
     elif is_time:
         hour, minutes = body.split(":")

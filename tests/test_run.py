@@ -7,7 +7,6 @@ import pytest
 
 import record
 import run
-from folders import make_folder
 
 
 def test_clock_and_log(monkeypatch, tmp_path, capsys):
@@ -36,7 +35,7 @@ def test_a_folder_is_made_once_and_no_other_is_emptied(tmp_path, monkeypatch, ca
             (tmp_path / "a.txt").write_text(text)
             (tmp_path / "clips").mkdir()  # an earlier run's is gone
             return ["a.txt"], {"n": 1}
-        make_folder(tmp_path, {"text": text}, lambda: {"source": source}, make, "clips")
+        record.make_folder(tmp_path, {"text": text}, lambda: {"source": source}, make, "clips")
         return capsys.readouterr().out
 
     monkeypatch.setattr(sys, "argv", ["prepare_text.py"])
