@@ -115,8 +115,8 @@ class Attention(nn.Module):
         if ve is not None:  # ResFormer's value residual (arXiv:2410.17897), gated per head
             gate = 3 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, H_kv)
             v = v + gate.unsqueeze(-1) * ve.unflatten(2, heads)
-        heads = [q.size(2), k.size(2)]
-        q, k = norm(rotate(torch.cat([q, k], 2), cos, sin)).split(heads, 2)
+        sizes = [q.size(2), k.size(2)]
+        q, k = norm(rotate(torch.cat([q, k], 2), cos, sin)).split(sizes, 2)
         if kv_cache is None:
             k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, H_kv, T, D)
         else:

@@ -54,12 +54,19 @@ class Muon(torch.optim.Optimizer):
             p.add_(update.to(p.dtype), alpha=-group["lr"] * scale ** 0.5)
 
 
-def gpt_optimizers(model, matrix_lr=0.02, more=()):
+def gpt_optimizers(model, matrix_lr=0.02, more=(), zero1=False):
     """Return [Muon for the matrices of a GPT's blocks, AdamW for the rest].
 
     Rates of embeddings and lm_head scale with (n_embd / 768) ** -0.5, as nanochat's do.
-    more: parameters that are trained as embeddings.
+    more: parameters that are trained as embeddings. zero1: each rank keeps the states of a part of
+    the parameters (arXiv:1910.02054).
     """
+    def make(kind, groups, **rates):
+        if not zero1:
+            return kind(groups, **rates)
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+        return ZeroRedundancyOptimizer(groups, kind, **rates)
+
     embedding_lr, unembedding_lr, weight_decay = 0.2, 0.004, 0.0  # the decay: of the matrices
     if model.config.n_layer >= 12:  # nanochat's values for its d12
         embedding_lr, unembedding_lr, weight_decay = 0.3, 0.008, 0.28
@@ -70,6 +77,7 @@ def gpt_optimizers(model, matrix_lr=0.02, more=()):
     groups = [dict(params=embeddings, lr=embedding_lr * scale),
               dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
               dict(params=scalars, lr=SCALAR_LR)]
-    adamw = torch.optim.AdamW(groups, betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0, fused=True)
+    adamw = make(torch.optim.AdamW, groups, betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0,
+                 fused=True)
     matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
-    return [Muon(matrices, lr=matrix_lr, weight_decay=weight_decay), adamw]
+    return [make(Muon, matrices, lr=matrix_lr, weight_decay=weight_decay), adamw]

@@ -57,6 +57,7 @@ save_every = 250
 log_every = 10
 device = "auto"
 use_compile = True
+zero1 = False           # ranks share the optimizers' states: less memory on each
 seed = 0
 config = configure(globals())  # each checkpoint stores it
 # ----
@@ -193,7 +194,7 @@ if chats and practice:
         talks, left_out = read_chats(chats, speller, len(model.cos))
     talk_sizes = [sum(len(m["content"]) for m in chat["messages"]) for _, chat in talks["train"]]
 blank = torch.nn.Parameter(torch.randn(model.config.n_embd, device=dev))  # no part of the model
-optimizers = gpt_optimizers(model, matrix_lr, [blank])
+optimizers = gpt_optimizers(model, matrix_lr, [blank], zero1 and world_size > 1)
 trainer = Trainer(
     config=config, inputs=inputs, ranks=ranks, first_step=first_step, model=model,
     tok=tok, optimizers=optimizers, losses=["loss", "practice_loss", "chat_loss"],

@@ -19,7 +19,7 @@ from tokenizer import export_nanochat
 
 FROM_ONE = {"max_steps", "lr_decay_steps", "grad_accum", "save_every", "log_every"}
 FREE = {"init_from", "out_dir", "max_steps", "device", "use_compile", "log_every", "eval_every",
-        "save_every"}  # settings that a resumed run may change
+        "save_every", "zero1"}  # settings that a resumed run may change
 
 
 def check_settings(config, *from_one):
@@ -122,6 +122,7 @@ class Trainer:
         self.places, self.result = 0, {}  # places: of the microbatches since the last log line
         self.window = torch.zeros(len(self.losses), 2, device=self.device)  # nats, targets
         self.state, self.is_evaluated = {}, True  # state: more that the optimizers' file holds
+        self.is_zero1 = hasattr(self.optimizers[0], "consolidate_state_dict")
         if self.first_step:
             self.resume()
         self.groups = sum((optimizer.param_groups for optimizer in self.optimizers), [])
@@ -143,9 +144,9 @@ class Trainer:
             self.window = self.state.pop("window")
             states = self.state.pop("optimizers")
             for optimizer, state in zip(self.optimizers, states, strict=True):
-                own = optimizer.state_dict()["param_groups"]  # with this run's rates
-                optimizer.load_state_dict(state)
-                optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": own})
+                groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
+                groups = [own | {"params": saved["params"]} for own, saved in groups]
+                optimizer.load_state_dict(state | {"param_groups": groups})  # this run's rates
             self.is_evaluated = meta["evaluated"] or not self.is_due("eval", self.first_step)
 
     def is_due(self, what, step):
@@ -164,7 +165,7 @@ class Trainer:
         """
         self.evaluate, out_dir = evaluate, self.c.out_dir
         copy_first_rank(self.files(), self.trained,
-                        [optimizer.state for optimizer in self.optimizers])
+                        [optimizer.state for optimizer in self.optimizers if not self.is_zero1])
         if self.rank == 0:
             cut_back(out_dir, self.first_step, self.is_evaluated)
             self.tok.save(out_dir)
@@ -221,7 +222,7 @@ class Trainer:
         if self.rank == 0 and self.is_due("log", step + 1):
             self.log(step + 1, float(norm))
         with self.clock.pause():
-            if self.rank == 0 and self.is_due("save", step + 1):
+            if self.is_due("save", step + 1):
                 self.save(step + 1)
             self.result = self.note(step + 1) if self.is_due("eval", step + 1) else {}
 
@@ -238,6 +239,11 @@ class Trainer:
         self.window = torch.zeros_like(self.window)
 
     def save(self, step):
+        """Save a checkpoint on rank 0, which gathers what ZeRO-1 spread over the ranks."""
+        for optimizer in self.optimizers if self.is_zero1 else ():
+            optimizer.consolidate_state_dict()
+        if self.rank:
+            return
         state = {"window": self.window, "optimizers": [
             optimizer.state_dict() for optimizer in self.optimizers]}
         files = self.files() | {"optim": self.state | state}

@@ -1,4 +1,4 @@
-"""A load drill of serve.py: 16 clients send good, broken, huge and cut-off requests.
+"""A load drill of serve.py: 16 clients send good, broken, huge, cut-off requests, and speak.
 
     python tests/drill.py --ckpt=out/cpu_w3 --minutes=30  # prints JSON; exit code 1: failed
 
@@ -135,7 +135,7 @@ class Drill:
     def client(self, seed, end):
         """Send requests of every kind until the time is over."""
         rng = random.Random(seed)
-        kinds = {self.good: 12, self.broken: 3, self.huge: 1, self.leave: 4}
+        kinds = {self.good: 12, self.broken: 3, self.huge: 1, self.leave: 4, self.live: 2}
         while time.time() < end:
             kind = rng.choices(list(kinds), list(kinds.values()))[0]
             try:
@@ -180,6 +180,19 @@ class Drill:
         if n == len(body) and rng.random() < 0.5:
             connection.getresponse().read(20)
         connection.close()
+
+
+    def live(self, rng):
+        """A voice in a WebSocket, that is transcribed or goes away in its middle."""
+        voice = [append(part) for part in np.split(make_speech(2, 24_000), 8)]
+        settings = {"audio": {"input": {"turn_detection": None}}}
+        with listen(self.port) as ws:
+            for event in [{"type": "session.update", "session": settings}, *voice]:
+                ws.send(json.dumps(event))
+            if rng.random() < 0.3:
+                return ""
+            ws.send('{"type": "input_audio_buffer.commit"}')
+            return not any("transcript" in json.loads(message) for message in ws) and "no text"
 
 
 def memory_kb(pid):

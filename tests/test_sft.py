@@ -1,8 +1,13 @@
 """train_sft.py's real command line at toy size: only LoRA moves, merging, resume, ranks, errors."""
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from audio import Projector
@@ -10,7 +15,7 @@ from checkpoints import load_checkpoint, load_saved, read_meta
 from decode import score_answers
 from model import GPT, add_lora, lora_state, merged_state
 from test_model import tiny  # a fixture, as is world
-from test_train import (BOTH, align, base, log_of, losses, run, same_state, world,
+from test_train import (ALIGN, BASE, BOTH, ROOT, align, base, log_of, losses, run, same_state, world,
                         write_features)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -178,3 +183,35 @@ def test_bad_input_is_one_line(school, tmp_path):
                          (f"--lm={school}/base", "no projector"), ("--data_dir=no", "no: no")):
         assert message in sft(school, tmp_path / "x", "--max_steps=1", arg, ok=False)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_every_stage_on_a_pretended_gpu(school, tmp_path):
+    """Broken: a training script or chat.py mixes tensors of a GPU with the CPU's."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++ here")
+    library, torch_folder = tmp_path / "pretend.so", os.path.dirname(torch.__file__)
+    subprocess.run([
+        "g++", "-shared", "-fPIC", "-std=c++20", f"-I{torch_folder}/include",
+        f"{ROOT}/tests/pretend.cpp", "-o", library, f"-L{torch_folder}/lib",
+        f"-Wl,-rpath,{torch_folder}/lib", "-ltorch_cpu", "-lc10"], check=True)
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, np.random.default_rng(0).normal(0, 0.1, 9000), 16_000)
+
+    def run(script, *args):
+        command = [sys.executable, f"{ROOT}/tests/pretend.py", library, f"{ROOT}/{script}", *args]
+        done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True,
+                              env=os.environ | {"NANOCHAT_DTYPE": "bfloat16"})
+        assert not done.returncode, (done.stdout + done.stderr)[-3000:]
+        return done.stdout
+
+    gpu = [*BOTH, "--device=cuda", "--max_steps=2", "--eval_every=2", "--save_every=1"]
+    texts = [f"--data_dir={school}/text", f"--chats={school}/chats.jsonl"]
+    assert "cuda, torch.bfloat16" in run("train_base.py", *texts, *BASE, *gpu, "--out_dir=base")
+    run("train_align.py", f"--data_dir={school}/features", "--lm=base", *ALIGN, *gpu, "--ctc=0.5",
+        f"--whisper={school}/encoder.pt", "--lm_learning_rate=1e-3", "--out_dir=w2")
+    run("train_sft.py", f"--data_dir={school}/items", "--lm=w2", f"--chats={school}/text.jsonl",
+        f"--turns={school}/turns.jsonl", f"--sentences={school}/text/train.txt", *SFT, *gpu,
+        "--out_dir=w3")
+    for ckpt, prompt in (("w2", ""), ("w3", "who sees")):
+        run("chat.py", f"--ckpt={ckpt}", f"--audio={clip}", f"--prompt={prompt}")
