@@ -30,8 +30,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from files import (check_row, find_audio, find_files, find_path, own_file, read_jsonl, read_lines,
-                   read_pairs, read_row)
+from files import (check_row, find_audio, find_files, find_path, own_file, read_filled, read_jsonl,
+                   read_lines, read_pairs, read_row)
 from language import ENGLISH, Language
 from recordings import audio_header
 from transcripts import NoSpokenForm
@@ -182,11 +182,9 @@ def read_transcripts(path):
 
 
 def read_list(source):
-    for n, line in enumerate(read_lines(source), 1):
-        where = f"{source}:{n}"
+    for where, line in read_filled(source):
         try:
-            if line.strip():
-                yield read_list_row(where, line)
+            yield read_list_row(where, line)
         except ValueError as e:
             yield Clip(where, "", error=str(e))
 

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import tomllib
 import unicodedata
 
 # of two recordings with one name the first kind is taken
@@ -37,12 +38,18 @@ def read_sentences(text_dir, split):
     return found
 
 
-def read_pairs(path):
-    """Yield ('<path>:<line>', first word, the rest) of each line that is not empty."""
+def read_filled(path):
+    """Yield ('<path>:<line>', line) of each line that is not empty."""
     for n, line in enumerate(read_lines(path), 1):
         if line.strip():
-            word, *rest = line.strip().split(maxsplit=1)
-            yield f"{path}:{n}", word, rest[0] if rest else ""
+            yield f"{path}:{n}", line
+
+
+def read_pairs(path):
+    """Yield ('<path>:<line>', first word, the rest) of each line that is not empty."""
+    for where, line in read_filled(path):
+        word, *rest = line.strip().split(maxsplit=1)
+        yield where, word, rest[0] if rest else ""
 
 
 def read_row(line, **fields):
@@ -73,14 +80,18 @@ def read_jsonl(path, needs="", **fields):
     fields: as for check_row; needs: the same in words.
     """
     needs = needs or ", ".join(f'"{name}"' for name in fields)
-    for n, line in enumerate(read_lines(path), 1):
-        if line.strip():
-            try:
-                row = read_row(line, **fields)
-            except ValueError as e:
-                raise ValueError(f"{path}:{n}: {e}; each line is a JSON object with "
-                                 f"{needs}") from None
-            yield f"{path}:{n}", row
+    for where, line in read_filled(path):
+        try:
+            row = read_row(line, **fields)
+        except ValueError as e:
+            raise ValueError(f"{where}: {e}; each line is a JSON object with {needs}") from None
+        yield where, row
+
+
+def read_toml(name):
+    """Return the tables (dict) of one of our texts in TOML."""
+    with open(own_file(name), "rb") as f:
+        return tomllib.load(f)
 
 
 # ---- folders

@@ -3,12 +3,10 @@
 A task asks for one property of a recording, whose labels are {task: answer}, as in
 {"pitch": "low", "sentence": "the bird sings"}. assets/questions.toml lists the tasks.
 """
-import tomllib
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-from files import own_file, read_lines, write_jsonl
+from files import own_file, read_lines, read_toml, write_jsonl
 from tokenizer import multiple_choice
 
 QUESTIONS = "assets/questions.toml"
@@ -39,8 +37,7 @@ class Task(NamedTuple):
 def read_tasks():
     """Return {name: Task}."""
     try:
-        tables = tomllib.loads(Path(own_file(QUESTIONS)).read_text(encoding="utf-8"))
-        return {name: Task(**fields) for name, fields in tables.items()}
+        return {name: Task(**fields) for name, fields in read_toml(QUESTIONS).items()}
     except (ValueError, TypeError) as e:  # no TOML; another field, or one missing
         raise ValueError(f"{QUESTIONS}: {e}") from None
 

@@ -3,12 +3,11 @@
 assets/sources.toml describes each set; any corpus of people that corpora.py reads will do too.
 """
 import re
-import tomllib
 from functools import cache
 from pathlib import Path
 
 from corpora import read_corpus
-from files import AUDIO_SUFFIXES, find_files, own_file
+from files import AUDIO_SUFFIXES, find_files, read_toml
 from questions import NOBODY
 
 ADULT = 16  # years; under CHILD a child
@@ -22,7 +21,7 @@ def read_sources(setting, is_held_out):
     is_held_out: True for the bench's part, False for training's. Prints each set's licence.
     ValueError: no such set or clip.
     """
-    sets = tomllib.loads(Path(own_file("assets/sources.toml")).read_text(encoding="utf-8"))
+    sets = read_toml("assets/sources.toml")
     clips = []
     for part in filter(None, setting.split(",")):
         name, _, folder = part.strip().partition("=")

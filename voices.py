@@ -10,16 +10,14 @@ import os
 import shutil
 import subprocess
 import tempfile
-import tomllib
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
-from files import own_file
+from files import read_toml
 
 TABLE = "assets/voices.toml"
-VOICES = tomllib.loads(Path(own_file(TABLE)).read_text(encoding="utf-8"))
+VOICES = read_toml(TABLE)
 
 
 def version(engine):
