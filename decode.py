@@ -3,11 +3,11 @@ from functools import cache
 from itertools import chain, islice, pairwise
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from kv_cache import KVCache
 from practice import Speller
+from rows import pad
 
 CTC_WEIGHT = 0.3  # of the CTC head's log-probability beside the LM's; chosen on held-out clips
 NEVER = -1e30     # the log-probability of what can't be
@@ -23,14 +23,6 @@ def sample(logits, temperature, top_p, generator):
         before = probs.cumsum(dim=1) - probs  # of the likelier tokens; the first always stays
         probs = probs.masked_fill(before >= top_p, 0.0)
     return order.gather(1, torch.multinomial(probs, 1, generator=generator)).squeeze(1)
-
-
-def pad(rows, device, value=0):
-    """Lists of ids or tensors (n, ...) -> (B, longest, ...) and their lengths (B,)."""
-    lens = torch.tensor([len(row) for row in rows], device=device)
-    rows = [torch.as_tensor(row) for row in rows]
-    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-    return padded.to(device), lens
 
 
 def prefill(model, prompts, audio, room):
@@ -226,7 +218,7 @@ def spelling(tok, n_pieces):
     """Return the pieces that spell each token, int64 (V, longest), -1 behind."""
     speller = Speller(tok, n_pieces)
     special = [[]] * len(tok.special_ids)
-    return pad([*map(speller.spell, tok.tokens), *special], "cpu", -1)[0].long()
+    return pad([*map(speller.spell, tok.tokens), *special], value=-1)[0].long()
 
 
 class Search:

@@ -19,12 +19,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from files import read_jsonl
 from kernels import norm
 from language import ENGLISH, spoken_turns
-from rows import pad_rows
+from rows import pad, pad_rows
 from texture import TEXTURE
 from tokenizer import BPETokenizer, render_conversation
 
@@ -91,8 +90,8 @@ def imitate_audio(sentences, spelling, rng, ease=1.0):
     piece and its rival, -1 at a blank; float32 (B, T_a, 1), the rival's weight; lengths (B,).
     """
     pairs, weights = zip(*(imitate(ids, spelling, rng, ease) for ids in sentences))
-    lens = torch.tensor(list(map(len, pairs)))
-    return pad_sequence(pairs, True), pad_sequence(weights, True).float(), lens
+    pairs, lens = pad(pairs)
+    return pairs, pad(weights)[0].float(), lens
 
 
 def practice_features(model, blank, pairs, weights, rng, ease=1.0):

@@ -1,5 +1,14 @@
 """Rows of token ids to train on: padded, shifted, cut from sentences."""
 import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+def pad(rows, device="cpu", value=0):
+    """Lists of ids or tensors (n, ...) -> (B, longest, ...) and their lengths (B,)."""
+    lens = torch.tensor([len(row) for row in rows], device=device)
+    padded = pad_sequence([torch.as_tensor(row) for row in rows], True, value)
+    return padded.to(device), lens
 
 
 def pad_rows(rows, targets, pad_id):

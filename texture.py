@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from kernels import norm
 from questions import read_tasks
+from rows import pad
 
 TEXTURE = 24         # tokens; task i of questions.toml speaks in token i % TEXTURE
 KEY = 0.3            # RMS of a key; that of a label's vector is 1
@@ -39,8 +40,8 @@ class Texture:
         owner = [[task == other for other, _ in self.names] for task in tasks]
         self.is_of = torch.tensor(owner).float().to(device)  # (tasks, L)
         self.token_of = F.one_hot(torch.arange(len(tasks)) % TEXTURE, TEXTURE).T.float().to(device)
-        ids = [torch.tensor(tok.encode(label)) for _, label in self.names]
-        self.ids = torch.nn.utils.rnn.pad_sequence(ids, True, -1).to(device)  # (L, T), -1: none
+        ids = [tok.encode(label) for _, label in self.names]
+        self.ids = pad(ids, device, -1)[0]  # (L, T), -1: none
 
     def vectors(self, model):
         """Return the labels' vectors (L, C), of RMS 1: how a label differs from its rivals."""

@@ -15,12 +15,12 @@ from audio import Projector, load_ears, n_audio_tokens
 from checkpoints import load_checkpoint, read_meta, run_sums
 from clips import ClipTrainer, Split
 from configurator import configure, fail, user_input
-from decode import pad
 from files import read_jsonl, read_lines, sha256_file
 from language import Language, spoken_turns
 from model import add_lora, free_rows, lora_state, merged_state
 from practice import Speller, as_messages, count_right
 from record import need
+from rows import pad
 from run import join_ranks
 from texture import TEXTURE, Texture
 from tokenizer import SPECIAL_TOKENS, load_tokenizer, render_conversation
