@@ -349,9 +349,7 @@ def drop_(x, n):
 
 def load_ears(run_dir, meta, device="cpu"):
     """Load a run's (WhisperEncoder, Projector) in eval mode; OSError, ValueError: a bad file."""
-    audio = meta.get("audio")
-    if not audio:
-        raise ValueError(f"{run_dir}: a model without ears")
+    audio = meta["audio"]
     path = f"{run_dir}/encoder.pt"  # a copy of export.py has none
     source = path if os.path.exists(path) else audio.get("encoder", "")
     try:

@@ -67,13 +67,11 @@ def checkpoint_steps(folder):
 
 
 def read_meta(folder, step=-1):
-    """Return meta_<step>.json (dict, with "step") of a folder; step -1: the last."""
+    """Return meta_<step>.json (dict, with "step") of a folder; step: one that it holds."""
     steps = checkpoint_steps(folder)
     if not steps:
         raise ValueError(f"{folder} holds no checkpoint (meta_<step>.json)")
     step = steps[-1] if step == -1 else step
-    if step not in steps:
-        raise ValueError(f"{folder} holds no step {step}: it has {', '.join(map(str, steps))}")
     path = f"{folder}/meta_{step:06d}.json"
     try:
         meta = json.loads(Path(path).read_bytes())
@@ -82,9 +80,9 @@ def read_meta(folder, step=-1):
         raise ValueError(f"{path} is no checkpoint's meta ({type(e).__name__}: {e})") from None
 
 
-def load_checkpoint(folder, step=-1, device="cpu"):
+def load_checkpoint(folder, device="cpu"):
     """Load a GPT of ours or nanochat's -> (model in eval mode, meta); ValueError: a wrong file."""
-    meta = read_meta(folder, step)
+    meta = read_meta(folder)
     path = f"{folder}/{file_name('model', meta['step'])}"
     state = load_saved(folder, meta, "model", device)
     state = {name.removeprefix("_orig_mod."): p.float() for name, p in state.items()}

@@ -14,7 +14,7 @@ import torch
 import data
 import record
 from audio import build_encoder, save_encoder
-from checkpoints import checkpoint_steps, load_checkpoint, read_meta
+from checkpoints import checkpoint_steps, load_saved, read_meta
 from commands import ROOT, refused, run_here
 from files import sha256_file, write_jsonl
 from run import read_ahead
@@ -184,7 +184,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(world, tmp_path, train):
 def test_vocabulary_grows(world, tmp_path):
     """Broken: whole tokens are trained before their time, or a stop just there changes the run."""
     def table(step, part="straight"):
-        return load_checkpoint(tmp_path / part, step)[0].transformer.wte.weight
+        folder = tmp_path / part
+        return load_saved(folder, read_meta(folder, step), "model")["transformer.wte.weight"]
+
     settings = "--spell_share=0.25", "--save_every=2", "--max_steps=4"
     base(world, tmp_path / "straight", *settings)
     shutil.copytree(tmp_path / "straight", tmp_path / "parts",
