@@ -1,6 +1,6 @@
 """Decoding: sampling, answers, transcripts by beam search, scores of given answers."""
 from functools import cache
-from itertools import chain, islice, pairwise
+from itertools import accumulate, chain, islice, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -127,11 +127,8 @@ def word_times(projector, tok, features, words):
     repeats = max(-(-n_least // len(log_probs)), 1)  # over 1: more pieces than audio tokens
     first, end = align(log_probs.repeat_interleave(repeats, 0), pieces)
     place_s = projector.stack / 50 / repeats
-    times, n = [], 0
-    for own in spelled:
-        times.append((first[n] * place_s, end[n + len(own) - 1] * place_s))
-        n += len(own)
-    return times
+    ends = accumulate(map(len, spelled))  # the number of pieces up to a word's last
+    return [(first[n - len(own)] * place_s, end[n - 1] * place_s) for own, n in zip(spelled, ends)]
 
 
 def align(log_probs, pieces):

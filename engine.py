@@ -56,7 +56,6 @@ class Engine:
         return True
 
     async def run(self):
-        """Work for ever."""
         thread = ThreadPoolExecutor(1)
         while True:
             await self.wake.wait()

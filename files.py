@@ -31,8 +31,7 @@ def read_lines(path):
 def read_sentences(text_dir, split):
     """Return the lines (str) of <text_dir>/<split>.txt. ValueError: there is none."""
     path = f"{text_dir}/{split}.txt"
-    lines = map(str.strip, read_lines(path)) if os.path.isfile(path) else ()
-    found = list(filter(None, lines))
+    found = [line.strip() for _, line in read_filled(path)] if os.path.isfile(path) else []
     if not found:
         raise ValueError(f"{path}: no sentence there: run prepare_text.py")
     return found

@@ -165,7 +165,7 @@ def count_right(best, targets):
     """Count answers (runs of targets): ids best, targets (B, T) -> (right in all tokens, all)."""
     n_right = n_all = 0
     for ids, wanted in zip(best, targets):
-        edges = np.flatnonzero(np.diff(wanted >= 0, prepend=False, append=False)).reshape(-1, 2)
-        n_all += len(edges)
-        n_right += sum((ids[start:end] == wanted[start:end]).all() for start, end in edges)
+        answers = np.ma.clump_masked(np.ma.masked_where(wanted >= 0, wanted))  # slices
+        n_all += len(answers)
+        n_right += sum((ids[answer] == wanted[answer]).all() for answer in answers)
     return n_right, n_all

@@ -15,6 +15,7 @@ import json
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import current_process
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from data import write_index, write_shard
 from device import pick_device
 from files import sha256_file, write_json, write_jsonl
 from language import Language
-from processes import run_all, worker_number
+from processes import run_all
 from record import is_made, note_made, provenance
 from recordings import read_audio
 
@@ -137,7 +138,8 @@ def begin_work(encoder, layers, kind):
     torch.set_num_threads(1)
     WORKER.update(encoder=encoder, layers=layers, map=map)
     if kind != "cpu":
-        own = torch.device(kind, worker_number() if kind == "cuda" else None)
+        number = int(current_process().name.rpartition("-")[2])  # from 1 on
+        own = torch.device(kind, number - 1 if kind == "cuda" else None)
         WORKER["encoder"] = build_encoder(encoder.config, encoder.half_weights, own)
         WORKER["map"] = ThreadPoolExecutor().map  # threads read audio while the GPU works
 

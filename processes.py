@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from multiprocessing import current_process, get_context
+from multiprocessing import get_context
 
 
 def run_all(function, jobs, n_workers=0, set_up=None, arguments=(), chunksize=1, start=""):
@@ -32,8 +32,3 @@ def begin(set_up, arguments):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the parent
     if set_up:
         set_up(*arguments)
-
-
-def worker_number():
-    """Return the number of this worker, from 0 on, in a script's first pool."""
-    return int(current_process().name.rpartition("-")[2]) - 1

@@ -118,8 +118,7 @@ class Talker:
         self.piece_s = self.ears.get("piece_s", 15.0)  # of the longest clips of training
         self.language = Language(self.ears.get("language", "en"))
         # nanochat's base models have a depth, its chat models have none
-        settings = self.meta.get("user_config", {})
-        self.can_chat = self.meta.get("conversations") or "depth" not in settings
+        self.can_chat = "depth" not in self.meta.get("user_config", {})
         if self.ears:
             self.encoder, projector = load_ears(ckpt, self.meta, self.device)
             self.projector = for_inference(projector)

@@ -15,7 +15,7 @@ from audio import Projector, load_ears, n_audio_tokens
 from checkpoints import load_checkpoint, read_meta, run_sums
 from clips import ClipTrainer, Split
 from configurator import configure, fail, user_input
-from files import read_jsonl, read_lines, sha256_file
+from files import read_filled, read_jsonl, sha256_file
 from language import Language, spoken_turns
 from model import add_lora, free_rows, lora_state, merged_state
 from practice import Speller, as_messages, count_right
@@ -210,8 +210,7 @@ with user_input():
     rows = read_jsonl(chats, question=str, answer=str) if chats else ()
     talks = [["text", row["question"], row["answer"]] for _, row in rows]
     talks = spoken_turns(talks, left_out, language)
-    lines = map(str.strip, read_lines(sentences)) if sentences else ()
-    texts = list(filter(None, lines))
+    texts = [line.strip() for _, line in read_filled(sentences)] if sentences else []
     sums = [path and sha256_file(path) for path in (turns, chats, sentences)]
     inputs = {"lm": run_sums(lm), "features": data["train"].sums(), "texts": sums}
 manifest = data["train"].manifest
