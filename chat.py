@@ -10,6 +10,8 @@ import signal
 import sys
 from contextlib import suppress
 
+import torch
+
 from configurator import configure, fail, user_input
 from recordings import SAMPLE_RATE, read_audio
 from talk import Batch, Row, Talker, Text, default_run, size
@@ -52,6 +54,7 @@ def answer(messages):
 
 
 def transcribe(wav):
+    torch.set_num_threads(1)  # on a busy machine two wait for each other
     texts, n_cut = [], 0
     for text, is_cut, *_ in talker.transcripts(wav):
         n_cut += is_cut
