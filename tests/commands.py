@@ -38,6 +38,14 @@ def refused(script, *args):
     return err
 
 
+def raises(pattern, call, *args, error=ValueError, **more):
+    """Call what has to raise an error -> what it says, one line with the pattern in it."""
+    with pytest.raises(error, match=pattern) as e:
+        call(*args, **more)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
 def run(script, *args, ok=True, **env):
     """Run a script -> what it prints, or the only line of error."""
     done = subprocess.run([sys.executable, ROOT / script, *map(str, args)], cwd=ROOT, text=True,

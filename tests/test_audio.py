@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import audio
 from audio import Projector, WhisperEncoder, encode, log_mel
+from commands import raises
 
 RATE = 16000
 SMALL = {"name": "openai/whisper-nano", "n_mels": 80, "n_layer": 2, "n_embd": 128, "n_head": 2}
@@ -213,12 +214,8 @@ def test_ears_of_a_run(tmp_path):
     stacked = ears | {"projector": ears["projector"] | {"stack": 4}}
     for wrong, word in ((ears | {"encoder_sha256": "0" * 64}, "encoder.pt"),
                         (stacked, "projector_000007.pt")):
-        with pytest.raises(ValueError, match=word) as e:
-            audio.load_ears(folder, meta | {"audio": wrong})
-        assert "\n" not in str(e.value)
+        raises(word, audio.load_ears, folder, meta | {"audio": wrong})
     os.truncate(f"{folder}/encoder.pt", 3000)
-    with pytest.raises(ValueError, match="encoder.pt"):
-        audio.load_ears(folder, meta)
+    raises("encoder.pt", audio.load_ears, folder, meta)
     os.remove(f"{folder}/encoder.pt")
-    with pytest.raises(OSError, match="encoder.pt is missing"):
-        audio.load_ears(folder, meta)
+    raises("encoder.pt is missing", audio.load_ears, folder, meta, error=OSError)

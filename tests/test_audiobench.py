@@ -12,7 +12,7 @@ import torch
 
 import audiobench
 from audio import Projector
-from commands import read_rows, run_here, write_rows
+from commands import raises, read_rows, run_here, write_rows
 from test_eval import save_run
 from tokenizer import train_bpe
 
@@ -65,8 +65,7 @@ def test_bench_file_is_checked(tmp_path):
     rows = read_rows(tmp_path / "bench/questions.jsonl")
     for change in ({"key": 4}, {"options": ["a", "b", "c"]}, {"cell": None}):
         write_rows(tmp_path / "bench/questions.jsonl", [*rows[:2], rows[2] | change, *rows[3:]])
-        with pytest.raises(ValueError, match="questions.jsonl:3"):
-            audiobench.read_bench(folder)
+        raises("questions.jsonl:3", audiobench.read_bench, folder)
 
 
 def test_probe_finds_what_is_there():

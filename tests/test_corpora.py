@@ -14,7 +14,7 @@ from collections import Counter
 import pytest
 
 import corpora
-from commands import ROOT, web_server
+from commands import ROOT, raises, web_server
 from drill import make_audio
 
 FLAC = make_audio(0.5, 1, "FLAC")
@@ -132,8 +132,7 @@ def test_layouts(tmp_path):
     bad = read(root)[1]
     assert "no recording" in bad["200-7-0000"] and "extra.flac has no trans" in bad["extra"]
     for folder in (tmp_path, root / "dev-a" / "200"):
-        with pytest.raises(ValueError, match="trans.txt here, but .*trans.txt: point --source at "):
-            read(folder)
+        raises("trans.txt here, but .*trans.txt: point --source at ", read, folder)
 
 
 def test_other_layouts(tmp_path):
@@ -172,8 +171,7 @@ def test_queen(tmp_path):
     assert texts == {"JOE00011": "it's", "JOE00012": "fifty percent",
                      "JOE00013": "locked", "JOE00021": "a note"} and not bad
     os.truncate(tmp_path / "queen.1c", 90)
-    with pytest.raises(ValueError, match="queen.1c is cut short"):
-        read(tmp_path)
+    raises("queen.1c is cut short", read, tmp_path)
 
 
 def test_speechocean(tmp_path):
@@ -215,8 +213,7 @@ def test_downloads_a_subset(tmp_path, monkeypatch, capfd):
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
         if said:
-            with pytest.raises(OSError, match=f"{name}: no such folder"):
-                read(root, subsets=name)
+            raises(f"{name}: no such folder", read, root, subsets=name, error=OSError)
             assert said in capfd.readouterr().err
         else:
             good, bad = read(root, subsets=name)

@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 
+from commands import raises
 from data import (Features, epoch_batches, load_batch, mean_std, stretched_batch, write_index,
                   write_shard)
 
@@ -49,8 +50,7 @@ def test_features_are_those_of_the_tar(folder):
     assert np.array_equal(some[2][0], features[2][0][:, ::-1])
     for needs, words in (({"encoder_sha256": "cd34"}, "ab12.*cd34"), ({"taps": [3]}, ".0, -1.*3"),
                          ({"split": "val"}, "val.*train")):
-        with pytest.raises(ValueError, match=f"{folder}.*{words}"):
-            Features(str(folder), **needs)
+        raises(f"{folder}.*{words}", Features, str(folder), **needs)
 
 
 def test_load_batch_pads_with_zeros(folder):
@@ -82,21 +82,17 @@ def test_folders_are_mixed(folder, tmp_path):
     (other / "manifest.json").write_text(json.dumps(manifest | {"encoder_sha256": "cd34"}))
     for wrong, words in ((f"{folder},{other}", "cd34.*ab12"), (f"{folder}*x", "three times"),
                          (f"{folder},", "whole")):
-        with pytest.raises(ValueError, match=words):
-            Features(wrong, "train")
+        raises(words, Features, wrong, "train")
 
 
 def test_broken_shards_are_found(folder):
     """Broken: a shard cut short is read as zeros, or an index cut short is a traceback."""
     features = Features(str(folder))
     os.truncate(folder / "shard-000001.tar", 600)
-    with pytest.raises(ValueError, match="shard-000001.tar: 600 bytes instead of 10,240"):
-        Features(str(folder))
-    with pytest.raises(ValueError, match="shard-000001.tar: ends"):
-        load_batch(features, [0, 4])
+    raises("shard-000001.tar: 600 bytes instead of 10,240", Features, str(folder))
+    raises("shard-000001.tar: ends", load_batch, features, [0, 4])
     os.truncate(folder / "index.json", 100)
-    with pytest.raises(ValueError, match="no whole manifest.json and index.json"):
-        Features(str(folder))
+    raises("no whole manifest.json and index.json", Features, str(folder))
 
 
 def test_an_epoch_holds_each_clip_once():

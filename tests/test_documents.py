@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands import run, write_rows
+from commands import raises, run, write_rows
 from documents import Documents, read_documents
 from files import sha256_file
 from tokenizer import load_tokenizer
@@ -108,8 +108,7 @@ def test_parquet_of_any_writer(tmp_path):
     parquet.write_table(pyarrow.table({"text": [*texts, None]}), path, row_group_size=1024)
     assert list(read_documents(path, 9)) == [*texts, ""]
     os.truncate(path, os.path.getsize(path) - 100)
-    with pytest.raises(ValueError, match="a.parquet: .*cut short"):
-        list(read_documents(path, 9))
+    raises("a.parquet: .*cut short", list, read_documents(path, 9))
 
 
 @pytest.mark.case("B16", "B18", "B19")
@@ -132,8 +131,7 @@ def test_files_as_people_have_them(tmp_path):
     assert sorted(read(tmp_path / "out", "train", "val")) == sorted(wanted)
     for line, said in (('{"text": 5}', '"text" is no string'), ('{"no": "a"}', "not among no")):
         (tmp_path / "a.jsonl").write_text(line)
-        with pytest.raises(ValueError, match=f"a.jsonl:1: .*{said}"):
-            list(read_documents(str(tmp_path / "a.jsonl"), 100))
+        raises(f"a.jsonl:1: .*{said}", list, read_documents(str(tmp_path / "a.jsonl"), 100))
 
 
 def test_bad_input_is_one_line(made, tmp_path):
@@ -151,5 +149,4 @@ def test_bad_input_is_one_line(made, tmp_path):
     os.truncate(cut / "val.bin", 9)
     for said, args in (("holds no finished documents", (tmp_path / "out", "val", 9)),
                        ("val.bin is not of .* bytes.: run prepare", (cut, "val", 9))):
-        with pytest.raises(ValueError, match=said):
-            Documents(*args)
+        raises(said, Documents, *args)

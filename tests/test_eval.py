@@ -14,7 +14,7 @@ import torch
 import scoring
 import talk
 from audio import Projector, encode, save_encoder
-from commands import read_rows, refused, run_here, write_rows
+from commands import raises, read_rows, refused, run_here, write_rows
 from decode import transcribe
 from model import GPT, GPTConfig
 from test_audio import draw_encoder
@@ -159,8 +159,7 @@ def test_shuffled_control(bench):
     texts, seconds = list("aabcab"), [1.0, 1.1, 1.5, 3.0, 2.9, 9.0]
     clips = [{"seconds": s, "text": text} for text, s in zip(texts, seconds)]
     assert bench.shuffle(clips) == [2, 2, 1, 4, 3, 3]
-    with pytest.raises(ValueError, match="all clips say 'a'"):
-        bench.shuffle(clips[:2])
+    raises("all clips say 'a'", bench.shuffle, clips[:2])
 
 
 def test_a_list_of_clips(tiny, tmp_path):
@@ -177,8 +176,7 @@ def test_a_list_of_clips(tiny, tmp_path):
     assert left_out.total() == 3 and left_out["questions without a transcript"] == 1
     for bad, word in ((row | {"audio": "no.wav"}, "no recording"), (row | {"text": ""}, "silence"),
                       (row | {"text": "uh"}, "no reference"), (row | {"text": "你好"}, "1 letters")):
-        with pytest.raises(ValueError, match=word):
-            scoring.read_folder(write_rows(path, [bad]))
+        raises(word, scoring.read_folder, write_rows(path, [bad]))
 
 
 def test_batches_hear_what_single_clips_say(bench, tiny, monkeypatch):

@@ -1,12 +1,11 @@
 """export.py: a small copy hears what the run hears."""
 import os
 
-import pytest
 import torch
 
 import audio
 from checkpoints import load_checkpoint, read_meta
-from commands import refused, run_here
+from commands import raises, refused, run_here
 from test_eval import make_run
 
 
@@ -36,6 +35,5 @@ def test_export(tmp_path, monkeypatch):
     encoder, _ = audio.load_ears(out, meta)
     assert names == ["tiny"] and encoder.sha256 == read_meta(ckpt)["audio"]["encoder_sha256"]
     meta["audio"]["encoder_sha256"] = "0" * 64
-    with pytest.raises(ValueError, match="tiny is not the one in meta"):
-        audio.load_ears(out, meta)
+    raises("tiny is not the one in meta", audio.load_ears, out, meta)
     assert "File exists" in refused("export.py", f"--ckpt={ckpt}", f"--out_dir={out}")

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from commands import raises
 from files import read_jsonl, write_json, write_jsonl
 
 
@@ -20,8 +21,7 @@ from files import read_jsonl, write_json, write_jsonl
 def test_bad_rows_are_named(tmp_path, data, said):
     """Broken: another encoding or a bad row is a message that names neither file nor line."""
     (tmp_path / "x.jsonl").write_bytes(data)
-    with pytest.raises(ValueError, match=said):
-        list(read_jsonl(tmp_path / "x.jsonl", a=int))
+    raises(said, list, read_jsonl(tmp_path / "x.jsonl", a=int))
 
 
 def test_what_is_written_is_json(tmp_path, monkeypatch):

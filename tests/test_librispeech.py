@@ -17,7 +17,7 @@ import torch
 
 import data
 from audio import encode, load_encoder
-from commands import ROOT, read_rows, write_rows
+from commands import ROOT, raises, read_rows, write_rows
 from data import Features
 from drill import make_audio
 from recordings import read_audio
@@ -141,8 +141,7 @@ def test_goes_on_after_kill(prepare, monkeypatch):
             patch.setattr(data, "write_shard", die)
             assert prepare().code == -signal.SIGKILL
         assert (prepare.out / "shard-000004.tar").exists()
-        with pytest.raises(ValueError, match="no whole manifest"):
-            Features(str(prepare.out))
+        raises("no whole manifest", Features, str(prepare.out))
         os.truncate(prepare.out / "shard-000004.tar", 2000)
         resumed = prepare(taps)
         assert resumed.code == 0 and to_do in resumed.out

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import rms_norm
 
 import practice
+from commands import raises
 from files import write_jsonl
 from model import GPT, GPTConfig
 from rows import Sentences
@@ -92,8 +93,7 @@ def test_chats(tok, tmp_path):
         assert idx[0].tolist() == ids[:-1] and targets[0].tolist() == wanted[1:]
         assert idx[0, 0] == tok.bos_id and targets[0, -1] == tok.special("<|assistant_end|>")
     write_jsonl(path, rows[1:2])
-    with pytest.raises(ValueError, match="no chat for train or val"):
-        practice.read_chats(path, speller, 200)
+    raises("no chat for train or val", practice.read_chats, path, speller, 200)
 
 
 def test_right_answers_are_counted():

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import voices
-from commands import ROOT, read_rows, run
+from commands import ROOT, raises, read_rows, run
 from corpora import read_corpus
 from files import sha256_file
 
@@ -151,20 +151,17 @@ def flite(command, **_):
 def test_flite_speaks(monkeypatch):
     """Broken: the program's settings are not the labels', or its absence or refusal is not told."""
     monkeypatch.setattr(voices.shutil, "which", lambda name: "")
-    with pytest.raises(OSError, match="flite is not installed: apt install flite"):
-        voices.version("flite")
+    raises("flite is not installed: apt install flite", voices.version, "flite", error=OSError)
     monkeypatch.setattr(voices.shutil, "which", lambda name: name)
     monkeypatch.setattr(voices.subprocess, "run", flite)
-    with pytest.raises(OSError, match="flite has no voice kal16"):
-        voices.version("flite")
+    raises("flite has no voice kal16", voices.version, "flite", error=OSError)
     for clip in plan("flite", 8):
         row = synthetic.make_clip(clip)[1]
         hertz = 900 / 2 / np.pi * row["f0_shift"] * row["playback_speed"]
         seconds = len(row["text"]) / 20 * row["duration_stretch"] / row["playback_speed"]
         assert abs(row["pitch_hz"] / hertz - 1) < 0.03
         assert abs(row["seconds"] - sum(row["silence_s"]) - seconds) < 0.03
-    with pytest.raises(ValueError, match="flite refuses clip .*can't say that"):
-        synthetic.make_clip(clip | {"text": "refused"})
+    raises("flite refuses clip .*can't say that", synthetic.make_clip, clip | {"text": "refused"})
 
 
 @needs_espeak
@@ -201,8 +198,7 @@ def test_espeak_says_what_it_is_given():
         assert len(synthetic.make_clip(clip | {"text": text})[0]) > 1000
     for text, voice, said in (("", clip["voice"], "says nothing"), ("x", "xx-none", "refuses"),
                               ("\0", clip["voice"], "says nothing")):
-        with pytest.raises(ValueError, match=said):
-            synthetic.make_clip(clip | {"text": text, "voice": voice})
+        raises(said, synthetic.make_clip, clip | {"text": text, "voice": voice})
     pitches = [synthetic.make_clip(clip | {"pitch": n})[1]["pitch_hz"] for n in (20, 70)]
     lengths = [len(synthetic.make_clip(clip | {"rate_set": n})[0]) for n in (180, 130)]
     assert pitches[1] > 1.2 * pitches[0] and lengths[1] > 1.15 * lengths[0]

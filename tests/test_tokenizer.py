@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 
+from commands import raises
 from tokenizer import (BPETokenizer, export_nanochat, load_tokenizer, render_conversation,
                        train_bpe)
 
@@ -95,18 +96,13 @@ def test_merges_by_rank():
 def refused(path, data):
     """Write a tokenizer's file -> why it is refused, in one line that starts with the path."""
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    with pytest.raises(ValueError) as wrong:
-        load_tokenizer(path.parent)
-    said = str(wrong.value)
-    assert said.startswith(f"{path}: no whole tokenizer ") and "\n" not in said
-    return said
+    return raises(f"^{path}: no whole tokenizer ", load_tokenizer, path.parent)
 
 
 @pytest.mark.case("B38")
 def test_wrong_files(bpe, tmp_path):
     """Broken: a missing, cut, damaged or foreign tokenizer.json is read, or ends in a traceback."""
-    with pytest.raises(ValueError, match="tokenizer.json: no whole tokenizer.*<base folder>"):
-        load_tokenizer(tmp_path)
+    raises("tokenizer.json: no whole tokenizer.*<base folder>", load_tokenizer, tmp_path)
     bpe.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     whole = path.read_text(encoding="utf-8")
@@ -119,8 +115,7 @@ def test_wrong_files(bpe, tmp_path):
     (tmp_path / "tokenizer.pkl").write_bytes(PICKLE)
     refused(path, "{")  # the run's own file is not passed over
     path.unlink()
-    with pytest.raises(ValueError, match="tokenizer.pkl: .* it has 307 ids, its model 320"):
-        load_tokenizer(tmp_path, 320)
+    raises("tokenizer.pkl: .* it has 307 ids, its model 320", load_tokenizer, tmp_path, 320)
 
 
 def test_wrong_pickles(tmp_path, encoding):
@@ -169,5 +164,5 @@ def test_conversation_is_nanochats(bpe):
     """Broken: chat tokens or the loss mask differ from nanochat's, or turns may have any order."""
     wanted = NANOCHAT["conversation_ids"], NANOCHAT["conversation_mask"]
     assert render_conversation(bpe, NANOCHAT["conversation"]) == wanted
-    with pytest.raises(ValueError, match="message 0 is from 'assistant': user and assistant come"):
-        render_conversation(bpe, {"messages": [{"role": "assistant", "content": "x"}]})
+    chat = {"messages": [{"role": "assistant", "content": "x"}]}
+    raises("message 0 is from 'assistant': user and assistant come", render_conversation, bpe, chat)

@@ -15,7 +15,7 @@ import data
 import record
 from audio import build_encoder, save_encoder
 from checkpoints import checkpoint_steps, load_saved, read_meta
-from commands import ROOT, refused, run_here
+from commands import ROOT, raises, refused, run_here
 from files import sha256_file, write_jsonl
 from run import read_ahead
 from test_audio import draw_encoder
@@ -260,8 +260,7 @@ def test_read_ahead_keeps_the_order():
         return n
     reader = read_ahead(read, range(40), 2)
     assert [next(reader) for _ in range(30)] == list(range(30))
-    with pytest.raises(ValueError, match="n is 30"):
-        next(reader)
+    raises("n is 30", next, reader)
 
 
 def test_a_run_killed_before_its_evaluation_makes_up_for_it(world, tmp_path):

