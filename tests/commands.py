@@ -56,6 +56,13 @@ def run(script, *args, ok=True, **env):
     return done.stdout if ok else said[0]
 
 
+def write_file(path, data=b""):
+    """Write bytes or text and make the folder it lies in; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
 def read_rows(path):
     """Return the rows of a .jsonl."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
@@ -63,8 +70,7 @@ def read_rows(path):
 
 def write_rows(path, rows):
     """Write a .jsonl; returns its path as str."""
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return str(write_file(Path(path), "".join(json.dumps(row) + "\n" for row in rows)))
 
 
 def web_server(handler):

@@ -49,12 +49,18 @@ def start_server(ckpt, *args):
     raise RuntimeError("".join(server.lines))
 
 
+def file_bytes(samples, rate=16_000, kind="WAV", subtype=None, **more):
+    """What soundfile writes of samples, (n,) or (n, channels); more: for its write()."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, subtype=subtype, **more)
+    return file.getvalue()
+
+
 def make_audio(seconds, seed, form="WAV"):
     """The bytes of a file of noise that swells."""
-    n, out = int(seconds * 16_000), io.BytesIO()
+    n = int(seconds * 16_000)
     wav = np.random.default_rng(seed).normal(0, 0.1, n) * np.sin(np.arange(n) / (300 + 50 * seed))
-    soundfile.write(out, wav, 16_000, format=form)
-    return out.getvalue()
+    return file_bytes(wav, kind=form)
 
 
 def make_speech(seconds, rate=16_000):

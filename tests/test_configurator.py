@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import configurator
-from commands import ROOT, run
+from commands import ROOT, run, write_file
 
 
 def settings():
@@ -31,9 +31,7 @@ def refuse(capsys, argv):
 
 def write(tmp_path, text, name="c.py"):
     """Write a config file and return its path as given on a command line."""
-    path = tmp_path / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return str(path)
+    return str(write_file(tmp_path / name, text))
 
 
 def test_later_arguments_win_and_changes_are_printed(tmp_path, capsys, monkeypatch):
@@ -116,7 +114,7 @@ def test_config_files_as_editors_leave_them(tmp_path, data):
 @pytest.mark.case("B35", "B36")
 def test_scripts_run_from_anywhere(tmp_path):
     """Broken: a script finds its texts in the repository's folder alone, or needs a home."""
-    (tmp_path / "c.py").write_text("\ufeffn_train = 4\nout_dir = 'text'\n", encoding="utf-8")
+    write(tmp_path, "\ufeffn_train = 4\nout_dir = 'text'\n")
     command = [sys.executable, f"{ROOT}/prepare_text.py", "c.py", "--n_val=2", "--n_test=2"]
     env = {name: value for name, value in os.environ.items() if name != "HOME"}
 
@@ -127,6 +125,5 @@ def test_scripts_run_from_anywhere(tmp_path):
 
     assert len(train_text()) == 4
     assert sorted(os.listdir(tmp_path)) == ["c.py", "text"]
-    (tmp_path / "assets").mkdir()
-    (tmp_path / "assets/grammar.txt").write_text(f"- my own ({' | '.join('abcdefgh')})\n")
+    write_file(tmp_path / "assets/grammar.txt", f"- my own ({' | '.join('abcdefgh')})\n")
     assert all(line.startswith("my own ") for line in train_text())

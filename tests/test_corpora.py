@@ -14,7 +14,7 @@ from collections import Counter
 import pytest
 
 import corpora
-from commands import ROOT, raises, web_server
+from commands import ROOT, raises, web_server, write_file
 from drill import make_audio
 
 FLAC = make_audio(0.5, 1, "FLAC")
@@ -31,11 +31,9 @@ def write_list(folder, rows, encoding="utf-8"):
     """Write list.jsonl of rows (dicts, or lines as they are) and each row's audio."""
     for row in rows:
         if isinstance(row, dict):
-            (folder / row["audio"]).parent.mkdir(parents=True, exist_ok=True)
-            (folder / row["audio"]).write_bytes(FLAC)
+            write_file(folder / row["audio"], FLAC)
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-    (folder / "list.jsonl").write_bytes("\r\n".join([*lines, ""]).encode(encoding))
-    return folder / "list.jsonl"
+    return write_file(folder / "list.jsonl", "\r\n".join([*lines, ""]).encode(encoding))
 
 
 @pytest.mark.case("B15", "B16", "B17", "B22")
@@ -53,7 +51,7 @@ def test_lists(tmp_path):
     rows = [{"audio": f"{name}.flac", "text": "café", "key": "same"} for name in "ab"]
     good, bad = read(write_list(tmp_path, rows))
     assert set(good) == {"same"} and "list.jsonl:2: key there twice, at " in bad["same"]
-    (tmp_path / "n" / unicodedata.normalize("NFD", "café.flac")).write_bytes(FLAC)
+    write_file(tmp_path / "n" / unicodedata.normalize("NFD", "café.flac"), FLAC)
     lines = [json.dumps({"audio": name, "text": "a name"}) for name in (
         unicodedata.normalize("NFC", "n/café.flac"), "n\\UPPER.FLAC", "C:\\my\\none.wav")]
     good, bad = read(write_list(tmp_path, lines))
@@ -90,15 +88,14 @@ def test_rows_with_surprises(tmp_path):
 def make_layout(root, ext="flac", sep=" ", start=""):
     """Write a corpus of three speakers with 3 clips each, and what a Mac leaves beside them."""
     for subset, speaker in (("train-a", 100), ("train-a", 101), ("dev-a", 200)):
-        chapter = root / subset / str(speaker) / "7"
-        chapter.mkdir(parents=True)
+        chapter = root / f"{subset}/{speaker}/7"
         keys = [f"{speaker}-7-000{i}" for i in range(3)]
         for key in keys:
-            (chapter / f"{key}.{ext}").write_bytes(FLAC)
+            write_file(chapter / f"{key}.{ext}", FLAC)
             for name in (f"._{key}.{ext}", f"{key}.mp3"):  # the second: flac goes before it
-                (chapter / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X\xff\xfe\x80")
+                write_file(chapter / name, b"\0\5\x16\7\0\2\0\0Mac OS X\xff\xfe\x80")
         lines = [f"{key}{sep}MY OLDER SISTER\r\n" for key in keys]
-        (chapter / f"{speaker}-7.trans.txt").write_bytes("".join([start, *lines]).encode())
+        write_file(chapter / f"{speaker}-7.trans.txt", "".join([start, *lines]))
         shutil.copytree(chapter, chapter / ".ipynb_checkpoints")
     return root
 
@@ -113,16 +110,15 @@ def test_layouts(tmp_path):
     assert {info["split"] for info in read(root / "dev-a")[0].values()} == {"val"}
     assert len(read(root, subsets="dev-a")[0]) == 3
     root = make_layout(tmp_path / "some speech", sep="  ")
-    chapter = root / "dev-a" / "200" / "7"
-    labels = '\ufeff{"key": "100-7-0000", "mood": "a\u2028b"}\n'
-    (root / "labels.jsonl").write_text(labels, encoding="utf-8")
+    chapter = root / "dev-a/200/7"
+    write_file(root / "labels.jsonl", '\ufeff{"key": "100-7-0000", "mood": "a\u2028b"}\n')
     decomposed = unicodedata.normalize("NFD", "200-7-é.v2")
     for i, new in (1, decomposed), (2, "200-7-ü"):
         (chapter / f"200-7-000{i}.flac").rename(chapter / f"{new}.flac")
         (chapter / f"200-7-000{i}.mp3").unlink()
     lines = ["200-7-0000 MY OLDER\u2028SISTER", "200-7-é.v2 MY OLDER SISTER",
              unicodedata.normalize("NFD", "200-7-ü") + " MY OLDER SISTER"]
-    (chapter / "200-7.trans.txt").write_text("\n".join(lines), encoding="utf-8")
+    write_file(chapter / "200-7.trans.txt", "\n".join(lines))
     good, bad = read(root)
     assert [info["text"] for info in good.values()] == ["my older sister"] * 9 and not bad
     assert good["100-7-0000"]["mood"] == "a\u2028b" and good["100-7-0000"]["speaker"] == "100"
@@ -131,25 +127,23 @@ def test_layouts(tmp_path):
     (chapter / "200-7-0000.flac").rename(chapter / "extra.flac")
     bad = read(root)[1]
     assert "no recording" in bad["200-7-0000"] and "extra.flac has no trans" in bad["extra"]
-    for folder in (tmp_path, root / "dev-a" / "200"):
+    for folder in (tmp_path, root / "dev-a/200"):
         raises("trans.txt here, but .*trans.txt: point --source at ", read, folder)
 
 
 def test_other_layouts(tmp_path):
     """Broken: the folders of Common Voice and of LJSpeech are not read as they come."""
-    for folder in ("cv/clips", "lj/wavs"):
-        (tmp_path / folder).mkdir(parents=True)
     lines = ["client_id\tpath\tsentence\tgender", "me\t\t\t"]
     for i in range(3):
-        (tmp_path / f"cv/clips/en_{i}.mp3").write_bytes(FLAC)
+        write_file(tmp_path / f"cv/clips/en_{i}.mp3", FLAC)
         lines.append(f'{i:064x}\ten_{i}.mp3\tShe said: "number {"abc"[i]}!"\tfemale')
-    (tmp_path / "cv/validated.tsv").write_text("\n".join([*lines, ""]))
+    write_file(tmp_path / "cv/validated.tsv", "\n".join([*lines, ""]))
     good, bad = read(tmp_path / "cv")
     assert len(bad) == 1 and "validated.tsv:2" in bad[""]
     assert [info["text"] for info in good.values()] == [f"she said number {x}" for x in "abc"]
-    (tmp_path / "lj/wavs/LJ001-0001.wav").write_bytes(FLAC)
-    lines = "LJ001-0001|Dr. A went.|Doctor A went.", "LJ001-0002|No sound.|No sound."
-    (tmp_path / "lj/metadata.csv").write_text("\n".join(lines))
+    write_file(tmp_path / "lj/wavs/LJ001-0001.wav", FLAC)
+    write_file(tmp_path / "lj/metadata.csv",
+               "LJ001-0001|Dr. A went.|Doctor A went.\nLJ001-0002|No sound.|No sound.")
     good, bad = read(tmp_path / "lj")
     assert [info["text"] for info in good.values()] == ["doctor a went"]
     assert "no recording" in bad["LJ001-0002"]
@@ -165,28 +159,26 @@ def test_queen(tmp_path):
     for name, data in files.items():
         table += struct.pack(">12sxII", name.encode(), at, len(data))
         at += len(data)
-    (tmp_path / "queen.1c").write_bytes(table + b"".join(files.values()))
+    archive = write_file(tmp_path / "queen.1c", table + b"".join(files.values()))
     good, bad = read(tmp_path)
     texts = {key: info["text"] for key, info in good.items()}
     assert texts == {"JOE00011": "it's", "JOE00012": "fifty percent",
                      "JOE00013": "locked", "JOE00021": "a note"} and not bad
-    os.truncate(tmp_path / "queen.1c", 90)
+    os.truncate(archive, 90)
     raises("queen.1c is cut short", read, tmp_path)
 
 
 def test_speechocean(tmp_path):
     """Broken: its speakers mix between the splits, or children count as adults."""
-    (tmp_path / "WAVE").mkdir()
     tables = {"wav.scp": "9{s}\tWAVE/9{s}.WAV", "text": "9{s}\tCLIP {w}", "utt2spk": "9{s} {s}",
               "spk2age": "{s} {age}", "spk2gender": "{s} {sex}"}
     for part, first in (("train", 0), ("test", 100)):
-        (tmp_path / part).mkdir()
         for name, line in tables.items():
             rows = [line.format(s=s, w="ABCDEFGHIJKL"[s % 12], age=17 + s % 2, sex="mf"[s % 2])
                     for s in range(first, first + 12)]
-            (tmp_path / part / name).write_text("\n".join([*rows, ""]))
+            write_file(tmp_path / part / name, "\n".join([*rows, ""]))
         for s in range(first, first + 12):
-            (tmp_path / "WAVE" / f"9{s}.WAV").write_bytes(FLAC)
+            write_file(tmp_path / f"WAVE/9{s}.WAV", FLAC)
     good, bad = read(tmp_path)
     assert not bad and Counter(info["split"] for info in good.values()) == {
         "train": 10, "val": 2, "test_adults": 6, "test_children": 6}
@@ -196,8 +188,7 @@ def test_speechocean(tmp_path):
 
 def test_downloads_a_subset(tmp_path, monkeypatch, capfd):
     """Broken: a missing subset isn't fetched, half of one stays, an unknown one is asked for."""
-    (tmp_path / "curl").write_text("#!/bin/sh\nexit 22\n")  # no net is asked
-    (tmp_path / "curl").chmod(0o755)
+    write_file(tmp_path / "curl", "#!/bin/sh\nexit 22\n").chmod(0o755)  # no net is asked
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     root, chapter = tmp_path / "LibriSpeech", "LibriSpeech/dev-clean/1/2"
     files = {f"{chapter}/1-2.trans.txt": b"1-2-3 YES", f"{chapter}/1-2-3.flac": FLAC}
@@ -251,10 +242,8 @@ def test_a_download_goes_on_and_is_verified(tmp_path):
 def test_aishell(tmp_path):
     """Broken: AISHELL-1 is not read as it comes: words apart, clips without a transcript."""
     for name in ("train/S0002/a", "train/S0002/b", "dev/S0724/c", "test/S0764/d"):
-        (tmp_path / "wav" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"wav/{name}.wav").write_bytes(FLAC)
-    (tmp_path / "transcript").mkdir()
-    (tmp_path / corpora.AISHELL).write_text("a 而 对 楼市\nc 也 A P P\nd 三\n")
+        write_file(tmp_path / f"wav/{name}.wav", FLAC)
+    write_file(tmp_path / corpora.AISHELL, "a 而 对 楼市\nc 也 A P P\nd 三\n")
     good, bad = read(tmp_path, language=corpora.Language("zh"))
     assert {key: (info["text"], info["split"]) for key, info in good.items()} == {
         "a": ("而对楼市", "train"), "c": ("也a p p", "val"), "d": ("三", "test")}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands import raises, run, write_rows
+from commands import raises, run, write_file, write_rows
 from documents import Documents, read_documents
 from files import sha256_file
 from tokenizer import load_tokenizer
@@ -35,10 +35,9 @@ def made(tmp_path_factory):
     root, texts = tmp_path_factory.mktemp("documents"), make_texts(300)
     texts += texts[:200] + ["x" + char * 100_000 + "x" for char in "^ a\n\U0001f468"]
     texts += ["\u4f60\u597d" * 30_000, "e\u0301" * 500, "<|user_start|>hi<|assistant_end|>"]
-    (root / "in").mkdir()
-    write_rows(root / "in" / "a.jsonl", [{"text": text} for text in (*texts, "", None)])
-    (root / "in" / "b.md").write_text("# A title\n\nof a text\n")
-    (root / "in" / "c.txt").write_text("\ufeffanother one\r\n", encoding="utf-8")
+    write_file(root / "in/b.md", "# A title\n\nof a text\n")
+    write_file(root / "in/c.txt", "\ufeffanother one\r\n")
+    write_rows(root / "in/a.jsonl", [{"text": text} for text in (*texts, "", None)])
     assert "{'empty': 2}" in prepare(root / "out", root / "in")
     return root / "out", texts + ["# A title\n\nof a text", "another one"]
 
@@ -118,11 +117,10 @@ def test_files_as_people_have_them(tmp_path):
     folder, texts = tmp_path / "in", make_texts(30)
     for name in ("in/._b.txt", "in/.ipynb_checkpoints/b.txt", "in/__MACOSX/b.txt", "in/d.pdf",
                  "parts/.part-0.jsonl"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("not read")
+        write_file(tmp_path / name, "not read")
     (folder / "round").symlink_to(folder, target_is_directory=True)
     (folder / "all.jsonl").symlink_to(tmp_path / "parts", target_is_directory=True)
-    (folder / "NOTES.TXT").write_text(texts[1], encoding="utf-8")
+    write_file(folder / "NOTES.TXT", texts[1])
     write_rows(folder / "all.jsonl/part-0.JSONL", [{"text": text} for text in texts[2:]])
     lines = [json.dumps({"text": "one\u2028two"}, ensure_ascii=False), '{"text": "half \\ud83d"}']
     (folder / "a.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
@@ -130,20 +128,19 @@ def test_files_as_people_have_them(tmp_path):
     wanted = [*texts[1:], "one\u2028two", "half ?"]
     assert sorted(read(tmp_path / "out", "train", "val")) == sorted(wanted)
     for line, said in (('{"text": 5}', '"text" is no string'), ('{"no": "a"}', "not among no")):
-        (tmp_path / "a.jsonl").write_text(line)
-        raises(f"a.jsonl:1: .*{said}", list, read_documents(str(tmp_path / "a.jsonl"), 100))
+        path = write_file(tmp_path / "a.jsonl", line)
+        raises(f"a.jsonl:1: .*{said}", list, read_documents(str(path), 100))
 
 
 def test_bad_input_is_one_line(made, tmp_path):
     """Broken: a user's mistake ends in a traceback, or damaged tokens are trained on."""
-    one = tmp_path / "one.txt"
-    one.write_text("one text")
-    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n["text"]\n')
+    one = write_file(tmp_path / "one.txt", "one text")
+    bad = write_file(tmp_path / "bad.jsonl", '{"text": "a"}\n["text"]\n')
     for said, source, *args in (
             ("documents=nowhere: no such file", "nowhere"), ("documents must name files", ""),
             ("fewer than two documents", one, f"--tokenizer={made[0]}"),
             ("nowhere", one, "--tokenizer=nowhere"), ("vocab_size=300: these texts", one),
-            ('bad.jsonl:2: no JSON object, but ["text"]', tmp_path / "bad.jsonl")):
+            ('bad.jsonl:2: no JSON object, but ["text"]', bad)):
         assert said in prepare(tmp_path / "out", source, *args, ok=False)
     cut = shutil.copytree(made[0], tmp_path / "cut")
     os.truncate(cut / "val.bin", 9)

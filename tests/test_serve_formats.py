@@ -1,44 +1,25 @@
-"""serve.py: transcripts in all forms, the Responses API, other origins."""
-import io
-import json
+"""serve.py: transcripts in all forms, the Responses API."""
 import re
 
 import numpy as np
 import pytest
-import soundfile
-from drill import make_audio, post, sound, start_server, user
+from drill import file_bytes, make_audio, sound, start_server, user
 from test_audiobench import make_run
-from test_serve import (TRANSCRIBE, answer, ckpt, client, head, port, serve,  # noqa: F401
+from test_serve import (TRANSCRIBE, USER, answer, ckpt, client, error_of, port, send,  # noqa: F401
                         server)
 
 from api import LINE, TranscriptionRequest, cut_in_segments, write_transcript
 from language import ENGLISH
-from talk import Piece, Word
+from recordings import read_audio
+from talk import Piece, Talker, Word
 
-
-def test_pages_of_other_origins(serve, port):
-    """Broken: another origin's page may ask, or --allow_origins= doesn't let its browser do it."""
-    notes, evil = {"Origin": "app://my.notes"}, {"Origin": "http://evil.example"}
-    asks = {"Access-Control-Request-Method": "POST",
-            "Access-Control-Request-Headers": "authorization,content-type"}
-    assert head(port, "OPTIONS", TRANSCRIBE, **notes, **asks)[0] == 403
-    _, port = serve("--allow_origins=https://a.b, app://My.notes", "--api_key=k")
-    for method, given, status in (
-            ("OPTIONS", notes | asks, 200), ("OPTIONS", evil | asks, 400), ("GET", evil, 403),
-            ("GET", notes | {"Authorization": "Bearer k"}, 200), ("GET", notes, 401)):
-        found, headers = head(port, method, "/v1/models", **given)
-        allowed = notes["Origin"] if given["Origin"] == notes["Origin"] else None
-        assert (found, headers["access-control-allow-origin"]) == (status, allowed), given
-        right = asks["Access-Control-Request-Headers"] if method == "OPTIONS" else None
-        assert headers["access-control-allow-headers"] == right
 
 
 def test_transcripts_with_times(client):
     """Broken: segments lack words, overlap, are too long or begin in a pause; or subtitles do."""
-    rng, file = np.random.default_rng(0), io.BytesIO()
     level = np.repeat([1e-4] + 3 * [0.1, 1e-4], [16_000] + 3 * [56_000, 12_000])
-    soundfile.write(file, rng.normal(0, 1, len(level)) * level, 16_000, format="WAV")
-    given = {"model": "x", "file": ("a.wav", file.getvalue())}
+    wav = np.random.default_rng(0).normal(0, 1, len(level)) * level
+    given = {"model": "x", "file": ("a.wav", file_bytes(wav))}
     create = client.audio.transcriptions.create
     found = create(**given, response_format="verbose_json", timestamp_granularities=["segment"])
     assert found.duration == 13.75 and found.is_cut in (True, False) and found.usage.seconds == 14
@@ -75,13 +56,11 @@ def test_words_with_times(tmp_path):
     server, port = start_server(make_run(tmp_path / "run", ctc=260))
     ask = sound(make_audio(13, 2)) | {"timestamp_granularities": ["word"]}
     try:
-        (wrong, _), (right, body) = (
-            post(port, json.dumps(ask | {"response_format": kind}).encode(), TRANSCRIBE)
-            for kind in ("json", "verbose_json"))
+        (wrong, _), (right, found) = (send(port, ask | {"response_format": kind}, TRANSCRIBE)
+                                      for kind in ("json", "verbose_json"))
     finally:
         server.kill()
     assert (wrong, right) == (400, 200)
-    found = json.loads(body)
     words = found["words"]
     assert " ".join(each["word"] for each in words) == found["text"] != ""
     times = [0, *(each[end] for each in words for end in ("start", "end")), 13]
@@ -90,19 +69,25 @@ def test_words_with_times(tmp_path):
         assert {each[end] for each in found["segments"]} <= {each[end] for each in words}
 
 
-def test_streamed_and_json_transcripts(client, port):
-    """Broken: a stream loses a piece or comes at once; a JSON body is heard as another file."""
-    given = {"model": "x", "file": ("a.wav", make_audio(20, 2))}
-    *deltas, last = client.audio.transcriptions.create(**given, stream=True)
-    last = last.to_dict()
-    assert len(deltas) > 1 and "".join(each.delta for each in deltas) == last["text"] != ""
-    body = sound(given["file"][1]) | {"model": "x"}
-    status, found = post(port, json.dumps(body).encode(), TRANSCRIBE)
-    assert json.loads(found) | {"type": last["type"]} == last
+def test_a_transcript_is_the_same_in_each_form(client, port, ckpt):  # noqa: F811
+    """Broken: a transcript differs from chat.py's, its end is missing, a cut one isn't told; a
+    stream loses a piece or comes at once; a JSON body is heard as another file."""
+    wav, create = make_audio(20, 2), client.audio.transcriptions.create
+    given = {"model": "x", "file": ("a.wav", wav)}
+    pieces = list(Talker(ckpt, device="cpu").transcripts(read_audio(wav)))
+    heard = " ".join(piece.text for piece in pieces if piece.text)
+    plain = create(**given, response_format="text")
+    *deltas, last = create(**given, stream=True)
+    last, found = last.to_dict(), create(**given).to_dict()
+    assert found | {"type": last["type"]} == last
+    assert len(deltas) > 1 and "".join(each.delta for each in deltas) == last["text"]
+    assert len(pieces) > 1 and plain.rstrip() == last["text"] == heard != ""
+    assert last["is_cut"] == any(piece.is_cut for piece in pieces)
+    body = sound(wav) | {"model": "x"}
+    assert send(port, body, TRANSCRIBE) == (200, found)
     for wrong, param in (({}, "file"), ({"input_audio": {"data": "?"}}, "input_audio.data"),
                          (body | {"response_format": 3}, "response_format")):
-        status, found = post(port, json.dumps(wrong).encode(), TRANSCRIBE)
-        assert status == 400 and json.loads(found)["error"]["param"] == param, found
+        assert error_of(*send(port, wrong, TRANSCRIBE))[0] == param
 
 
 def test_responses(client, port):
@@ -110,7 +95,7 @@ def test_responses(client, port):
     content = [sound(make_audio(0.5, 1)), {"type": "input_text", "text": "how high"}]
     for instructions, items, messages in (
             ("low", [{"role": "user", "content": content}], [("system", "low"), ("user", content)]),
-            (None, "how high", [("user", "how high")])):
+            (None, "how high", [USER])):
         right = answer(port, *messages)[0][0]["message"]["content"]
         given = dict(model="x", instructions=instructions, input=items, max_output_tokens=9)
         whole = client.responses.create(**given)
@@ -125,5 +110,4 @@ def test_responses(client, port):
                           "input.0.content.0.input_audio.data"),
                          ({"input": "a", "text": {"format": {"type": "json_schema"}}}, "text"),
                          ({"input": "a", "previous_response_id": "x"}, "previous_response_id")):
-        status, body = post(port, json.dumps(wrong).encode(), "/v1/responses")
-        assert status == 400 and json.loads(body)["error"]["param"] == param, body
+        assert error_of(*send(port, wrong, "/v1/responses"))[0] == param

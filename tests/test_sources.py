@@ -5,7 +5,7 @@ import soundfile
 
 from questions import NOBODY, NUMBERS
 from sources import read_sources
-from commands import raises, read_rows, run
+from commands import raises, read_rows, run, write_file
 
 SETS = {  # a recording that is held out, its labels, one of training, one without a label or twice
     "ravdess": ("Actor_21/03-01-06-01-02-01-21.wav", {"emotion": "afraid"},
@@ -26,8 +26,7 @@ def test_a_set_is_read(name, tmp_path):
     """Broken: a name is read as another label, or a recording of training is asked about."""
     path, labels, *others = SETS[name]
     for each in (path, *others):
-        (tmp_path / "copy" / each).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "copy" / each).touch()
+        write_file(tmp_path / "copy" / each)
     clips = read_sources(f" {name}={tmp_path}", True)
     assert clips == [{"path": f"{tmp_path}/copy/{path}", "labels": labels}]
     clips = read_sources(f" {name}={tmp_path}", False)

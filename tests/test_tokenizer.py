@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from commands import raises
+from commands import raises, write_file
 from tokenizer import (BPETokenizer, export_nanochat, load_tokenizer, render_conversation,
                        train_bpe)
 
@@ -95,7 +95,7 @@ def test_merges_by_rank():
 
 def refused(path, data):
     """Write a tokenizer's file -> why it is refused, in one line that starts with the path."""
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    write_file(path, data)
     return raises(f"^{path}: no whole tokenizer ", load_tokenizer, path.parent)
 
 

@@ -16,7 +16,7 @@ import record
 from audio import build_encoder, save_encoder
 from checkpoints import checkpoint_steps, load_saved, read_meta
 from commands import ROOT, raises, refused, run_here
-from files import sha256_file, write_jsonl
+from files import sha256_file, write_json, write_jsonl
 from run import read_ahead
 from test_audio import draw_encoder
 from tokenizer import BPETokenizer, load_tokenizer
@@ -103,8 +103,8 @@ def world(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
     sentences = sorted({" ".join(rng.choice(WORDS, rng.integers(3, 8))) for _ in range(300)})
     (folder / "text").mkdir()
-    (folder / "text" / "train.txt").write_text("\n".join(sentences[20:]) + "\n")
-    (folder / "text" / "val.txt").write_text("\n".join(sentences[:20]) + "\n")
+    for split, some in (("train", sentences[20:]), ("val", sentences[:20])):
+        (folder / f"text/{split}.txt").write_text("\n".join(some) + "\n")
     encoder = write_encoder(folder / "encoder.pt")
     clips, chats = [], []
     for i, text in enumerate(sentences[:60]):
@@ -203,7 +203,7 @@ def test_vocabulary_grows(world, tmp_path):
 @pytest.mark.slow
 def test_alignment_freezes_the_lm(world, tmp_path):
     """Broken: W2 moves the LM, not the projector, or leaves a folder that needs its sources."""
-    run_dir, lm = tmp_path / "run", world / "base" / "model_000002.pt"
+    run_dir, lm = tmp_path / "run", world / "base/model_000002.pt"
     manifest = shutil.copytree(world / "features", tmp_path / "de") / "manifest.json"
     manifest.write_text(manifest.read_text().replace("{", '{"language": "de", ', 1))
     align(world, run_dir, "--max_steps=2", "--save_every=1", f"--data_dir={tmp_path}/de")
@@ -219,23 +219,28 @@ def test_alignment_freezes_the_lm(world, tmp_path):
     assert "val_loss" in alone and not {"val_shuffled", "gap"} & set(alone)
     assert "alike" in align(world, tmp_path / "no", f"--lm={run_dir}", "--stack=5", ok=False)
     align(world, tmp_path / "lm", "--max_steps=2", "--lm_learning_rate=1e-3")
-    assert not same_state(lm, tmp_path / "lm" / "model_000002.pt")
+    assert not same_state(lm, tmp_path / "lm/model_000002.pt")
 
 
-def test_auto_sees_a_changed_script(world, tmp_path):
-    """Broken: an edited loss, run again, does nothing and shows yesterday's numbers."""
-    align(world, tmp_path / "run", "--max_steps=1")
-    assert "is up to date: finished at" in align(world, tmp_path / "run", "--max_steps=1")
-    path = tmp_path / "run" / "meta_000001.json"
-    meta = json.loads(path.read_text())
+def test_auto_goes_on_with_the_same_code_alone(world, tmp_path):
+    """Broken: a kill between a checkpoint and its evaluation loses that, or writes it twice; an
+    edited loss, run again, does nothing and shows yesterday's numbers."""
+    settings, killed = ("--save_every=1", "--eval_every=1"), tmp_path / "killed"
+    align(world, tmp_path / "straight", "--max_steps=2", *settings)
+    align(world, killed, "--max_steps=1", *settings)
+    write_json(killed / "meta_000001.json", read_meta(killed) | {"evaluated": False})
+    align(world, killed, "--max_steps=2", *settings)
+    assert log_of(killed) == log_of(tmp_path / "straight")
+    assert "is up to date: finished at" in align(world, killed, "--max_steps=2", *settings)
+    meta = read_meta(killed)
     code = meta["versions"]["code"]
     assert {"train_align.py", "trainer.py", "model.py", "optim.py", "run.py"} <= set(code)
     code["optim.py"] = f"{sys.version_info.minor}-another"
-    path.write_text(json.dumps(meta))
-    out = align(world, tmp_path / "run", "--max_steps=2", ok=False)
+    write_json(killed / "meta_000002.json", meta)
+    out = align(world, killed, "--max_steps=3", *settings, ok=False)
     assert "other code (optim.py changed since)" in out and "resume (goes on)" in out
-    out = align(world, tmp_path / "run", "--max_steps=2", "--init_from=resume")
-    assert "starting at step 1" in out
+    out = align(world, killed, "--max_steps=3", *settings, "--init_from=resume")
+    assert "starting at step 2" in out
 
 
 def test_code_sums_see_code_alone(monkeypatch, tmp_path):
@@ -262,15 +267,6 @@ def test_read_ahead_keeps_the_order():
     assert [next(reader) for _ in range(30)] == list(range(30))
     raises("n is 30", next, reader)
 
-
-def test_a_run_killed_before_its_evaluation_makes_up_for_it(world, tmp_path):
-    """Broken: a kill between a checkpoint and its evaluation loses that, or writes it twice."""
-    settings, path = ("--save_every=1", "--eval_every=1"), tmp_path / "killed" / "meta_000001.json"
-    align(world, tmp_path / "straight", "--max_steps=2", *settings)
-    align(world, tmp_path / "killed", "--max_steps=1", *settings)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluated": False}))
-    align(world, tmp_path / "killed", "--max_steps=2", *settings)
-    assert log_of(tmp_path / "killed") == log_of(tmp_path / "straight")
 
 
 @pytest.mark.slow
@@ -301,7 +297,7 @@ def test_w1_learns_the_five_tones(world, tmp_path):
     save_encoder(encoder, str(tmp_path / "encoder.pt"))
     args = "train_align.py", "config/w1_smoke.py", f"--whisper={tmp_path}/encoder.pt"
     out = run(*args, f"--out_dir={tmp_path}/w1")
-    verdict = json.loads((tmp_path / "w1" / "smoke.json").read_text())
+    verdict = json.loads((tmp_path / "w1/smoke.json").read_text())
     assert out.strip().endswith("PASS") and 5.4 < verdict["first_loss"] < 5.7
     assert verdict["tones_named"] == 5 and verdict["permuted_higher_by"] >= 0.3
     out = run(*args, f"--out_dir={tmp_path}/two", "--grad_accum=2", "--max_steps=1",
@@ -313,18 +309,18 @@ def test_w1_learns_the_five_tones(world, tmp_path):
 def test_resume_takes_new_rates_and_refuses_broken_files(world, tmp_path):
     """Broken: a resumed run trains at the old rates, a cut file is a traceback, or a run goes on
     beside another's log or files."""
-    align(world, tmp_path / "run", "--max_steps=2")
-    kept = shutil.copytree(tmp_path / "run", tmp_path / "kept")
-    on = "--max_steps=3", "--init_from=resume"
-    (tmp_path / "run" / "optim_000009_rank0.pt.tmp").touch()
-    with open(tmp_path / "run" / "log.jsonl", "a") as f:
+    run_dir, on = tmp_path / "run", ("--max_steps=3", "--init_from=resume")
+    align(world, run_dir, "--max_steps=2")
+    kept = shutil.copytree(run_dir, tmp_path / "kept")
+    (run_dir / "optim_000009_rank0.pt.tmp").touch()
+    with open(run_dir / "log.jsonl", "a") as f:
         f.write('{"step": 9}\n?\n{"st')
-    align(world, tmp_path / "run", *on, "--learning_rate=0", "--muon_lr=1e-30")
-    assert same_state(*(tmp_path / "run" / f"projector_00000{n}.pt" for n in (2, 3)))
-    assert max(row["step"] for row in log_of(tmp_path / "run")) == 3
-    align(world, tmp_path / "run", "--max_steps=1", "--init_from=scratch")
-    assert max(row["step"] for row in log_of(tmp_path / "run")) == 1
-    assert not list((tmp_path / "run").glob("*_00000[239]*"))
+    align(world, run_dir, *on, "--learning_rate=0", "--muon_lr=1e-30")
+    assert same_state(*(run_dir / f"projector_00000{n}.pt" for n in (2, 3)))
+    assert max(row["step"] for row in log_of(run_dir)) == 3
+    align(world, run_dir, "--max_steps=1", "--init_from=scratch")
+    assert max(row["step"] for row in log_of(run_dir)) == 1
+    assert not list(run_dir.glob("*_00000[239]*"))
     for args in (["--hidden=16"], ["--muon_lr=0"]):
         align(world, kept, *on, *args, ok=False)
     os.truncate(kept / "optim_000002_rank0.pt", 3000)
