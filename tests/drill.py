@@ -49,7 +49,7 @@ def start_server(ckpt, *args):
     raise RuntimeError("".join(server.lines))
 
 
-def file_bytes(samples, rate=16_000, kind="WAV", subtype=None, **more):
+def file_bytes(samples, kind="WAV", subtype=None, rate=16_000, **more):
     """What soundfile writes of samples, (n,) or (n, channels); more: for its write()."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype=subtype, **more)
@@ -60,7 +60,7 @@ def make_audio(seconds, seed, form="WAV"):
     """The bytes of a file of noise that swells."""
     n = int(seconds * 16_000)
     wav = np.random.default_rng(seed).normal(0, 0.1, n) * np.sin(np.arange(n) / (300 + 50 * seed))
-    return file_bytes(wav, kind=form)
+    return file_bytes(wav, form)
 
 
 def make_speech(seconds, rate=16_000):

@@ -197,8 +197,7 @@ def test_projector_noise():
 
 
 def test_ears_of_a_run(tmp_path):
-    """Broken: a run's folder alone gives other ears than were trained; or ears missing, cut short
-    or of another run are loaded."""
+    """Broken: a run's folder gives other ears than were trained, or cut or foreign ones."""
     folder, encoder = str(tmp_path), make_encoder(audio.compute_dtype("cpu"))
     torch.manual_seed(2)
     trained = Projector(encoder.n_embd, 2, 3, 24).eval()

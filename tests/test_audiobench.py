@@ -1,6 +1,5 @@
 """The bench: its file, statistics, controls, the real command on a tiny run."""
 import html
-import json
 import math
 import re
 from types import SimpleNamespace
@@ -12,8 +11,8 @@ import torch
 
 import audiobench
 from audio import Projector
-from commands import raises, read_rows, run_here, write_rows
-from test_eval import save_run
+from commands import raises, read_rows, write_rows
+from test_eval import save_run, score
 from tokenizer import train_bpe
 
 
@@ -101,10 +100,8 @@ def test_the_command_line_repeats_itself(tmp_path, monkeypatch):
     results = []
     for batch_size in (3, 32):
         monkeypatch.setattr(audiobench, "BATCH_SIZE", batch_size)
-        code, _, err = run_here("eval_bench.py", f"--ckpt={ckpt}", f"--bench={folder}",
-                                f"--out_dir={tmp_path}/{batch_size}")
-        assert code == 0, err
-        results.append(json.loads((tmp_path / f"{batch_size}/bench.json").read_text()))
+        results.append(score(tmp_path / str(batch_size), f"--ckpt={ckpt}", f"--bench={folder}",
+                             name="bench.json"))
         del results[-1]["seconds"], results[-1]["settings"]
     assert results[0] == results[1]
     assert {"score", "shuffled", "no_audio", "noise", "free_generation"} <= set(results[0])

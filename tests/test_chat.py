@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from commands import refused, run_here
+from commands import refused, run_here, write_file
 from drill import make_audio
 from talk import Batch, Piece, Recording
 from test_audiobench import make_run as make_chat_run
@@ -25,9 +25,7 @@ def chat_ckpt(tmp_path_factory):
 @pytest.fixture
 def clip(tmp_path):
     """The path of half a second of noise."""
-    path = tmp_path / "clip.wav"
-    path.write_bytes(make_audio(0.5, 1))
-    return path
+    return write_file(tmp_path / "clip.wav", make_audio(0.5, 1))
 
 
 def said(out):

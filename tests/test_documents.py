@@ -53,8 +53,7 @@ def read(folder, *splits):
 
 @pytest.mark.case("B24")
 def test_all_documents_come_back(made, tmp_path):
-    """Broken: text is lost or changed, a saved tokenizer has other ids or isn't used, a document is
-    in both splits, or val is empty."""
+    """Broken: text changes, a saved tokenizer isn't used, splits share a document, val is empty."""
     folder, texts = made
     train, val = read(folder, "train"), read(folder, "val")
     assert Counter(train + val) == Counter(texts)
@@ -112,8 +111,7 @@ def test_parquet_of_any_writer(tmp_path):
 
 @pytest.mark.case("B16", "B18", "B19")
 def test_files_as_people_have_them(tmp_path):
-    """Broken: a file named twice, or what a system leaves, is read; NOTES.TXT or a link is not; or
-    U+2028 cuts a row."""
+    """Broken: a file is read twice, or a system's; NOTES.TXT or a link isn't; U+2028 cuts a row."""
     folder, texts = tmp_path / "in", make_texts(30)
     for name in ("in/._b.txt", "in/.ipynb_checkpoints/b.txt", "in/__MACOSX/b.txt", "in/d.pdf",
                  "parts/.part-0.jsonl"):

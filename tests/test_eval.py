@@ -14,8 +14,9 @@ import torch
 import scoring
 import talk
 from audio import Projector, encode, save_encoder
-from commands import raises, read_rows, refused, run_here, write_rows
+from commands import raises, read_rows, refused, run_here, write_file, write_rows
 from decode import transcribe
+from drill import make_audio
 from model import GPT, GPTConfig
 from test_audio import draw_encoder
 from tokenizer import BPETokenizer
@@ -56,15 +57,20 @@ def make_run(folder, has_ears=True):
 
 def make_speech(folder, texts=TEXTS, seed=0, speaker=7, chapter=1):
     """Write a chapter in LibriSpeech's layout: noise of 0.4 s and more -> folder (str)."""
-    rng, lines, path = np.random.default_rng(seed), "", Path(folder, f"{speaker}/{chapter}")
-    path.mkdir(parents=True)
+    path, lines = Path(folder, f"{speaker}/{chapter}"), ""
     for i, text in enumerate(texts):
-        n, key = 6400 + 1600 * i, f"{speaker}-{chapter}-{i:04d}"
-        wav = rng.normal(0, 0.1, n) * np.sin(np.arange(n) / (200 + 50 * i))
-        soundfile.write(path / f"{key}.{'wav' if i == 1 else 'flac'}", wav, 16000)
+        key, kind = f"{speaker}-{chapter}-{i:04d}", "wav" if i == 1 else "flac"
+        write_file(path / f"{key}.{kind}", make_audio(0.4 + i / 10, seed + 10 * i, kind))
         lines += f"{key} {text}\n"
-    (path / f"{speaker}-{chapter}.trans.txt").write_text(lines)
+    write_file(path / f"{speaker}-{chapter}.trans.txt", lines)
     return str(folder)
+
+
+def score(out, *args, name="eval.json"):
+    """Run eval_bench.py -> its eval.json or bench.json."""
+    code, _, err = run_here("eval_bench.py", *args, f"--out_dir={out}")
+    assert code == 0, err
+    return json.loads((out / name).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +240,7 @@ def test_clips_of_silence_are_scored(tiny, tmp_path):
     rows = [{"audio": clip["audio"], "text": text}
             for clip, text in zip(clips, ["", "room 42", "seven", ""])]
     path = write_rows(tmp_path / "list.jsonl", rows)
-    run_here("eval_bench.py", f"--ckpt={tiny[0]}", f"--data={path}", f"--out_dir={tmp_path}/out")
-    result = json.loads((tmp_path / "out/eval.json").read_text())
-    table = result["folders"][""]
+    table = score(tmp_path / "out", f"--ckpt={tiny[0]}", f"--data={path}")["folders"][""]
     assert (table["clips"], table["words"]) == (4, 4)
     rows = read_rows(tmp_path / "out/eval.jsonl")
     assert all(row["words"] == 0 < row["errors"] for row in rows if not row["reference"])
@@ -248,10 +252,7 @@ def test_clips_of_silence_are_scored(tiny, tmp_path):
 
 def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch):
     """Broken: Whisper's own decoder is scored otherwise, or ours can't be compared with it."""
-    folder = tmp_path / "whisper-base-ctranslate2"
-    folder.mkdir()
-    (folder / "model.bin").touch()
-    codes = []
+    folder, codes = write_file(tmp_path / "whisper-base-ctranslate2/model.bin").parent, []
     monkeypatch.setenv("NANOCHAT_OMNI_CACHE", str(tmp_path))
 
     class WhisperModel:
@@ -264,25 +265,18 @@ def test_whispers_decoder_is_scored_alike(tiny, tmp_path, monkeypatch):
             codes.append(language)
             return [types.SimpleNamespace(text=t) for t in (" The cat", " sat 42.")], None
 
-    fake = types.ModuleType("faster_whisper")
-    fake.WhisperModel, fake.__version__, fake.__spec__ = WhisperModel, "0", "there"
+    fake = types.SimpleNamespace(WhisperModel=WhisperModel, __version__="0", __spec__="there")
     monkeypatch.setitem(sys.modules, "faster_whisper", fake)
-    args = ["eval_bench.py", f"--data=new={tiny[1]}", f"--out_dir={tmp_path}"]
-
-    def score(*more):
-        code, _, err = run_here(*args, *more)
-        assert code == 0, err
-        return json.loads((tmp_path / "eval.json").read_text())
-
-    whisper = "--ckpt=whisper-base"
-    assert score(whisper, "--language=de")["wer_new"] == round(14 / 15, 5)
-    result = score(whisper)
+    data, whisper = f"--data=new={tiny[1]}", "--ckpt=whisper-base"
+    assert score(tmp_path, data, whisper, "--language=de")["wer_new"] == round(14 / 15, 5)
+    result = score(tmp_path, data, whisper)
     assert result["wer_new"] == 19 / 16 and result["dtype"] == "float32"  # of it is a dog: 5
     assert set(codes) == {"en", "de"}
-    ours = score(f"--ckpt={tiny[0]}", f"--beside={tmp_path}/eval_new.jsonl")
+    ours = score(tmp_path, data, f"--ckpt={tiny[0]}", f"--beside={tmp_path}/eval_new.jsonl")
     assert ours["folders"]["new"]["beside"]["wer"] == 19 / 16
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    assert refused(*args, whisper).endswith("pip install faster_whisper\n")
+    said = refused("eval_bench.py", data, whisper, f"--out_dir={tmp_path}")
+    assert said.endswith("pip install faster_whisper\n")
 
 
 def test_wrong_input_is_one_line(tiny, tmp_path):
@@ -290,7 +284,7 @@ def test_wrong_input_is_one_line(tiny, tmp_path):
     ckpt, folder, _ = tiny
     deaf = make_run(tmp_path / "deaf", has_ears=False)
     broken = make_speech(tmp_path / "broken")
-    (tmp_path / "broken/7/1/7-1-0002.flac").write_bytes(b"no audio")
+    write_file(tmp_path / "broken/7/1/7-1-0002.flac", "no audio")
     cases = [(ckpt, "", "data is empty"), (ckpt, f"{tmp_path}/nowhere", "no *.trans.txt"),
              (ckpt, broken, "7-1-0002.flac"), (deaf, folder, "takes no audio"),
              ("no_run", folder, "no_run"), (ckpt, f"{folder} --bench=no", "no/questions.jsonl"),

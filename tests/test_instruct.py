@@ -44,8 +44,7 @@ def spectrum(wav):
 
 @pytest.mark.slow
 def test_bench_is_fair(world):
-    """Broken: text alone answers: an option is right too often or in one place, or a sentence or
-    a question of the bench is known from training."""
+    """Broken: text alone answers, or a sentence or question of the bench is known from training."""
     bench = read_rows(world / "bench/questions.jsonl")
     assert set(Counter(row["cell"] for row in bench).values()) == {12}
     assert Counter(row["key"] for row in bench) == dict.fromkeys(range(4), 24)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 
 import data
 from audio import encode, load_encoder
-from commands import ROOT, raises, read_rows, write_rows
+from commands import ROOT, raises, read_rows, write_file, write_rows
 from data import Features
 from drill import make_audio
 from recordings import read_audio
@@ -35,8 +34,8 @@ def originals(tmp_path_factory):
         for speaker in (10, 11):
             texts = [f"THAT'S NUMBER {letter}" for letter in "ABCDEF"[:n]]
             make_speech(folder / f"speech/{subset}-tiny", texts, speaker, speaker, chapter)
-    (folder / "speech" / "labels.jsonl").write_text(
-        '{"key": "10-0-0000", "pitch": 1.5, "text": "OTHER", "sex": "female"}\n')
+    labels = {"key": "10-0-0000", "pitch": 1.5, "text": "OTHER", "sex": "female"}
+    write_rows(folder / "speech/labels.jsonl", [labels])
     torch.manual_seed(0)
     for i in (0, 1):
         write_encoder(folder / f"encoder{i}.pt", name=f"random{i}", n_layer=2)
@@ -45,22 +44,24 @@ def originals(tmp_path_factory):
 
 @pytest.fixture
 def prepare(originals, tmp_path, capfd, monkeypatch):
-    """prepare(*settings) runs the script in a fork of this process -> code, out, err."""
+    """prepare(*settings, code=0) runs the script in a fork of this process -> out, err."""
     shutil.copytree(originals / "speech", tmp_path / "speech")
     command = [SCRIPT, f"--source={tmp_path}/speech", f"--whisper={originals}/encoder0.pt",
                "--clips_per_shard=4", "--workers=1", "--seen_voices=True"]
 
-    def run(*settings):
+    def run(*settings, code=0):
         monkeypatch.setattr(sys, "argv", [*command, *settings])
         capfd.readouterr()
         process = get_context("fork").Process(target=runpy.run_path, args=(SCRIPT,),
                                               kwargs={"run_name": "__main__"})
         process.start()
         process.join()
-        return types.SimpleNamespace(code=process.exitcode, **capfd.readouterr()._asdict())
+        said = capfd.readouterr()
+        assert process.exitcode == code, said.err
+        return said
 
     run.command, run.speech = [sys.executable, *command], tmp_path / "speech"
-    run.out, run.train = run.speech / "features", run.speech / "train-tiny" / "10" / "0"
+    run.out, run.train = run.speech / "features", run.speech / "train-tiny/10/0"
     return run
 
 
@@ -74,17 +75,17 @@ def files_of(folder):
     return {name: (folder / name).read_bytes() for name in sorted(tars)}
 
 
-def assert_fails(result, *words):
+def assert_fails(prepare, settings, *words):
     """One clear line on stderr, exit code 2."""
-    line = result.err.strip().splitlines()[-1]
-    assert result.code == 2 and line.startswith("prepare_librispeech.py: "), result.err
-    assert "Traceback" not in result.err and all(word in line for word in words), result.err
+    err = prepare(*settings, code=2).err
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("prepare_librispeech.py: ") and "Traceback" not in err, err
+    assert all(word in line for word in words), err
 
 
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_command_line(prepare, originals, start):
-    """Broken: features are not those of serving, labels are lost; or a worker that is not forked
-    (macOS, a GPU's) runs the script again."""
+    """Broken: features or labels are not serving's, or a spawned worker runs the script again."""
     done = subprocess.run([*prepare.command, "--workers=2"], capture_output=True, text=True,
                           env=os.environ | {"NANOCHAT_OMNI_START": start})
     assert done.returncode == 0, done.stderr
@@ -109,23 +110,23 @@ def test_command_line(prepare, originals, start):
 
 def test_runs_again(prepare, originals):
     """Broken: whole features are made again, or kept though encoder, taps or clips are others."""
-    assert prepare().code == 0
+    prepare()
     first = files_of(prepare.out)
     assert "up to date" in prepare("--workers=2").out
     os.truncate(prepare.out / "shard-000002.tar", 2000)
-    assert prepare().code == 0 and files_of(prepare.out) == first
-    other = prepare("--clips_per_shard=8", "--taps=0", f"--whisper={originals}/encoder1.pt")
-    assert other.code == 0 and len(files_of(prepare.out)) == 4
+    prepare()
+    assert files_of(prepare.out) == first
+    prepare("--clips_per_shard=8", "--taps=0", f"--whisper={originals}/encoder1.pt")
+    assert len(files_of(prepare.out)) == 4
     assert Features(str(prepare.out)).manifest["encoder"] == "random1"
     os.remove(prepare.train / "10-0-0000.flac")
     os.truncate(prepare.train / "10-0.trans.txt", 0)
-    assert_fails(prepare(), "5 of 19 clips")
+    assert_fails(prepare, [], "5 of 19 clips")
 
 
 def test_goes_on_after_kill(prepare, monkeypatch):
-    """Broken: kill -9 leaves half a shard or loses whole ones, or what other settings left stays.
-    """
-    assert prepare(f"--out_dir={prepare.speech}/straight").code == 0
+    """Broken: kill -9 leaves half a shard or loses whole ones, or other settings' stay."""
+    prepare(f"--out_dir={prepare.speech}/straight")
     written, write = [], data.write_shard
 
     def die(path, clips):
@@ -139,12 +140,11 @@ def test_goes_on_after_kill(prepare, monkeypatch):
     for taps, to_do in (("--taps=0", "5 of 5 shards"), ("--taps=0,-1", "4 of 5 shards")):
         with monkeypatch.context() as patch:
             patch.setattr(data, "write_shard", die)
-            assert prepare().code == -signal.SIGKILL
+            prepare(code=-signal.SIGKILL)
         assert (prepare.out / "shard-000004.tar").exists()
         raises("no whole manifest", Features, str(prepare.out))
         os.truncate(prepare.out / "shard-000004.tar", 2000)
-        resumed = prepare(taps)
-        assert resumed.code == 0 and to_do in resumed.out
+        assert to_do in prepare(taps).out
     assert files_of(prepare.out) == files_of(prepare.speech / "straight")
 
 
@@ -158,24 +158,24 @@ def test_failed_clips_are_counted(prepare):
     rows += [{"audio": "cut.flac", "text": "a"}, {"audio": "long.wav", "text": "b"},
              {"audio": "a.wav", "key": "other", "text": "你好"}]
     source = "--source=" + write_rows(prepare.speech / "list.jsonl", rows)
-    assert prepare(source, "--clips_per_shard=100").code == 0
+    prepare(source, "--clips_per_shard=100")
     manifest = Features(str(prepare.out)).manifest
     assert [f["key"] for f in manifest["failures"]] == ["cut"]
     assert sum(manifest["clips"].values()) == 200 and manifest["counts"]["too long"] == 1
     assert manifest["counts"]["dropped: letters of another script"] == 1
     rows = [rows[0] | {"text": "你 好，5。"}, rows[1], rows[2] | {"language": "en"}]
     write_rows(prepare.speech / "list.jsonl", rows)
-    assert prepare(source, "--language=ja", f"--out_dir={prepare.speech}/ja").code == 0
+    prepare(source, "--language=ja", f"--out_dir={prepare.speech}/ja")
     features = Features(f"{prepare.speech}/ja,{prepare.out}")
     assert features.texts[:2] == ["你好5", "some words"] and features.manifest["language"] == "ja"
     assert list(features.manifest["counts"].values()) == [1, 1]  # digits; another script
-    assert_fails(prepare(source, "--language=cn"), "language=cn", "zh")
+    assert_fails(prepare, [source, "--language=cn"], "language=cn", "zh")
     key = next(prepare.train.glob("*.flac"))
     for content in (b"", cut):  # a worker finds out the latter
         key.write_bytes(content)
-        result = prepare(f"--out_dir={prepare.speech}/other")
-        assert_fails(result, "1 of 20 clips failed", key.name)
-    assert not (prepare.speech / "other" / "manifest.json").exists()
+        other = [f"--out_dir={prepare.speech}/other"]
+        assert_fails(prepare, other, "1 of 20 clips failed", key.name)
+    assert not (prepare.speech / "other/manifest.json").exists()
 
 
 def test_full_disk_and_dead_workers(prepare, monkeypatch):
@@ -186,22 +186,21 @@ def test_full_disk_and_dead_workers(prepare, monkeypatch):
     for broken, words in ((lambda *_: os.kill(os.getpid(), signal.SIGKILL), ("killed", "memory")),
                           (full, ("No space left", "shard-"))):
         monkeypatch.setattr(data, "write_shard", broken)
-        assert_fails(prepare("--taps=0"), *words)
+        assert_fails(prepare, ["--taps=0"], *words)
 
 
 def test_bad_input(prepare, tmp_path):
     """Broken: a mistake ends in a traceback, or after an hour of work."""
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "shard-000000.tar").write_bytes(b"somebody's audio")
+    write_file(tmp_path / "foreign/shard-000000.tar", "somebody's audio")
     for setting, *words in (
             ("--source=nowhere", "nowhere", "no such folder"), ("--taps=last", "taps=last"),
             ("--workers=-1", "workers"), ("--min_words=9", "no clip"), ("--taps=2", "-1 to 1"),
             ("--copies=-1", "copies 0 or more"),
             (f"--out_dir={tmp_path}/foreign", "foreign", "out_dir"),
             ("--seen_voices=False", "16 of 20", "speaker 10 is in val too")):
-        assert_fails(prepare(setting), *words)
-    own = prepare(f"--source={tmp_path}/train.jsonl", f"--out_dir={tmp_path}")
-    assert_fails(own, "train.jsonl", "another out_dir")
+        assert_fails(prepare, [setting], *words)
+    own = f"--source={tmp_path}/train.jsonl", f"--out_dir={tmp_path}"
+    assert_fails(prepare, own, "train.jsonl", "another out_dir")
     assert os.listdir(tmp_path / "foreign") == ["shard-000000.tar"]
 
 
@@ -213,9 +212,8 @@ def test_own_clips(prepare, tmp_path):
     rows[1] |= {"split": "test", "speaker": "me", "key": "the.first"}
     rows += [row | {"key": "few", "text": "two words"}, row | {"key": "none", "text": " "}]
     source = "--source=" + write_rows(tmp_path / "list.jsonl", rows)
-    done = prepare(source, "--min_words=3", "--copies=6")
-    assert done.code == 0, done.err
-    assert "1 too few words" in done.out and "1 without words" in done.out
+    said = prepare(source, "--min_words=3", "--copies=6").out
+    assert "1 too few words" in said and "1 without words" in said
     features, train = Features(f"{tmp_path}/features"), Features(f"{tmp_path}/features", "train")
     first = features.infos[features.keys.index("the-first")]
     assert (first["split"], first["mood"], first["speaker"]) == ("test", "calm", "me")
@@ -227,8 +225,7 @@ def test_own_clips(prepare, tmp_path):
     for copy in copies:  # 0.5 s is 25 frames, an echo adds to them
         echo = 25 if copy["way"] == "room" else 0
         assert abs(copy["n"] - 25 / copy["speed"] - echo) <= 1 + 0.6 * echo, copy
-    more = "--new_sentences=True", "--min_words=0", f"--out_dir={tmp_path}/new"
-    assert prepare(source, *more).code == 0
+    prepare(source, "--new_sentences=True", "--min_words=0", f"--out_dir={tmp_path}/new")
     manifest = Features(f"{tmp_path}/new").manifest
     assert set(manifest["clips"]) == {"train"} and "without words" not in str(manifest["counts"])
     assert manifest["counts"]["sentence in train"] >= 2

@@ -11,7 +11,8 @@ def noise(seconds, level=0.1):
 
 
 def test_cuts_lie_in_pauses():
-    """Broken: a cut in a word, or at the last breath in place of a sentence's end."""
+    """Broken: a cut in a word or softer words, at the last breath in place of a sentence's end, or
+    not in a room's pause beside silence."""
     rng, words, pauses, n = np.random.default_rng(0), [], [], 0
     while n < 70 * RATE:
         t, gap = np.arange(int(rng.uniform(2, 6) * RATE)), int(rng.uniform(0.22, 0.6) * RATE)
@@ -24,10 +25,6 @@ def test_cuts_lie_in_pauses():
     first = next(pause for pause in pauses
                  if pause[0] > 3 * RATE and pause[1] - pause[0] > 0.32 * RATE)
     assert abs(pieces[0][1] - sum(first) / 2) < 0.1 * RATE
-
-
-def test_cuts_without_pauses():
-    """Broken: softer words are taken for a pause, or a room's pause for words beside silence."""
     steady = noise(16)
     steady[5 * RATE:int(5.6 * RATE)] *= 0.53  # softer, but no pause
     steady[8 * RATE:int(8.4 * RATE)] *= 0.28

@@ -10,8 +10,7 @@ import run
 
 
 def test_clock_and_log(monkeypatch, tmp_path, capsys):
-    """Broken: ms a step count evaluations, the minutes to go don't; or a log's line loses digits.
-    """
+    """Broken: ms a step count evaluations, the minutes to go don't, a log's line loses digits."""
     now = [100.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
     clock = run.Clock(first_step=5, max_steps=25)
@@ -28,8 +27,7 @@ def test_clock_and_log(monkeypatch, tmp_path, capsys):
 
 
 def test_a_folder_is_made_once_and_no_other_is_emptied(tmp_path, monkeypatch, capsys):
-    """Broken: data of other settings, inputs or code, or cut short, count as up to date; or another
-    script's or somebody's folder is emptied."""
+    """Broken: other or cut data count as up to date, or somebody else's folder is emptied."""
     def prepare(text, source="ab12"):
         def make():
             (tmp_path / "a.txt").write_text(text)

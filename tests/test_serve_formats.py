@@ -3,10 +3,10 @@ import re
 
 import numpy as np
 import pytest
-from drill import file_bytes, make_audio, sound, start_server, user
+from drill import file_bytes, make_audio, sound, user
 from test_audiobench import make_run
-from test_serve import (TRANSCRIBE, USER, answer, ckpt, client, error_of, port, send,  # noqa: F401
-                        server)
+from test_serve import (CLIP, TRANSCRIBE, USER, answer, ckpt, client, error_of, port,  # noqa: F401
+                        send, serve, server)
 
 from api import LINE, TranscriptionRequest, cut_in_segments, write_transcript
 from language import ENGLISH
@@ -51,15 +51,12 @@ def test_segments_fit_two_lines():
         assert lines[1].startswith("01:00:02,500 --> 01:00:0") and max(map(len, lines)) <= LINE
 
 
-def test_words_with_times(tmp_path):
+def test_words_with_times(serve, tmp_path):
     """Broken: words are missing or out of order, or segments and cues don't begin with a word."""
-    server, port = start_server(make_run(tmp_path / "run", ctc=260))
+    _, port = serve(f"--ckpt={make_run(tmp_path / 'run', ctc=260)}")
     ask = sound(make_audio(13, 2)) | {"timestamp_granularities": ["word"]}
-    try:
-        (wrong, _), (right, found) = (send(port, ask | {"response_format": kind}, TRANSCRIBE)
-                                      for kind in ("json", "verbose_json"))
-    finally:
-        server.kill()
+    (wrong, _), (right, found) = (send(port, ask | {"response_format": kind}, TRANSCRIBE)
+                                  for kind in ("json", "verbose_json"))
     assert (wrong, right) == (400, 200)
     words = found["words"]
     assert " ".join(each["word"] for each in words) == found["text"] != ""
@@ -92,7 +89,7 @@ def test_a_transcript_is_the_same_in_each_form(client, port, ckpt):  # noqa: F81
 
 def test_responses(client, port):
     """Broken: the Responses API answers otherwise than a chat, or its stream or refusals do."""
-    content = [sound(make_audio(0.5, 1)), {"type": "input_text", "text": "how high"}]
+    content = [sound(CLIP), {"type": "input_text", "text": "how high"}]
     for instructions, items, messages in (
             ("low", [{"role": "user", "content": content}], [("system", "low"), ("user", content)]),
             (None, "how high", [USER])):

@@ -10,10 +10,10 @@ import drill
 import numpy as np
 import pytest
 import torch
-from commands import run
+from commands import raises, run
 from drill import file_bytes, make_audio, post, sound, user
 from test_audiobench import make_run
-from test_serve import (FILE, LOCAL, TRANSCRIBE, USER, ask, ckpt, port, request,  # noqa: F401
+from test_serve import (CLIP, FILE, LOCAL, TRANSCRIBE, USER, ask, ckpt, port, request,  # noqa: F401
                         serve, server, transcribe)
 from websockets.exceptions import InvalidStatus
 from tokenizer import load_tokenizer
@@ -61,8 +61,7 @@ def test_only_its_own_page_may_ask(port, serve):
         assert request(locked, "GET", "/v1/models", *headers)[0] == status, given
     for path, status in (("//v1/models", 401), ("/v1/models/", 401), ("/", 200), ("/health", 200)):
         assert request(locked, "GET", path, "Host: other.name")[0] == status, path
-    with pytest.raises(InvalidStatus, match="401"):
-        drill.listen(locked, "/v1/models")
+    raises("401", drill.listen, locked, "/v1/models", error=InvalidStatus)
     status, body, _ = request(locked, "GET", "/health", "Host: docker:8000")
     assert status == 403 and b"not called 'docker:8000': see --allow_hosts" in body
     assert "s3cre" not in log_of(server, "not called 'docker:8000': see --allow_hosts")
@@ -72,7 +71,7 @@ def test_logs_hold_no_content(server):
     """Broken: the log has what a request says or a path it made up, not what 0.0.0.0 means."""
     server, port = server
     assert ask(port, USER, max_tokens=5)[0] == 200
-    encoded = "name=file\r\nContent-Transfer-Encoding: secret", make_audio(0.5, 1)
+    encoded = "name=file\r\nContent-Transfer-Encoding: secret", CLIP
     assert transcribe(port, encoded)[0] == 200
     request(port, "GET", "/secret-path", LOCAL)
     log = log_of(server, "GET (no such path) 404")
@@ -135,7 +134,7 @@ def test_a_slow_client_is_refused_in_time(serve):
 
 def test_too_much_sound(port):
     """Broken: a few bytes take the server's memory or minutes."""
-    flac = file_bytes(np.zeros((192_000 * 20, 8), np.float32), 192_000, "FLAC")
+    flac = file_bytes(np.zeros((192_000 * 20, 8), np.float32), "FLAC", rate=192_000)
     for messages in ([user(*[sound(flac)] * 10)], [user(sound(make_audio(20, 1)))] * 2):
         status, body = ask(port, *messages)
         assert status == 413 and "over the limit" in body["error"]["message"], body

@@ -1,5 +1,4 @@
 """train_sft.py's real command line at toy size: only LoRA moves, merging, resume, ranks, errors."""
-import json
 import os
 import shutil
 import subprocess
@@ -7,16 +6,19 @@ import sys
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from audio import Projector
 from checkpoints import load_checkpoint, load_saved, read_meta
+from commands import write_rows
+from data import Features
 from decode import score_answers
+from drill import make_audio
 from model import GPT, add_lora, lora_state, merged_state
+from test_data import write_features
 from test_model import tiny  # a fixture, as is world
-from test_train import (ALIGN, BASE, BOTH, ROOT, align, base, log_of, losses, run, same_state, world,
-                        write_features)
+from test_train import (ALIGN, BASE, BOTH, ROOT, align, base, log_of, losses, run, same_state,
+                        world)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from texture import Texture
@@ -29,7 +31,7 @@ SFT = [*BOTH, "--batch_tokens=400", "--text_rows=3", "--lora_rank=2"]
 def school(world):
     """An aligned run; features of two taps with questions, whose answers are in the clip's mean."""
     align(world, world / "w2", "--max_steps=1", "--ctc=0.5")
-    sha256 = json.loads((world / "features" / "manifest.json").read_text())["encoder_sha256"]
+    sha256 = Features(f"{world}/features").manifest["encoder_sha256"]
     rng, clips = np.random.default_rng(1), []
     question = multiple_choice("Which pitch is it?", ["low", "high", "red", "old"])
     for i in range(48):
@@ -39,11 +41,11 @@ def school(world):
                 "split": "train" if i < 40 else "val", "turns": turns[:1 + i % 2]}
         feats = (rng.normal(size=(18 + i % 5, 2, 32)) + 2 * (i % 2)).astype(np.float16)
         clips.append((f"item{i:03d}", feats, info))
-    write_features(world / "items", clips, [0, -1], sha256)
-    (world / "text.jsonl").write_text('{"question": "Say this: a cat", "answer": "a cat"}\n' * 3)
+    write_features(world / "items", clips, taps=[0, -1], sha256=sha256)
+    write_rows(world / "text.jsonl", [{"question": "Say this: a cat", "answer": "a cat"}] * 3)
     turns = [["own", "who sees", "the dog"], ["number", "how many", "42"],
              ["own", "who", "\u4f60\u597d"]]
-    (world / "turns.jsonl").write_text(json.dumps({"key": "item000", "turns": turns}) + "\n")
+    write_rows(world / "turns.jsonl", [{"key": "item000", "turns": turns}])
     return world
 
 
@@ -115,7 +117,7 @@ def test_fp32_means_no_bf16(school, tmp_path, train):
     with Bf16Operations() as seen:
         train(school, tmp_path / "run", "--max_steps=2")
     assert seen.n > 1000 and not seen.found
-    assert (tmp_path / "run" / "meta_000002.json").exists()  # it ran to its end
+    assert (tmp_path / "run/meta_000002.json").exists()  # it ran to its end
 
 
 @pytest.mark.slow
@@ -158,16 +160,15 @@ def test_frozen_lm_stays_and_the_run_is_self_contained(school, tmp_path):
 @pytest.mark.slow
 def test_resume_and_ranks_repeat_the_straight_run(school, tmp_path):
     """Broken: a stopped run differs: adapters, optimizers, order, dropout; or a rank's share."""
-    sft(school, tmp_path / "straight", "--max_steps=4")
-    sft(school, tmp_path / "parts", "--max_steps=2")
-    out = sft(school, tmp_path / "parts", "--max_steps=4", "--init_from=resume")
-    assert "starting at step 2" in out
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    sft(school, straight, "--max_steps=4")
+    sft(school, parts, "--max_steps=2")
+    assert "starting at step 2" in sft(school, parts, "--max_steps=4", "--init_from=resume")
     for name in ("model", "projector", "lora"):
-        files = [tmp_path / part / f"{name}_000004.pt" for part in ("straight", "parts")]
-        assert same_state(*files), name
-    assert losses(tmp_path / "straight") == losses(tmp_path / "parts")
+        assert same_state(*(part / f"{name}_000004.pt" for part in (straight, parts))), name
+    assert losses(straight) == losses(parts)
     assert "2 ranks" in sft(school, tmp_path / "two", "--max_steps=2", n_ranks=2)
-    one, two = losses(tmp_path / "straight"), losses(tmp_path / "two")
+    one, two = losses(straight), losses(tmp_path / "two")
     assert two == pytest.approx({step: one[step] for step in two}, abs=1e-4)
     sft(school, tmp_path / "other", "--max_steps=1", "--transcript_weight=3")
     assert losses(tmp_path / "other")[1] != one[1]
@@ -176,10 +177,9 @@ def test_resume_and_ranks_repeat_the_straight_run(school, tmp_path):
 @pytest.mark.slow
 def test_bad_input_is_one_line(school, tmp_path):
     """Broken: a traceback, or a run that begins, for a wrong setting, file or checkpoint."""
-    (tmp_path / "bad.jsonl").write_text('{"question": "x"}\n')
+    bad = write_rows(tmp_path / "bad.jsonl", [{"question": "x"}])
     for arg, message in (("--lora_rank=0", "lora_rank=0: give 1 or more"),
-                         (f"--chats={tmp_path}/bad.jsonl", "bad.jsonl:1"),
-                         (f"--turns={tmp_path}/bad.jsonl", "bad.jsonl:1"),
+                         (f"--chats={bad}", "bad.jsonl:1"), (f"--turns={bad}", "bad.jsonl:1"),
                          (f"--lm={school}/base", "no projector"), ("--data_dir=no", "no: no")):
         assert message in sft(school, tmp_path / "x", "--max_steps=1", arg, ok=False)
     assert not (tmp_path / "x").exists()
@@ -196,7 +196,7 @@ def test_every_stage_on_a_pretended_gpu(school, tmp_path):
         f"{ROOT}/tests/pretend.cpp", "-o", library, f"-L{torch_folder}/lib",
         f"-Wl,-rpath,{torch_folder}/lib", "-ltorch_cpu", "-lc10"], check=True)
     clip = tmp_path / "clip.wav"
-    soundfile.write(clip, np.random.default_rng(0).normal(0, 0.1, 9000), 16_000)
+    clip.write_bytes(make_audio(0.6, 0))
 
     def run(script, *args):
         command = [sys.executable, f"{ROOT}/tests/pretend.py", library, f"{ROOT}/{script}", *args]

@@ -191,8 +191,7 @@ def test_a_voice_forgets_the_sentence_before(engine, package):
 
 @needs_espeak
 def test_espeak_says_what_it_is_given():
-    """Broken: a text crashes the interpreter, silence becomes a clip, or pace or pitch is another.
-    """
+    """Broken: a text crashes Python, silence becomes a clip, or pace or pitch is another."""
     clip = plan()[0] | {"noise": "", "pitch_range": 40}
     for text in ("caf\u00e9 \U0001f600 ok", "a\0b", "<speak>hi</speak> & [[h@l'oU]] %n", "a" * 400):
         assert len(synthetic.make_clip(clip | {"text": text})[0]) > 1000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import run
+from commands import run, write_file, write_rows
 
 SPLITS = ("train", "val", "test")
 
@@ -28,8 +28,7 @@ def made(tmp_path_factory):
 
 
 def test_grammar_is_rich_and_its_sentences_clean(made):
-    """Broken: the LM guesses words without listening, or a stray character or a wrong article
-    reaches speech."""
+    """Broken: the LM guesses without listening, or a stray character or wrong article is spoken."""
     texts, meta = made
     counts = {split: len(lines) for split, lines in texts.items()}
     assert meta["counts"] == counts == {"train": 20_000, "val": 200, "test": 400}
@@ -44,16 +43,16 @@ def test_grammar_is_rich_and_its_sentences_clean(made):
 
 def test_splits_are_those_of_any_run(made, tmp_path):
     """Broken: a held-out sentence of one run is in the training text of another."""
-    texts, mixed = made[0], tmp_path / "mixed.txt"
-    mixed.write_text("\n\n".join([*texts["val"], *texts["train"][:900], *texts["test"]]))
+    texts, _ = made
+    lines = [*texts["val"], *texts["train"][:900], *texts["test"]]
+    mixed = write_file(tmp_path / "mixed.txt", "\n\n".join(lines))
     again, _ = prepare(tmp_path / "out", f"--text_file={mixed}")
     assert again == {**texts, "train": texts["train"][:900]}
 
 
 def test_every_construct_of_the_format(tmp_path):
-    """Broken: slots, forms, brackets, weights or articles expand otherwise than the format says, or
-    Python's hash seed counts."""
-    (tmp_path / "small.txt").write_text("""# a comment
+    """Broken: a construct expands otherwise than the format says, or Python's hash seed counts."""
+    grammar = write_file(tmp_path / "small.txt", """# a comment
 ~ child .pl children | go .ed went .en gone
 thing: apple | box
     child   # a line more
@@ -67,7 +66,7 @@ animal: cat | dog
 who: $name
 name: kim
 """)
-    texts, _ = prepare(tmp_path / "out", f"--grammar={tmp_path}/small.txt")
+    texts, _ = prepare(tmp_path / "out", f"--grammar={grammar}")
     forms = [("go", "stop", "try"), ("goes", "stops", "tries"), ("went", "stopped", "tried"),
              ("gone", "stopped", "tried")]
     expected = {" ".join(words) for words in product(*forms)} | {"kim's box was a uniform"}
@@ -89,48 +88,45 @@ name: kim
     ("x: [one]\n- the $x.pl", ".pl needs a word")])
 def test_bad_grammar(tmp_path, line, message):
     """Broken: a mistake in the grammar ends in a traceback, or in text."""
-    path = tmp_path / "bad.txt"
-    path.write_text(f"word: book | pen\n- $word $word.pl\n{line}\n")
+    path = write_file(tmp_path / "bad.txt", f"word: book | pen\n- $word $word.pl\n{line}\n")
     assert message in prepare(tmp_path / "out", f"--grammar={path}", ok=False)
     assert not list(tmp_path.glob("out/*.txt"))
 
 
 def test_prose(tmp_path):
     """Broken: prose is cut in wrong places, digits or quotes stay, or a sentence is there twice."""
-    (tmp_path / "book.txt").write_text("""CHAPTER ONE
+    book = write_file(tmp_path / "book.txt", """CHAPTER ONE
 
 Mr. Smith doesn\u2019t like caf\u00e9s\u2014never did. \u201cGo away now!\u201d he said to
 the well-known man. He was 42 years old. Too short. He\nsaid: 'Go away again'. It costs $ a lot.
 
 Mr. Smith doesn't like cafes -- never did.
-""", encoding="utf-8")
-    texts, meta = prepare(tmp_path / "out", f"--text_file={tmp_path / 'book.txt'}")
+""")
+    texts, meta = prepare(tmp_path / "out", f"--text_file={book}")
     assert sorted(sum(texts.values(), [])) == [
         "chapter one", "go away now", "he said go away again", "he said to the well known man",
         "he was forty two years old", "mr smith doesn't like cafes never did", "too short"]
     assert meta["dropped"] == {"a symbol without a spoken form": 1, "seen before": 1}
-    (tmp_path / "list.txt").write_text("a line\n" * 9)
-    said = prepare(tmp_path / "none", f"--text_file={tmp_path / 'list.txt'}", ok=False)
+    lines = write_file(tmp_path / "list.txt", "a line\n" * 9)
+    said = prepare(tmp_path / "none", f"--text_file={lines}", ok=False)
     assert "sentences end at . ! ? or an empty line" in said
 
 
 def test_folders_lists_and_exclusion(tmp_path):
-    """Broken: a list is not read, a book takes more than its share, or a test sentence is learnt.
-    """
-    (tmp_path / "in" / "deep").mkdir(parents=True)
+    """Broken: a list isn't read, a book takes more than its share, or a test sentence is learnt."""
     rows = [{"text": "Is \"this\" heard?\nYes, it is."}, {"text": "A second row here"}]
-    (tmp_path / "in/deep/talk.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_rows(tmp_path / "in/deep/talk.jsonl", rows)
     book = ["# Title of it", *["The first half ends."] * 60, "Now comes the middle.",
             *["The last part ends. It does."] * 40]
     (tmp_path / "in/book.md").write_text("\n\n".join(book))
-    (tmp_path / "list.jsonl").write_text('{"text": "YES, IT IS"}\n')
-    args = f"--text_file={tmp_path}/in", f"--exclude={tmp_path}/list.jsonl"
+    known = tmp_path / "list.jsonl"
+    args = f"--text_file={tmp_path}/in", "--exclude=" + write_rows(known, [{"text": "YES, IT IS"}])
     expected = ["a second row here", "is this heard", "it does", "now comes the middle",
                 "the first half ends", "the last part ends", "title of it"]
     for more, n in ((), 7), (["--file_kb=1"], 6):
         texts, _ = prepare(tmp_path / str(n), *args, *more)
         assert sorted(sum(texts.values(), [])) == expected[:n]
-    (tmp_path / "list.jsonl").write_text('{"text": "yes"}\nno json\n')
+    known.write_text('{"text": "yes"}\nno json\n')
     assert "list.jsonl:2" in prepare(tmp_path / "no", *args, ok=False)
     assert "nowhere" in prepare(tmp_path / "none", "--grammar=nowhere", ok=False)
     assert not (tmp_path / "none").exists()

@@ -9,17 +9,15 @@ import types
 import pytest
 import torch
 
-from commands import raises, write_file
+from commands import ROOT, raises, write_file
 from tokenizer import (BPETokenizer, export_nanochat, load_tokenizer, render_conversation,
                        train_bpe)
 
-HERE = os.path.join(os.path.dirname(__file__), "nanochat_d4")
+HERE = ROOT / "tests/nanochat_d4"
 ODD = ["", "héllo  wörld\r\n\t3.14", "你好 🙂\u2028\u0085\x00\x1f", "<|bos|><|user_end|>x",
        "'S '' it's\n\n\n  end "]
-with open(f"{HERE}/expected_tokens.json", encoding="utf-8") as f:
-    NANOCHAT = json.load(f)
-with open(f"{HERE}/tokenizer.pkl", "rb") as f:
-    PICKLE = f.read()  # as nanochat itself saved it
+NANOCHAT = json.loads((HERE / "expected_tokens.json").read_bytes())
+PICKLE = (HERE / "tokenizer.pkl").read_bytes()  # as nanochat itself saved it
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +29,10 @@ def bpe():
 @pytest.fixture
 def encoding(monkeypatch):
     """A class that is importable as tiktoken's in this test: its pickles are the same."""
-    module = types.ModuleType("tiktoken.core")
-    module.Encoding = type("Encoding", (), {"__module__": "tiktoken.core"})
+    kind = type("Encoding", (), {"__module__": "tiktoken.core"})
     monkeypatch.setitem(sys.modules, "tiktoken", types.ModuleType("tiktoken"))
-    monkeypatch.setitem(sys.modules, "tiktoken.core", module)
-    return module.Encoding
+    monkeypatch.setitem(sys.modules, "tiktoken.core", types.SimpleNamespace(Encoding=kind))
+    return kind
 
 
 def test_ids_are_nanochats(bpe):

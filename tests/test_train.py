@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import data
 import record
 from audio import build_encoder, save_encoder
 from checkpoints import checkpoint_steps, load_saved, read_meta
@@ -19,6 +18,7 @@ from commands import ROOT, raises, refused, run_here
 from files import sha256_file, write_json, write_jsonl
 from run import read_ahead
 from test_audio import draw_encoder
+from test_data import write_features
 from tokenizer import BPETokenizer, load_tokenizer
 
 WORDS = "the a small red old dog cat bird man girl sees hears likes wants two three houses".split()
@@ -88,14 +88,6 @@ def write_encoder(path, **changes):
     return encoder
 
 
-def write_features(folder, clips, taps, sha256):
-    """Write clips as a folder of features with one shard."""
-    folder.mkdir()
-    path = str(folder / "shard-000000.tar")
-    rows = data.write_shard(path, clips)
-    data.write_index(str(folder), rows, {"shard-000000.tar": {"bytes": os.path.getsize(path)}},
-                     {"encoder": "random", "encoder_sha256": sha256, "taps": taps, "D": 32})
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
@@ -116,7 +108,7 @@ def world(tmp_path_factory):
                       "labels": {"sex": "a man"} if i % 2 else {},
                       "turns": [["first", "what is the first word", first],
                                 ["word", f"which word\n{second}\ncow", "cow"]]})
-    write_features(folder / "features", clips, [-1], encoder.sha256)
+    write_features(folder / "features", clips, taps=[-1], sha256=encoder.sha256)
     write_jsonl(folder / "chats.jsonl", chats)
     base(folder, folder / "base", "--max_steps=2")
     return folder
@@ -183,17 +175,17 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(world, tmp_path, train):
 @pytest.mark.slow
 def test_vocabulary_grows(world, tmp_path):
     """Broken: whole tokens are trained before their time, or a stop just there changes the run."""
-    def table(step, part="straight"):
-        folder = tmp_path / part
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+
+    def table(step, folder=straight):
         return load_saved(folder, read_meta(folder, step), "model")["transformer.wte.weight"]
 
     settings = "--spell_share=0.25", "--save_every=2", "--max_steps=4"
-    base(world, tmp_path / "straight", *settings)
-    shutil.copytree(tmp_path / "straight", tmp_path / "parts",
-                    ignore=shutil.ignore_patterns("*_000004*"))
-    base(world, tmp_path / "parts", *settings, "--init_from=resume")
-    assert torch.equal(table(4), table(4, "parts"))
-    tok = load_tokenizer(tmp_path / "straight")
+    base(world, straight, *settings)
+    shutil.copytree(straight, parts, ignore=shutil.ignore_patterns("*_000004*"))
+    base(world, parts, *settings, "--init_from=resume")
+    assert torch.equal(table(4), table(4, parts))
+    tok = load_tokenizer(straight)
     pieces = BPETokenizer(tok.tokens[256:270])
     began = torch.stack([table(2)[pieces.spell(tok.tokens[i])].mean(0) for i in range(270, 291)])
     assert (table(4)[270:291] - began).abs().max() < 1.0
@@ -307,8 +299,7 @@ def test_w1_learns_the_five_tones(world, tmp_path):
 
 @pytest.mark.slow
 def test_resume_takes_new_rates_and_refuses_broken_files(world, tmp_path):
-    """Broken: a resumed run trains at the old rates, a cut file is a traceback, or a run goes on
-    beside another's log or files."""
+    """Broken: a resumed run has old rates or another's log or files; a cut file is a traceback."""
     run_dir, on = tmp_path / "run", ("--max_steps=3", "--init_from=resume")
     align(world, run_dir, "--max_steps=2")
     kept = shutil.copytree(run_dir, tmp_path / "kept")

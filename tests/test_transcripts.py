@@ -56,8 +56,7 @@ def test_what_cannot_be_said_is_refused(reason):
 
 
 def test_answers_keep_their_numbers():
-    """Broken: "42" teaches to say nothing, an answer vanishes uncounted, or a question is refused.
-    """
+    """Broken: "42" teaches silence, an answer vanishes uncounted, or a question is refused."""
     lines = "How many?", " 42 ", "3rd"
     assert ENGLISH.plain("\n\n".join(lines)) == "\n".join(map(ENGLISH.plain, lines))
     assert ENGLISH.plain(lines[1]) == " forty two"
