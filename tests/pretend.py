@@ -48,9 +48,6 @@ class OnGPU(torch.Tensor):
     def tolist(self):
         return self.inner.tolist()
 
-    def numpy(self):
-        raise TypeError("can't convert cuda:0 tensor to numpy: use Tensor.cpu() first")
-
 
 def is_gpu(device):
     return device is not None and torch.device(device).type == "cuda"

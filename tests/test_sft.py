@@ -17,8 +17,7 @@ from drill import make_audio
 from model import GPT, add_lora, lora_state, merged_state
 from test_data import write_features
 from test_model import tiny  # a fixture, as is world
-from test_train import (ALIGN, BASE, BOTH, ROOT, align, base, log_of, losses, run, same_state,
-                        world)
+from test_train import BOTH, ROOT, align, base, log_of, losses, run, same_state, world
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from texture import Texture
@@ -186,7 +185,7 @@ def test_bad_input_is_one_line(school, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_stage_on_a_pretended_gpu(school, tmp_path):
+def test_every_stage_on_a_pretended_gpu(school, tmp_path, monkeypatch):
     """Broken: a training script or chat.py mixes tensors of a GPU with the CPU's."""
     if not shutil.which("g++"):
         pytest.skip("no g++ here")
@@ -198,20 +197,18 @@ def test_every_stage_on_a_pretended_gpu(school, tmp_path):
     clip = tmp_path / "clip.wav"
     clip.write_bytes(make_audio(0.6, 0))
 
-    def run(script, *args):
+    def pretend(script, *args):
         command = [sys.executable, f"{ROOT}/tests/pretend.py", library, f"{ROOT}/{script}", *args]
-        done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True,
+        done = subprocess.run(command, text=True, capture_output=True,
                               env=os.environ | {"NANOCHAT_DTYPE": "bfloat16"})
         assert not done.returncode, (done.stdout + done.stderr)[-3000:]
         return done.stdout
 
-    gpu = [*BOTH, "--device=cuda", "--max_steps=2", "--eval_every=2", "--save_every=1"]
-    texts = [f"--data_dir={school}/text", f"--chats={school}/chats.jsonl"]
-    assert "cuda, torch.bfloat16" in run("train_base.py", *texts, *BASE, *gpu, "--out_dir=base")
-    run("train_align.py", f"--data_dir={school}/features", "--lm=base", *ALIGN, *gpu, "--ctc=0.5",
-        f"--whisper={school}/encoder.pt", "--lm_learning_rate=1e-3", "--out_dir=w2")
-    run("train_sft.py", f"--data_dir={school}/items", "--lm=w2", f"--chats={school}/text.jsonl",
-        f"--turns={school}/turns.jsonl", f"--sentences={school}/text/train.txt", *SFT, *gpu,
-        "--out_dir=w3")
-    for ckpt, prompt in (("w2", ""), ("w3", "who sees")):
-        run("chat.py", f"--ckpt={ckpt}", f"--audio={clip}", f"--prompt={prompt}")
+    monkeypatch.setattr("test_train.run", pretend)
+    monkeypatch.setitem(globals(), "run", pretend)
+    gpu = "--device=cuda", "--max_steps=2"
+    assert "cuda, torch.bfloat16" in base(school, tmp_path / "base", *gpu)
+    align(school, tmp_path / "w2", *gpu, "--ctc=0.5", "--lm_learning_rate=1e-3")
+    sft(school, tmp_path / "w3", *gpu)
+    for name, question in (("w2", ""), ("w3", "who sees")):
+        pretend("chat.py", f"--ckpt={tmp_path}/{name}", f"--audio={clip}", f"--prompt={question}")
