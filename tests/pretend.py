@@ -79,7 +79,6 @@ def call(func, args, kwargs):
     args, given = tree_map(inner, args), args
     kwargs, told = tree_map(inner, kwargs), kwargs
     kwargs.pop("pin_memory", None)
-    kwargs.pop("non_blocking", None) if moves else None
     if moves or is_gpu(device):
         kwargs["device"] = torch.device("cpu")
     found = func(*args, **kwargs)

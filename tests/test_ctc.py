@@ -46,8 +46,8 @@ def test_path_is_the_likeliest():
 
 
 def test_words_and_their_times():
-    """Broken: repeats of a piece count twice, two that a blank parts count once, or what stands
-    behind a clip's end is heard; a word's time isn't its pieces', or too many pieces fail."""
+    """Broken: repeats count twice, two parted by a blank once, or what is behind a clip's end; a
+    word's time isn't its pieces'."""
     clips = [hear(b"hh-iiit-t-"), hear(b"-----")]
     assert spell(stand_in(), BPETokenizer(), clips) == ["hitt", ""]
     for heard, wanted in ((b"----hh-it-- -aa-", [[0.24, 0.64], [0.80, 1.12]]),

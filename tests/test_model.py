@@ -6,17 +6,17 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 import decode
 import kernels
 import model as M
 import optim
 from checkpoints import load_checkpoint
-from commands import ROOT
+from commands import ROOT, raises
 from decode import generate, sample, transcribe
 from kv_cache import KVCache
 from model import GPT, GPTConfig
+from rows import pad
 
 NANOCHAT = f"{ROOT}/tests/nanochat_d4"
 TINY = GPTConfig(sequence_len=64, vocab_size=50, n_layer=4, n_head=4, n_kv_head=2, n_embd=48,
@@ -56,11 +56,6 @@ def row_forward(model, segments):
 
 def close(a, b):
     torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-
-
-def padded(rows, value=0):
-    """Lists of ids as one tensor, int64 (B, longest)."""
-    return pad_sequence([torch.tensor(row) for row in rows], True, value)
 
 
 # ---- nanochat's checkpoints
@@ -114,8 +109,7 @@ def test_checkpoint_errors(tmp_path):
     weights, meta = tmp_path / "model_000010.pt", tmp_path / "meta_000010.json"
 
     def refused(said):
-        with pytest.raises(ValueError, match=said):
-            load_checkpoint(str(tmp_path))
+        raises(said, load_checkpoint, str(tmp_path))
 
     for drop, config in ((["value_embeds", "ve_gate"], {}), ([], {"mtp_heads": 2}),
                          ([], {"window_pattern": "X"})):
@@ -139,10 +133,10 @@ def test_audio_rows(tiny):
     torch.manual_seed(1)
     texts = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15]]
     audio = [torch.randn(n, 48) for n in (5, 11, 0)]
-    idx = padded(texts)
-    targets = padded([[*text[1:], -1] for text in texts], -1)
-    args = dict(audio_features=pad_sequence(audio, batch_first=True),
-                audio_lens=torch.tensor([5, 11, 0]), text_lens=torch.tensor([8, 3, 4]))
+    idx, text_lens = pad(texts)
+    targets, _ = pad([[*text[1:], -1] for text in texts], value=-1)
+    features, audio_lens = pad(audio)
+    args = dict(audio_features=features, audio_lens=audio_lens, text_lens=text_lens)
     out = tiny(idx, **args)
     losses = tiny(idx, targets, loss_reduction="none", **args).view(3, 8)
     for b, text in enumerate(texts):
@@ -161,9 +155,8 @@ def test_cached_turns(tiny):
     for text_lens, audio_lens in calls:
         texts = [torch.randint(0, 50, (n,)).tolist() for n in text_lens]
         audio = [torch.randn(n, 48) for n in audio_lens]
-        out = tiny(padded(texts), kv_cache=cache, text_lens=torch.tensor(text_lens),
-                   audio_features=pad_sequence(audio, batch_first=True),
-                   audio_lens=torch.tensor(audio_lens))
+        out = tiny(pad(texts)[0], kv_cache=cache, text_lens=torch.tensor(text_lens),
+                   audio_features=pad(audio)[0], audio_lens=torch.tensor(audio_lens))
         for b, text in enumerate(texts):
             history[b] += [audio[b], text]
             close(out[b, :len(text)], row_forward(tiny, history[b])[-len(text):])

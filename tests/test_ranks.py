@@ -40,8 +40,8 @@ def torchrun(world, folder, *args, launch, before=""):
 @pytest.mark.slow
 @pytest.mark.case("B39")
 def test_a_run_goes_on_with_any_ranks(world, tmp_path):
-    """Broken: ranks train unlike weights, wait for a killed one, or must be as many as before, or
-    one without a microbatch stops; what zero1 saves is a part."""
+    """Broken: ranks train unlike weights, wait for a killed one, must be as many as before, or save
+    a part (zero1)."""
     base(world, tmp_path / "one", "--max_steps=6")
     process = torchrun(world, tmp_path, "--max_steps=6", "--save_every=1", "--out_dir=run",
                        "--zero1=True", launch=["--standalone", "--nproc_per_node=2"],

@@ -281,8 +281,8 @@ def test_a_list_of_other_files_is_refused(tmp_path):
 
 @pytest.mark.case("B12")
 def test_limits(monkeypatch):
-    """Broken: exactly the limit is refused, or "30.0 s, over the limit of 30 s" is said; or a file
-    of a few kB takes gigabytes: it is decoded, or its header is believed."""
+    """Broken: exactly the limit is refused, or a file of a few kB takes gigabytes: it is decoded,
+    or its header is believed."""
     sound = np.resize(WAV, 31 * RATE)
     for extra, shown in ((2, "30.01"), (640, "30.04")):
         long = file_bytes(sound[:30 * RATE + extra], "FLAC")
