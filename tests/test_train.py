@@ -215,8 +215,8 @@ def test_alignment_freezes_the_lm(world, tmp_path):
 
 
 def test_auto_goes_on_with_the_same_code_alone(world, tmp_path):
-    """Broken: a kill before an evaluation loses it, or it is there twice; an edited loss, run again,
-    shows yesterday's numbers."""
+    """Broken: a kill before an evaluation loses it, or it is there twice; an edited loss, run
+    again, shows yesterday's numbers."""
     settings, killed = ("--save_every=1", "--eval_every=1"), tmp_path / "killed"
     align(world, tmp_path / "straight", "--max_steps=2", *settings)
     align(world, killed, "--max_steps=1", *settings)
