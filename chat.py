@@ -54,7 +54,7 @@ def answer(messages):
 
 
 def transcribe(wav):
-    torch.set_num_threads(1)  # on a busy machine two wait for each other
+    torch.set_num_threads(1)  # beside a busy process two take seven times as long
     texts, n_cut = [], 0
     for text, is_cut, *_ in talker.transcripts(wav):
         n_cut += is_cut

@@ -88,7 +88,7 @@ def read_jsonl(path, needs="", **fields):
 
 
 def read_toml(name):
-    """Return the tables (dict) of one of our texts in TOML."""
+    """Return the tables (dict) of a TOML file of the repository, as assets/voices.toml."""
     with open(own_file(name), "rb") as f:
         return tomllib.load(f)
 

@@ -78,6 +78,6 @@ def gpt_optimizers(model, matrix_lr=0.02, more=(), zero1=False):
               dict(params=[model.lm_head.weight], lr=unembedding_lr * scale),
               dict(params=scalars, lr=SCALAR_LR)]
     adamw = make(torch.optim.AdamW, groups, betas=(0.8, 0.96), eps=1e-10, weight_decay=0.0,
-                 fused=True)
+                 fused=not zero1)  # a resumed zero1 can't: pytorch issue 124133
     matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
     return [make(Muon, matrices, lr=matrix_lr, weight_decay=weight_decay), adamw]

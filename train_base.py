@@ -57,7 +57,7 @@ save_every = 250
 log_every = 10
 device = "auto"
 use_compile = True
-zero1 = False           # ranks share the optimizers' states: less memory on each
+zero1 = False           # ranks share the optimizers' states: less memory, slower saves
 seed = 0
 config = configure(globals())  # each checkpoint stores it
 # ----

@@ -144,7 +144,7 @@ class Trainer:
             self.window = self.state.pop("window")
             states = self.state.pop("optimizers")
             for optimizer, state in zip(self.optimizers, states, strict=True):
-                groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
+                groups = zip(optimizer.param_groups, state["param_groups"])
                 groups = [own | {"params": saved["params"]} for own, saved in groups]
                 optimizer.load_state_dict(state | {"param_groups": groups})  # this run's rates
             self.is_evaluated = meta["evaluated"] or not self.is_due("eval", self.first_step)

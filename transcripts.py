@@ -123,7 +123,8 @@ def read_number(match, strict):
     body, end, money = match["body"], match["end"], match["money"]
     is_one, is_time = ONE.fullmatch(body), re.fullmatch(r"\d{1,2}:\d\d", body)
     after = match.string[match.end():match.end() + 1]
-    if strict and (not is_one and not is_time or money and after.isalpha()):  # 3/4, $5k
+    is_long = end and len(body) > 15
+    if strict and (not is_one and not is_time or money and after.isalpha() or is_long):  # 3/4, $5k
         raise NoSpokenForm("figures that can be read in several ways", match[0])
     digits = body.replace(",", "")
     if end in ("st", "nd", "rd", "th") and digits.isdigit() and len(digits) < 16:

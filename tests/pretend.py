@@ -1,7 +1,7 @@
 """Run a script on a GPU that is not there: python tests/pretend.py LIBRARY SCRIPT ARGUMENT ...
 
-Tensors say that they are on cuda:0 and lie in the CPU's memory. An operation that mixes them with
-the CPU's fails, as on a GPU. LIBRARY: pretend.cpp, compiled.
+Tensors say that they are on cuda:0 and lie in the CPU's memory. To mix them with the CPU's
+fails, as on a GPU. LIBRARY: pretend.cpp, compiled.
 """
 import ctypes
 import os
@@ -22,7 +22,7 @@ MAY_MIX = ("index", "_index", "_unsafe_index", "_fused_adam", "_ctc_loss")  # in
 
 
 class OnGPU(torch.Tensor):
-    """A tensor on cuda:0; inner: its numbers, a tensor of the CPU."""
+    """A tensor on cuda:0; inner: its numbers, on the CPU."""
 
     @staticmethod
     def __new__(cls, inner):

@@ -30,9 +30,6 @@ def stand_in(texture=0):
     return projector
 
 
-
-
-
 def test_path_is_the_likeliest():
     """Broken: the alignment of a text is not the best of all that write it."""
     heard, pieces, scores, found = torch.randn(6, 4).log_softmax(1), [0, 0, 1], {}, [3] * 6

@@ -101,8 +101,8 @@ def test_broken_shards_are_found(folder):
 
 
 def test_batches():
-    """Broken: clips are seen twice or never; a batch is too large or nearly empty, overruns its
-    tokens, is over 5% padding, comes in order, or is as before."""
+    """Broken: clips are seen twice or never; a batch is too large, nearly empty, over 5% padding,
+    in order or as before."""
     lengths = np.random.default_rng(2).integers(20, 800, 1001)
     batches = [stretched_batch(lengths, 0, 63 + i, 16)[0] for i in range(63)]
     assert sorted(np.concatenate(batches)) == list(range(1001))

@@ -11,8 +11,7 @@ def noise(seconds, level=0.1):
 
 
 def test_cuts_lie_in_pauses():
-    """Broken: a cut in a word or softer words, at the last breath in place of a sentence's end, or
-    not in a room's pause beside silence."""
+    """Broken: a cut in a word, at a breath and no sentence's end, or not in a room's pause."""
     rng, words, pauses, n = np.random.default_rng(0), [], [], 0
     while n < 70 * RATE:
         t, gap = np.arange(int(rng.uniform(2, 6) * RATE)), int(rng.uniform(0.22, 0.6) * RATE)

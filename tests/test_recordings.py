@@ -19,7 +19,6 @@ def rms(wav):
     return float(np.sqrt(np.square(wav).mean()))
 
 
-
 def by_ffmpeg(kind, codec, rate, bit_rate=64000, **options):
     """What ffmpeg writes into a container of this kind."""
     file = io.BytesIO()

@@ -14,7 +14,6 @@ from recordings import read_audio
 from talk import Piece, Talker, Word
 
 
-
 def test_transcripts_with_times(client):
     """Broken: segments lack words, overlap, are too long or begin in a pause; or subtitles do."""
     level = np.repeat([1e-4] + 3 * [0.1, 1e-4], [16_000] + 3 * [56_000, 12_000])

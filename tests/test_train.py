@@ -88,7 +88,6 @@ def write_encoder(path, **changes):
     return encoder
 
 
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Sentences, random features of a random encoder, and a base model of two steps."""
@@ -258,7 +257,6 @@ def test_read_ahead_keeps_the_order():
     reader = read_ahead(read, range(40), 2)
     assert [next(reader) for _ in range(30)] == list(range(30))
     raises("n is 30", next, reader)
-
 
 
 @pytest.mark.slow

@@ -75,8 +75,7 @@ def test_folders_as_finetuning_leaves_them(
 
 @pytest.mark.case("B37")
 def test_values_and_shapes_of_weights(tmp_path):
-    """Broken: bf16 weights load as other values, one beyond fp16 is an infinity, or weights of
-    another shape or of a decoder alone are loaded."""
+    """Broken: bf16 weights load as other values, beyond fp16 as infinity, or other shapes."""
     encoder = make_encoder()
     write_hf_folder(tmp_path, encoder, dtype=torch.bfloat16)
     for key, w in load(tmp_path).half_weights.items():
@@ -109,7 +108,6 @@ def test_what_is_no_model(tmp_path, config, file, words):
     if file:
         (folder / file).write_text("version https://git-lfs.github.com/spec/v1\n")
     refused(folder, words)
-
 
 
 @pytest.mark.case("B37")
