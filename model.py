@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from device import compute_dtype
-from kernels import SOFTCAP, ChunkedLoss, norm, relu_squared, rows_at_once, softcapped_nll
+from kernels import SOFTCAP, ChunkedLoss, ReluSquared, norm, rows_at_once, softcapped_nll
 
 FLASH = ("cuda",)     # devices with fused attention, faster without a mask
 QK_SCALE = 1.2        # of normed queries and keys each: nanochat's sharper attention
@@ -115,8 +115,7 @@ class Attention(nn.Module):
         if ve is not None:  # ResFormer's value residual (arXiv:2410.17897), gated per head
             gate = 3 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, H_kv)
             v = v + gate.unsqueeze(-1) * ve.unflatten(2, heads)
-        sizes = [q.size(2), k.size(2)]
-        q, k = norm(rotate(torch.cat([q, k], 2), cos, sin)).split(sizes, 2)
+        q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
         if kv_cache is None:
             k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, H_kv, T, D)
         else:
@@ -131,7 +130,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        return self.c_proj(relu_squared(self.c_fc(x)))
+        return self.c_proj(ReluSquared.apply(self.c_fc(x)))
 
 
 class Block(nn.Module):
