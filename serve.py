@@ -199,7 +199,8 @@ async def page(request: Request):
 async def health():
     return {"status": "ok", "model": name, "waiting": len(engine.waiting),
             "running": len(engine.answers) + len(engine.transcripts),
-            "max_audio_s": MAX_AUDIO_S, "can_chat": talker.can_chat}
+            "max_audio_s": MAX_AUDIO_S, "can_chat": talker.can_chat,
+            "has_word_times": talker.has_word_times}
 
 
 @app.get("/v1/models/{model:path}")
