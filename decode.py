@@ -183,16 +183,17 @@ class CTCScores:
         rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens.size(1))
         n, b, last, clips = (x[rows] for x in self.state)
         score = torch.logaddexp(n[:, -1], b[:, -1])
-        pieces = self.pieces[tokens.flatten()]
-        for piece in pieces[:, (pieces >= 0).any(0)].T:
-            own = self.log_probs[clips, :, piece.clamp(min=0)]
-            before = torch.where((piece == last)[:, None], b, torch.logaddexp(n, b))[:, :-1]
-            new_n = advance(before, own)
-            new_b = advance(new_n[:, :-1], self.blank[clips])
-            more = piece >= 0
-            score = torch.where(more, torch.logsumexp(before + own, 1), score)
-            last = torch.where(more, piece, last)
-            n, b = torch.where(more[:, None], new_n, n), torch.where(more[:, None], new_b, b)
+        for pieces in self.pieces[tokens.flatten()].T:
+            at = (pieces >= 0).nonzero()[:, 0]  # texts with one more piece
+            if not len(at):
+                break
+            piece, clip = pieces[at], clips[at]
+            own = self.log_probs[clip, :, piece]
+            is_same = (piece == last[at])[:, None]
+            before = torch.where(is_same, b[at], torch.logaddexp(n[at], b[at]))[:, :-1]
+            n[at], last[at] = advance(before, own), piece
+            b[at] = advance(n[at, :-1], self.blank[clip])
+            score[at] = torch.logsumexp(before + own, 1)
         self.state = n, b, last, clips
         return score.view(tokens.shape)
 
