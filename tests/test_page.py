@@ -49,7 +49,6 @@ def test_record_send_and_read_the_answer(browser, serve, tmp_path):  # noqa: F81
     sent = []
     page.on("request", lambda r: sent.append(r.post_data_json) if "completions" in r.url else None)
     page.get_by_role("button", name="Record", exact=True).click()
-    page.locator("#level").wait_for()
     while not page.evaluate("document.getElementById('live').textContent.trim()"):
         page.wait_for_timeout(50)
     page.keyboard.press("Escape")
