@@ -15,12 +15,12 @@ from recordings import read_audio
 
 ckpt = "pretrained"
 audio = ""
-commit = False  # the client ends the utterance; else two seconds of silence
+commit = False  # else two seconds of silence
 configure(globals())
 
 
 def show(ws, ended):
-    """Print what comes, and when after the sound, until the text is whole."""
+    """Print what comes, and when after the sound."""
     for message in ws:
         event = json.loads(message)
         after = f"{time.time() - ended[0]:+.2f} s" if ended else ""

@@ -1,4 +1,4 @@
-"""chat.html in a real browser: Chromium, whose microphone plays a file."""
+"""chat.html in Chromium, whose microphone plays a file."""
 import base64
 import shutil
 
@@ -15,7 +15,7 @@ from recordings import read_audio
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Headless Chromium whose microphone plays half a second of silence, then speech."""
+    """Headless Chromium whose microphone plays silence, then speech."""
     found = list(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     if not found:
         pytest.skip("no Chromium here (apt install chromium)")
@@ -49,6 +49,7 @@ def test_record_send_and_read_the_answer(browser, serve, tmp_path):  # noqa: F81
     sent = []
     page.on("request", lambda r: sent.append(r.post_data_json) if "completions" in r.url else None)
     page.get_by_role("button", name="Record", exact=True).click()
+    page.locator("#level").wait_for()
     while not page.evaluate("document.getElementById('live').textContent.trim()"):
         page.wait_for_timeout(50)
     page.keyboard.press("Escape")
@@ -64,12 +65,13 @@ def test_record_send_and_read_the_answer(browser, serve, tmp_path):  # noqa: F81
     page.locator(".words button").nth(1).click()
     assert page.evaluate("document.querySelector('.sound audio').currentTime") > 0
     page.get_by_role("textbox", name="Message").fill("how high is it")
-    page.get_by_role("button", name="Send").click()  # a second turn, with the first in it
+    page.get_by_role("button", name="Send").click()
     answers.nth(1).wait_for()
     assert [m["role"] for m in sent[1]["messages"]] == ["user", "assistant", "user"]
     texts = answers.all_text_contents()
     page.reload()
     assert page.locator(".assistant").all_text_contents() == texts
+    assert page.locator(".user").all_text_contents() == ["Who is speaking?", "how high is it"]
     page.get_by_role("button", name="New conversation").click()
     assert page.evaluate("messages.length") == 0
     assert not errors, errors
@@ -99,7 +101,7 @@ def test_a_model_that_only_transcribes(browser, serve, tmp_path):  # noqa: F811
     """Broken: the page has no use for a model of W2, or asks it questions."""
     page, errors = open_page(browser, serve(f"--ckpt={make_run(tmp_path / 'run')}")[1])
     page.get_by_text("it writes down what you say").wait_for()
-    assert not page.locator("#text").is_visible()
+    assert not page.locator("#text:visible, #chips:visible").count()
     (tmp_path / "clip.wav").write_bytes(make_audio(0.6, 0))
     page.set_input_files("#file", tmp_path / "clip.wav")
     page.locator("#clip audio").wait_for()
