@@ -62,8 +62,8 @@ def test_record_send_and_read_the_answer(browser, serve, tmp_path):  # noqa: F81
     wav = read_audio(base64.b64decode(part["input_audio"]["data"].partition(",")[2]))
     assert text["text"] == "Who is speaking?" and 1.5 < len(wav) / 16_000 < 8
     assert np.abs(wav).max() > 0.1 and page.locator(".turn.user audio").count() == 1
-    page.locator(".words button").nth(1).click()
-    assert page.evaluate("document.querySelector('.sound audio').currentTime") > 0
+    page.locator(".words button").last.click()
+    page.wait_for_function("document.querySelector('.sound audio').currentTime > 0")
     page.get_by_role("textbox", name="Message").fill("how high is it")
     page.get_by_role("button", name="Send").click()
     answers.nth(1).wait_for()
