@@ -11,18 +11,9 @@ from files import read_jsonl
 from questions import NOBODY, NUMBERS, pick, read_tasks, spoken_labels, word_labels
 from recordings import SAMPLE_RATE, read_audio
 
-# from the least to the most of a label; a voice between two ranges gets no label
-PITCH_HZ = {"very low": (0, 85), "low": (105, 132), "high": (158, 190), "very high": (220, 500)}
-VOICE_HZ = {"male": {"low": (0, 90), "high": (133, 200)},
-            "female": {"low": (100, 150), "high": (215, 400)}}
-RATE_WPM = {"very slow": (0, 105), "slow": (130, 150), "fast": (185, 205), "very fast": (242, 999)}
-LOUDNESS_DB = {"very quiet": (-52, -48), "quiet": (-41, -37), "loud": (-30, -26),
-               "very loud": (-19, -16)}
+PITCH_HZ, VOICE_HZ, RATE_WPM, LOUDNESS_DB, QUALITIES, PAIRS, *_ = sounds.TABLE.values()
 CLEAR_WPM, CLEAR_PITCH = 205, 65  # espeak's; no words of faster or higher voices are asked
-QUALITIES = {"plain": "clear", "whisper": "whispering", "croak": "creaky", "klatt": "buzzing"}
 PEOPLE = {"male": "a man", "female": "a woman"}
-PAIRS = {"one man": ("male", True), "one woman": ("female", True), "two men": ("male", False),
-         "two women": ("female", False), "a man and a woman": ("", False)}  # (sex, is one voice)
 WAYS = ("room", "noise", "channel")  # between speaker and microphone
 REACH = 0.3     # of a range of training, beyond which the bench draws
 MATCHED = 0.12  # octaves between pitches, and rates, of the bench's two voices
@@ -208,7 +199,7 @@ MAKERS = {"voice": make_voice, "spoken": make_spoken, "digit": make_spoken, "pai
 
 def compare(a, b):
     """Return the speakers of two clips as in PAIRS."""
-    return a["sex"] if a["sex"] == b["sex"] else "", a["voice"] == b["voice"]
+    return [a["sex"] if a["sex"] == b["sex"] else "", a["voice"] == b["voice"]]
 
 
 def pair_up(clips, rng, label=""):

@@ -31,7 +31,7 @@ def list_documents(setting, paths):
     return list(dict.fromkeys(files))
 
 
-def read_documents(path, doc_chars):
+def read_documents(path, doc_chars=4000):
     """Yield the documents (str) of a file of SUFFIXES; null is an empty one.
 
     doc_chars: .txt and .md are cut at the first empty line after this many characters, or at any

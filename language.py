@@ -11,13 +11,10 @@ import importlib
 import re
 import unicodedata
 
+from files import read_toml
 from transcripts import MARKUP, NoSpokenForm, normalize_transcript, plain_characters
 
-SCRIPTS = {  # first words of Unicode's names: codes; und: any other language
-    "LATIN": "ca cs da de en es fi fr hr hu id it ms nl no pl pt ro sk sv sw tl tr vi",
-    "CYRILLIC": "bg ru uk", "GREEK": "el", "ARABIC": "ar fa ur", "HEBREW": "he",
-    "DEVANAGARI": "hi mr ne", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te", "THAI": "th",
-    "CJK": "yue zh", "CJK HIRAGANA KATAKANA": "ja", "CJK HANGUL": "ko", "": "und"}
+SCRIPTS = read_toml("assets/scripts.toml")
 KNOWN = {code: scripts.split() for scripts, codes in SCRIPTS.items() for code in codes.split()}
 UNCLEAR = re.compile(r"[0-9][-/:~, ][0-9]|[0-9]{9}|(?<![0-9.])0[0-9]|[.][0-9]+[.][0-9]")
 SYMBOL = re.compile("[][<>{}#$£€¥%&@+=×÷±°\ufffd]")

@@ -20,7 +20,7 @@ import numpy as np
 from clip_makers import MAKERS, Beyond, is_clear, is_plain, pair_up, read_clips, write_clip
 from configurator import configure
 from meters import median_pitch
-from questions import QUESTIONS, SPOKEN, pick, read_answers, read_tasks, write_rows
+from questions import TEXTS, pick, read_answers, read_tasks, write_rows
 from record import make_folder, sums
 from recordings import read_audio
 from sources import read_sources
@@ -177,7 +177,7 @@ def make_wav(clip, row):
 def find_inputs():
     paths = [f"{folder}/labels.jsonl" for folder in (voices, spoken, speech) if voices]
     paths += [clip["path"] for clip in read_sources(sources, True)]
-    return sums(*paths, QUESTIONS, SPOKEN)
+    return sums(*paths, *TEXTS)
 
 
 def make():

@@ -4,7 +4,7 @@
     python prepare_documents.py --documents=data/climbmix --vocab_size=32768 --tokenizer_mb=500 \\
         --out_dir=data/web    # runs/gpu.sh fetches nanochat's web text
 
-Reads  .txt and .md, cut at empty lines into documents of about doc_chars characters; .jsonl with
+Reads  .txt and .md, cut at empty lines into documents of about 4,000 characters; .jsonl with
        a "text" on each line; .parquet with a column "text" (needs pyarrow). 2 MB a second and core.
 Writes tokenizer.json, train.bin and val.bin (documents.py), meta.json (counts).
 
@@ -25,7 +25,6 @@ from tokenizer import load_tokenizer, train_bpe
 # config: set by a config file or --name=value
 documents = ""           # comma-separated files and folders
 out_dir = "data/documents"
-doc_chars = 4000         # .txt and .md are cut after about this many characters
 tokenizer = ""           # folder of a tokenizer.json or nanochat's .pkl; '': train a new one
 vocab_size = 2048        # of a new one, at most 65,536
 tokenizer_mb = 50.0      # text that a new one is trained on
@@ -38,7 +37,7 @@ CHUNK_BYTES = 4_000_000  # tokenized at once, on all cores; 100 bytes of memory 
 def read_chunks(paths, left_out):
     """Yield lists of documents (str) of about CHUNK_BYTES; left_out counts empty ones."""
     chunk, n_bytes = [], 0
-    for text in chain.from_iterable(read_documents(path, doc_chars) for path in paths):
+    for text in chain.from_iterable(map(read_documents, paths)):
         if not text.strip():
             left_out["empty"] += 1
             continue
@@ -84,7 +83,7 @@ def write_tokens(paths, tok):
                 counts[split].update(documents=1, tokens=len(ids), bytes=n_bytes)
                 bar.update(n_bytes)
     if not counts["train"]:
-        raise ValueError(f"documents={documents}: fewer than two documents; lower doc_chars")
+        raise ValueError(f"documents={documents}: fewer than two documents: give more text")
     return counts
 
 

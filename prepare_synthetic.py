@@ -15,21 +15,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import sounds
 import voices
 from configurator import configure
-from files import own_file, read_lines, read_sentences, write_jsonl, write_text
+from files import own_file, read_lines, read_sentences, read_toml, write_jsonl, write_text
 from processes import run_all
 from record import make_folder, sums
 from voices import VOICES
 
 # config: set by a config file or --name=value
-corpus = "plain"         # or many, spoken, flite, piper: see CORPORA
+corpus = "plain"         # or many, spoken, flite, piper: assets/synthetic.toml
 text_dir = "data/text"
 out_dir = "data/synthetic"
 n_train = 5000           # clips; beyond the sentences, they come again in other voices
 n_val = 200              # heard voices, new sentences (spoken: the same lines)
 n_test = 200             # new voices, new sentences
-test_engine = ""         # '': as in CORPORA
+test_engine = ""         # '': as there
 config = configure(globals())
 # ----
 SEED = 1337
@@ -38,24 +39,11 @@ SIZES = {"train": n_train, "val": n_val, "test": n_test}
 SPLITS = list(SIZES)
 SPOKEN = own_file("assets/spoken.txt")  # a line on each line, perhaps ` | ` and its answer
 CLIPS_PER_CHAPTER = 25
-CORPORA = {  # engines of train and test, shares of clips with a style and noise, own RANGES
-    "plain": ("espeak", "piper", 0.0, 0.3, {"rate_set": (160, 205)}),
-    "many": ("espeak_many", "espeak_new", 0.3, 0.0, {"rate_set": (85, 265), "pitch": (5, 95)}),
-    "spoken": ("espeak", "piper", 0.0, 0.0, {"rate_set": (140, 195)}),
-    "flite": ("flite", "piper", 0.0, 0.3, {}), "piper": ("piper", "flite", 0.0, 0.3, {})}
-RANGES = {  # drawn evenly for each clip; 50 is normal for espeak, 1 for the others
-    "espeak": {"rate_set": (135, 175), "pitch": (15, 65), "pitch_range": (30, 70),
-               "word_gap": (1, 3)},
-    "piper": {"length_scale": (0.95, 1.25)},
-    "flite": {"duration_stretch": (0.85, 1.25), "f0_shift": (0.85, 1.2),
-              "playback_speed": (0.88, 1.12)}}
-STYLES = {"excited": {"rate_set": (205, 235), "pitch": (60, 85), "pitch_range": (88, 99)},
-          "sad": {"rate_set": (95, 115), "pitch": (15, 35), "pitch_range": (12, 25)},
-          "bored": {"rate_set": (140, 160), "pitch": (30, 50), "pitch_range": (0, 3)},
-          "calm": {"rate_set": (130, 150), "pitch": (40, 60), "pitch_range": (45, 60)}}
+TABLE = "assets/synthetic.toml"
+CORPORA, RANGES, STYLES = read_toml(TABLE).values()
 SNR_DB = (15.0, 35.0)    # RMS of the speech over the noise's
 LOUDNESS_DB = (-34, -18)  # RMS of the speech, dB of full scale
-NOISES = {"white": 0, "pink": 1, "brown": 2}  # power falls with this power of the frequency
+NOISES = {"white": 0, "pink": 0.5, "brown": 1}  # sounds.colored()'s slope
 
 
 # ---- one clip
@@ -110,18 +98,10 @@ def make_clip(clip):
         "pitch_hz": None if clip["quality"] == "whisper" else measure_pitch(wav)}
     if clip["noise"]:
         labels["noise_db"] = round(float(loudness) - clip["snr_db"], 1)
-        noise = make_noise(clip["noise"], len(out), clip["clip_seed"])
+        rng = np.random.default_rng(clip["clip_seed"])
+        noise = sounds.colored(len(out), rng, NOISES[clip["noise"]])
         out += 10 ** (labels["noise_db"] / 20) * noise
     return (np.clip(out, -1.0, 1.0) * 32767).round().astype(np.int16), labels
-
-
-def make_noise(kind, n, noise_seed):
-    """Return noise, float32 (n,) of RMS 1: white, or above 50 Hz falling by 3 (pink) or 6 dB."""
-    size = 1 << n.bit_length()  # a power of 2: other lengths can be ten times slower
-    noise = np.random.default_rng(noise_seed).standard_normal(size, dtype=np.float32)
-    hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50.0).astype(np.float32)
-    noise = np.fft.irfft(np.fft.rfft(noise) * hertz ** (-NOISES[kind] / 2))[:n]
-    return noise / np.sqrt(np.mean(noise**2))
 
 
 def measure_pitch(wav):
@@ -152,7 +132,7 @@ def find_inputs():
                          f"{', '.join(VOICES)}")
     if min(SIZES.values()) < 0:
         raise ValueError("n_train, n_val and n_test are 0 or more")
-    inputs = sums(voices.TABLE)
+    inputs = sums(voices.TABLE, TABLE)
     for split in filter(SIZES.get, SIZES):  # those with clips
         inputs |= sums(SPOKEN if corpus == "spoken" else f"{text_dir}/{split}.txt")
         inputs[engine_of(split)] = voices.version(engine_of(split))

@@ -5,7 +5,12 @@ A function of EVENTS takes (n, rng), samples at 16 kHz and numpy's Generator, an
 """
 import numpy as np
 
+from files import read_toml
 from recordings import SAMPLE_RATE
+
+LABELS = "assets/labels.toml"
+TABLE = read_toml(LABELS)
+ROOMS, SNR_DB, CHANNELS = TABLE["room"], TABLE["noise"], TABLE["channel"]
 
 
 def level(wav, db=0.0):
@@ -259,14 +264,6 @@ def room(wav, rng, seconds_60, wet):
     size = 1 << (len(wav) + n).bit_length()
     out = np.fft.irfft(np.fft.rfft(wav, size) * np.fft.rfft(tail, size))
     return out[:len(wav) + min(n, SAMPLE_RATE // 2)]
-
-
-ROOMS = {"a studio": None, "a bathroom": (0.5, 1.0), "a hall": (1.3, 1.5),
-         "a cathedral": (3.5, 3.0)}  # room()'s seconds_60, wet
-SNR_DB = {"no noise": None, "a little noise": (20, 24), "much noise": (8, 11),
-          "more noise than speech": (-4, -1)}
-CHANNELS = {"a good microphone": None, "a telephone": (300, 3400), "a wall": (20, 600),
-            "an old radio": (500, 2200)}
 
 
 def through(wav, rng, channel, shift=1.0):

@@ -15,6 +15,8 @@ import html
 import re
 import unicodedata
 
+from files import read_toml
+
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")  # words also hold the apostrophe
 NO_FORM = "\ufffd"  # a character that no transcript may hold
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
@@ -22,11 +24,8 @@ PLAIN = str.maketrans({  # before NFKC, which would write ™ and ² as plain le
     **dict.fromkeys("‘’‛ʼ´`′", "'"), **dict.fromkeys("‐‑‒–−", "-"),
     **dict.fromkeys("™℠", " "),
     **dict.fromkeys("²³¹⁰⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉¼½¾", NO_FORM)})
-# letters without an accent that could be stripped
-FOLDED = {"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
-SYMBOLS = {"&": " and ", "@": " at ", "+": " plus ", "=": " equals ", "%": " percent ",
-           "×": " times ", "÷": " divided by ", "±": " plus or minus ", "|": " ", "~": " ",
-           **dict.fromkeys("<>[]{}°", NO_FORM)}
+FOLDED, SYMBOLS, MONEY = read_toml("assets/english.toml").values()
+SYMBOLS |= dict.fromkeys("<>[]{}°", NO_FORM)
 MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}")
 NOISE = re.compile(r"[(*](?:\w+ ){0,2}(?:laugh|chuckl|noise|silence|pause|breath|sigh|cough|sneez|"
                    r"sniff|music|applau|cheer|inaudible|unintelligible)\w*(?: \w+)?[)*]")
@@ -38,8 +37,6 @@ NUMBER = re.compile(r"""
     (?P<end>(?:st|nd|rd|th|'?s)\b)?
     """, re.VERBOSE | re.ASCII)
 ONE = re.compile(r"(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d+)?")  # number, not a list or a range
-MONEY = {"$": ("dollar", "dollars", "cent", "cents"), "£": ("pound", "pounds", "penny", "pence"),
-         "€": ("euro", "euros", "cent", "cents")}
 
 
 class NoSpokenForm(ValueError):

