@@ -71,7 +71,7 @@ class Block(nn.Module):
         self.final_layer_norm = nn.LayerNorm(n_embd)
 
     def forward(self, x, mask):
-        dtype = self.fc1.weight.dtype
+        dtype = self.fc1.bias.dtype
         h = self.self_attn_layer_norm(x).to(dtype)
         qkv = [self.self_attn[f"{name}_proj"](h).unflatten(2, (self.n_head, -1)).transpose(1, 2)
                for name in "qkv"]  # 3 x (B, n_head, T, head)

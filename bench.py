@@ -1,26 +1,38 @@
 """
 Speed of the stages on this machine: a line for each figure, then one line of JSON.
 
-    python bench.py    # a minute on 2 cores
+    python bench.py                     # a minute on 2 cores
+    python bench.py --audio=clip.wav    # and a live transcript of it, by a trained run
 
-train   a step of pretraining: d4, 8 rows of 512 (CUDA: d12, 16 rows of 2048)
-decode  64 tokens after 16, of 1, 8 and 32 rows, by a d4 GPT
-The weights are random. Compare figures of one machine only.
+train   a step of pretraining: d4, 8 rows of 512 (CUDA: d12, 16 rows of 2048); random weights
+decode  64 tokens after 16, of 1, 8 and 32 rows, by a d4 GPT with random weights
+live    seconds of a pass on one thread: the slowest, and the last, which ends the transcript
+words   median error of their times, ms, if clip.ctm (NIST) tells the true ones
 """
 import json
+import time
+from difflib import SequenceMatcher
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 
 from configurator import configure, user_input
 from decode import generate
 from device import compute_dtype, peak_flops, pick_device
+from files import read_lines
+from live import STEP, Live
 from model import GPT, GPTConfig, for_inference
 from optim import gpt_optimizers
+from recordings import read_audio
+from talk import Talker, default_run
 
 # config: set by a config file or --name=value
 quick = False    # fewer repeats
 device = "auto"  # auto, cuda, mps, cpu
+audio = ""       # a recording of speech
+ckpt = ""        # the run that hears it; '': as serve.py
 config = configure(globals())
 # ----
 
@@ -60,11 +72,42 @@ def measure_decode(where):
     return rates
 
 
+def measure_live(where):
+    """Hear the recording as serve.py does, a second at a time."""
+    if not audio:
+        return {}
+    with user_input():
+        talker, wav = Talker(ckpt or default_run(), device), read_audio(audio)
+    torch.set_num_threads(1)
+    live, seconds = Live(), []
+    for start in range(0, len(wav), STEP):
+        began = time.perf_counter()
+        live.listen(talker, wav[start:start + STEP], start + STEP >= len(wav))
+        seconds.append(time.perf_counter() - began)
+    times = {"live.slowest_s": max(seconds), "live.last_s": seconds[-1]}
+    return times | measure_words(talker, wav, Path(audio).with_suffix(".ctm"))
+
+
+def measure_words(talker, wav, path):
+    """Compare right words with those of a CTM: name, channel, start, seconds, word."""
+    if not path.exists():
+        return {}
+    known, off = [line.split() for line in read_lines(path)], []
+    said = [word for piece in talker.transcripts(wav) for word in piece.words]
+    texts = [word.text for word in said], [line[4].lower() for line in known]
+    for a, b, n in SequenceMatcher(None, *texts, False).get_matching_blocks():
+        for word, line in zip(said[a:a + n], known[b:b + n]):
+            start, length = map(float, line[2:4])
+            off.append((word.start_s - start, word.end_s - start - length))
+    start_s, end_s = np.median(np.abs(off), 0)
+    return {"words.start_ms": 1000 * start_s, "words.end_ms": 1000 * end_s}
+
+
 with user_input():
     where = pick_device(device)
 torch.manual_seed(0)
 result = {"dtype": str(compute_dtype(where))}
-for measure in (measure_train, measure_decode):
+for measure in (measure_train, measure_decode, measure_live):
     for name, value in measure(where).items():
         result[name] = float(f"{value:.4g}")
         print(f"{name:<22} {value:>12,.3f}")

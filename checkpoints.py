@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from files import sha256_file, write_json, write_text
+from kernels import to_int8
 from model import GPT, GPTConfig, SMEAR_CHANNELS
 
 SCALE = ".scale"  # ends the name of a packed matrix's scales
@@ -44,9 +45,7 @@ def pack(state):
     packed = {}
     for name, tensor in state.items():
         if tensor.ndim == 2 and tensor.numel() > 10_000:
-            scale = tensor.float().abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
-            packed[name + SCALE] = scale
-            packed[name] = (tensor / scale).round().to(torch.int8)
+            packed[name], packed[name + SCALE] = to_int8(tensor.float())
         else:
             packed[name] = tensor.half()
     return packed

@@ -25,19 +25,17 @@ def sample(logits, temperature, top_p, generator):
     return order.gather(1, torch.multinomial(probs, 1, generator=generator)).squeeze(1)
 
 
-def prefill(model, prompts, audio, room):
-    """Read B prompts (lists of ids) into a cache with `room` places to spare.
+def prefill(model, prompts, audio):
+    """Read B prompts (lists of ids) into a cache.
 
     audio: None, or B tensors (T_a, C). Returns (KVCache, logits (B, V) after each prompt).
     """
     device = model.cos.device
     idx, text_lens = pad(prompts, device)
     features = audio_lens = None
-    n = idx.size(1)
     if audio is not None:
         features, audio_lens = pad(audio, device)
-        n += features.size(1)
-    cache = KVCache(model.config, len(prompts), n + room, device)
+    cache = KVCache(model.config, len(prompts), device)
     logits = model(idx, kv_cache=cache, audio_features=features, audio_lens=audio_lens,
                    text_lens=text_lens, logits_at=text_lens - 1)
     return cache, logits[:, 0]
@@ -49,7 +47,7 @@ def generate(model, prompts, audio=None, max_tokens=64, stop_ids=()):
 
     Returns B lists of ids; each ends before one of stop_ids.
     """
-    cache, logits = prefill(model, prompts, audio, max_tokens)
+    cache, logits = prefill(model, prompts, audio)
     said, live = [[] for _ in prompts], set(range(len(prompts)))
     for step in range(max_tokens):
         if step:
@@ -82,7 +80,7 @@ def transcribe(model, projector, tok, features, beams=1, cut=None, said=()):
     audio, audio_lens = projector(features, lens)  # (B, T_a, C)
     audio = [row[:n] for row, n in zip(audio, audio_lens)]
     room = [16 + n // 2 for n in lens.tolist()]  # characters
-    cache, logits = prefill(model, [[tok.bos_id, *said]] * len(audio), audio, max(room))
+    cache, logits = prefill(model, [[tok.bos_id, *said]] * len(audio), audio)
     ctc = CTCScores(projector, tok, audio) if projector.ctc_head else None
     search = Search(tok.token_chars(), room, beams, ctc, said)
     while rows := search.step(logits):
@@ -283,7 +281,7 @@ def score_answers(model, prompts, answers, audio=None):
     tensors (T_a, C).
     """
     K, flat = len(answers[0]), list(chain.from_iterable(answers))
-    cache, logits = prefill(model, prompts, audio, max(map(len, flat)))
+    cache, logits = prefill(model, prompts, audio)
     cache.select([i // K for i in range(len(flat))])
     logits = logits.repeat_interleave(K, dim=0)[:, None]  # (B*K, 1, V)
     targets, lens = pad(flat, logits.device, -1)

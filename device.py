@@ -8,28 +8,47 @@ import sys
 import torch
 from torch.utils.benchmark import Timer
 
-PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121,
-               "RTX 5090": 210, "RTX 4090": 165}  # dense bf16 with fp32 sums, of the data sheets
+from files import read_toml
 
 
 @functools.lru_cache
 def compute_dtype(device):
     """Return the dtype of matmuls and activations on a device (str or torch.device).
 
-    NANOCHAT_DTYPE, or bf16 if the device has instructions for it (a CPU without them takes 55 times
-    as long as in fp32).
+    NANOCHAT_DTYPE (int8: of inference's weights alone), or bf16 if the device has instructions for
+    it (a CPU without them takes 55 times as long as in fp32).
     """
     if name := os.environ.get("NANOCHAT_DTYPE"):
-        if name not in ("float32", "bfloat16"):
-            raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of float32, bfloat16")
-        return getattr(torch, name)
+        known = ["float32", "bfloat16"] + ["int8"] * can_int8(device)
+        if name not in known:
+            raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(known)}")
+        return torch.float32 if name == "int8" else getattr(torch, name)
     kind, has_bf16 = torch.device(device).type, False
     if kind == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
     elif kind == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        has_bf16 = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+        has_bf16 = has_instructions("amx_bf16", "avx512_bf16")
     return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def can_int8(device):
+    """Tell whether a CPU has VNNI instructions; without them int8 takes 30 times as long."""
+    return torch.device(device).type == "cpu" and has_instructions("avx512_vnni", "avx_vnni")
+
+
+def has_instructions(*names):
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(able.get(name) for name in names)
+
+
+def prefer_int8(device):
+    """Let this process infer with int8 weights if it can, and has no bf16."""
+    if compute_dtype(device) == torch.float32 and can_int8(device):
+        os.environ.setdefault("NANOCHAT_DTYPE", "int8")
+
+
+def uses_int8():
+    return os.environ.get("NANOCHAT_DTYPE") == "int8"
 
 
 def pick_device(device):
@@ -52,7 +71,8 @@ def pick_device(device):
 def peak_flops(device):
     """Return a device's peak operations a second, by a GPU's name, else timed in a matmul."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = [tera for key, tera in PEAK_TFLOPS.items() if re.search(rf"\b{key}\b", name)]
+    known = [tera for word, tera in read_toml("assets/gpus.toml").items()
+             if re.search(rf"\b{word}\b", name)]
     if known and compute_dtype(device) == torch.bfloat16:
         return 1e12 * known[0]
     n = 1024 if device.type == "cpu" else 8192

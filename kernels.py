@@ -1,5 +1,6 @@
 """The maths of plain formulas, faster on a CPU: norm, relu squared, the softcapped loss."""
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 SOFTCAP = 15.0         # logits stay within +-15 (Gemma 2, arXiv:2408.00118)
@@ -46,6 +47,28 @@ class ReluSquared(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return torch.addcmul(grad.new_zeros(()), grad, *ctx.saved_tensors, value=2)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer of int8 weights and inputs, with a scale for each row."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.out_features, self.bias = linear.out_features, linear.bias
+        self.ids, self.scale = to_int8(linear.weight.float())
+
+    def forward(self, x):
+        ids, scale = to_int8(x.flatten(0, -2).float())
+        y = torch._int_mm(ids, self.ids.T).mul(scale).mul_(self.scale.T)
+        if self.bias is not None:
+            y += self.bias
+        return y.to(x.dtype).unflatten(0, x.shape[:-1])
+
+
+def to_int8(x):
+    """x (N, C) -> int8 (N, C), scale (N, 1)."""
+    scale = x.abs().amax(1, keepdim=True).clamp(min=1e-9) / 127
+    return (x / scale).round_().to(torch.int8), scale
 
 
 def softcapped_nll(z, targets):

@@ -1,7 +1,10 @@
 """The KV cache: what the rows of a batch have read."""
 import torch
+import torch.nn.functional as F
 
 from device import compute_dtype
+
+MORE = 16  # places that the cache grows by
 
 
 class KVCache:
@@ -10,9 +13,9 @@ class KVCache:
     Padding is written past the row's length, where no query sees it; the next call overwrites it.
     """
 
-    def __init__(self, config, batch_size, max_len, device="cpu"):
+    def __init__(self, config, batch_size, device="cpu"):
         head_dim = config.n_embd // config.n_head
-        shape = (2, config.n_layer, batch_size, config.n_kv_head, max_len + 1, head_dim)
+        shape = (2, config.n_layer, batch_size, config.n_kv_head, 1, head_dim)
         self.kv = torch.zeros(shape, dtype=compute_dtype(device), device=device)
         self.lens = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.previous = self.kv.new_zeros(batch_size, 1, config.n_embd)  # last text embedding
@@ -32,12 +35,17 @@ class KVCache:
         places = self.lens[:, None] + torch.arange(T, device=self.lens.device)
         new_lens = self.lens + (T if lens is None else lens)
         longest = self.longest + T if lens is None else int(new_lens.max())
-        spare = self.kv.size(4) - 1  # one slot for padding past the end
-        most = min(spare, limit)
-        assert longest <= most, f"{longest} tokens > the cache's {most}: raise max_len"
+        assert longest <= limit, f"{longest} tokens > the model's {limit}"
         self.lens, self.longest = new_lens, longest
+        self.make_room()
+        spare = self.kv.size(4) - 1  # one slot for padding past the end
         self.places = places.clamp(max=spare)
         return self.places.clamp(max=limit - 1)
+
+    def make_room(self):
+        """Grow to hold the longest row."""
+        if self.kv.size(4) <= self.longest:
+            self.kv = F.pad(self.kv, (0, 0, 0, self.longest + MORE - self.kv.size(4)))
 
     def write(self, layer, k, v):
         """Store k, v (B, T, H_kv, D) at extend()'s places -> all, (2, B, H_kv, longest, D)."""
@@ -50,22 +58,20 @@ class KVCache:
         """Keep the rows of these indices (list of int), which may repeat."""
         if rows == list(range(len(self.lens))):
             return
-        kept = self.kv[:, :, rows, :, :self.longest]  # a copy
-        if len(rows) > len(self.lens):
-            self.kv = self.kv.new_zeros(*kept.shape[:4], *self.kv.shape[4:])
-        self.kv = self.kv[:, :, :len(rows)]
-        self.kv[:, :, :, :, :self.longest] = kept
+        rows = torch.tensor(rows, device=self.lens.device)
+        self.kv = self.kv.index_select(2, rows)
         self.lens, self.previous = self.lens[rows], self.previous[rows]
         self.longest = int(self.lens.max())
 
     @classmethod
-    def gather(cls, config, rows, max_len):
+    def gather(cls, config, rows):
         """A cache of rows b of others; rows: [(KVCache, b)]."""
-        new = cls(config, len(rows), max_len, rows[0][0].kv.device)
+        new = cls(config, len(rows), rows[0][0].kv.device)
+        new.longest = max(int(old.lens[b]) for old, b in rows)
+        new.make_room()
         for i, (old, b) in enumerate(rows):
             n = int(old.lens[b])
             new.kv[:, :, i, :, :n] = old.kv[:, :, b, :, :n]
             new.previous[i] = old.previous[b]
             new.lens[i] = n
-        new.longest = int(new.lens.max())
         return new

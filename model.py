@@ -12,8 +12,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from device import compute_dtype
-from kernels import SOFTCAP, ChunkedLoss, ReluSquared, norm, rows_at_once, softcapped_nll
+from device import compute_dtype, uses_int8
+from kernels import (SOFTCAP, ChunkedLoss, Int8Linear, ReluSquared, norm, rows_at_once,
+                     softcapped_nll)
 
 FLASH = ("cuda",)     # devices with fused attention, faster without a mask
 QK_SCALE = 1.2        # of normed queries and keys each: nanochat's sharper attention
@@ -66,11 +67,20 @@ class Linear(nn.Linear):
 
 
 def for_inference(model):
-    """Cast a model's weights to the compute dtype once, not at every use."""
+    """Cast a model's weights to the compute dtype once, not at every use; or to int8."""
     for module in model.modules():
         if isinstance(module, (Linear, nn.Embedding)):
             module.weight.data = module.weight.data.to(compute_dtype(module.weight.device))
-    return model.eval().requires_grad_(False)
+    return with_int8(model.eval().requires_grad_(False))
+
+
+def with_int8(model):
+    """Turn a model's large matrices to int8 where this is faster."""
+    for module in [*model.modules()] if uses_int8() else ():
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear) and min(child.weight.shape) >= 64:
+                setattr(module, name, Int8Linear(child))
+    return model
 
 
 def rotate(x, cos, sin):

@@ -52,12 +52,12 @@ def git_commit():
 def provenance(device):
     """Return what a figure depends on (dict): commit, code, dtype, device, versions."""
     import torch
-    from device import compute_dtype
+    from device import compute_dtype, uses_int8
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{torch.get_num_threads()} threads of {platform.machine()}"
-    dtype = str(compute_dtype(device)).removeprefix("torch.")
+    dtype = "int8" if uses_int8() else str(compute_dtype(device)).removeprefix("torch.")
     return {"git_commit": git_commit(), "code": code_sums(), "dtype": dtype, "device": name,
             "python": platform.python_version(), "torch": torch.__version__}
 

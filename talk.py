@@ -12,10 +12,10 @@ import torch
 from audio import HOP, encode, load_ears, n_audio_tokens
 from checkpoints import checkpoint_steps, load_checkpoint
 from decode import prefill, sample, spell, transcribe, word_times
-from device import pick_device
+from device import pick_device, prefer_int8
 from kv_cache import KVCache
 from language import Language
-from model import for_inference
+from model import for_inference, with_int8
 from pauses import measure_loudness, split_at_pauses
 from recordings import SAMPLE_RATE
 from tokenizer import load_tokenizer, render_conversation
@@ -107,7 +107,9 @@ class Talker:
     """A run's model, tokenizer and ears; ValueError or OSError: its files are wrong."""
 
     def __init__(self, ckpt, device="auto"):
-        model, self.meta = load_checkpoint(ckpt, device=pick_device(device))
+        where = pick_device(device)
+        prefer_int8(where)
+        model, self.meta = load_checkpoint(ckpt, device=where)
         self.model = for_inference(model)
         self.tok = load_tokenizer(ckpt, self.model.config.vocab_size)
         self.step = self.meta["step"]
@@ -120,7 +122,8 @@ class Talker:
         # nanochat's base models have a depth, its chat models have none
         self.can_chat = "depth" not in self.meta.get("user_config", {})
         if self.ears:
-            self.encoder, projector = load_ears(ckpt, self.meta, self.device)
+            encoder, projector = load_ears(ckpt, self.meta, self.device)
+            self.encoder = with_int8(encoder)
             self.projector = for_inference(projector)
             self.can_chat = self.ears["prompt"] == "chat"
         self.has_word_times = bool(self.ears and self.projector.ctc_head and self.language.space)
@@ -232,17 +235,15 @@ class Batch:
         """Read a row's prompt and let it join. After an error the batch is as before."""
         wavs = [item.wav for item in row.prompt if not isinstance(item, int)]
         ids, audio = row.prompt[len(wavs):], self.hear(wavs) if wavs else None
-        cache, logits = prefill(self.model, [ids[:LONGEST]], audio, len(ids[LONGEST:]))
+        cache, logits = prefill(self.model, [ids[:LONGEST]], audio)
         for start in range(LONGEST, len(ids), LONGEST):
             more = torch.tensor([ids[start:start + LONGEST]], device=self.device)
             logits = self.model(more, kv_cache=cache)[:, -1]
         sources = [(self.cache, b) for b in range(len(self.rows))]
-        rows = [*self.rows, row]
-        longest = max(size(each.prompt) + each.max_tokens for each in rows)
-        cache = KVCache.gather(self.model.config, [*sources, (cache, 0)], longest)
+        cache = KVCache.gather(self.model.config, [*sources, (cache, 0)])
         row.generator = torch.Generator(self.device).manual_seed(row.seed)
         logits = torch.cat([self.logits, logits])
-        self.rows, self.cache, self.logits = rows, cache, logits
+        self.rows, self.cache, self.logits = [*self.rows, row], cache, logits
 
     @torch.inference_mode()
     def step(self):

@@ -5,7 +5,6 @@
 Passes when each good answer is the one given alone (in bf16: 98% of them), memory stays within 5%
 once five minutes are over, broken requests get 4xx, and the server is well at the end.
 """
-import argparse
 import base64
 import http.client
 import io
@@ -28,6 +27,7 @@ from websockets.exceptions import InvalidStatus
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from configurator import configure  # noqa: E402
 from device import compute_dtype  # noqa: E402
 
 QUESTIONS = ["what does the speaker say", "who is speaking", "how fast does the speaker talk",
@@ -240,10 +240,8 @@ def run_drill(ckpt, minutes):
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--ckpt", default="out/cpu_w3")
-    options.add_argument("--minutes", type=float, default=1.0)
-    given = options.parse_args()
-    result = run_drill(given.ckpt, given.minutes)
+    ckpt, minutes = "out/cpu_w3", 1.0
+    configure(globals())
+    result = run_drill(ckpt, minutes)
     print(json.dumps(result))
     sys.exit(not result["ok"])
