@@ -11,7 +11,7 @@ COPY requirements.txt .
 RUN python -m pip install --no-cache-dir -r requirements.txt
 ENV NANOCHAT_OMNI_CACHE=/app/cache PYTHONDONTWRITEBYTECODE=1 TMPDIR=/dev/shm
 COPY *.py chat.html ./
-COPY assets/page.zh.txt assets/
+COPY assets assets
 RUN python -c "from audio import load_encoder; load_encoder()"
 COPY pretrained pretrained
 USER 65534
