@@ -20,7 +20,7 @@ step() {
     shift 2
     [ "$device" != cpu ] || limit=600
     echo "=== $(date +%T) $*"
-    timeout "$limit" "$@" || echo "=== FAILED, exit code $?"
+    timeout "$limit" "$@" || echo "=== FAILED, exit code ${failed:=$?}"
     echo "=== expected: $expected"
 }
 # train SECONDS EXPECTED SCRIPT ...: the same of a training script, with the peak of memory
@@ -54,7 +54,7 @@ os.makedirs(f"{folder}/features", exist_ok=True)
 n_vocab = 2048 if is_toy else 32768
 tok = BPETokenizer([bytes((a, b)) for a in range(256) for b in range(256)][:n_vocab - 265])
 tok.save(f"{folder}/docs")
-sizes, counts = {}, {}
+sizes, counts = {"tokenizer.json": os.path.getsize(f"{folder}/docs/tokenizer.json")}, {}
 for split, n in (("train", 20_000_000), ("val", 1_200_000)):
     ids = np.minimum(rng.zipf(1.2, n // (100 if is_toy else 1)), n_vocab - 300).astype("<u2")
     ids[::600] = tok.bos_id
@@ -113,6 +113,9 @@ few="$base --depth=4 --batch_size=4 --use_compile=False --log_every=5"
 train 40 "nothing" $few --max_steps=5 --out_dir=$D/parts
 from=resume train 40 "starting at step 5" $few --max_steps=10 --out_dir=$D/parts
 train 40 "the loss of step 10 above, to 0.001" $few --max_steps=10 --out_dir=$D/straight
-step 60 "the loss of step 10 again, to 0.001, over NCCL" $python -m torch.distributed.run \
-    --standalone --nproc_per_node="${GPUS:-1}" $few --device="$device" --init_from=scratch \
-    --max_steps=10 --out_dir=$D/ranks
+for zero1 in False True; do  # True: with GPUS=2 or more each keeps a part of the moments
+    step 60 "the loss of step 10 again, to 0.001, over NCCL" $python -m torch.distributed.run \
+        --standalone --nproc_per_node="${GPUS:-1}" $few --device="$device" \
+        --init_from=scratch --max_steps=10 --zero1=$zero1 --out_dir=$D/ranks_$zero1
+done
+exit "${failed:-0}"
