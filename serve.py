@@ -18,6 +18,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from configurator import configure, fail, user_input
 
 # config: set by a config file or --name=value
@@ -77,6 +79,8 @@ if not (talker.ears or talker.can_chat):
     fail(f"{run} neither hears nor chats: chat.py --prompt= continues a text")
 name = os.path.basename(os.path.normpath(run))
 about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "nanochat-omni"}
+if talker.ears:
+    talker.write([np.zeros(16_000, np.float32)], [])  # or the first request takes 1.5 s longer
 engine = Engine(talker, max_batch, 4 * max_batch)
 readers = asyncio.Semaphore(4)  # requests whose recordings are decoded at once
 NAMES = ["localhost", r"[0-9.]+", r"\[[0-9a-f:.]+\]", *map(re.escape, HOSTS)]
