@@ -263,7 +263,7 @@ class TranscriptionRequest(BaseModel):
     response_format: Annotated[Literal["json", "text", "verbose_json", "srt", "vtt"],
                                BeforeValidator(lambda x: str(x or "json").lower())] = "json"
     stream: Annotated[bool, BeforeValidator(lambda x: x or False)] = False
-    timestamp_granularities: list[str] | None = None
+    timestamp_granularities: list[Literal["word", "segment"]] | None = None
 
 
 def read_upload(content_type, body, has_word_times):
@@ -316,19 +316,25 @@ def span(said):
 
 
 def cut_in_segments(piece):
-    """Halve a Piece until its text fits in two lines; its time by its words or its characters."""
-    text = piece.text
-    if len(text) <= 2 * LINE and len(textwrap.wrap(text, LINE)) <= 2:
+    """Cut a Piece in two until it fits in two lines, and in SEGMENT_S if its words have times.
+
+    A cut is at a pause of words near the middle, or by characters.
+    """
+    text, words, n = piece.text, piece.words, 0
+    length_s = piece.end_s - piece.start_s
+    is_short = len(words) < 2 or length_s <= SEGMENT_S
+    if is_short and len(text) <= 2 * LINE and len(textwrap.wrap(text, LINE)) <= 2:
         return [piece]
     half = text.rfind(" ", 1, len(text) // 2 + 1)
     half = len(text) // 2 if half < 0 else half
-    end_s = start_s = piece.start_s + (piece.end_s - piece.start_s) * half / len(text)
-    n = len(text[:half].split()) if text[half] == " " else 0
-    before, after = piece.words[:n], piece.words[n:]
-    if before:
-        end_s, start_s = before[-1].end_s, after[0].start_s
-    first = piece._replace(text=text[:half], end_s=end_s, words=before)
-    last = piece._replace(text=text[half:].strip(), start_s=start_s, words=after)
+    end_s = start_s = piece.start_s + length_s * half / len(text)
+    if len(words) > 1:
+        n = max(range(1, len(words)), key=lambda i: words[i].start_s - words[i - 1].end_s
+                - abs(2 * i / len(words) - 1))
+        end_s, start_s = words[n - 1].end_s, words[n].start_s
+        half = len(" ".join(word.text for word in words[:n]))
+    first = piece._replace(text=text[:half], end_s=end_s, words=words[:n])
+    last = piece._replace(text=text[half:].strip(), start_s=start_s, words=words[n:])
     return cut_in_segments(first) + cut_in_segments(last)
 
 

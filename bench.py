@@ -4,10 +4,10 @@ Speed of the stages on this machine: a line for each figure, then one line of JS
     python bench.py                     # a minute on 2 cores
     python bench.py --audio=clip.wav    # and a live transcript of it, by a trained run
 
-train   a step of pretraining: d4, 8 rows of 512 (CUDA: d12, 16 rows of 2048); random weights
-decode  64 tokens after 16, of 1, 8 and 32 rows, by a d4 GPT with random weights
+train   a step of pretraining: d4, 8 rows of 512 (CUDA: d12, 16 rows of 2048), at random
+decode  64 tokens after 16, of 1, 8 and 32 rows, by a random d4 GPT
 live    seconds of a pass on one thread: the slowest, and the last, which ends the transcript
-words   median error of their times, ms, if clip.ctm (NIST) tells the true ones
+words   median error of the words' times, ms, if clip.ctm (NIST) tells the true ones
 """
 import json
 import time
@@ -20,16 +20,16 @@ from torch.utils.benchmark import Timer
 
 from configurator import configure, user_input
 from decode import generate
-from device import compute_dtype, peak_flops, pick_device
+from device import peak_flops, pick_device, prefer_int8
 from files import read_lines
 from live import STEP, Live
 from model import GPT, GPTConfig, for_inference
 from optim import gpt_optimizers
+from record import provenance
 from recordings import read_audio
 from talk import Talker, default_run
 
 # config: set by a config file or --name=value
-quick = False    # fewer repeats
 device = "auto"  # auto, cuda, mps, cpu
 audio = ""       # a recording of speech
 ckpt = ""        # the run that hears it; '': as serve.py
@@ -38,9 +38,9 @@ config = configure(globals())
 
 
 def time_of(work):
-    """Call work() for 5 s (quick: 1 s); return the median seconds of a call."""
+    """Call work() for 2 s; return the median seconds of a call."""
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=1 if quick else 5).median
+    return timer.blocked_autorange(min_run_time=2).median
 
 
 def measure_train(where):
@@ -78,6 +78,8 @@ def measure_live(where):
         return {}
     with user_input():
         talker = Talker(ckpt or default_run(), device)
+        if not talker.ears:
+            raise ValueError(f"{ckpt} takes no audio")
     torch.set_num_threads(1)
     starts = range(0, len(wav), STEP)
     for live in (Live(), Live()):  # the first warms up
@@ -94,21 +96,23 @@ def measure_words(talker, path):
     """Compare right words with those of a CTM: name, channel, start, seconds, word."""
     if not path.exists():
         return {}
-    known, off = [line.split() for line in read_lines(path)], []
+    known = [line.split() for line in read_lines(path) if line[:1] not in ("", ";")]
+    off = []
     said = [word for piece in talker.transcripts(wav) for word in piece.words]
     texts = [word.text for word in said], [line[4].lower() for line in known]
     for a, b, n in SequenceMatcher(None, *texts, False).get_matching_blocks():
         for word, line in zip(said[a:a + n], known[b:b + n]):
             start, length = map(float, line[2:4])
             off.append((word.start_s - start, word.end_s - start - length))
-    start_s, end_s = np.median(np.abs(off), 0)
+    start_s, end_s = np.median(np.abs(off), 0) if off else (np.nan, np.nan)
     return {"words.start_ms": 1000 * start_s, "words.end_ms": 1000 * end_s}
 
 
 with user_input():
     where, wav = pick_device(device), read_audio(audio) if audio else None
 torch.manual_seed(0)
-result = {"dtype": str(compute_dtype(where))}
+prefer_int8(where)  # train: fp32
+result = {"dtype": provenance(where, True)["dtype"]}
 for measure in (measure_train, measure_decode, measure_live):
     for name, value in measure(where).items():
         result[name] = float(f"{value:.4g}")

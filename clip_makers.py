@@ -11,7 +11,7 @@ from files import read_jsonl
 from questions import NOBODY, NUMBERS, pick, read_tasks, spoken_labels, word_labels
 from recordings import SAMPLE_RATE, read_audio
 
-PITCH_HZ, VOICE_HZ, RATE_WPM, LOUDNESS_DB, QUALITIES, PAIRS, *_ = sounds.TABLE.values()
+PITCH_HZ, VOICE_HZ, RATE_WPM, LOUDNESS_DB, QUALITIES, PAIRS, *_ = sounds.LABELS.values()
 CLEAR_WPM, CLEAR_PITCH = 205, 65  # espeak's; no words of faster or higher voices are asked
 PEOPLE = {"male": "a man", "female": "a woman"}
 WAYS = ("room", "noise", "channel")  # between speaker and microphone

@@ -10,40 +10,36 @@ from torch.utils.benchmark import Timer
 
 from files import read_toml
 
+INT8 = "avx512_vnni"  # without it torch takes 30 times as long for int8 as for fp32
+
 
 @functools.lru_cache
 def compute_dtype(device):
     """Return the dtype of matmuls and activations on a device (str or torch.device).
 
-    NANOCHAT_DTYPE (int8: of inference's weights alone), or bf16 if the device has instructions for
-    it (a CPU without them takes 55 times as long as in fp32).
+    NANOCHAT_DTYPE (int8: fp32 but for inference's matmuls), or bf16 if the device has instructions
+    for it (a CPU without them takes 55 times as long as in fp32).
     """
     if name := os.environ.get("NANOCHAT_DTYPE"):
-        known = ["float32", "bfloat16"] + ["int8"] * can_int8(device)
+        known = ["float32", "bfloat16"] + ["int8"] * has(device, INT8)
         if name not in known:
-            raise ValueError(f"NANOCHAT_DTYPE={name} is unknown: use one of {', '.join(known)}")
+            raise ValueError(f"NANOCHAT_DTYPE={name}: {device} takes one of {', '.join(known)}")
         return torch.float32 if name == "int8" else getattr(torch, name)
-    kind, has_bf16 = torch.device(device).type, False
-    if kind == "cuda":
+    has_bf16 = has(device, "amx_bf16", "avx512_bf16")
+    if torch.device(device).type == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif kind == "cpu":
-        has_bf16 = has_instructions("amx_bf16", "avx512_bf16")
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def can_int8(device):
-    """Tell whether a CPU has VNNI instructions; without them int8 takes 30 times as long."""
-    return torch.device(device).type == "cpu" and has_instructions("avx512_vnni", "avx_vnni")
-
-
-def has_instructions(*names):
+def has(device, *instructions):
+    """Tell whether it is a CPU with one of these instructions."""
     able = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(able.get(name) for name in names)
+    return torch.device(device).type == "cpu" and any(map(able.get, instructions))
 
 
 def prefer_int8(device):
-    """Let this process infer with int8 weights if it can, and has no bf16."""
-    if compute_dtype(device) == torch.float32 and can_int8(device):
+    """Let this process infer in int8 where that is fast and bf16 is not."""
+    if compute_dtype(device) == torch.float32 and has(device, INT8):
         os.environ.setdefault("NANOCHAT_DTYPE", "int8")
 
 

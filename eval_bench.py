@@ -267,7 +267,7 @@ def measure(found):
         talker = load_talker()
     os.makedirs(RESULTS, exist_ok=True)
     result = ask_questions(talker, found) if bench else evaluate(talker, found)
-    about = provenance(talker.device)
+    about = provenance(talker.device, True)
     about["dtype"] = talker.ears.get("dtype", about["dtype"])
     return {**result, "ckpt": ckpt, "step": talker.step, "encoder": talker.ears["encoder"],
             "date": time.strftime("%Y-%m-%d"), "seconds": round(time.perf_counter() - began, 1),

@@ -5,6 +5,8 @@ import os
 import tomllib
 import unicodedata
 
+FOLDER = os.path.dirname(os.path.realpath(__file__))
+TABLES = set()  # that read_toml() has read
 # of two recordings with one name the first kind is taken
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".webm", ".m4a", ".mp4", ".aac", ".amr",
                   ".wma")
@@ -89,7 +91,8 @@ def read_jsonl(path, needs="", **fields):
 
 def read_toml(name):
     """Return the tables (dict) of a TOML file of the repository, as assets/voices.toml."""
-    with open(own_file(name), "rb") as f:
+    TABLES.add(name)
+    with open(f"{FOLDER}/{name}", "rb") as f:
         return tomllib.load(f)
 
 
@@ -141,7 +144,7 @@ def find_path(folder, name):
 
 def own_file(name):
     """Return the path of a text of ours: as named from here, else beside this module."""
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    beside = os.path.join(FOLDER, name)
     return beside if os.path.isfile(beside) and not os.path.exists(name) else name
 
 

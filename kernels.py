@@ -1,4 +1,4 @@
-"""The maths of plain formulas, faster on a CPU: norm, relu squared, the softcapped loss."""
+"""The maths of plain formulas, faster on a CPU: norm, int8, the softcapped loss."""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -35,31 +35,17 @@ def norm(x):
     return RMSNorm.apply(x) if torch.is_grad_enabled() else x * RMSNorm.inverse_rms(x)
 
 
-class ReluSquared(torch.autograd.Function):
-    """relu(x)**2 with one pass over memory backward, where autograd makes four."""
-
-    @staticmethod
-    def forward(ctx, x):
-        y = F.relu(x)
-        ctx.save_for_backward(y)
-        return y.square()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return torch.addcmul(grad.new_zeros(()), grad, *ctx.saved_tensors, value=2)
-
-
 class Int8Linear(nn.Module):
     """A linear layer of int8 weights and inputs, with a scale for each row."""
 
     def __init__(self, linear):
         super().__init__()
         self.out_features, self.bias = linear.out_features, linear.bias
-        self.ids, self.scale = to_int8(linear.weight.float())
+        self.rows, self.scale = to_int8(linear.weight.float())
 
     def forward(self, x):
-        ids, scale = to_int8(x.flatten(0, -2).float())
-        y = torch._int_mm(ids, self.ids.T).mul(scale).mul_(self.scale.T)
+        rows, scale = to_int8(x.flatten(0, -2).float())
+        y = torch._int_mm(rows, self.rows.T).mul(scale).mul_(self.scale.T)
         if self.bias is not None:
             y += self.bias
         return y.to(x.dtype).unflatten(0, x.shape[:-1])

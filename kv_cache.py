@@ -4,8 +4,6 @@ import torch.nn.functional as F
 
 from device import compute_dtype
 
-MORE = 16  # places that the cache grows by
-
 
 class KVCache:
     """Keys and values of B rows, each filled to its own length; a call appends there.
@@ -42,10 +40,10 @@ class KVCache:
         self.places = places.clamp(max=spare)
         return self.places.clamp(max=limit - 1)
 
-    def make_room(self):
-        """Grow to hold the longest row."""
+    def make_room(self, more=16):
+        """Grow to hold the longest row, and more places at once."""
         if self.kv.size(4) <= self.longest:
-            self.kv = F.pad(self.kv, (0, 0, 0, self.longest + MORE - self.kv.size(4)))
+            self.kv = F.pad(self.kv, (0, 0, 0, self.longest + more - self.kv.size(4)))
 
     def write(self, layer, k, v):
         """Store k, v (B, T, H_kv, D) at extend()'s places -> all, (2, B, H_kv, longest, D)."""
@@ -64,11 +62,11 @@ class KVCache:
         self.longest = int(self.lens.max())
 
     @classmethod
-    def gather(cls, config, rows):
-        """A cache of rows b of others; rows: [(KVCache, b)]."""
+    def gather(cls, config, rows, room):
+        """A cache of rows b of others, with room for more tokens; rows: [(KVCache, b)]."""
         new = cls(config, len(rows), rows[0][0].kv.device)
         new.longest = max(int(old.lens[b]) for old, b in rows)
-        new.make_room()
+        new.make_room(room)
         for i, (old, b) in enumerate(rows):
             n = int(old.lens[b])
             new.kv[:, :, i, :, :n] = old.kv[:, :, b, :, :n]

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from device import compute_dtype, uses_int8
-from kernels import (SOFTCAP, ChunkedLoss, Int8Linear, ReluSquared, norm, rows_at_once,
-                     softcapped_nll)
+from kernels import SOFTCAP, ChunkedLoss, Int8Linear, norm, rows_at_once, softcapped_nll
 
 FLASH = ("cuda",)     # devices with fused attention, faster without a mask
 QK_SCALE = 1.2        # of normed queries and keys each: nanochat's sharper attention
@@ -75,7 +74,7 @@ def for_inference(model):
 
 
 def with_int8(model):
-    """Turn a model's large matrices to int8 where this is faster."""
+    """Turn a model's large matrices to int8 if uses_int8()."""
     for module in [*model.modules()] if uses_int8() else ():
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and min(child.weight.shape) >= 64:
@@ -140,7 +139,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        return self.c_proj(ReluSquared.apply(self.c_fc(x)))
+        return self.c_proj(F.relu(self.c_fc(x)).square())
 
 
 class Block(nn.Module):

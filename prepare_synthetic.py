@@ -39,8 +39,7 @@ SIZES = {"train": n_train, "val": n_val, "test": n_test}
 SPLITS = list(SIZES)
 SPOKEN = own_file("assets/spoken.txt")  # a line on each line, perhaps ` | ` and its answer
 CLIPS_PER_CHAPTER = 25
-TABLE = "assets/synthetic.toml"
-CORPORA, RANGES, STYLES = read_toml(TABLE).values()
+CORPORA, RANGES, STYLES = read_toml("assets/synthetic.toml").values()
 SNR_DB = (15.0, 35.0)    # RMS of the speech over the noise's
 LOUDNESS_DB = (-34, -18)  # RMS of the speech, dB of full scale
 NOISES = {"white": 0, "pink": 0.5, "brown": 1}  # sounds.colored()'s slope
@@ -132,7 +131,7 @@ def find_inputs():
                          f"{', '.join(VOICES)}")
     if min(SIZES.values()) < 0:
         raise ValueError("n_train, n_val and n_test are 0 or more")
-    inputs = sums(voices.TABLE, TABLE)
+    inputs = {}
     for split in filter(SIZES.get, SIZES):  # those with clips
         inputs |= sums(SPOKEN if corpus == "spoken" else f"{text_dir}/{split}.txt")
         inputs[engine_of(split)] = voices.version(engine_of(split))

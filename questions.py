@@ -7,13 +7,12 @@ from functools import cache
 from typing import NamedTuple
 
 from files import own_file, read_lines, read_toml, write_jsonl
-from sounds import LABELS
 from tokenizer import multiple_choice
 
 QUESTIONS = "assets/questions.toml"
 SPOKEN = "assets/spoken.txt"
 SMALL_TALK = "assets/chat.txt"
-TEXTS = (QUESTIONS, SPOKEN, SMALL_TALK, LABELS)
+TEXTS = (SPOKEN, SMALL_TALK)
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NOBODY = "nobody is speaking"
 VOICE_TASKS = "person style emotion voice accent sex pair pitch rate quality".split()

@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 from configurator import fail, user_input
-from files import own_file, sha256_file, write_json
+from files import FOLDER, TABLES, own_file, sha256_file, write_json
 
-FOLDER = Path(__file__).resolve().parent
 PYTHON = f"{sys.version_info.minor}-"  # two minor versions may parse a file differently
 
 
 def code_sum(path):
-    """Return a checksum of a Python file without comments and docstrings."""
+    """Return a checksum of a table, or a Python file without comments and docstrings."""
+    if path.suffix != ".py":
+        return PYTHON + sha256_file(path)
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         can_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
@@ -28,17 +29,18 @@ def code_sum(path):
 
 
 def code_sums():
-    """Return {file name: code_sum} of the files of this repository that are loaded."""
-    files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
-    paths = sorted({Path(file).resolve() for file in files})
-    return {path.name: code_sum(path) for path in paths
-            if path.parent == FOLDER and path.is_file()}
+    """Return {name: code_sum} of the files and tables of this repository that are loaded."""
+    files = {getattr(module, "__file__", 0) or "" for module in list(sys.modules.values())}
+    paths = [Path(file).resolve() for file in files if file.endswith(".py")]
+    names = [path.name for path in paths if path.parent == Path(FOLDER) and path.is_file()]
+    return {name: code_sum(Path(FOLDER, name)) for name in sorted([*names, *TABLES])}
 
 
 def changed_code(sums):
     """Return the names of the files that differ from `sums`, code_sums() of an earlier run."""
-    return [name for name, then in sums.items() if not (FOLDER / name).is_file()
-            or then.startswith(PYTHON) and code_sum(FOLDER / name) != then]
+    paths = {name: Path(FOLDER, name) for name in sums}
+    return [name for name, then in sums.items() if not paths[name].is_file()
+            or then.startswith(PYTHON) and code_sum(paths[name]) != then]
 
 
 def git_commit():
@@ -49,15 +51,18 @@ def git_commit():
     return subprocess.run(command, capture_output=True, text=True, cwd=FOLDER).stdout.strip()
 
 
-def provenance(device):
-    """Return what a figure depends on (dict): commit, code, dtype, device, versions."""
+def provenance(device, infers=False):
+    """Return what a figure depends on (dict): commit, code, dtype, device, versions.
+
+    infers: it is one of inference, perhaps in int8.
+    """
     import torch
     from device import compute_dtype, uses_int8
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{torch.get_num_threads()} threads of {platform.machine()}"
-    dtype = "int8" if uses_int8() else str(compute_dtype(device)).removeprefix("torch.")
+    dtype = "int8" if infers and uses_int8() else str(compute_dtype(device)).removeprefix("torch.")
     return {"git_commit": git_commit(), "code": code_sums(), "dtype": dtype, "device": name,
             "python": platform.python_version(), "torch": torch.__version__}
 

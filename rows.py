@@ -16,13 +16,8 @@ def pad_rows(rows, targets, pad_id):
 
     rows, targets: B arrays (n,) each; a target is an id, or -1 where nothing is learnt.
     """
-    width = max(map(len, rows))
-    idx = np.full((len(rows), width), pad_id)
-    wanted = np.full((len(rows), width), -1)
-    for i, (ids, each) in enumerate(zip(rows, targets)):
-        idx[i, :len(ids)] = ids
-        wanted[i, :len(each)] = each
-    return idx[:, :-1], wanted[:, 1:]
+    idx, wanted = pad(rows, value=pad_id)[0], pad(targets, value=-1)[0]
+    return idx[:, :-1].numpy(), wanted[:, 1:].numpy()
 
 
 class Sentences:

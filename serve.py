@@ -242,8 +242,8 @@ async def transcriptions(request: Request):
         raise Refused(400, "this model takes no audio", "file")
     wav, ask = await read(read_upload, request.headers.get("content-type", ""),
                           await request.body(), talker.has_word_times)
-    has_times = ask.response_format not in ("json", "text")
-    pieces = talker.transcripts(wav, SEGMENT_S if has_times else float("inf"))
+    has_times = talker.has_word_times or ask.response_format in ("json", "text")
+    pieces = talker.transcripts(wav, float("inf") if has_times else SEGMENT_S)
     coming = follow(request, Job(work=partial(next, pieces, None)))
     if ask.stream:
         return await stream(transcript_events(ask, wav, coming))

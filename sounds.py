@@ -8,9 +8,8 @@ import numpy as np
 from files import read_toml
 from recordings import SAMPLE_RATE
 
-LABELS = "assets/labels.toml"
-TABLE = read_toml(LABELS)
-ROOMS, SNR_DB, CHANNELS = TABLE["room"], TABLE["noise"], TABLE["channel"]
+LABELS = read_toml("assets/labels.toml")
+ROOMS, SNR_DB, CHANNELS, MELODIES = [*LABELS.values()][-4:]
 
 
 def level(wav, db=0.0):
@@ -231,8 +230,6 @@ def violin(hz, n, rng):
 
 
 INSTRUMENTS = {"a guitar": guitar, "an organ": organ, "a flute": flute, "a violin": violin}
-MELODIES = {"up": (0, 4, 7), "down": (7, 4, 0), "up and down": (0, 7, 0),
-            "down and up": (7, 0, 7)}  # semitones
 
 
 def melody(n, rng, instrument, steps):

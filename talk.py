@@ -240,10 +240,12 @@ class Batch:
             more = torch.tensor([ids[start:start + LONGEST]], device=self.device)
             logits = self.model(more, kv_cache=cache)[:, -1]
         sources = [(self.cache, b) for b in range(len(self.rows))]
-        cache = KVCache.gather(self.model.config, [*sources, (cache, 0)])
+        rows = [*self.rows, row]
+        room = max(each.max_tokens for each in rows)  # else a step may find no memory
+        cache = KVCache.gather(self.model.config, [*sources, (cache, 0)], room)
         row.generator = torch.Generator(self.device).manual_seed(row.seed)
         logits = torch.cat([self.logits, logits])
-        self.rows, self.cache, self.logits = [*self.rows, row], cache, logits
+        self.rows, self.cache, self.logits = rows, cache, logits
 
     @torch.inference_mode()
     def step(self):

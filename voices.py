@@ -16,8 +16,7 @@ import numpy as np
 
 from files import read_toml
 
-TABLE = "assets/voices.toml"
-VOICES = read_toml(TABLE)
+VOICES = read_toml("assets/voices.toml")
 
 
 def version(engine):

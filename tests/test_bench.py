@@ -19,7 +19,7 @@ def test_figures_are_there(tmp_path):
     lines = [f"a 1 {word.start_s + 0.05} {word.end_s - word.start_s} {word.text.upper()}\n"
              for word in words]
     write_file(tmp_path / "a.ctm", "".join(lines))
-    said = run("bench.py", "--quick=True", "--device=cpu", f"--audio={clip}", f"--ckpt={ckpt}")
+    said = run("bench.py", "--device=cpu", f"--audio={clip}", f"--ckpt={ckpt}")
     result = json.loads(said.splitlines()[-1])
     assert result.pop("dtype") and len(result) == 9 and min(result.values()) > 0, result
     assert abs(result["words.start_ms"] - 50) < 1 and abs(result["words.end_ms"] - 50) < 1
@@ -27,5 +27,5 @@ def test_figures_are_there(tmp_path):
 
 def test_wrong_settings():
     """Broken: a mistake ends in a traceback."""
-    said = refused("bench.py", "--quick=True", "--device=tpu")
+    said = refused("bench.py", "--device=tpu")
     assert "device=tpu is not on this machine: use one of auto" in said

@@ -317,12 +317,10 @@ def test_memory_of_the_base_config():
         assert [f"{gb:.1f}" for gb in [*got, model.training_gb(2048 * 16)]] == figures, got
 
 
-@pytest.mark.parametrize("ours, theirs", [
-    (kernels.RMSNorm.apply, lambda x: F.rms_norm(x, (64,))),
-    (kernels.ReluSquared.apply, lambda x: F.relu(x).square())])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_written_out_gradients(ours, theirs, dtype, tolerance):
+def test_written_out_gradient(dtype, tolerance):
     """Broken: a gradient of ours differs from autograd's, with no loss to show it."""
+    ours, theirs = kernels.RMSNorm.apply, lambda x: F.rms_norm(x, (64,))
     generator = torch.Generator().manual_seed(0)
     x, grad = torch.randn(2, 20, 64, dtype=dtype, generator=generator)
     x[0], x[1], x[2] = 0, 1e-3 * x[1], 100 * x[2]  # the first is padding

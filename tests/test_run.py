@@ -12,17 +12,17 @@ from commands import raises
 
 
 @pytest.mark.parametrize("able, dtype", [
-    ("", "float32"), ("avx_vnni", "int8"), ("avx512_vnni amx_bf16", "bfloat16")])
+    ("", "float32"), ("avx512_vnni", "int8"), ("avx512_vnni amx_bf16", "bfloat16")])
 def test_dtype_of_a_cpu(monkeypatch, able, dtype):
     """Broken: a CPU computes in what is slow there."""
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(able.split(), True))
     monkeypatch.setattr(device, "compute_dtype", device.compute_dtype.__wrapped__)
     monkeypatch.delenv("NANOCHAT_DTYPE")
     device.prefer_int8("cpu")
-    assert record.provenance("cpu")["dtype"] == dtype
+    assert record.provenance("cpu", True)["dtype"] == dtype
     monkeypatch.setenv("NANOCHAT_DTYPE", "int8")
     if not able:
-        raises("use one of float32, bfloat16$", device.compute_dtype, "cpu")
+        raises("cpu takes one of float32, bfloat16$", device.compute_dtype, "cpu")
 
 
 def test_clock_and_log(monkeypatch, tmp_path, capsys):
