@@ -91,7 +91,7 @@ def test_the_page_says_what_is_wrong(browser, port, tmp_path):
         page.set_input_files("#file", str(tmp_path / name))
         page.locator("#note", has_text=expected).wait_for()
     busy = {"status": 503, "json": {"error": {"message": "x"}}}
-    page.route("**/completions", lambda route: route.fulfill(**busy))
+    page.route("**/transcriptions", lambda route: route.fulfill(**busy))
     page.get_by_role("button", name="Send").click()
     page.get_by_text("The server is busy").wait_for()
 
