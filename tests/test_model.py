@@ -151,7 +151,7 @@ def test_cached_turns(tiny):
     torch.manual_seed(2)
     history, cache = [[], [], []], KVCache(tiny.config, 3)
     calls = (((6, 3, 2), (4, 9, 1)), ((1, 1, 1), (0, 0, 0)),
-             ((4, 2, 5), (3, 8, 0)), ((2, 5, 3), (0, 0, 0)))
+             ((4, 2, 5), (3, 8, 0)), *[((1, 2, 3), (0, 0, 0))] * 18)  # to the cache's edge
     for text_lens, audio_lens in calls:
         texts = [torch.randint(0, 50, (n,)).tolist() for n in text_lens]
         audio = [torch.randn(n, 48) for n in audio_lens]
@@ -288,19 +288,6 @@ def test_what_a_gpu_computes(tiny, monkeypatch):
             found.append([loss, *torch.autograd.grad(loss, params)])
         for some in found[1:]:
             torch.testing.assert_close(some, found[0], atol=1e-5, rtol=1e-5)
-
-
-def test_int8_weights(monkeypatch):
-    """Broken: a model with int8 weights says something else, or has none."""
-    torch.manual_seed(0)
-    model, idx = GPT(GPTConfig.of_depth(2, 256, head_dim=64)), torch.randint(256, (3, 31))
-    for p in model.parameters():
-        p.data.add_(0.1 * torch.randn_like(p))
-    wanted = model(idx).detach()
-    monkeypatch.setattr(M, "uses_int8", lambda: True)
-    got = M.for_inference(model)(idx)
-    assert isinstance(model.lm_head, kernels.Int8Linear)
-    assert 0 < (got - wanted).norm() < 0.03 * wanted.norm()
 
 
 def test_memory_of_the_base_config():

@@ -23,6 +23,7 @@ def test_dtype_of_a_cpu(monkeypatch, able, dtype):
     monkeypatch.setenv("NANOCHAT_DTYPE", "int8")
     if not able:
         raises("cpu takes one of float32, bfloat16$", device.compute_dtype, "cpu")
+    raises("device=tpu is not on this machine", device.pick_device, "tpu")
 
 
 def test_clock_and_log(monkeypatch, tmp_path, capsys):
