@@ -9,13 +9,12 @@ from email import message_from_bytes
 import numpy as np
 import openai
 import pytest
-from drill import CHAT, file_bytes, make_audio, post, said, sound, start_server, user
+from drill import CHAT, TRANSCRIBE, file_bytes, make_audio, post, said, sound, start_server, user
 from test_audiobench import make_run
 
 from api import Message, read_turn
 from files import read_lines
 
-TRANSCRIBE = "/v1/audio/transcriptions"
 CLIP = make_audio(0.5, 1)
 LOCAL = "Host: localhost"
 USER = {"role": "user", "content": "how high"}
