@@ -26,6 +26,7 @@ MAX_FORM_PARTS = 33       # a file and 32 fields
 SEGMENT_S = 6.0           # of a segment with its times, at most
 LINE = 42                 # characters of a line of subtitles; a segment has two
 QUESTION = "answer the question"  # to recordings without words
+FORMATS = {"json": "", "text": "", "verbose_json": "times", "srt": "subtitles", "vtt": "subtitles"}
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings quote the request
 
 
@@ -260,7 +261,7 @@ def read_form(content_type, body):
 class TranscriptionRequest(BaseModel):
     file: bytes = b""
     input_audio: Sound | None = None
-    response_format: Annotated[Literal["json", "text", "verbose_json", "srt", "vtt"],
+    response_format: Annotated[Literal[*FORMATS],
                                BeforeValidator(lambda x: str(x or "json").lower())] = "json"
     stream: Annotated[bool, BeforeValidator(lambda x: x or False)] = False
     timestamp_granularities: list[Literal["word", "segment"]] | None = None
@@ -275,7 +276,7 @@ def read_upload(content_type, body, has_word_times):
             ask = TranscriptionRequest.model_validate(read_form(content_type, body))
     except ValidationError as e:
         raise as_refused(e) from None
-    if ask.stream and ask.response_format in ("srt", "vtt"):
+    if ask.stream and FORMATS[ask.response_format] == "subtitles":
         raise Refused(400, "a stream has events, no subtitles: leave stream out", "stream")
     can_time = has_word_times and ask.response_format == "verbose_json"
     if "word" in (ask.timestamp_granularities or []) and not can_time:
@@ -294,7 +295,7 @@ def write_transcript(ask, wav, pieces, language):
     if kind == "text" and not ask.stream:
         return text + "\n"
     cut = sum(map(cut_in_segments, said), [])
-    if kind in ("srt", "vtt"):
+    if FORMATS[kind] == "subtitles":
         return write_subtitles(kind, cut)
     length_s = seconds([wav])
     answer = {"text": text, "is_cut": any(piece.is_cut for piece in pieces),
@@ -316,10 +317,7 @@ def span(said):
 
 
 def cut_in_segments(piece):
-    """Cut a Piece in two until it fits in two lines, and in SEGMENT_S if its words have times.
-
-    A cut is at a pause of words near the middle, or by characters.
-    """
+    """Halve a Piece, at a pause of its words, until it fits in two lines and SEGMENT_S."""
     text, words, n = piece.text, piece.words, 0
     length_s = piece.end_s - piece.start_s
     is_short = len(words) < 2 or length_s <= SEGMENT_S

@@ -53,8 +53,8 @@ try:
     from starlette.middleware.cors import CORSMiddleware
     from starlette.requests import ClientDisconnect, HTTPConnection
 
-    from api import (MAX_AUDIO_S, SEGMENT_S, ChatRequest, Refused, ResponsesRequest, as_refused,
-                     make_row, read_upload, write_transcript)
+    from api import (FORMATS, MAX_AUDIO_S, SEGMENT_S, ChatRequest, Refused, ResponsesRequest,
+                     as_refused, make_row, read_upload, write_transcript)
     from realtime import Session, run_until_one_ends
     from responses import Answer, Response
 except ImportError as e:
@@ -242,8 +242,8 @@ async def transcriptions(request: Request):
         raise Refused(400, "this model takes no audio", "file")
     wav, ask = await read(read_upload, request.headers.get("content-type", ""),
                           await request.body(), talker.has_word_times)
-    has_times = talker.has_word_times or ask.response_format in ("json", "text")
-    pieces = talker.transcripts(wav, float("inf") if has_times else SEGMENT_S)
+    is_cut = FORMATS[ask.response_format] and not talker.has_word_times
+    pieces = talker.transcripts(wav, SEGMENT_S if is_cut else float("inf"))
     coming = follow(request, Job(work=partial(next, pieces, None)))
     if ask.stream:
         return await stream(transcript_events(ask, wav, coming))
