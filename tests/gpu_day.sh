@@ -109,7 +109,8 @@ train 80 "about 50 ms a step, peak GB under 8" \
     train_sft.py config/w3_lora.py --lm=$D/w2 --data_dir=$D/features --turns= --chats= \
     --sentences= --grad_accum=1 --max_steps=20 --lr_decay_steps=20 --warmup_steps=2 \
     --log_every=5 --eval_every=0 --out_dir=$D/w3 ${small/--hidden=64/}
-few="$base --depth=4 --batch_size=4 --use_compile=False --log_every=5"
+few="$base --batch_size=4 --use_compile=False --log_every=5"
+[ "$device" = cpu ] || few+=" --depth=4"
 train 40 "nothing" $few --max_steps=5 --out_dir=$D/parts
 from=resume train 40 "starting at step 5" $few --max_steps=10 --out_dir=$D/parts
 train 40 "the loss of step 10 above, to 0.001" $few --max_steps=10 --out_dir=$D/straight
