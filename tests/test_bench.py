@@ -12,7 +12,7 @@ from test_audiobench import make_run
 
 @pytest.mark.slow
 def test_figures_are_there(tmp_path):
-    """Broken: a part dies, the JSON line lacks a figure, or word times are compared wrongly."""
+    """Broken: a figure lacks, or word times are compared wrongly."""
     clip = write_file(tmp_path / "a.wav", make_audio(4, 2))
     ckpt = make_run(tmp_path / "run", ctc=260)
     words = next(Talker(ckpt).transcripts(read_audio(str(clip)))).words

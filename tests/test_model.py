@@ -151,7 +151,7 @@ def test_cached_turns(tiny):
     torch.manual_seed(2)
     history, cache = [[], [], []], KVCache(tiny.config, 3)
     calls = (((6, 3, 2), (4, 9, 1)), ((1, 1, 1), (0, 0, 0)),
-             ((4, 2, 5), (3, 8, 0)), *[((1, 2, 3), (0, 0, 0))] * 18)  # to the cache's edge
+             ((4, 2, 5), (3, 8, 0)), *[((1, 2, 3), (0, 0, 0))] * 18)
     for text_lens, audio_lens in calls:
         texts = [torch.randint(0, 50, (n,)).tolist() for n in text_lens]
         audio = [torch.randn(n, 48) for n in audio_lens]
